@@ -61,20 +61,23 @@ def _rates(tables, average='macro', positive=1):
     whole = {'kappa': _ratio(accuracy - chance, 1 - chance), 'mcc': mcc}
     whole = {k: np.where(one_class, np.nan, v) for k, v in whole.items()}
     pick = _mean_defined if average == 'macro' else lambda x: x[..., positive]
-    return dict(accuracy=accuracy, f1=_mean_defined(_ratio(2*tp, true + said)), sensitivity=pick(sens), specificity=pick(spec), **whole)
+    f1 = _mean_defined(_ratio(2*tp, true + said))
+    return dict(accuracy=accuracy, f1=f1, sensitivity=pick(sens), specificity=pick(spec), **whole)
 
 # %% ../../nbs/evaluation/diagnostic.ipynb #c015
 def _checked(targets, probabilities, classes=None):
     p = np.asarray(probabilities, float)
     if p.ndim != 2 or p.shape[1] < 2:
-        raise DataError(f'The probabilities have the shape {p.shape}; a table with one row per image and one column per class is needed.')
+        raise DataError(f'The probabilities have the shape {p.shape}; '
+                        'a table with one row per image and one column per class is needed.')
     if classes is not None and len(classes) != p.shape[1]:
         raise DataError(f'The probabilities have {p.shape[1]} columns, but there are {len(classes)} classes.')
     targets = _labels(targets, p.shape[1], 'targets')
     if len(targets) != len(p):
         raise DataError(f'There are {len(targets)} targets but {len(p)} rows of probabilities; give one row per image.')
     if not np.isfinite(p).all():
-        raise DataError(f'The probabilities of image {np.flatnonzero(~np.isfinite(p).all(1))[0]} are not finite; look for a diverged model.')
+        i = np.flatnonzero(~np.isfinite(p).all(1))[0]
+        raise DataError(f'The probabilities of image {i} are not finite; look for a diverged model.')
     off = (np.abs(p.sum(1) - 1) > 1e-3) | (p < -1e-6).any(1)
     if off.any():
         i = np.flatnonzero(off)[0]
@@ -119,7 +122,8 @@ def wilson_interval(
     level:float=0.95, # confidence level, between 0 and 1
 ) -> tuple[float, float]: # low, high; both 0..1
     "Wilson's score interval of a proportion (Wilson, 1927). Raises ValueError for counts that make no proportion"
-    if n < 1 or not 0 <= k <= n: raise ValueError(f'{k} successes of {n} trials make no proportion; 0 <= k <= n and n >= 1 are needed.')
+    if n < 1 or not 0 <= k <= n:
+        raise ValueError(f'{k} successes of {n} trials make no proportion; 0 <= k <= n and n >= 1 are needed.')
     if not 0 < level < 1: raise ValueError(f'A confidence level lies between 0 and 1, not at {level}.')
     z = NormalDist().inv_cdf((1 + level)/2)
     p, shrink = k/n, 1 + z*z/n
@@ -132,8 +136,10 @@ def _group_index(groups, n):
     "Number of the group of each image, and how many groups there are"
     if groups is None: return np.arange(n), n
     groups = np.asarray(groups)
-    if groups.shape != (n,): raise DataError(f'The groups have the shape {groups.shape}, but there are {n} images; give one group per image.')
-    if any(g is None or g != g for g in groups.tolist()): raise DataError('Some images have no group; name the patient of every image.')
+    if groups.shape != (n,):
+        raise DataError(f'The groups have the shape {groups.shape}, but there are {n} images; give one group per image.')
+    if any(g is None or g != g for g in groups.tolist()):
+        raise DataError('Some images have no group; name the patient of every image.')
     names, index = np.unique(groups.astype(str), return_inverse=True)
     if len(names) < 2: raise DataError(f'All images are of one group ({names[0]}); an interval needs at least two.')
     return index, len(names)
@@ -161,7 +167,7 @@ def bootstrap_interval(
     seed:int=0, # of the resampling
     average:str='macro', # as in `diagnostic_metrics`; 'binary' takes column 1 as positive
 ) -> tuple[float, float]: # low, high; nan where the metric is undefined in all resamples
-    "Percentile bootstrap interval over groups. Raises DataError for tables or groups that do not fit, ValueError for unknown metrics"
+    "Percentile bootstrap interval over groups. Raises DataError for data that do not fit, ValueError for unknown metrics"
     targets, p = _checked(targets, probabilities)
     k = p.shape[1]
     average, positive = _averaging(average, None, list(range(k)))
@@ -185,7 +191,7 @@ def paired_difference(
     level:float=0.95, # confidence level
     seed:int=0, # of the resampling
 ) -> tuple[float, float, float]: # difference, low, high; each -1..1
-    "Accuracy of b minus accuracy of a on the same images, with a bootstrap interval over groups. Raises DataError if lengths differ"
+    "Accuracy of b minus that of a on the same images, with a bootstrap interval over groups. Raises DataError if lengths differ"
     targets, a, b = (np.asarray(x) for x in (targets, predictions_a, predictions_b))
     if not (targets.ndim == 1 and len(targets) and targets.shape == a.shape == b.shape):
         raise DataError(f'Targets and predictions have the shapes {targets.shape}, {a.shape} and {b.shape}; '

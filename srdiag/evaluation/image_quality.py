@@ -49,16 +49,18 @@ def convention(
 def to_y(
     rgb:torch.Tensor, # B×3×H×W or 3×H×W, float, 0..1
 ) -> torch.Tensor: # B×1×H×W or 1×H×W, float, 16/255..235/255
-    "BT.601 luma as MATLAB's `rgb2ycbcr` computes it, divided by 255 and not rounded. Raises ValueError unless there are 3 channels"
+    "BT.601 luma as MATLAB's `rgb2ycbcr` has it, divided by 255, not rounded. Raises ValueError unless there are 3 channels"
     if rgb.ndim not in (3, 4) or rgb.shape[-3] != 3:
-        raise ValueError(f"Luma needs 3 colour channels, but the shape is {tuple(rgb.shape)}; score a grey image with colour='rgb'.")
+        raise ValueError(f'Luma needs 3 colour channels, but the shape is {tuple(rgb.shape)}; '
+                         "score a grey image with colour='rgb'.")
     weights = torch.tensor([65.481, 128.553, 24.966], dtype=rgb.dtype, device=rgb.device).view(3, 1, 1)
     return ((rgb*weights).sum(-3, keepdim=True) + 16)/255
 
 # %% ../../nbs/evaluation/image_quality.ipynb #c019
 def _batch(x, name):
     if not torch.is_tensor(x) or not x.is_floating_point():
-        raise ValueError(f'{name} is not a float tensor ({getattr(x, "dtype", type(x).__name__)}); divide 8-bit images by 255 first.')
+        kind = getattr(x, 'dtype', type(x).__name__)
+        raise ValueError(f'{name} is not a float tensor ({kind}); divide 8-bit images by 255 first.')
     if x.ndim not in (3, 4):
         raise ValueError(f'{name} has the shape {tuple(x.shape)}; it must be C×H×W or B×C×H×W.')
     x = x.detach()
@@ -88,7 +90,7 @@ def psnr(
     hr:torch.Tensor, # the same shape, float, 0..1
     convention:Convention, # see `Convention`; there is no default on purpose
 ) -> torch.Tensor: # B values in dB, float64; infinite for identical images
-    "Peak signal-to-noise ratio of each image for data range 1. Raises ValueError for sizes, dtypes and ranges that cannot be scored"
+    "Peak signal-to-noise ratio per image for data range 1. Raises ValueError for sizes, dtypes and ranges that do not fit"
     sr, hr = _prepared(sr, hr, convention)
     mse = ((sr - hr)**2).flatten(1).mean(1)
     return -10*torch.log10(mse)
