@@ -35,7 +35,8 @@ def _as_batch(
     if isinstance(scale, bool) or not isinstance(scale, int) or scale < 1:
         raise ValueError(f'{who} needs a scale that is a whole number, 1 or more, but got {scale!r}.')
     if not torch.is_floating_point(x):
-        raise ValueError(f'{who} needs a float image in [0, 1], but got {x.dtype}: convert it first, e.g. with srdiag.data.images.as_float.')
+        raise ValueError(f'{who} needs a float image in [0, 1], but got {x.dtype}: convert it first, e.g. with '
+                         'srdiag.data.images.as_float.')
     if x.dim() not in (3, 4):
         raise ValueError(f'{who} needs C×H×W or B×C×H×W, but got the shape {tuple(x.shape)}.')
     x = x[None] if x.dim() == 3 else x
@@ -51,7 +52,8 @@ def degrade(
     x = _as_batch(hr, scale, 'degrade')
     h, w = x.shape[-2:]
     if h % scale or w % scale or not h*w:
-        raise ValueError(f'degrade needs a height and a width divisible by {scale}, but got {h}×{w}: use crop_to_multiple(hr, {scale}) first.')
+        raise ValueError(f'degrade needs a height and a width divisible by {scale}, but got {h}×{w}: use '
+                         f'crop_to_multiple(hr, {scale}) first.')
     if scale > 1:
         x = _pad_symmetric(x, 2*scale)
         x = F.interpolate(x, size=(h//scale + 4, w//scale + 4), mode='bicubic', antialias=True)[..., 2:-2, 2:-2]

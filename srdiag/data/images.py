@@ -76,11 +76,13 @@ def _check_tiff(
     if pages > 1:   raise ImageError(path, f'holds {pages} pages: save the one you want as a file of its own')
     if page.size == 0: raise ImageError(path, 'has no pixels')
     if _too_large(page.imagelength, page.imagewidth):
-        raise ImageError(path, f'has {page.imagelength}×{page.imagewidth} pixels, more than can be read at once: cut it into tiles first')
+        raise ImageError(path, f'has {page.imagelength}×{page.imagewidth} pixels, more than can be read at once: cut '
+                               'it into tiles first')
     ends = [a + b for a,b in zip(page.dataoffsets, page.databytecounts)]
     if not ends or max(ends) > path.stat().st_size: raise ImageError(path, 'is truncated: copy it again from its source')
     if page.dtype is None or page.dtype.kind not in 'ub' or page.dtype.itemsize > 2:
-        raise ImageError(path, f'holds {page.dtype} numbers: scale them so that black is 0 and white 65535, and save as 16-bit TIFF')
+        raise ImageError(path, f'holds {page.dtype} numbers: scale them so that black is 0 and white 65535, and save '
+                               'as 16-bit TIFF')
     return page
 
 # %% ../../nbs/data/images.ipynb #c019
@@ -120,7 +122,9 @@ def _from_pil(
 ) -> np.ndarray: # H×W×1 or H×W×3, uint8, or float32 in [0, 1] for 16-bit grey
     "Pixels of a Pillow image of any mode, transparency laid over white"
     grey = im.mode in ('1', 'L', 'LA', 'La') or raw.startswith('LA')
-    if im.mode == 'F': raise ImageError(path, 'holds floating-point numbers: scale them so that black is 0 and white 65535, and save as 16-bit TIFF')
+    if im.mode == 'F':
+        raise ImageError(path, 'holds floating-point numbers: scale them so that black is 0 and white 65535, and save '
+                               'as 16-bit TIFF')
     if im.mode == 'I' or im.mode.startswith('I;16'):
         a = np.asarray(im).astype(np.int64)
         if a.min() < 0 or a.max() > 65535: raise ImageError(path, 'holds 32-bit numbers: save it with 8 or 16 bits per channel')
@@ -203,7 +207,7 @@ def save_png(
     path:str|Path, # ends in .png; its folder must exist
     overwrite:bool=False, # replace an existing file
 ) -> Path: # where it was written
-    "Write an 8-bit PNG, whole or not at all; DataError if the name is taken or the folder cannot take it, ValueError for a wrong shape"
+    "Write an 8-bit PNG, whole or not at all; DataError if the name is taken or cannot be written, ValueError for a wrong shape"
     path = Path(path)
     if x.dim() != 3 or x.shape[0] not in (1, 3):
         raise ValueError(f'save_png needs C×H×W with 1 or 3 channels, but got the shape {tuple(x.shape)}.')
@@ -329,7 +333,7 @@ def data_hash(
     paths:list, # files
     root:str|Path|None=None, # names are taken relative to it; None: to the deepest folder common to all
 ) -> str: # 64 hexadecimal digits
-    "SHA-256 over the sorted pairs (relative name, SHA-256 of the content); DataError for an empty list or a file that cannot be read"
+    "SHA-256 over the sorted (relative name, SHA-256 of the content); DataError for an empty list or an unreadable file"
     paths = [Path(os.path.abspath(p)) for p in paths]
     if not paths: raise DataError('There is no file to take a fingerprint of: the list is empty.')
     root = Path(os.path.abspath(root)) if root is not None else Path(os.path.commonpath([p.parent for p in paths]))

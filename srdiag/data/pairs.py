@@ -28,8 +28,10 @@ class SRPairs(Dataset):
         for x,name in zip(images, self.names):
             if x.dim() != 3: raise ValueError(f'SRPairs needs images C×H×W, but {name} has the shape {tuple(x.shape)}.')
             if x.shape[0] != images[0].shape[0]:
-                raise DataError(f'Image {name} has {x.shape[0]} channels, the first one {images[0].shape[0]}: read all of them with the same number.')
-            if min(x.shape[1:]) < scale: raise DataError(f'Image {name} is {x.shape[1]}×{x.shape[2]} pixels, too small to be made {scale} times smaller.')
+                raise DataError(f'Image {name} has {x.shape[0]} channels, the first one {images[0].shape[0]}: read '
+                                'all of them with the same number.')
+            if min(x.shape[1:]) < scale:
+                raise DataError(f'Image {name} is {x.shape[1]}×{x.shape[2]} pixels, too small to be made {scale} times smaller.')
         if any(x.dtype != torch.uint8 for x in images): images = [as_float(x).float() for x in images]
         self.hr = [crop_to_multiple(x, scale).contiguous() for x in images]
         self.lr = [_shrink(x, scale, quantise) for x in self.hr]
@@ -126,19 +128,22 @@ class PatchSampler(Dataset):
 
     def __len__(self): return self.n
 
+    def _views(self): # NumPy views lr C×h×w and hr C×patch×patch
+        "The next pair of patches, not yet copied"
+        i, y, x, k = self.places.next()
+        p, s = self.patch, self.scale
+        lr, hr = self.lr[i][:, y:y+p//s, x:x+p//s], self.hr[i][:, y*s:y*s+p, x*s:x*s+p]
+        return _turn(lr, k), _turn(hr, k)
+
     def batch(self,
         n:int, # patches in the batch
     ) -> tuple[torch.Tensor,torch.Tensor]: # lr n×C×h×w and hr n×C×patch×patch, float32 in [0, 1]
         "`n` random pairs of matching patches"
-        c, p, s = self.hr[0].shape[0], self.patch, self.scale
-        q = p//s
+        c, p, q = self.hr[0].shape[0], self.patch, self.patch//self.scale
         lr = torch.empty(n, c, q, q, dtype=self.pairs.lr[0].dtype)
         hr = torch.empty(n, c, p, p, dtype=self.pairs.hr[0].dtype)
         a, b = lr.numpy(), hr.numpy()
-        for j in range(n):
-            i, y, x, k = self.places.next()
-            a[j] = _turn(self.lr[i][:, y:y+q, x:x+q], k)
-            b[j] = _turn(self.hr[i][:, y*s:y*s+p, x*s:x*s+p], k)
+        for j in range(n): a[j], b[j] = self._views()
         return as_float(lr), as_float(hr)
 
     def __getitem__(self,
@@ -146,5 +151,5 @@ class PatchSampler(Dataset):
     ) -> tuple[torch.Tensor,torch.Tensor]: # lr C×h×w and hr C×patch×patch, float32 in [0, 1]
         "The next random pair; IndexError from `n` on, so that a loop ends"
         if not -self.n <= i < self.n: raise IndexError(i)
-        lr, hr = self.batch(1)
-        return lr[0], hr[0]
+        lr, hr = self._views()
+        return as_float(torch.from_numpy(lr.copy())), as_float(torch.from_numpy(hr.copy()))

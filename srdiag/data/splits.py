@@ -134,7 +134,7 @@ def grouped_folds(
     k:int=4, # number of folds, at least 2
     seed:int=0, # another seed, other folds
 ) -> list[tuple[np.ndarray,np.ndarray]]: # k pairs (train, test) of sorted item numbers
-    "Cross-validation folds that share no group; DataError if there are fewer groups than folds or a class is missing from a training part"
+    "Cross-validation folds that share no group; DataError for too few groups or a class missing from a training part"
     if k < 2: raise DataError(f'Cross-validation needs at least 2 folds, not {k}.')
     g, counts, classes = _count_table(labels, groups)
     if len(counts) < k: raise DataError(f'There are {len(counts)} groups for {k} folds: use fewer folds.')
