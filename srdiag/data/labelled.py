@@ -158,6 +158,7 @@ def _check_files(
         if p in seen: raise DataError(f'{csv} names the file {n} twice: keep one of the rows.')
         seen.add(p)
 
+# %% ../../nbs/data/labelled.ipynb #c026
 def from_csv(
     csv:str|Path, # columns file, label and, if wanted, group and split
     root:str|Path|None=None, # paths are relative to it; None: to the folder of `csv`
@@ -178,7 +179,7 @@ def from_csv(
         raise DataError(f"{csv} has the split value '{bad[0]}': only train, valid and test are known.")
     return LabelledTable(files, labels, classes, groups, split, root)
 
-# %% ../../nbs/data/labelled.ipynb #c031
+# %% ../../nbs/data/labelled.ipynb #c033
 def load_table(
     data:str|Path, # a folder with class folders, a .csv file, or a folder of images described by `labels`
     labels:str|Path|None=None, # a .csv file whose paths are relative to `data`
@@ -197,7 +198,7 @@ def load_table(
     check_classes(table)
     return table
 
-# %% ../../nbs/data/labelled.ipynb #c033
+# %% ../../nbs/data/labelled.ipynb #c035
 def check_classes(
     table:LabelledTable, # the labelled images
     min_images:int=1, # each class needs as many
@@ -229,7 +230,7 @@ def check_split(
             raise DataError(f'The class {table.classes[min(new)]} is in the {name} part but not in the train part: '
                             'nothing could be learned about it.')
 
-# %% ../../nbs/data/labelled.ipynb #c035
+# %% ../../nbs/data/labelled.ipynb #c037
 def split_table(
     table:LabelledTable, # the labelled images
     fractions:tuple=(0.7, 0.15, 0.15), # of train, valid and test; used where the table does not say

@@ -151,5 +151,4 @@ class PatchSampler(Dataset):
     ) -> tuple[torch.Tensor,torch.Tensor]: # lr C×h×w and hr C×patch×patch, float32 in [0, 1]
         "The next random pair; IndexError from `n` on, so that a loop ends"
         if not -self.n <= i < self.n: raise IndexError(i)
-        lr, hr = self._views()
-        return as_float(torch.from_numpy(lr.copy())), as_float(torch.from_numpy(hr.copy()))
+        return tuple(as_float(torch.from_numpy(v.copy())) for v in self._views())

@@ -17,7 +17,7 @@ def affinity(
     f:torch.Tensor, # B×C×H×W features of one branch
 ) -> torch.Tensor: # A: B×B, float32, each row of length 1
     "Sample affinity (Eq. 5) with row-wise L2 normalisation"
-    with torch.autocast(f.device.type, enabled=False):
+    with torch.autocast('cpu' if f.is_meta else f.device.type, enabled=False):
         rows = f.flatten(1).float()
         return F.normalize(rows@rows.T, dim=1)
 

@@ -6,6 +6,8 @@
 __all__ = ['SR_RECIPES', 'DIAGNOSIS_RECIPES', 'Recipe', 'Halving', 'adam', 'fit']
 
 # %% ../../nbs/training/recipes.ipynb #c003
+import sys
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 
@@ -53,6 +55,9 @@ def adam(
     return partial(OptimWrapper, opt=torch.optim.Adam, fused=True, weight_decay=recipe.weight_decay)
 
 # %% ../../nbs/training/recipes.ipynb #c015
+def _bar(learn): # a context without progress bar, unless somebody is watching
+    return nullcontext() if sys.stdout.isatty() or 'ipykernel' in sys.modules else learn.no_bar()
+
 def fit(
     learn, # a fastai Learner whose opt_func came from `adam`
     recipe:Recipe, # what to do
@@ -62,9 +67,10 @@ def fit(
     if learn.opt is None: learn.create_opt()
     groups = len(learn.opt.hypers)
     lr = np.array([recipe.lr*(recipe.sr_factor if groups > 1 and k == 0 else 1) for k in range(groups)])
-    if recipe.schedule == 'one_cycle': learn.fit_one_cycle(epochs, lr_max=lr, div=10, pct_start=0.2, wd=recipe.weight_decay)
-    else: learn.fit(epochs, lr=slice(lr[0], lr[-1]), wd=recipe.weight_decay,
-                    cbs=ParamScheduler({'lr':Halving(lr, epochs, recipe.halve_every)}))
+    with _bar(learn):
+        if recipe.schedule == 'one_cycle': learn.fit_one_cycle(epochs, lr_max=lr, div=10, pct_start=0.2, wd=recipe.weight_decay)
+        else: learn.fit(epochs, lr=slice(lr[0], lr[-1]), wd=recipe.weight_decay,
+                        cbs=ParamScheduler({'lr':Halving(lr, epochs, recipe.halve_every)}))
     for cb in learn.cbs.filter(lambda cb: isinstance(cb, StopOnNonFinite)):
         if cb.error is not None: raise cb.error
     return learn

@@ -1,0 +1,75 @@
+# make          what can be done
+# make demo     the library alone, then one demonstration run
+# make test     everything that must hold before a change is accepted
+#
+# PYTHON picks the Python that .venv is made with: make test PYTHON=python3.12
+
+PYTHON  ?= python3
+WORKERS ?= 2
+
+VENV    := .venv
+BIN     := $(VENV)/bin
+PIP     := $(BIN)/python -m pip --disable-pip-version-check --quiet
+INPUTS  := settings.ini setup.py pyproject.toml constraints.txt
+say     := @printf '== %s\n'
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.NOTPARALLEL:
+MAKEFLAGS += --no-print-directory
+.PHONY: help venv demo test lab export clean
+
+help:
+	@echo 'make venv     make .venv with the library, the notebooks and the tests, at the versions of constraints.txt'
+	@echo 'make demo     train and compare small models on a sample image; the report goes to runs/demo'
+	@echo 'make test     notebooks and library in sync, all notebooks run, all tests pass'
+	@echo 'make lab      open the notebooks in JupyterLab'
+	@echo 'make export   write the library srdiag/ from the notebooks nbs/'
+	@echo 'make clean    remove what was built; .venv and runs/ stay'
+
+venv: $(VENV)/.installed
+	$(say) '$(VENV) is ready'
+
+# The pinned versions in constraints.txt need Python 3.11.
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+	  || { echo 'The versions in constraints.txt need Python 3.11 or newer: make venv PYTHON=python3.11'; exit 1; }
+	$(say) 'Making $(VENV)'
+	@$(PYTHON) -m venv $(VENV)
+
+# Two sentinels: the library alone is enough for the demo; what develops and tests it comes on top.
+$(VENV)/.library: $(INPUTS) | $(BIN)/python
+	$(say) 'Installing srdiag (the first time this takes minutes and several GB, most of it PyTorch)'
+	@$(PIP) install -c constraints.txt -e .
+	@touch $@
+
+$(VENV)/.installed: $(INPUTS) | $(BIN)/python
+	$(say) 'Installing srdiag with notebooks and tests (the first time this takes minutes and several GB, most of it PyTorch)'
+	@$(PIP) install -c constraints.txt -e '.[dev]'
+	@touch $(VENV)/.library $@
+
+demo: $(VENV)/.library
+	$(say) 'Running the demonstration'
+	@$(BIN)/srdiag demo --out runs/demo --overwrite
+
+# One thread for each of two workers is faster on two cores than two threads for one.
+test: $(VENV)/.installed
+	$(say) 'Is srdiag/ what the notebooks export?'
+	@$(BIN)/python -m pytest -q -o addopts= tests/test_architecture.py -k in_sync
+	$(say) 'Running all notebooks, $(WORKERS) at a time'
+	@OMP_NUM_THREADS=1 $(BIN)/nbdev-test --n-workers $(WORKERS) --do-print --timing
+	$(say) 'Running the tests'
+	@MPLBACKEND=agg $(BIN)/python -m pytest
+
+lab: $(VENV)/.installed
+	$(say) 'Opening JupyterLab; Ctrl-C ends it'
+	@$(BIN)/jupyter lab nbs/index.ipynb
+
+export: $(VENV)/.installed
+	$(say) 'Writing srdiag/ from nbs/'
+	@$(BIN)/nbdev-export
+
+clean:
+	$(say) 'Removing what was built'
+	@rm -rf build dist srdiag.egg-info _docs _proc .pytest_cache .ruff_cache
+	@find . -path ./$(VENV) -prune -o \( -name __pycache__ -o -name .ipynb_checkpoints \) -type d -exec rm -rf {} +
