@@ -36,7 +36,7 @@ def network_costs(
     rows = [r for r in NETWORKS if names is None or r[0] in names]
     with torch.device('meta'): return [measure_cost(name, build().eval(), scale, side) for name,scale,side,build in rows]
 
-# %% ../nbs/catalogue.ipynb #c008
+# %% ../nbs/catalogue.ipynb #c009
 def compare_with_published() -> list[dict]: # one row per network: ours, published and the difference in percent
     "Every network of the catalogue beside the counts printed in the paper"
     published = {(r['name'], r['scale']):r for r in published_counts()}

@@ -30,7 +30,7 @@ def _reading(p):
     p.add_argument('--group-pattern', default='auto', metavar='REGEX', help="groups (patients, slides) by file name: 'auto' is the part before a double underscore, "
                    "'none', or a regular expression with one pair of parentheses")
 
-# %% ../nbs/cli.ipynb #c008
+# %% ../nbs/cli.ipynb #c007
 def _running(p):
     p.add_argument('--device', default='auto', help='auto, cpu, cuda or mps')
     p.add_argument('--overwrite', action='store_true', help='replace an output folder that srdiag made before')
@@ -52,7 +52,7 @@ def _share(text):
     if not 0 <= value <= 1: raise argparse.ArgumentTypeError(f'{text!r} is not a number between 0 and 1')
     return value
 
-# %% ../nbs/cli.ipynb #c010
+# %% ../nbs/cli.ipynb #c009
 def _add_sr(add):
     p = add('train-sr', 'train a super-resolution network (MRC-Net) on a folder of images')
     _io(p, 'folder with high-resolution images of any size, or one image')
@@ -72,7 +72,7 @@ def _sr_common(p):
     p.add_argument('--patch', type=_positive, default=64, metavar='PX', help='side of a high-resolution training patch; smaller images are skipped')
     _training(p, 10); _reading(p); _running(p)
 
-# %% ../nbs/cli.ipynb #c012
+# %% ../nbs/cli.ipynb #c011
 _LABELLED = 'folder with one sub-folder per class, or a CSV with columns file, label and, if known, group and split'
 
 def _add_diagnosis(add):
@@ -86,12 +86,16 @@ def _add_diagnosis(add):
     p.add_argument('--inputs', default='LR+SR', choices=['LR', 'ILR', 'HR', 'SR', 'LR+LR', 'LR+ILR', 'LR+HR', 'LR+SR'], help='a row of Table V; ILR: bicubic enlargement')
     p.add_argument('--no-sai', action='store_true', help='concatenate features instead of sample affinity interaction')
     p.add_argument('--batch-size', type=_positive, metavar='N', help="images per step; default: the recipe's (fast 32, published 8)")
-    p.add_argument('--affinity-norm', default='frobenius', choices=['frobenius', 'mean_square'], help='norm in Eq. (9) and (11): as printed, or as in the released code')
+    p.add_argument('--affinity-norm', default='mean_square', choices=['frobenius', 'mean_square'], help='norm in Eq. (9) and (11): frobenius is printed, but outweighs the '
+                   'diagnosis in short trainings; mean_square is the reading of the released code')
+    p.add_argument('--mutual', default='mean', choices=['printed', 'l2', 'mean'], help='rows of the mutual affinity in Eq. (7): printed grows with the batch; l2 as in the released code; '
+                   'mean does not depend on the batch size')
+    p.add_argument('--independent-share', type=_share, default=0.5, metavar='SHARE', help='training batches without affinity between samples, so that images can be predicted one by one; 0 as published')
     for name,value,what in (('rank', 1., 'λ1 of the rank loss'), ('sac', 100., 'λ2 of the consistency loss'), ('sar', 100., 'λ3 of the regularization loss')):
         p.add_argument(f'--{name}', type=float, default=value, metavar='WEIGHT', help=f'{what}; 0 switches it off')
     _training(p, 10); _reading(p); _running(p)
 
-# %% ../nbs/cli.ipynb #c014
+# %% ../nbs/cli.ipynb #c013
 def _add_using(add):
     p = add('evaluate', 'test a model folder on images')
     p.add_argument('--model', required=True, type=Path, metavar='FOLDER', help='model folder')
@@ -108,7 +112,7 @@ def _add_using(add):
     p.add_argument('--no-images', action='store_true', help='do not write the super-resolved images')
     _reading(p); _running(p)
 
-# %% ../nbs/cli.ipynb #c017
+# %% ../nbs/cli.ipynb #c015
 def _add_rest(add):
     p = add('demo', 'train, distil and use everything on one real micrograph, and write a report (a few minutes)')
     p.add_argument('--out', type=Path, default=Path('runs/demo'), metavar='FOLDER', help='where the report and the models go')
@@ -128,7 +132,7 @@ def parser() -> argparse.ArgumentParser:
     for group in (_add_rest, _add_sr, _add_diagnosis, _add_using): group(add)
     return top
 
-# %% ../nbs/cli.ipynb #c019
+# %% ../nbs/cli.ipynb #c017
 def _options(a):
     from dataclasses import fields
     from srdiag.commands import RunOptions
@@ -145,7 +149,7 @@ def _run_distill(a):
 def _run_train_diagnosis(a):
     from srdiag.commands import train_diagnosis_command
     train_diagnosis_command(a.data, a.out, a.labels, a.sr, a.scale, a.images, a.inputs, not a.no_sai, a.fixed, a.batch_size,
-                            dict(rank=a.rank, sac=a.sac, sar=a.sar, norm=a.affinity_norm), _options(a))
+                            dict(rank=a.rank, sac=a.sac, sar=a.sar, norm=a.affinity_norm), a.mutual, a.independent_share, _options(a))
 
 def _run_evaluate(a):
     from srdiag.commands import evaluate_command
@@ -159,7 +163,7 @@ def _run_demo(a):
     from srdiag.demo import demo
     demo(a.out, a.seed, a.quick, a.device, a.overwrite)
 
-# %% ../nbs/cli.ipynb #c021
+# %% ../nbs/cli.ipynb #c019
 def _run_cost(a):
     from srdiag.catalogue import compare_with_published
     from srdiag.errors import DataError
@@ -175,7 +179,7 @@ def _run_cost(a):
         try: a.json.write_text(json.dumps([{k:r[k] for k in keys} for r in rows], indent=2), encoding='utf-8')
         except OSError as e: raise DataError(f'{a.json} could not be written ({e.strerror}): choose another place.') from e
 
-# %% ../nbs/cli.ipynb #c022
+# %% ../nbs/cli.ipynb #c020
 def main(
     argv:list|None=None, # arguments; None: those of the process
 ) -> int: # 0, 2 for a mistake that the user can put right, 130 when interrupted
@@ -190,5 +194,5 @@ def main(
         return 130
     return 0
 
-# %% ../nbs/cli.ipynb #c023
-if __name__ == '__main__' and 'ipykernel' not in sys.modules: sys.exit(main())
+# %% ../nbs/cli.ipynb #c022
+if __name__ == '__main__' and not hasattr(sys, 'ps1') and 'IPython' not in sys.modules: sys.exit(main())

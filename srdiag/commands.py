@@ -232,7 +232,7 @@ def read_labelled(
     return LabelledData(table, images.images, images.channels, images.skipped_sentence(), data_hash(table.files, table.root))
 
 # %% ../nbs/commands.ipynb #c025
-def _framework(found, classes, scale, inputs, images, sai, sr, device):
+def _framework(found, classes, scale, inputs, images, sai, sr, mutual, device):
     side = min(min(x.shape[1:]) for x in found.images)
     small,large = (side//scale, side) if images == 'hr' else (side, side*scale)
     pretrained = load_model(sr, 'sr', scale)[0] if sr else None
@@ -240,7 +240,7 @@ def _framework(found, classes, scale, inputs, images, sai, sr, device):
         raise ModelError(f'The super-resolution model in {sr} reads {pretrained.config["image_channels"]} channel(s), but the images have {found.channels}: use --channels.')
     if pretrained is not None and pretrained.config['steps'] > 1: _say(f'Note: {sr} is recursive; the paper uses the distilled single-forward network here.')
     model = SREnhancedDiagnosis(len(classes), scale, inputs, sai, found.channels, stem_for(small), stem_for(large),
-                                pretrained.config if pretrained is not None else None)
+                                pretrained.config if pretrained is not None else None, mutual)
     if pretrained is not None and model.sr_network is not None: model.sr_network.load_state_dict(pretrained.state_dict())
     return model.to(device)
 
@@ -265,6 +265,8 @@ def train_diagnosis_command(
     fixed:bool=False, # keep MRC-Net as it is
     batch_size:int|None=None, # images per step; None: the recipe's
     loss:dict|None=None, # options of DiagnosisLoss
+    mutual:str='mean', # rows of M in Eq. (7): 'printed', 'l2' or 'mean'
+    independent_share:float=0.5, # of the training batches without affinity, for independent prediction; 0 as published
     options:RunOptions=RunOptions(), # see there
 ) -> dict: # test metrics
     "Train the framework (or a baseline) on labelled images, split 70/15/15 by group, and test it"
@@ -275,16 +277,17 @@ def train_diagnosis_command(
     parts = split_table(found.table, seed=options.seed)
     torch.manual_seed(options.seed)
     classes = list(found.table.classes)
-    model = _framework(found, classes, scale, inputs, images, sai, sr, device)
+    model = _framework(found, classes, scale, inputs, images, sai, sr, mutual, device)
     sets = {k:LabelledPairs([found.images[i] for i in idx], found.table.labels[idx], scale, images, PairAugment(options.seed) if k == 'train' else None)
             for k,idx in parts.items()}
-    training = asdict(options) | dict(command=_command(), recipe=repr(recipe), sr=str(sr or 'from scratch'), images=images, fixed=fixed, loss=loss or 'as published')
+    training = asdict(options) | dict(command=_command(), recipe=repr(recipe), sr=str(sr or 'from scratch'), images=images, fixed=fixed, loss=loss or 'as published', mutual=mutual,
+                                      independent_share=independent_share if sai and '+' in inputs else 0.)
     def info(metrics, notes=''):
         return _diagnosis_info(found, parts, model, list(sets['train'].lr.shape[-2:]), classes, training | dict(seconds=round(time.time()-start, 1)), metrics, notes)
     saver = _Saver(out, model, options.overwrite)
-    early = lambda value, epoch: info(dict(valid_accuracy=value, epoch=epoch), 'Training had not finished when this was saved.')
     _train_in(saver, lambda **kw: train_diagnosis(model, sets['train'], sets['valid'], recipe, options.epochs, fixed, options.seed,
-                                                  loss=DiagnosisLoss(**(loss or {})), precision=options.precision, **kw), early)
+                                                  training['independent_share'], loss=DiagnosisLoss(**(loss or {})), precision=options.precision, **kw),
+              lambda value, epoch: info(dict(valid_accuracy=value, epoch=epoch), 'Training had not finished when this was saved.'))
     metrics,_ = evaluate_labelled(model, sets['test'], classes, None if found.table.groups is None else found.table.groups[parts['test']])
     saver(info(metrics))
     _write_split(found.table, parts, saver.folder/'split.csv')

@@ -42,11 +42,11 @@ class ModelInfo:
     notes: str = '' # what a user should know
     made: dict = field(default_factory=dict) # date, machine and versions; filled in when saved
 
-# %% ../nbs/models.ipynb #c006
+# %% ../nbs/models.ipynb #c007
 def _made(): return dict(date=date.today().isoformat(), machine=f'{platform.system()} {platform.machine()}, {os.cpu_count()} cores',
                          python=platform.python_version(), torch=torch.__version__, srdiag=version('srdiag'))
 
-# %% ../nbs/models.ipynb #c008
+# %% ../nbs/models.ipynb #c009
 def _as_table(d): return '\n'.join(['| | |', '|---|---|'] + [f'| {k} | {_short(v)} |' for k,v in d.items()])
 def _short(v): return f'{v:.4f}' if isinstance(v, float) else ', '.join(map(str, v)) if isinstance(v, (list, tuple)) else str(v)
 
@@ -67,7 +67,7 @@ def model_card(
         if d: parts += [f'## {title}', _as_table(d)]
     return '\n\n'.join(p for p in parts if p) + '\n'
 
-# %% ../nbs/models.ipynb #c010
+# %% ../nbs/models.ipynb #c011
 MODEL_FILES = ('model.safetensors', 'config.json', 'README.md')
 
 def _write_files(folder, kind, network, info):
@@ -84,7 +84,7 @@ def is_model_folder(
     "True if the folder holds a model of this project"
     return all((Path(folder)/name).is_file() for name in ('model.safetensors', 'config.json'))
 
-# %% ../nbs/models.ipynb #c011
+# %% ../nbs/models.ipynb #c013
 def check_output(
     folder:str|Path, # where something is to be written
     overwrite:bool=False, # the user asked for it
@@ -98,7 +98,7 @@ def check_output(
             raise ModelError(f'{folder} was not made by srdiag, so it is not replaced, --overwrite or not: choose another output folder.')
     return folder
 
-# %% ../nbs/models.ipynb #c013
+# %% ../nbs/models.ipynb #c015
 def _swap(new, folder): # put the finished folder `new` into the place of `folder`, whose other files move along
     if not folder.exists(): return new.rename(folder)
     old = new.with_name(new.name + '.old')
@@ -133,7 +133,7 @@ def save_model(
         if temporary is not None and temporary.exists(): shutil.rmtree(temporary, ignore_errors=True)
     return folder
 
-# %% ../nbs/models.ipynb #c016
+# %% ../nbs/models.ipynb #c018
 BUILDERS = {'sr': MRCNet, 'diagnosis': SREnhancedDiagnosis}
 
 def read_config(
@@ -150,7 +150,7 @@ def read_config(
     if lacking or config['kind'] not in BUILDERS: raise ModelError(f'{folder}/config.json is not a configuration of srdiag: {lacking or config["kind"]!r}.')
     return config
 
-# %% ../nbs/models.ipynb #c017
+# %% ../nbs/models.ipynb #c020
 def _load_weights(folder, network, digest):
     path = folder/'model.safetensors'
     if hashlib.sha256(path.read_bytes()).hexdigest() != digest:
@@ -164,7 +164,7 @@ def _load_weights(folder, network, digest):
         if keys: raise ModelError(f'{path} {what} {", ".join(keys[:3])}{f" and {len(keys)-3} more" if len(keys) > 3 else ""}: it was made for another network.')
     network.load_state_dict(state)
 
-# %% ../nbs/models.ipynb #c019
+# %% ../nbs/models.ipynb #c022
 def load_model(
     folder:str|Path, # a model folder
     kind:str|None=None, # 'sr' or 'diagnosis'; None: either

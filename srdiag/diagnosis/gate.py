@@ -18,7 +18,7 @@ class GatedOutput(NamedTuple):
     aux: torch.Tensor # y_aux: B×K class scores (logits)
     gate: torch.Tensor # max(0, tanh(G)): B×3 weights of SR, LR, aux, in [0, 1)
 
-# %% ../../nbs/diagnosis/gate.ipynb #c008
+# %% ../../nbs/diagnosis/gate.ipynb #c009
 class GatedEnsemble(nn.Module):
     "Auxiliary diagnosis and the gate-weighted sum of three diagnoses (section III-B2, Eq. 8)"
     def __init__(self,
@@ -42,7 +42,7 @@ class GatedEnsemble(nn.Module):
         ens = torch.einsum('bh,bhk->bk', gate, torch.stack([y_sr, y_lr, aux.to(y_sr.dtype)], 1).to(gate.dtype))
         return GatedOutput(ens, aux, gate)
 
-# %% ../../nbs/diagnosis/gate.ipynb #c011
+# %% ../../nbs/diagnosis/gate.ipynb #c012
 def gate_closed(
     gate:torch.Tensor, # B×3, from GatedOutput.gate
 ) -> torch.Tensor: # B, bool

@@ -46,7 +46,7 @@ def _probabilities(out):
     if closed.any(): p['ens'][closed] = torch.stack([p[h][closed] for h in ('sr', 'lr', 'aux')]).mean(0)
     return p,closed
 
-# %% ../../nbs/diagnosis/inference.ipynb #c008
+# %% ../../nbs/diagnosis/inference.ipynb #c009
 @torch.inference_mode()
 def predict(
     model:SREnhancedDiagnosis, # trained; used in eval mode

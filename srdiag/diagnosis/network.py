@@ -38,9 +38,10 @@ class StageInteraction(nn.Module):
     def __init__(self,
         channels:int, # C of both branches at this stage
         sai:bool=True, # False: plain concatenation (Table VII)
+        mutual:str='printed', # weights of Eq. (7), see `weigh_rows`
     ):
         super().__init__()
-        self.sai = SampleAffinityInteraction(channels) if sai else None
+        self.sai = SampleAffinityInteraction(channels, mutual) if sai else None
         self.bottleneck_sr,self.bottleneck_lr = _bottleneck(channels),_bottleneck(channels)
 
     def forward(self, f_sr, f_lr, independent=False): # B×C×H×W, B×C×H'×W' → the same two shapes and an SAIOutput or None
@@ -67,7 +68,7 @@ class Normalise(nn.Module):
     def forward(self, x): # B×C×H×W → B×C×H×W
         return (x-self.mean)/self.sd
 
-# %% ../../nbs/diagnosis/network.ipynb #c010
+# %% ../../nbs/diagnosis/network.ipynb #c011
 class DiagnosisNetwork(nn.Module):
     "Two ResNet-18 branches with sample affinity interaction after each of four stages, and the gate (section III-B, Fig. 2)"
     def __init__(self,
@@ -76,11 +77,12 @@ class DiagnosisNetwork(nn.Module):
         channels:int=3, # of the images: 3 for RGB, 1 for grey
         sr_stem:str='7x7', # stem of the branch with the large image, see `STEMS`
         lr_stem:str='7x7', # stem of the branch with the small image
+        mutual:str='printed', # weights of Eq. (7), see `weigh_rows`
     ):
         super().__init__()
         self.normalise = Normalise(channels)
         self.branch_sr,self.branch_lr = ResNet18Branch(channels, sr_stem),ResNet18Branch(channels, lr_stem)
-        self.interactions = nn.ModuleList(StageInteraction(c, sai) for c in ResNet18Branch.widths)
+        self.interactions = nn.ModuleList(StageInteraction(c, sai, mutual) for c in ResNet18Branch.widths)
         n = ResNet18Branch.widths[-1]
         self.head_sr,self.head_lr = nn.Linear(n, classes),nn.Linear(n, classes)
         self.ensemble = GatedEnsemble(n, classes)
@@ -101,7 +103,7 @@ class DiagnosisNetwork(nn.Module):
         gated = self.ensemble(s, l, y_sr, y_lr)
         return DiagnosisOutput(gated.ens, y_sr, y_lr, gated.aux, gated.gate, [o.a_sr for o in seen], [o.a_lr for o in seen], [o.mutual for o in seen])
 
-# %% ../../nbs/diagnosis/network.ipynb #c015
+# %% ../../nbs/diagnosis/network.ipynb #c016
 class SingleBranch(nn.Module):
     "One ResNet-18 on one image: the baselines of Table V"
     def __init__(self,
@@ -117,7 +119,7 @@ class SingleBranch(nn.Module):
         y = self.head(self.branch(self.normalise(x)))
         return DiagnosisOutput(y, None, y, None, None, [], [], [])
 
-# %% ../../nbs/diagnosis/network.ipynb #c017
+# %% ../../nbs/diagnosis/network.ipynb #c018
 INPUTS = ('LR', 'ILR', 'HR', 'SR', 'LR+LR', 'LR+ILR', 'LR+HR', 'LR+SR')
 
 class SREnhancedDiagnosis(nn.Module):
@@ -131,15 +133,17 @@ class SREnhancedDiagnosis(nn.Module):
         lr_stem:str='7x7', # stem for the small image, see `STEMS`
         sr_stem:str='7x7', # stem for the large image
         sr:dict|None=None, # configuration of the MRCNet; None: its defaults
+        mutual:str='printed', # weights of Eq. (7), see `weigh_rows`
     ):
         super().__init__()
         if inputs not in INPUTS: raise ValueError(f'There is no input {inputs!r}: choose one of {", ".join(INPUTS)}.')
         self.sr_network = MRCNet(**((sr or {}) | dict(scale=scale, image_channels=channels))) if 'SR' in inputs else None
         self.config = dict(classes=classes, scale=scale, inputs=inputs, sai=sai, channels=channels, lr_stem=lr_stem, sr_stem=sr_stem,
-                           sr=self.sr_network.config if self.sr_network is not None else None)
+                           sr=self.sr_network.config if self.sr_network is not None else None, mutual=mutual)
+        self.independent_share = 0. # share of the training batches without affinity; set by the training, not part of the model
         self.scale,self.large = scale,inputs.split('+')[-1]
         stem = lr_stem if self.large == 'LR' else sr_stem
-        self.network = DiagnosisNetwork(classes, sai, channels, stem, lr_stem) if '+' in inputs else SingleBranch(classes, channels, stem)
+        self.network = DiagnosisNetwork(classes, sai, channels, stem, lr_stem, mutual) if '+' in inputs else SingleBranch(classes, channels, stem)
 
     def large_image(self, lr, hr=None): # B×C×h×w, and B×C×H×W where inputs has HR → B×C×H×W
         if self.large == 'SR': return self.sr_network(lr).float()
@@ -148,6 +152,7 @@ class SREnhancedDiagnosis(nn.Module):
         if hr is None: raise ValueError(f'inputs={self.config["inputs"]!r} needs the high-resolution image: forward(lr, hr).')
         return hr
 
-    def forward(self, lr, hr=None, independent=False): # B×C×h×w in [0, 1] → DiagnosisOutput
+    def forward(self, lr, hr=None, independent=None): # B×C×h×w in [0, 1] → DiagnosisOutput; None: by `independent_share`
         large = self.large_image(lr, hr)
+        if independent is None: independent = torch.rand(()).item() < self.independent_share if self.training else self.independent_share > 0
         return self.network(lr, large, independent) if isinstance(self.network, DiagnosisNetwork) else self.network(large)

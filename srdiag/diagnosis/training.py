@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['PairAugment', 'LabelledPairs', 'diagnosis_dataloaders', 'HeadAccuracy', 'parameter_groups', 'diagnosis_learner',
-           'train_diagnosis']
+           'recalibrate', 'train_diagnosis']
 
 # %% ../../nbs/diagnosis/training.ipynb #c003
 from pathlib import Path
@@ -116,7 +116,7 @@ def parameter_groups(
     sr = [p for p in model.sr_network.parameters() if p.requires_grad] if model.sr_network is not None else []
     return [g for g in (sr, [p for p in model.network.parameters() if p.requires_grad]) if g]
 
-# %% ../../nbs/diagnosis/training.ipynb #c018
+# %% ../../nbs/diagnosis/training.ipynb #c019
 def diagnosis_learner(
     dls:DataLoaders, # from diagnosis_dataloaders
     model:SREnhancedDiagnosis, # to be trained
@@ -133,7 +133,30 @@ def diagnosis_learner(
                             metrics=[*[LossComponent(k) for k in loss.names], *[HeadAccuracy(h) for h in heads]],
                             cbs=standard_callbacks(folder, 'valid_accuracy', True, save, precision, dls.device or 'cpu')))
 
-# %% ../../nbs/diagnosis/training.ipynb #c020
+# %% ../../nbs/diagnosis/training.ipynb #c021
+@torch.no_grad()
+def recalibrate(
+    model:SREnhancedDiagnosis, # trained
+    train:LabelledPairs, # images to measure on
+    batch_size:int=32, # images at a time
+    batches:int=40, # at most
+    independent:bool=True, # the mode that predictions will use
+    seed:int=0, # of the choice of images
+) -> SREnhancedDiagnosis: # the same model, in eval mode
+    "Measure the running statistics of every batch norm anew, in the mode of prediction"
+    norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+    momenta,device = [m.momentum for m in norms],next(model.parameters()).device
+    for m in norms: m.reset_running_stats(); m.momentum = None   # None: the plain average over batches
+    model.train()
+    order = torch.randperm(len(train), generator=torch.Generator().manual_seed(seed))
+    parts = [p for p in order.split(batch_size) if len(p) > 1][:batches]
+    for part in parts:
+        images = train.batch(part.tolist())[:-1]
+        model(*[x.to(device).contiguous(memory_format=torch.channels_last) for x in images], independent=independent)
+    for m,value in zip(norms, momenta): m.momentum = value
+    return model.eval()
+
+# %% ../../nbs/diagnosis/training.ipynb #c023
 def train_diagnosis(
     model:SREnhancedDiagnosis, # changed in place
     train:LabelledPairs, # with augmentation
@@ -142,11 +165,15 @@ def train_diagnosis(
     epochs:int, # passes over the training images
     fixed:bool=False, # keep MRC-Net as it is (Pretrain + Fixed)
     seed:int=0, # of the order of images
+    independent_share:float=0., # of the batches without affinity between samples, see `recalibrate`; 0 as published
     **kwargs, # to diagnosis_learner: loss, folder, precision, save
 ) -> Learner: # after training; `model` holds the best weights
     "Train the framework (or a baseline) on labels; TrainingError on a non-finite loss"
     set_seed(seed, reproducible=True)
     if model.sr_network is not None: model.sr_network.requires_grad_(not fixed)
     model.network.normalise.fit(as_float(train.lr))
+    model.independent_share = independent_share
     dls = diagnosis_dataloaders(train, valid, recipe.batch_size, seed, device=next(model.parameters()).device)
-    return fit(diagnosis_learner(dls, model, recipe, **kwargs), recipe, epochs)
+    learn = fit(diagnosis_learner(dls, model, recipe, **kwargs), recipe, epochs)
+    if independent_share: recalibrate(model, train, recipe.batch_size, seed=seed)
+    return learn

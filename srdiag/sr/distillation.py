@@ -75,7 +75,7 @@ class FeatureStudent(nn.Module):
         self.network = network
     def forward(self, lr): return self.network.features(lr) if self.training else self.network(lr)
 
-# %% ../../nbs/sr/distillation.ipynb #c016
+# %% ../../nbs/sr/distillation.ipynb #c017
 class RecursionDistillation(Callback):
     "Algorithm 1 as a callback: imitate a frozen teacher for a share of the epochs, then go on with the images alone"
     order = 5
@@ -94,7 +94,7 @@ class RecursionDistillation(Callback):
 
     def after_fit(self): self.learn.loss_func.teacher_features = None
 
-# %% ../../nbs/sr/distillation.ipynb #c018
+# %% ../../nbs/sr/distillation.ipynb #c019
 def distil(
     teacher:MRCNet, # trained, recursive
     train:SRPairs, # the images the teacher was trained on

@@ -51,7 +51,7 @@ class WholeImages:
         return torch.stack(lr),torch.stack(hr)
     def batch(self, indices): return self[indices[0]]
 
-# %% ../../nbs/sr/training.ipynb #c008
+# %% ../../nbs/sr/training.ipynb #c009
 def sr_dataloaders(
     train:SRPairs, # pairs to cut patches from
     valid:SRPairs, # pairs to validate on, whole
@@ -66,7 +66,7 @@ def sr_dataloaders(
     sampler = PatchSampler(train, patch, batch_size*steps, seed=seed, augment=augment)
     return DataLoaders(BatchLoader(PatchBatches(sampler), bs=batch_size), BatchLoader(WholeImages(valid), bs=1), device=device)
 
-# %% ../../nbs/sr/training.ipynb #c012
+# %% ../../nbs/sr/training.ipynb #c013
 class SRLoss(nn.Module):
     "Mean absolute error of one image, or the mean over a list of them (one per recursion step)"
     def forward(self, sr, hr): # B×C×sH×sW, or a list of such; B×C×sH×sW → a number
@@ -75,7 +75,7 @@ class SRLoss(nn.Module):
         self.components = dict(mae=loss.detach())
         return loss
 
-# %% ../../nbs/sr/training.ipynb #c015
+# %% ../../nbs/sr/training.ipynb #c016
 class SuperviseSteps(nn.Module):
     "An MRCNet that returns the image of every recursion step while it trains, and the last one otherwise"
     def __init__(self,
@@ -85,7 +85,7 @@ class SuperviseSteps(nn.Module):
         self.network = network
     def forward(self, lr): return self.network.forward_steps(lr) if self.training else self.network(lr)
 
-# %% ../../nbs/sr/training.ipynb #c017
+# %% ../../nbs/sr/training.ipynb #c018
 class ImageMetric(Metric):
     "The mean over images of psnr or ssim, for fastai"
     def __init__(self,
@@ -100,7 +100,7 @@ class ImageMetric(Metric):
     @property
     def name(self): return self.function.__name__
 
-# %% ../../nbs/sr/training.ipynb #c019
+# %% ../../nbs/sr/training.ipynb #c020
 @torch.no_grad()
 def evaluate_sr(
     enlarge, # a function from B×C×H×W in [0, 1] to B×C×sH×sW: a network, or interpolation
@@ -117,7 +117,7 @@ def evaluate_sr(
     p,s = torch.cat(values, 1).double().mean(1).tolist()
     return dict(psnr=p, ssim=s, n=len(pairs), convention=str(conv))
 
-# %% ../../nbs/sr/training.ipynb #c022
+# %% ../../nbs/sr/training.ipynb #c023
 def sr_learner(
     dls:DataLoaders, # from sr_dataloaders
     network:nn.Module, # from B×C×H×W to B×C×sH×sW
@@ -133,7 +133,7 @@ def sr_learner(
     return log_both(Learner(dls, network, loss_func=loss, opt_func=adam(recipe), metrics=[LossComponent('mae'), ImageMetric(psnr, scale)],
                             cbs=standard_callbacks(folder, 'valid_psnr', True, save, precision, dls.device or 'cpu')))
 
-# %% ../../nbs/sr/training.ipynb #c023
+# %% ../../nbs/sr/training.ipynb #c025
 def train_sr(
     network:MRCNet, # changed in place
     train:SRPairs, # pairs to train on

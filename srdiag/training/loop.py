@@ -120,7 +120,7 @@ class StopOnNonFinite(Callback):
     def after_loss(self):
         if self.training and not torch.isfinite(self.learn.loss_grad).all():
             parts = {k:round(float(v), 6) for k,v in getattr(self.loss_func, 'components', {}).items()}
-            self.error = TrainingError(f'The loss became {float(self.learn.loss)} in epoch {self.epoch} at step {self.iter} '
+            self.error = TrainingError(f'The loss became {self.learn.loss.detach().item()} in epoch {self.epoch} at step {self.iter} '
                                 f'(components: {parts or "none reported"}). Training has stopped; the best model so far is kept. '
                                 'Try a smaller learning rate, or look for constant or corrupt images in the training data.')
             raise CancelFitException()

@@ -7,7 +7,7 @@ __all__ = ['SR_RECIPES', 'DIAGNOSIS_RECIPES', 'Recipe', 'Halving', 'adam', 'fit'
 
 # %% ../../nbs/training/recipes.ipynb #c003
 import sys
-from contextlib import nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 
@@ -55,8 +55,18 @@ def adam(
     return partial(OptimWrapper, opt=torch.optim.Adam, fused=True, weight_decay=recipe.weight_decay)
 
 # %% ../../nbs/training/recipes.ipynb #c015
-def _bar(learn): # a context without progress bar, unless somebody is watching
-    return nullcontext() if sys.stdout.isatty() or 'ipykernel' in sys.modules else learn.no_bar()
+@contextmanager
+def _for_log_files(learn): # no progress bar, and one readable line per epoch, unless somebody is watching
+    if sys.stdout.isatty() or 'ipykernel' in sys.modules:
+        yield
+        return
+    def line(values):
+        row = dict(zip(learn.recorder.metric_names, values))
+        print('   ', ', '.join(f'{k} {v:.4g}' if isinstance(v, float) else f'{k} {v}' for k,v in row.items() if v is not None), flush=True)
+    before,learn.logger = learn.logger,line
+    try:
+        with learn.no_bar(): yield
+    finally: learn.logger = before
 
 def fit(
     learn, # a fastai Learner whose opt_func came from `adam`
@@ -67,7 +77,7 @@ def fit(
     if learn.opt is None: learn.create_opt()
     groups = len(learn.opt.hypers)
     lr = np.array([recipe.lr*(recipe.sr_factor if groups > 1 and k == 0 else 1) for k in range(groups)])
-    with _bar(learn):
+    with _for_log_files(learn):
         if recipe.schedule == 'one_cycle': learn.fit_one_cycle(epochs, lr_max=lr, div=10, pct_start=0.2, wd=recipe.weight_decay)
         else: learn.fit(epochs, lr=slice(lr[0], lr[-1]), wd=recipe.weight_decay,
                         cbs=ParamScheduler({'lr':Halving(lr, epochs, recipe.halve_every)}))

@@ -1,0 +1,167 @@
+"What the tests share: small real images, tiny models made by the commands themselves, and the command line within this process."
+import contextlib
+import csv
+import hashlib
+import io
+import os
+import traceback
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+os.environ.setdefault('MPLBACKEND', 'agg')
+
+TINY_SR = ['--epochs', 1, '--steps', 2, '--patch', 16, '--scale', 2, '--device', 'cpu', '--precision', 'fp32']
+TINY_DIAGNOSIS = ['--epochs', 1, '--batch-size', 8, '--scale', 2, '--device', 'cpu', '--precision', 'fp32']
+
+
+def pytest_collection_modifyitems(items):
+    "Tests marked `data` need the folder of real images"
+    if os.environ.get('SRDIAG_DATA'): return
+    skip = pytest.mark.skip(reason='SRDIAG_DATA is not set: it names the folder with bloodsmear, histology and endoscopy')
+    for item in items:
+        if item.get_closest_marker('data'): item.add_marker(skip)
+
+
+# The command line
+
+def _run(*argv):
+    from srdiag.cli import main
+    out,err = io.StringIO(),io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        try: code = main([str(a) for a in argv])
+        except SystemExit as e: code = e.code
+        except Exception:
+            traceback.print_exc(file=err)
+            code = 1
+    return code,out.getvalue(),err.getvalue()
+
+
+@pytest.fixture(scope='session')
+def run_cli():
+    "A function: arguments of `srdiag` → (exit status, stdout, stderr); what main lets through counts as a crash with status 1"
+    return _run
+
+
+@pytest.fixture(scope='session')
+def succeeds():
+    "A function: run `srdiag`, insist on success, return what it printed"
+    def succeeds(*argv):
+        code,out,err = _run(*argv)
+        assert code == 0, err
+        return out
+    return succeeds
+
+
+@pytest.fixture(scope='session')
+def snapshot():
+    "A function: folder → every path in it with the hash of its content"
+    def snapshot(folder):
+        return {p.relative_to(folder).as_posix():hashlib.sha256(p.read_bytes()).hexdigest() if p.is_file() else 'folder' for p in Path(folder).rglob('*')}
+    return snapshot
+
+
+@pytest.fixture
+def refused(tmp_path, snapshot):
+    "A function: `srdiag` must end with status 2 and one sentence that holds each of `naming`; nothing under tmp_path may change"
+    def refused(*argv, naming=(), ending='.'):
+        before = snapshot(tmp_path)
+        code,out,err = _run(*argv)
+        assert 'Traceback' not in err, err
+        assert code == 2, (code, out, err)
+        assert err.startswith(f'srdiag {argv[0]}: ') and err.endswith(ending + '\n') and err.count('\n') == 1, err
+        for words in naming: assert str(words) in err, f'{words!r} is not in: {err}'
+        assert snapshot(tmp_path) == before, 'something was written or lost'
+        return err
+    return refused
+
+
+# Images
+
+@pytest.fixture(scope='session')
+def tile():
+    "A function: (number, side) → a piece of stained tissue, uint8 3×side×side; the pieces of one side do not overlap"
+    from srdiag.data.samples import tissue
+    image = tissue()
+    def tile(k, side=32):
+        row,column = divmod(k, 512//side)
+        return image[:, row*side:(row+1)*side, column*side:(column+1)*side].clone()
+    return tile
+
+
+@pytest.fixture(scope='session')
+def fill(tile):
+    "A function: write `n` tiles to a folder as slide0__tile.png, slide1__tile.png, ..."
+    from srdiag.data.images import save_png
+    def fill(folder, n=6, side=32, start=0):
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        return [save_png(tile(start+k, side), Path(folder)/f'slide{k}__tile.png') for k in range(n)]
+    return fill
+
+
+@pytest.fixture(scope='session')
+def fill_labelled(tile):
+    "A function: write class folders with p0__0.png, p1__0.png, ... and a labels.csv with file, label and group"
+    from srdiag.data.images import save_png
+    def fill_labelled(folder, classes=('healthy', 'ill'), groups=12, each=1, side=16):
+        rows,k = [],100
+        for label in classes:
+            (folder/label).mkdir(parents=True, exist_ok=True)
+            for g in range(groups):
+                for i in range(each):
+                    save_png(tile(k, side), folder/label/f'p{g}__{i}.png')
+                    rows,k = rows + [(f'{label}/p{g}__{i}.png', label, f'p{g}')],k+1
+        with open(folder/'labels.csv', 'w', newline='', encoding='utf-8') as f: csv.writer(f).writerows([('file', 'label', 'group'), *rows])
+        return folder
+    return fill_labelled
+
+
+@pytest.fixture(scope='session')
+def sr_folder(fill, tmp_path_factory):
+    "Six tiles of 32×32 px"
+    return fill(tmp_path_factory.mktemp('images')/'slides')[0].parent
+
+
+@pytest.fixture(scope='session')
+def labelled(fill_labelled, tmp_path_factory):
+    "Two classes, twelve groups with a tile of 16×16 px in each class, and labels.csv"
+    return fill_labelled(tmp_path_factory.mktemp('labelled')/'tissue')
+
+
+# Models: tests may read them; a test that changes one copies it first
+
+@pytest.fixture(scope='session')
+def models(sr_folder, labelled, succeeds, tmp_path_factory):
+    "Folders of tiny trained models: sr (x2), teacher (recursive), lr and diagnosis (single branch; framework with sr), and what training printed"
+    root = tmp_path_factory.mktemp('models')
+    hr = ['--images', 'hr', *TINY_DIAGNOSIS]
+    printed = dict(sr=succeeds('train-sr', '--data', sr_folder, '--out', root/'sr', *TINY_SR),
+                   teacher=succeeds('train-sr', '--data', sr_folder, '--out', root/'teacher', '--recursions', 2, *TINY_SR),
+                   lr=succeeds('train-diagnosis', '--data', labelled, '--out', root/'lr', '--inputs', 'LR', *hr),
+                   diagnosis=succeeds('train-diagnosis', '--data', labelled, '--out', root/'diagnosis', '--sr', root/'sr', *hr))
+    return SimpleNamespace(printed=printed, **{name:root/name for name in printed})
+
+
+@pytest.fixture(scope='session')
+def sr_model(models):
+    "A single-forward MRC-Net x2"
+    return models.sr
+
+
+@pytest.fixture(scope='session')
+def diagnosis_model(models):
+    "A framework LR+SR x2 for files of 16×16 px that are reduced to 8×8"
+    return models.diagnosis
+
+
+@pytest.fixture(scope='session')
+def tiny_sr():
+    "Options of a training of seconds"
+    return TINY_SR
+
+
+@pytest.fixture(scope='session')
+def tiny_diagnosis():
+    "Options of a training of seconds"
+    return TINY_DIAGNOSIS

@@ -1,0 +1,54 @@
+"`srdiag demo --quick`: everything once, in seconds, and a report that stands alone."
+import json
+import re
+
+import pytest
+
+from srdiag.models import load_model
+
+
+@pytest.fixture(scope='module')
+def demo(succeeds, tmp_path_factory):
+    "(the output folder, what was printed)"
+    out = tmp_path_factory.mktemp('demo')/'run'
+    return out,succeeds('demo', '--quick', '--out', out, '--device', 'cpu')
+
+
+@pytest.fixture(scope='module')
+def html(demo): return (demo[0]/'report.html').read_text(encoding='utf-8')
+
+
+def test_it_says_where_the_report_is(demo):
+    out,printed = demo
+    assert str(out/'report.html') in printed and 'Not for diagnostic use' in printed
+
+
+def test_the_report_needs_nothing_else(html):
+    "No script, style sheet, image or font from elsewhere"
+    links = re.findall(r'(?:src|href|data|action|poster|srcset)\s*=\s*["\']?([^"\'\s>]+)', html)
+    assert [a for a in links if not a.startswith(('data:', '#'))] == []
+    assert not re.search(r'@import|url\(\s*["\']?(?!data:|#)', html) and '<script src' not in html
+    assert 'base64,' in html or '<svg' in html
+
+
+def test_the_report_says_what_it_is_not_for(html):
+    assert html.lstrip().lower().startswith('<!doctype html>') and 'Not for diagnostic use' in html
+    for image in re.findall(r'<img\b[^>]*>', html): assert re.search(r'alt="[^"]+"', image), 'an image without a description'
+
+
+def test_the_results_are_json(demo):
+    def fail(name): raise AssertionError(f'{name} is not JSON')
+    results = json.loads((demo[0]/'results.json').read_text(encoding='utf-8'), parse_constant=fail)
+    assert results
+
+
+def test_every_model_can_be_used(demo):
+    folders = [p for p in (demo[0]/'models').iterdir() if p.is_dir()]
+    kinds = {load_model(p)[0].__class__.__name__ for p in folders}
+    assert kinds == {'MRCNet', 'SREnhancedDiagnosis'}
+    for p in folders: assert 'Not for diagnostic use' in (p/'README.md').read_text(encoding='utf-8')
+
+
+def test_it_runs_again_only_if_allowed(demo, run_cli):
+    code,_,err = run_cli('demo', '--quick', '--out', demo[0])
+    assert code == 2 and '--overwrite' in err
