@@ -179,7 +179,7 @@ def _run_cost(a):
         try: a.json.write_text(json.dumps([{k:r[k] for k in keys} for r in rows], indent=2), encoding='utf-8')
         except OSError as e: raise DataError(f'{a.json} could not be written ({e.strerror}): choose another place.') from e
 
-# %% ../nbs/cli.ipynb #c020
+# %% ../nbs/cli.ipynb #c021
 def main(
     argv:list|None=None, # arguments; None: those of the process
 ) -> int: # 0, 2 for a mistake that the user can put right, 130 when interrupted
@@ -194,5 +194,5 @@ def main(
         return 130
     return 0
 
-# %% ../nbs/cli.ipynb #c022
+# %% ../nbs/cli.ipynb #c023
 if __name__ == '__main__' and not hasattr(sys, 'ps1') and 'IPython' not in sys.modules: sys.exit(main())
