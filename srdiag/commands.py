@@ -23,7 +23,7 @@ from .data.labelled import load_table, split_table
 from .data.pairs import SRPairs
 from .data.splits import grouped_split
 from .diagnosis.branches import stem_for
-from .diagnosis.inference import predict
+from .diagnosis.inference import is_independent, predict
 from .diagnosis.losses import DiagnosisLoss
 from .diagnosis.network import SREnhancedDiagnosis
 from .diagnosis.training import LabelledPairs, PairAugment, train_diagnosis
@@ -232,7 +232,7 @@ def read_labelled(
     return LabelledData(table, images.images, images.channels, images.skipped_sentence(), data_hash(table.files, table.root))
 
 # %% ../nbs/commands.ipynb #c025
-def _framework(found, classes, scale, inputs, images, sai, sr, mutual, device):
+def _framework(found, classes, scale, inputs, images, sai, sr, mutual, independent_share, device):
     side = min(min(x.shape[1:]) for x in found.images)
     small,large = (side//scale, side) if images == 'hr' else (side, side*scale)
     pretrained = load_model(sr, 'sr', scale)[0] if sr else None
@@ -240,7 +240,7 @@ def _framework(found, classes, scale, inputs, images, sai, sr, mutual, device):
         raise ModelError(f'The super-resolution model in {sr} reads {pretrained.config["image_channels"]} channel(s), but the images have {found.channels}: use --channels.')
     if pretrained is not None and pretrained.config['steps'] > 1: _say(f'Note: {sr} is recursive; the paper uses the distilled single-forward network here.')
     model = SREnhancedDiagnosis(len(classes), scale, inputs, sai, found.channels, stem_for(small), stem_for(large),
-                                pretrained.config if pretrained is not None else None, mutual)
+                                pretrained.config if pretrained is not None else None, mutual, independent_share)
     if pretrained is not None and model.sr_network is not None: model.sr_network.load_state_dict(pretrained.state_dict())
     return model.to(device)
 
@@ -277,16 +277,16 @@ def train_diagnosis_command(
     parts = split_table(found.table, seed=options.seed)
     torch.manual_seed(options.seed)
     classes = list(found.table.classes)
-    model = _framework(found, classes, scale, inputs, images, sai, sr, mutual, device)
+    independent_share = independent_share if sai and '+' in inputs else 0.
+    model = _framework(found, classes, scale, inputs, images, sai, sr, mutual, independent_share, device)
     sets = {k:LabelledPairs([found.images[i] for i in idx], found.table.labels[idx], scale, images, PairAugment(options.seed) if k == 'train' else None)
             for k,idx in parts.items()}
     training = asdict(options) | dict(command=_command(), recipe=repr(recipe), sr=str(sr or 'from scratch'), images=images, fixed=fixed, loss=loss or 'as published', mutual=mutual,
-                                      independent_share=independent_share if sai and '+' in inputs else 0.)
+                                      independent_share=independent_share)
     def info(metrics, notes=''):
         return _diagnosis_info(found, parts, model, list(sets['train'].lr.shape[-2:]), classes, training | dict(seconds=round(time.time()-start, 1)), metrics, notes)
     saver = _Saver(out, model, options.overwrite)
-    _train_in(saver, lambda **kw: train_diagnosis(model, sets['train'], sets['valid'], recipe, options.epochs, fixed, options.seed,
-                                                  training['independent_share'], loss=DiagnosisLoss(**(loss or {})), precision=options.precision, **kw),
+    _train_in(saver, lambda **kw: train_diagnosis(model, sets['train'], sets['valid'], recipe, options.epochs, fixed, options.seed, loss=DiagnosisLoss(**(loss or {})), precision=options.precision, **kw),
               lambda value, epoch: info(dict(valid_accuracy=value, epoch=epoch), 'Training had not finished when this was saved.'))
     metrics,_ = evaluate_labelled(model, sets['test'], classes, None if found.table.groups is None else found.table.groups[parts['test']])
     saver(info(metrics))
@@ -303,7 +303,7 @@ def _write_split(table, parts, path):
 
 def _diagnosis_sentence(m):
     text = f"test, {m['n']} images: accuracy {m['accuracy']:.3f} (95 % interval {m['accuracy_low']:.3f}–{m['accuracy_high']:.3f}, {m['interval']})"
-    if 'accuracy_in_batches' in m: text += f"; as published, with affinity over batches of 32 in random order: {m['accuracy_in_batches']:.3f}"
+    if not m['independent']: text += '; trained as published, so each prediction depends on the other images of its batch of 32'
     if m.get('gate_closed'): text += f"; the gate shut all heads for {m['gate_closed']} images"
     return text + '. Not for diagnostic use.'
 
@@ -316,16 +316,14 @@ def evaluate_labelled(
 ) -> tuple[dict, object]: # metrics, Predictions
     "Metrics of a framework with a bootstrap interval over groups"
     hr,y = data.hr if model.large == 'HR' else None,data.labels.numpy()
-    p = predict(model, data.lr, classes, hr)
+    order = torch.randperm(len(y), generator=torch.Generator().manual_seed(0))
+    p = predict(model, data.lr[order], classes, None if hr is None else hr[order]).reorder(order.argsort())
     metrics = diagnostic_metrics(y, p.probabilities['ens'], classes)
     low,high = bootstrap_interval(y, p.probabilities['ens'], groups)
     metrics |= dict(accuracy_low=low, accuracy_high=high, interval='bootstrap over images' if groups is None else f'bootstrap over {len(set(groups))} groups',
-                    gate_closed=int(p.closed.sum()), convention='macro averages; independent prediction of each image')
+                    gate_closed=int(p.closed.sum()), independent=is_independent(model),
+                    convention='macro averages; ' + ('independent prediction of each image' if is_independent(model) else 'batches of 32 in random order'))
     metrics |= {f'accuracy_{h}':float((v.argmax(1) == y).mean()) for h,v in p.probabilities.items() if h != 'ens'}
-    if p.gate is not None and model.config['sai']:
-        order = torch.randperm(len(y), generator=torch.Generator().manual_seed(0))
-        mixed = predict(model, data.lr[order], classes, None if hr is None else hr[order], independent=False)
-        metrics['accuracy_in_batches'] = float((mixed.labels == y[order]).mean())
     return {k:v.item() if isinstance(v, np.generic) else v for k,v in metrics.items()},p
 
 # %% ../nbs/commands.ipynb #c035
@@ -431,4 +429,5 @@ def _predict_rows(network, info, found, images, is_sr):
                         f'({len(wrong)} such files): use --size, or --images {"lr" if images == "hr" else "hr"} if that is what the files are.')
     lr = torch.stack([x if x.dtype == torch.uint8 else to_uint8(x) for x in lr])
     hr = torch.stack([as_float(crop_to_multiple(x, network.scale)) for x in found.images]) if network.large == 'HR' else None
+    if not is_independent(network): _say(f'Note: the model was trained as published, so each prediction depends on the other images of its batch of 32.')
     return predict(network, lr, info.classes, hr).to_frame(found.paths)

@@ -134,13 +134,15 @@ class SREnhancedDiagnosis(nn.Module):
         sr_stem:str='7x7', # stem for the large image
         sr:dict|None=None, # configuration of the MRCNet; None: its defaults
         mutual:str='printed', # weights of Eq. (7), see `weigh_rows`
+        independent_share:float=0., # of the training batches without affinity between samples; 0 as published
     ):
         super().__init__()
         if inputs not in INPUTS: raise ValueError(f'There is no input {inputs!r}: choose one of {", ".join(INPUTS)}.')
         self.sr_network = MRCNet(**((sr or {}) | dict(scale=scale, image_channels=channels))) if 'SR' in inputs else None
         self.config = dict(classes=classes, scale=scale, inputs=inputs, sai=sai, channels=channels, lr_stem=lr_stem, sr_stem=sr_stem,
-                           sr=self.sr_network.config if self.sr_network is not None else None, mutual=mutual)
-        self.independent_share = 0. # share of the training batches without affinity; set by the training, not part of the model
+                           sr=self.sr_network.config if self.sr_network is not None else None,
+                           mutual=mutual, independent_share=independent_share)
+        self.independent_share = independent_share
         self.scale,self.large = scale,inputs.split('+')[-1]
         stem = lr_stem if self.large == 'LR' else sr_stem
         self.network = DiagnosisNetwork(classes, sai, channels, stem, lr_stem, mutual) if '+' in inputs else SingleBranch(classes, channels, stem)

@@ -165,15 +165,13 @@ def train_diagnosis(
     epochs:int, # passes over the training images
     fixed:bool=False, # keep MRC-Net as it is (Pretrain + Fixed)
     seed:int=0, # of the order of images
-    independent_share:float=0., # of the batches without affinity between samples, see `recalibrate`; 0 as published
     **kwargs, # to diagnosis_learner: loss, folder, precision, save
 ) -> Learner: # after training; `model` holds the best weights
     "Train the framework (or a baseline) on labels; TrainingError on a non-finite loss"
     set_seed(seed, reproducible=True)
     if model.sr_network is not None: model.sr_network.requires_grad_(not fixed)
     model.network.normalise.fit(as_float(train.lr))
-    model.independent_share = independent_share
     dls = diagnosis_dataloaders(train, valid, recipe.batch_size, seed, device=next(model.parameters()).device)
     learn = fit(diagnosis_learner(dls, model, recipe, **kwargs), recipe, epochs)
-    if independent_share: recalibrate(model, train, recipe.batch_size, seed=seed)
+    if model.independent_share: recalibrate(model, train, recipe.batch_size, seed=seed)
     return learn
