@@ -9,6 +9,7 @@ __all__ = ['parser', 'main']
 import argparse
 import json
 import sys
+import warnings
 from pathlib import Path
 
 from . import __version__
@@ -25,7 +26,7 @@ def _io(p, data, out='model folder to make'):
     p.add_argument('--out', required=True, type=Path, metavar='FOLDER', help=out)
 
 def _reading(p):
-    p.add_argument('--size', type=int, metavar='PX', help='cut every file to its middle PX×PX pixels; default: take it whole')
+    p.add_argument('--size', type=_positive, metavar='PX', help='cut every file to its middle PX×PX pixels; default: take it whole')
     p.add_argument('--strict', action='store_true', help='a bad image is fatal; default: it is named, counted and skipped')
     p.add_argument('--group-pattern', default='auto', metavar='REGEX', help="groups (patients, slides) by file name: 'auto' is the part before a double underscore, "
                    "'none', or a regular expression with one pair of parentheses")
@@ -38,12 +39,16 @@ def _running(p):
 def _training(p, epochs):
     p.add_argument('--epochs', type=_positive, default=epochs, metavar='N', help='passes; the model of the best one on validation data is kept')
     p.add_argument('--recipe', default='fast', choices=['fast', 'published'], help='fast: one cycle with a higher rate; published: section IV-A of the paper')
-    p.add_argument('--seed', type=int, default=0, metavar='N', help='of weights, split, patches and order')
+    p.add_argument('--seed', type=_natural, default=0, metavar='N', help='of weights, split, patches and order')
     p.add_argument('--precision', default='auto', choices=['auto', 'bf16', 'fp16', 'fp32'], help='auto: what the device computes natively')
     p.add_argument('--channels', default='auto', choices=['auto', 'rgb', 'grey'], help='auto: grey if every image is')
 
 def _positive(text):
     if not text.isdecimal() or int(text) < 1: raise argparse.ArgumentTypeError(f'{text!r} is not a whole number of 1 or more')
+    return int(text)
+
+def _natural(text):
+    if not text.isdecimal(): raise argparse.ArgumentTypeError(f'{text!r} is not a whole number of 0 or more')
     return int(text)
 
 def _share(text):
@@ -116,7 +121,7 @@ def _add_using(add):
 def _add_rest(add):
     p = add('demo', 'train, distil and use everything on one real micrograph, and write a report (a few minutes)')
     p.add_argument('--out', type=Path, default=Path('runs/demo'), metavar='FOLDER', help='where the report and the models go')
-    p.add_argument('--seed', type=int, default=0, metavar='N', help='of everything')
+    p.add_argument('--seed', type=_natural, default=0, metavar='N', help='of everything')
     p.add_argument('--quick', action='store_true', help='a few steps only, to see that it runs; the numbers mean nothing')
     _running(p)
     p = add('cost', 'parameters and FLOPs of every network beside the published ones')
@@ -185,9 +190,14 @@ def main(
 ) -> int: # 0, 2 for a mistake that the user can put right, 130 when interrupted
     "The entry point of `srdiag`"
     args = parser().parse_args(argv)
+    if not sys.warnoptions: warnings.filterwarnings('ignore', category=FutureWarning) # of fastai's own imports; python -W default shows them
     try: globals()['_run_' + args.command.replace('-', '_')](args)
     except SrdiagError as e:
         print(f'srdiag {args.command}: {e}', file=sys.stderr)
+        return 2
+    except OSError as e:
+        print(f'srdiag {args.command}: {e.filename or "A file"} could not be read or written ({e.strerror or e}): check the path, the permissions and the free space.',
+              file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print(f'srdiag {args.command}: interrupted; what was saved so far is kept.', file=sys.stderr)

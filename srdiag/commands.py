@@ -7,7 +7,6 @@ __all__ = ['RunOptions', 'pick_device', 'SRData', 'read_sr_folder', 'train_sr_co
            'read_labelled', 'train_diagnosis_command', 'evaluate_labelled', 'evaluate_command', 'predict_command']
 
 # %% ../nbs/commands.ipynb #c003
-import json
 import sys
 import time
 from dataclasses import asdict, dataclass
@@ -19,7 +18,7 @@ import torch
 
 from .data.degradation import crop_to_multiple, degrade, upsample
 from .data.images import as_float, data_hash, find_images, read_image, read_images, save_png, to_uint8
-from .data.labelled import load_table, split_table
+from .data.labelled import check_classes, load_table, split_table
 from .data.pairs import SRPairs
 from .data.splits import grouped_split
 from .diagnosis.branches import stem_for
@@ -29,7 +28,7 @@ from .diagnosis.network import SREnhancedDiagnosis
 from .diagnosis.training import LabelledPairs, PairAugment, train_diagnosis
 from .errors import DataError, ImageError, ModelError, SrdiagError
 from .evaluation.diagnostic import bootstrap_interval, confusion, diagnostic_metrics
-from .models import ModelInfo, check_output, load_model, read_config, save_model
+from .models import ModelInfo, check_output, json_text, load_model, read_config, save_model
 from .sr.distillation import distil
 from .sr.inference import super_resolve
 from .sr.mrcnet import MRCNet
@@ -56,10 +55,12 @@ def pick_device(
     name:str='auto', # 'auto', 'cpu', 'cuda' or 'mps'
 ) -> torch.device:
     "The device asked for, or the best there is; DataError if it is not there"
-    have = dict(cuda=torch.cuda.is_available(), mps=torch.backends.mps.is_available(), cpu=True)
-    if name == 'auto': name = next(k for k,there in have.items() if there)
-    if not have.get(name.split(':')[0]): raise DataError(f'There is no device {name!r} on this machine: choose one of {", ".join(k for k,v in have.items() if v)}.')
-    return torch.device(name)
+    have = dict(cuda=torch.cuda.device_count() if torch.cuda.is_available() else 0, mps=int(torch.backends.mps.is_available()), cpu=1)
+    if name == 'auto': name = next(k for k,n in have.items() if n)
+    try: device = torch.device(name)
+    except RuntimeError: device = None
+    if device is None or (device.index or 0) >= have.get(device.type, 0): raise DataError(f'There is no device {name!r} on this machine: choose one of {", ".join(k for k,n in have.items() if n)}.')
+    return device
 
 def _wanted_channels(name): return dict(auto=None, rgb=3, grey=1)[name]
 def _say(*text): print(*text, flush=True)
@@ -124,9 +125,13 @@ def _sr_info(title, data, metrics, training, notes=''):
                                       groups=int(data.table.group.nunique())), metrics=metrics, training=training, notes=notes)
 
 class _Saver:
-    "Saves a network at each improvement, then for good; the folder may replace what this run wrote before"
-    def __init__(self, folder, network, overwrite): self.folder,self.network,self.overwrite = check_output(folder, overwrite),network,overwrite
-    def __call__(self, info): save_model(self.folder, self.network, info, self.overwrite); self.overwrite = True
+    "Saves a network and its split at each improvement, then for good; the folder may replace what this run wrote before"
+    def __init__(self, folder, network, overwrite, split):
+        self.folder,self.network,self.overwrite,self.saved = check_output(folder, overwrite),network,overwrite,False
+        self.files = {'split.csv':split.to_csv(index=False)}
+    def __call__(self, info):
+        save_model(self.folder, self.network, info, self.overwrite or self.saved, self.files)
+        self.saved = True
 
 def _finish_sr(saver, network, data, title, training, start):
     test = data.pairs('test', network.scale)
@@ -134,7 +139,6 @@ def _finish_sr(saver, network, data, title, training, start):
     bicubic = evaluate_sr(lambda lr: upsample(lr, network.scale), test)
     metrics |= dict(bicubic_psnr=bicubic['psnr'], bicubic_ssim=bicubic['ssim'])
     saver(_sr_info(title, data, metrics, training | dict(seconds=round(time.time()-start, 1))))
-    data.table.to_csv(saver.folder/'split.csv', index=False)
     _say(f"test, {metrics['n']} images ({metrics['convention']}): bicubic {bicubic['psnr']:.2f} dB / {bicubic['ssim']:.4f}, "
          f"network {metrics['psnr']:.2f} dB / {metrics['ssim']:.4f}. Saved to {saver.folder}.")
     return metrics
@@ -146,8 +150,9 @@ def _train_in(saver, train, info):
     def save(model, value, epoch): saver(info(value, epoch))
     try: return train(folder=logs, save=save)
     finally:
-        if saver.folder.is_dir():
-            for p in logs.iterdir(): shutil.copyfile(p, saver.folder/p.name)
+        try:
+            for p in logs.iterdir() if saver.saved else (): shutil.copyfile(p, saver.folder/p.name)
+        except OSError as e: _say(f'The logs could not be copied to {saver.folder} ({e.strerror}).')
         shutil.rmtree(logs, ignore_errors=True)
 
 # %% ../nbs/commands.ipynb #c019
@@ -167,7 +172,7 @@ def train_sr_command(
     found = read_sr_folder(data, scale, patch, options)
     torch.manual_seed(options.seed)
     network = MRCNet(scale, recursions, image_channels=found.channels).to(device)
-    saver,title = _Saver(out, network, options.overwrite),f'MRC-Net x{scale}, {"recursive" if recursions > 1 else "single-forward"}'
+    saver,title = _Saver(out, network, options.overwrite, found.table),f'MRC-Net x{scale}, {"recursive" if recursions > 1 else "single-forward"}'
     training = asdict(options) | dict(command=_command(), recipe=repr(recipe), steps=steps, patch=patch)
     def info(value, epoch): return _sr_info(title, found, dict(valid_psnr=value, epoch=epoch), training, 'Training had not finished when this was saved.')
     def train(**kw): return train_sr(network, found.pairs('train', scale), _few(found.pairs('valid', scale)), recipe, options.epochs, steps, patch,
@@ -196,7 +201,7 @@ def distill_command(
     found = read_sr_folder(data, master.scale, patch, options, pd.read_csv(split, dtype=str) if split.exists() else None)
     if found.hash != known.data.get('hash'): _say(f'Note: {data} is not exactly the data of the teacher; its split is followed where files agree.')
     network,title = MRCNet(**(master.config | dict(steps=1))),f'MRC-Net x{master.scale}, distilled'
-    saver = _Saver(out, network, options.overwrite)
+    saver = _Saver(out, network, options.overwrite, found.table)
     training = asdict(options) | dict(command=_command(), teacher=str(teacher), recipe=repr(recipe), steps=steps, patch=patch, phase1=phase1, weight=weight)
     def info(value, epoch): return _sr_info(title, found, dict(valid_psnr=value, epoch=epoch), training, 'Training had not finished when this was saved.')
     def train(folder, save):
@@ -229,6 +234,7 @@ def read_labelled(
     if images.skipped: _say(images.skipped_sentence())
     where = {p:i for i,p in enumerate(table.files)}
     table = table.subset([where[p] for p in images.paths])
+    check_classes(table)
     return LabelledData(table, images.images, images.channels, images.skipped_sentence(), data_hash(table.files, table.root))
 
 # %% ../nbs/commands.ipynb #c025
@@ -273,6 +279,8 @@ def train_diagnosis_command(
     start,device,recipe = time.time(),pick_device(options.device),DIAGNOSIS_RECIPES[options.recipe]
     if batch_size: recipe = type(recipe)(**(asdict(recipe) | dict(batch_size=batch_size)))
     check_output(out, options.overwrite)
+    if inputs.endswith('HR') and images != 'hr': raise DataError(f'{inputs} needs high-resolution files: use --images hr if that is what {data} holds.')
+    if sr and not inputs.endswith('SR'): raise DataError(f'{inputs} has no super-resolution network: leave out --sr {sr}, or choose --inputs LR+SR.')
     found = read_labelled(data, labels, options, MRCNet.min_size*(scale if images == 'hr' else 1))
     parts = split_table(found.table, seed=options.seed)
     torch.manual_seed(options.seed)
@@ -285,24 +293,24 @@ def train_diagnosis_command(
                                       independent_share=independent_share)
     def info(metrics, notes=''):
         return _diagnosis_info(found, parts, model, list(sets['train'].lr.shape[-2:]), classes, training | dict(seconds=round(time.time()-start, 1)), metrics, notes)
-    saver = _Saver(out, model, options.overwrite)
+    saver = _Saver(out, model, options.overwrite, _split_frame(found.table, parts))
     _train_in(saver, lambda **kw: train_diagnosis(model, sets['train'], sets['valid'], recipe, options.epochs, fixed, options.seed, loss=DiagnosisLoss(**(loss or {})), precision=options.precision, **kw),
               lambda value, epoch: info(dict(valid_accuracy=value, epoch=epoch), 'Training had not finished when this was saved.'))
     metrics,_ = evaluate_labelled(model, sets['test'], classes, None if found.table.groups is None else found.table.groups[parts['test']])
     saver(info(metrics))
-    _write_split(found.table, parts, saver.folder/'split.csv')
     _say(_diagnosis_sentence(metrics), f'Saved to {saver.folder}.')
     return metrics
 
 # %% ../nbs/commands.ipynb #c031
-def _write_split(table, parts, path):
+def _split_frame(table, parts):
     frame = table.to_frame()
     frame['split'] = ''
     for name,idx in parts.items(): frame.loc[idx, 'split'] = name
-    frame.to_csv(path, index=False)
+    return frame
 
 def _diagnosis_sentence(m):
-    text = f"test, {m['n']} images: accuracy {m['accuracy']:.3f} (95 % interval {m['accuracy_low']:.3f}–{m['accuracy_high']:.3f}, {m['interval']})"
+    interval = f"95 % interval {m['accuracy_low']:.3f}–{m['accuracy_high']:.3f}, " if m['accuracy_low'] == m['accuracy_low'] else ''
+    text = f"test, {m['n']} images: accuracy {m['accuracy']:.3f} ({interval}{m['interval']})"
     if not m['independent']: text += '; trained as published, so each prediction depends on the other images of its batch of 32'
     if m.get('gate_closed'): text += f"; the gate shut all heads for {m['gate_closed']} images"
     return text + '. Not for diagnostic use.'
@@ -319,8 +327,10 @@ def evaluate_labelled(
     order = torch.randperm(len(y), generator=torch.Generator().manual_seed(0))
     p = predict(model, data.lr[order], classes, None if hr is None else hr[order]).reorder(order.argsort())
     metrics = diagnostic_metrics(y, p.probabilities['ens'], classes)
-    low,high = bootstrap_interval(y, p.probabilities['ens'], groups)
-    metrics |= dict(accuracy_low=low, accuracy_high=high, interval='bootstrap over images' if groups is None else f'bootstrap over {len(set(groups))} groups',
+    n = None if groups is None else len(set(groups))
+    low,high = (float('nan'),)*2 if n == 1 else bootstrap_interval(y, p.probabilities['ens'], groups)
+    how = 'bootstrap over images' if n is None else 'no interval: all images are of one group' if n == 1 else f'bootstrap over {n} groups'
+    metrics |= dict(accuracy_low=low, accuracy_high=high, interval=how,
                     gate_closed=int(p.closed.sum()), independent=is_independent(model),
                     convention='macro averages; ' + ('independent prediction of each image' if is_independent(model) else 'batches of 32 in random order'))
     metrics |= {f'accuracy_{h}':float((v.argmax(1) == y).mean()) for h,v in p.probabilities.items() if h != 'ens'}
@@ -350,7 +360,7 @@ def evaluate_command(
     metrics,tables = (_evaluate_sr_folder if isinstance(network, MRCNet) else _evaluate_diagnosis_folder)(network, info, model, data, labels, split, options)
     if out is not None:
         folder = Path(out); folder.mkdir(parents=True, exist_ok=True); (folder/'.srdiag').touch()
-        (folder/'metrics.json').write_text(json.dumps(metrics, indent=2), encoding='utf-8')
+        (folder/'metrics.json').write_text(json_text(metrics), encoding='utf-8')
         for name,frame in tables.items(): frame.to_csv(folder/name)
         _say(f'Written to {folder}.')
     return metrics
@@ -371,11 +381,14 @@ def _evaluate_sr_folder(network, info, model, data, labels, split, options):
 
 def _evaluate_diagnosis_folder(network, info, model, data, labels, split, options):
     options = RunOptions(**(asdict(options) | dict(size=options.size or info.size, channels='rgb' if network.config['channels'] == 3 else 'grey')))
-    found = read_labelled(data, labels, options)
+    found = read_labelled(data, labels, options, MRCNet.min_size*(network.scale if info.images == 'hr' else 1))
     if found.table.classes != info.classes:
         raise DataError(f'The data has the classes {", ".join(found.table.classes)}, but the model knows {", ".join(info.classes)}.')
     rows = _test_rows(list(found.table.to_frame().file), model, split, found.hash == info.data.get('hash'))
     pairs = LabelledPairs([found.images[i] for i in rows], found.table.labels[rows], network.scale, info.images)
+    if info.lr_size and list(pairs.lr.shape[-2:]) != list(info.lr_size):
+        raise DataError(f'The images of {data} give low-resolution images of {pairs.lr.shape[-2]}×{pairs.lr.shape[-1]} px, but the model was trained on '
+                        f'{info.lr_size[0]}×{info.lr_size[1]}: use --size.')
     groups = None if found.table.groups is None else found.table.groups[rows]
     metrics,p = evaluate_labelled(network, pairs, info.classes, groups)
     _say(_diagnosis_sentence(metrics))
@@ -399,10 +412,12 @@ def predict_command(
     channels = network.config['image_channels' if is_sr else 'channels']
     sr_network = network if is_sr else network.sr_network
     if not is_sr and network.large == 'HR' and images != 'hr': raise DataError(f'The model in {model} reads the true high-resolution image: use --images hr.')
-    found = read_images(find_images(files), channels, options.strict, MRCNet.min_size*(network.scale if images == 'hr' else 1), options.size or (info.size if images == info.images else None))
+    found = read_images(_not_below(find_images(files), out), channels, options.strict, MRCNet.min_size*(network.scale if images == 'hr' else 1), options.size or (info.size if images == info.images else None))
     if found.skipped: _say(found.skipped_sentence())
     frame = _predict_rows(network, info, found, images, is_sr)
-    folder = Path(out); folder.mkdir(parents=True, exist_ok=True); (folder/'.srdiag').touch()
+    folder = Path(out)
+    _forget(folder)
+    folder.mkdir(parents=True, exist_ok=True); (folder/'.srdiag').touch()
     if save_images and sr_network is not None: frame['sr_image'] = _write_sr(sr_network, found, images, folder/'sr', options.overwrite)
     frame.to_csv(folder/'predictions.csv', index=False)
     (folder/'predictions.json').write_text(frame.to_json(orient='records', indent=2, force_ascii=False), encoding='utf-8')
@@ -410,6 +425,18 @@ def predict_command(
     return frame
 
 # %% ../nbs/commands.ipynb #c041
+def _not_below(paths, out): # images that an earlier prediction wrote are not predicted again
+    out = Path(out).resolve()
+    kept = [p for p in paths if out not in p.resolve().parents]
+    if not kept: raise DataError(f'All images lie in the output folder {out}: choose another one.')
+    return kept
+
+def _forget(folder): # remove the enlarged images of an earlier prediction, as its table lists them
+    table = folder/'predictions.csv'
+    names = pd.read_csv(table, dtype=str).get('sr_image', pd.Series(dtype=str)).dropna() if table.is_file() else []
+    for name in names:
+        if Path(name).parent == Path('sr'): (folder/name).unlink(missing_ok=True)
+
 def _small(x, scale, images): return x if images == 'lr' else to_uint8(degrade(as_float(crop_to_multiple(x, scale)), scale))
 
 def _write_sr(network, found, images, folder, overwrite):

@@ -25,7 +25,7 @@ from .diagnosis.network import SREnhancedDiagnosis
 from .diagnosis.training import LabelledPairs, PairAugment, train_diagnosis
 from .evaluation.diagnostic import confusion
 from .evaluation.image_quality import convention
-from .models import ModelInfo, check_output, save_model
+from .models import ModelInfo, check_output, json_text, save_model
 from .report import Report
 from .sr.distillation import distil
 from .sr.inference import super_resolve
@@ -203,7 +203,6 @@ def demo(
 
 # %% ../nbs/demo.ipynb #c027
 def _save(folder, s, seed, nets, models, rows, results):
-    import json
     note = 'Trained for minutes on a part of one image: for demonstration only.'
     facts = dict(data=dict(name='scikit-image immunohistochemistry', blocks='10 train, 2 validation, 4 test'), training=dict(command='srdiag demo', seed=seed, settings=repr(s)), notes=note)
     for name,net in nets.items():
@@ -212,7 +211,7 @@ def _save(folder, s, seed, nets, models, rows, results):
     for name,model in models.items():
         save_model(folder/'models'/name.replace('+', '_'), model, ModelInfo(f'Diagnosis from {name}', images='hr', size=s.tile, lr_size=[s.tile//s.scale]*2, classes=list(CLASSES),
                                                                             metrics=results[name][0], **facts), overwrite=True)
-    (folder/'results.json').write_text(json.dumps(dict(sr=rows, diagnosis={k:m for k,(m,_) in results.items()}), indent=2), encoding='utf-8')
+    (folder/'results.json').write_text(json_text(dict(sr=rows, diagnosis={k:m for k,(m,_) in results.items()})), encoding='utf-8')
 
 def _print_summary(rows, results, folder, start):
     print(f'\nSuper-resolution x2, test blocks ({rows[0]["convention"]}):')

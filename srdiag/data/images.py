@@ -251,8 +251,11 @@ def find_images(
         if not p.exists(): raise DataError(f'{p} does not exist: check the path.')
         found.update(_in_folder(p, recursive) if p.is_dir() else [p])
     if not found:
-        where = 'the list' if many else str(folder_or_files)
+        where = ' or '.join(map(str, folder_or_files)) or 'the list' if many else str(folder_or_files)
         raise DataError(f'There is no image in {where}: looked for files ending in {", ".join(EXTENSIONS)}.')
+    for p in found:
+        try: str(p).encode()
+        except UnicodeEncodeError: raise DataError(f'{str(p).encode(errors="backslashreplace").decode()} has a name that is not UTF-8: rename the file.') from None
     return sorted(found, key=lambda p: p.as_posix())
 
 # %% ../../nbs/data/images.ipynb #c043

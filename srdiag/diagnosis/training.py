@@ -87,6 +87,7 @@ def diagnosis_dataloaders(
 ) -> DataLoaders: # of (lr, y) or (lr, hr, y)
     "Shuffled training batches without a last odd one; validation batches in a fixed random order"
     if len(train) < 2: raise DataError(f'There are only {len(train)} training images: a batch needs at least 2.')
+    if batch_size < 2: raise DataError('Batches of 1 image cannot be normalised in training: use a batch size of at least 2.')
     order = torch.randperm(len(valid), generator=torch.Generator().manual_seed(seed)).tolist()
     loaders = [BatchLoader(train, bs=min(batch_size, len(train)), shuffle=True, drop_last=True),
                BatchLoader(valid, bs=batch_size, shuffle=True, shuffle_fn=lambda indices: order)]
@@ -153,7 +154,9 @@ def recalibrate(
     for part in parts:
         images = train.batch(part.tolist())[:-1]
         model(*[x.to(device).contiguous(memory_format=torch.channels_last) for x in images], independent=independent)
-    for m,value in zip(norms, momenta): m.momentum = value
+    for m,value in zip(norms, momenta):
+        m.momentum = value
+        m.running_var[m.running_var < m.eps] = 1.   # a feature that was silent must not be magnified when it speaks
     return model.eval()
 
 # %% ../../nbs/diagnosis/training.ipynb #c023

@@ -84,7 +84,7 @@ class RecursionDistillation(Callback):
         phase1:float=0.5, # share of the epochs with the distillation loss
     ): self.teacher,self.phase1 = teacher.eval().requires_grad_(False),phase1
 
-    def before_fit(self): self.last_distilled = round(self.phase1*self.n_epoch) - 1
+    def before_fit(self): self.last_distilled = (max(1, round(self.phase1*self.n_epoch)) if self.phase1 > 0 else 0) - 1
 
     def before_batch(self):
         self.learn.loss_func.teacher_features = None

@@ -79,7 +79,7 @@ def fit(
     lr = np.array([recipe.lr*(recipe.sr_factor if groups > 1 and k == 0 else 1) for k in range(groups)])
     with _for_log_files(learn):
         if recipe.schedule == 'one_cycle': learn.fit_one_cycle(epochs, lr_max=lr, div=10, pct_start=0.2, wd=recipe.weight_decay)
-        else: learn.fit(epochs, lr=slice(lr[0], lr[-1]), wd=recipe.weight_decay,
+        else: learn.fit(epochs, lr=slice(float(lr[0]), float(lr[-1])), wd=recipe.weight_decay,
                         cbs=ParamScheduler({'lr':Halving(lr, epochs, recipe.halve_every)}))
     for cb in learn.cbs.filter(lambda cb: isinstance(cb, StopOnNonFinite)):
         if cb.error is not None: raise cb.error
