@@ -35,6 +35,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                  'srdiag.commands._Saver': ('commands.html#_saver', 'srdiag/commands.py'),
                                  'srdiag.commands._Saver.__call__': ('commands.html#_saver.__call__', 'srdiag/commands.py'),
                                  'srdiag.commands._Saver.__init__': ('commands.html#_saver.__init__', 'srdiag/commands.py'),
+                                 'srdiag.commands._check_inputs': ('commands.html#_check_inputs', 'srdiag/commands.py'),
                                  'srdiag.commands._command': ('commands.html#_command', 'srdiag/commands.py'),
                                  'srdiag.commands._diagnosis_info': ('commands.html#_diagnosis_info', 'srdiag/commands.py'),
                                  'srdiag.commands._diagnosis_sentence': ('commands.html#_diagnosis_sentence', 'srdiag/commands.py'),

@@ -259,6 +259,11 @@ def _diagnosis_info(found, parts, model, lr_size, classes, training, metrics, no
     return ModelInfo(title, training['images'], training['size'], lr_size, classes, data, training, metrics, notes)
 
 # %% ../nbs/commands.ipynb #c029
+def _check_inputs(inputs, images, sr, data):
+    if inputs.endswith('HR') and images != 'hr': raise DataError(f'{inputs} needs high-resolution files: use --images hr if that is what {data} holds.')
+    if sr and not inputs.endswith('SR'): raise DataError(f'{inputs} has no super-resolution network: leave out --sr {sr}, or choose --inputs LR+SR.')
+
+# %% ../nbs/commands.ipynb #c031
 def train_diagnosis_command(
     data:str|Path, # a folder with one sub-folder per class, or a CSV
     out:str|Path, # the model folder to make
@@ -279,8 +284,7 @@ def train_diagnosis_command(
     start,device,recipe = time.time(),pick_device(options.device),DIAGNOSIS_RECIPES[options.recipe]
     if batch_size: recipe = type(recipe)(**(asdict(recipe) | dict(batch_size=batch_size)))
     check_output(out, options.overwrite)
-    if inputs.endswith('HR') and images != 'hr': raise DataError(f'{inputs} needs high-resolution files: use --images hr if that is what {data} holds.')
-    if sr and not inputs.endswith('SR'): raise DataError(f'{inputs} has no super-resolution network: leave out --sr {sr}, or choose --inputs LR+SR.')
+    _check_inputs(inputs, images, sr, data)
     found = read_labelled(data, labels, options, MRCNet.min_size*(scale if images == 'hr' else 1))
     parts = split_table(found.table, seed=options.seed)
     torch.manual_seed(options.seed)
@@ -301,7 +305,7 @@ def train_diagnosis_command(
     _say(_diagnosis_sentence(metrics), f'Saved to {saver.folder}.')
     return metrics
 
-# %% ../nbs/commands.ipynb #c031
+# %% ../nbs/commands.ipynb #c033
 def _split_frame(table, parts):
     frame = table.to_frame()
     frame['split'] = ''
@@ -315,7 +319,7 @@ def _diagnosis_sentence(m):
     if m.get('gate_closed'): text += f"; the gate shut all heads for {m['gate_closed']} images"
     return text + '. Not for diagnostic use.'
 
-# %% ../nbs/commands.ipynb #c033
+# %% ../nbs/commands.ipynb #c035
 def evaluate_labelled(
     model:SREnhancedDiagnosis, # trained
     data:LabelledPairs, # without augmentation
@@ -336,7 +340,7 @@ def evaluate_labelled(
     metrics |= {f'accuracy_{h}':float((v.argmax(1) == y).mean()) for h,v in p.probabilities.items() if h != 'ens'}
     return {k:v.item() if isinstance(v, np.generic) else v for k,v in metrics.items()},p
 
-# %% ../nbs/commands.ipynb #c035
+# %% ../nbs/commands.ipynb #c037
 def _test_rows(files, folder, which, same_data):
     split = Path(folder)/'split.csv'
     if which == 'all' or (which == 'auto' and not (same_data and split.exists())): return np.arange(len(files))
@@ -365,7 +369,7 @@ def evaluate_command(
         _say(f'Written to {folder}.')
     return metrics
 
-# %% ../nbs/commands.ipynb #c037
+# %% ../nbs/commands.ipynb #c039
 def _evaluate_sr_folder(network, info, model, data, labels, split, options):
     paths = find_images(data)
     images = read_images(paths, network.config['image_channels'], options.strict, network.scale*network.min_size, options.size or info.size)
@@ -396,7 +400,7 @@ def _evaluate_diagnosis_folder(network, info, model, data, labels, split, option
     matrix = pd.DataFrame(confusion(pairs.labels.numpy(), p.labels, info.classes), index=info.classes, columns=info.classes)
     return metrics,{'predictions.csv':frame.set_index('file'), 'confusion.csv':matrix}
 
-# %% ../nbs/commands.ipynb #c039
+# %% ../nbs/commands.ipynb #c041
 def predict_command(
     model:str|Path, # a model folder, super-resolution or diagnosis
     files:list, # images or folders
@@ -424,7 +428,7 @@ def predict_command(
     _say(f'{len(frame)} images, written to {folder}.' + ('' if is_sr else ' For teaching and research, not for diagnostic use.'))
     return frame
 
-# %% ../nbs/commands.ipynb #c041
+# %% ../nbs/commands.ipynb #c043
 def _not_below(paths, out): # images that an earlier prediction wrote are not predicted again
     out = Path(out).resolve()
     kept = [p for p in paths if out not in p.resolve().parents]

@@ -149,3 +149,11 @@ def test_continuous_integration_runs_make_test():
     script = ROOT/'.ci/run'
     assert script.stat().st_mode & 0o100, '.ci/run is not executable.'
     assert 'make test' in script.read_text(encoding='utf-8').splitlines()[-1]
+
+
+def test_readme_is_what_the_index_notebook_says():
+    "README.md is made from nbs/index.ipynb"
+    import subprocess
+    import sys
+    done = subprocess.run([sys.executable, str(ROOT/'tools'/'readme.py'), '--check'], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
