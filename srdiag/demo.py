@@ -156,7 +156,7 @@ def _diagnosis_section(report, results, sets, thresholds, folder):
     report.figure(figures.accuracy_bars(rows), 'Accuracy on the test blocks with 95 % intervals.', 'Accuracy bars')
     m,p = results['LR+SR']
     report.figure(figures.confusion_figure(confusion(y, p.labels, list(CLASSES)), list(CLASSES), 'LR+SR'), 'Confusion matrix of the framework.', 'Confusion matrix')
-    report.figure(figures.gate_simplex(p.gate, y, list(CLASSES), p.labels), f'Gate weights of the test tiles: how much each head is trusted. The gate shut all heads for {m["gate_closed"]} tiles.', 'Gate weights')
+    report.figure(figures.gate_simplex(p.gate, y, list(CLASSES), p.labels), f'Gate weights of the test tiles: how much each head is trusted. Tiles for which the gate shut all heads: {m["gate_closed"]}.', 'Gate weights')
     log = pd.read_csv(folder/'LR+SR'/'steps.csv')
     report.figure(figures.training_curves(log.rolling(5, min_periods=1).mean(), keys=['loss', 'ce', 'rank', 'sac', 'sar'], x='step'), 'Components of the loss of the framework, weighted as in Eq. (14).', 'Loss components')
 
