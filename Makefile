@@ -38,7 +38,7 @@ $(BIN)/python:
 	@$(PYTHON) -m venv $(VENV)
 
 # Two sentinels: the library alone is enough for the demo; what develops and tests it comes on top.
-$(VENV)/.library: $(INPUTS) | $(BIN)/python
+$(VENV)/.base: $(INPUTS) | $(BIN)/python
 	$(say) 'Installing srdiag (the first time this takes minutes and several GB, most of it PyTorch)'
 	@$(PIP) install -c constraints.txt -e .
 	@touch $@
@@ -46,9 +46,9 @@ $(VENV)/.library: $(INPUTS) | $(BIN)/python
 $(VENV)/.installed: $(INPUTS) | $(BIN)/python
 	$(say) 'Installing srdiag with notebooks and tests (the first time this takes minutes and several GB, most of it PyTorch)'
 	@$(PIP) install -c constraints.txt -e '.[dev]'
-	@touch $(VENV)/.library $@
+	@touch $(VENV)/.base $@
 
-demo: $(VENV)/.library
+demo: $(VENV)/.base
 	$(say) 'Running the demonstration'
 	@$(BIN)/srdiag demo --out runs/demo --overwrite
 
