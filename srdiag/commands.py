@@ -9,7 +9,7 @@ __all__ = ['RunOptions', 'pick_device', 'SRData', 'read_sr_folder', 'train_sr_co
 # %% ../nbs/commands.ipynb #c003
 import sys
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -17,8 +17,8 @@ import pandas as pd
 import torch
 
 from .data.degradation import crop_to_multiple, degrade, upsample
-from .data.images import as_float, data_hash, find_images, read_image, read_images, save_png, to_uint8
-from .data.labelled import check_classes, load_table, split_table
+from .data.images import as_float, data_hash, find_images, read_images, save_png, to_uint8
+from .data.labelled import check_classes, groups_from_names, load_table, split_table
 from .data.pairs import SRPairs
 from .data.splits import grouped_split
 from .diagnosis.branches import stem_for
@@ -26,9 +26,9 @@ from .diagnosis.inference import is_independent, predict
 from .diagnosis.losses import DiagnosisLoss
 from .diagnosis.network import SREnhancedDiagnosis
 from .diagnosis.training import LabelledPairs, PairAugment, train_diagnosis
-from .errors import DataError, ImageError, ModelError, SrdiagError
+from .errors import DataError, ModelError
 from .evaluation.diagnostic import bootstrap_interval, confusion, diagnostic_metrics
-from .models import ModelInfo, check_output, json_text, load_model, read_config, save_model
+from .models import ModelInfo, check_output, json_text, load_model, save_model
 from .sr.distillation import distil
 from .sr.inference import super_resolve
 from .sr.mrcnet import MRCNet
@@ -81,9 +81,9 @@ class SRData:
         files = self.table.file[self.table.split == part].tolist()
         return SRPairs(self.parts[part], scale, names=files)
 
-def _file_groups(files, pattern):
-    from srdiag.data.labelled import _groups_from_names
-    return _groups_from_names(list(files), pattern)
+def _file_names(paths, data): # as split.csv names them: relative to the folder, or just the name if `data` is one image
+    root = Path(data)
+    return [p.relative_to(root).as_posix() if root.is_dir() else p.name for p in paths]
 
 # %% ../nbs/commands.ipynb #c011
 def read_sr_folder(
@@ -97,8 +97,7 @@ def read_sr_folder(
     root,paths = Path(data),find_images(data)
     images = read_images(paths, _wanted_channels(options.channels), options.strict, min_size=max(patch, scale*MRCNet.min_size), size=options.size)
     if images.skipped: _say(images.skipped_sentence())
-    files = [p.relative_to(root).as_posix() if root.is_dir() else p.name for p in images.paths]
-    groups = _file_groups(images.paths, options.group_pattern)
+    files,groups = _file_names(images.paths, data),groups_from_names(images.paths, options.group_pattern)
     if groups is None: groups = np.array(files)
     if split is not None: part = pd.Series(files).map(dict(zip(split.file, split.split))).fillna('unused').to_numpy(str)
     else:
@@ -197,7 +196,7 @@ def distill_command(
     master,known = load_model(teacher, 'sr', device=device)
     if master.config['steps'] < 2: raise ModelError(f'The model in {teacher} is not recursive: train a teacher with --recursions 3 first.')
     split = Path(teacher)/'split.csv'
-    options = RunOptions(**(asdict(options) | dict(channels='rgb' if master.config['image_channels'] == 3 else 'grey')))
+    options = replace(options, channels='rgb' if master.config['image_channels'] == 3 else 'grey')
     found = read_sr_folder(data, master.scale, patch, options, pd.read_csv(split, dtype=str) if split.exists() else None)
     if found.hash != known.data.get('hash'): _say(f'Note: {data} is not exactly the data of the teacher; its split is followed where files agree.')
     network,title = MRCNet(**(master.config | dict(steps=1))),f'MRC-Net x{master.scale}, distilled'
@@ -246,7 +245,8 @@ def _framework(found, classes, scale, inputs, images, sai, sr, mutual, independe
         raise ModelError(f'The super-resolution model in {sr} reads {pretrained.config["image_channels"]} channel(s), but the images have {found.channels}: use --channels.')
     if pretrained is not None and pretrained.config['steps'] > 1: _say(f'Note: {sr} is recursive; the paper uses the distilled single-forward network here.')
     model = SREnhancedDiagnosis(len(classes), scale, inputs, sai, found.channels, stem_for(small), stem_for(large),
-                                pretrained.config if pretrained is not None else None, mutual, independent_share)
+                                pretrained.config if pretrained is not None else None, mutual,
+                                independent_share if sai and '+' in inputs else 0.) # without affinity there is nothing to be independent of
     if pretrained is not None and model.sr_network is not None: model.sr_network.load_state_dict(pretrained.state_dict())
     return model.to(device)
 
@@ -282,19 +282,18 @@ def train_diagnosis_command(
 ) -> dict: # test metrics
     "Train the framework (or a baseline) on labelled images, split 70/15/15 by group, and test it"
     start,device,recipe = time.time(),pick_device(options.device),DIAGNOSIS_RECIPES[options.recipe]
-    if batch_size: recipe = type(recipe)(**(asdict(recipe) | dict(batch_size=batch_size)))
+    if batch_size: recipe = replace(recipe, batch_size=batch_size)
     check_output(out, options.overwrite)
     _check_inputs(inputs, images, sr, data)
     found = read_labelled(data, labels, options, MRCNet.min_size*(scale if images == 'hr' else 1))
     parts = split_table(found.table, seed=options.seed)
     torch.manual_seed(options.seed)
     classes = list(found.table.classes)
-    independent_share = independent_share if sai and '+' in inputs else 0.
     model = _framework(found, classes, scale, inputs, images, sai, sr, mutual, independent_share, device)
     sets = {k:LabelledPairs([found.images[i] for i in idx], found.table.labels[idx], scale, images, PairAugment(options.seed) if k == 'train' else None)
             for k,idx in parts.items()}
     training = asdict(options) | dict(command=_command(), recipe=repr(recipe), sr=str(sr or 'from scratch'), images=images, fixed=fixed, loss=loss or 'as published', mutual=mutual,
-                                      independent_share=independent_share)
+                                      independent_share=model.independent_share)
     def info(metrics, notes=''):
         return _diagnosis_info(found, parts, model, list(sets['train'].lr.shape[-2:]), classes, training | dict(seconds=round(time.time()-start, 1)), metrics, notes)
     saver = _Saver(out, model, options.overwrite, _split_frame(found.table, parts))
@@ -374,8 +373,7 @@ def _evaluate_sr_folder(network, info, model, data, labels, split, options):
     paths = find_images(data)
     images = read_images(paths, network.config['image_channels'], options.strict, network.scale*network.min_size, options.size or info.size)
     if images.skipped: _say(images.skipped_sentence())
-    root = Path(data)
-    files = [p.relative_to(root).as_posix() if root.is_dir() else p.name for p in images.paths]
+    root,files = Path(data),_file_names(images.paths, data)
     rows = _test_rows(files, model, split, data_hash(images.paths, root if root.is_dir() else None) == info.data.get('hash'))
     pairs = SRPairs([images.images[i] for i in rows], network.scale, [files[i] for i in rows])
     metrics,bicubic = evaluate_sr(network, pairs),evaluate_sr(lambda lr: upsample(lr, network.scale), pairs)
@@ -384,7 +382,7 @@ def _evaluate_sr_folder(network, info, model, data, labels, split, options):
     return metrics,dict()
 
 def _evaluate_diagnosis_folder(network, info, model, data, labels, split, options):
-    options = RunOptions(**(asdict(options) | dict(size=options.size or info.size, channels='rgb' if network.config['channels'] == 3 else 'grey')))
+    options = replace(options, size=options.size or info.size, channels='rgb' if network.config['channels'] == 3 else 'grey')
     found = read_labelled(data, labels, options, MRCNet.min_size*(network.scale if info.images == 'hr' else 1))
     if found.table.classes != info.classes:
         raise DataError(f'The data has the classes {", ".join(found.table.classes)}, but the model knows {", ".join(info.classes)}.')

@@ -10,7 +10,6 @@ __all__ = ['PairAugment', 'LabelledPairs', 'diagnosis_dataloaders', 'HeadAccurac
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
 from fastai.data.core import DataLoaders
 from fastai.learner import Learner, Metric
 from fastai.torch_core import set_seed

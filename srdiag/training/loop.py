@@ -16,7 +16,7 @@ from fastai.callback.core import Callback, CancelFitException
 from fastai.callback.fp16 import MixedPrecision
 from fastai.callback.progress import CSVLogger
 from fastai.data.load import DataLoader
-from fastai.learner import Metric, Recorder
+from fastai.learner import Metric
 from torch import nn
 
 from ..errors import TrainingError
