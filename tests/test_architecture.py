@@ -16,7 +16,7 @@ LIB,NBS = ROOT/'srdiag',ROOT/'nbs'
 # Lowest first. A module imports from its own floor and from those below it, never from above; a name stands for a folder, too.
 FLOORS = [
     'errors',
-    'data.degradation evaluation.image_quality evaluation.diagnostic evaluation.cost',
+    'data.degradation evaluation.image_quality evaluation.diagnostic evaluation.cost evaluation.speed',
     'data.images data.splits',
     'data.labelled data.pairs data.samples',
     'sr.layers sr.convlstm sr.rcf sr.mrc sr.mrcnet diagnosis.branches diagnosis.sai diagnosis.gate diagnosis.network diagnosis.losses',
