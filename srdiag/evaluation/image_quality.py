@@ -11,21 +11,23 @@ import torch
 import torch.nn.functional as F
 
 # %% ../../nbs/evaluation/image_quality.ipynb #c010
+_WINDOWS = {'gaussian11': '11x11 Gaussian', 'uniform7': '7x7 uniform'} # name: as it is printed
+
 @dataclass(frozen=True)
 class Convention:
     "How a pair of images is prepared before it is scored; `str` gives the line to print above a table. Raises ValueError"
     colour:str='rgb' # 'rgb': every channel as it is, a single grey one too; 'y_bt601': luma only, see `to_y`
     crop:int=0 # pixels cut from each of the four sides
     quantised:bool=True # clip to 0..1 and round to 256 levels first, as saving the image would
-    window:str='gaussian11' # SSIM window: 11x11 Gaussian, sigma 1.5, valid positions only
+    window:str='gaussian11' # of SSIM: 'gaussian11' (sigma 1.5) or 'uniform7' (sample covariance); valid positions only
 
     def __post_init__(self):
         if self.colour not in ('rgb', 'y_bt601'):
             raise ValueError(f"The colour of a convention is 'rgb' or 'y_bt601', not {self.colour!r}.")
         if self.crop != int(self.crop) or self.crop < 0:
             raise ValueError(f'The crop of a convention is a whole number of pixels from 0 up, not {self.crop!r}.')
-        if self.window != 'gaussian11':
-            raise ValueError(f"The only SSIM window is 'gaussian11', not {self.window!r}.")
+        if self.window not in _WINDOWS:
+            raise ValueError(f"The SSIM window of a convention is 'gaussian11' or 'uniform7', not {self.window!r}.")
 
     def describe(self,
         channels:int=3, # of the images that were scored: 1 prints "grey" instead of "RGB"
@@ -33,7 +35,7 @@ class Convention:
         "The convention as one line of text"
         colour = 'Y of BT.601' if self.colour == 'y_bt601' else 'grey' if channels == 1 else 'RGB'
         crop = f'{self.crop} px border cropped' if self.crop else 'no border cropped'
-        return f"{colour}, {crop}, {'8-bit' if self.quantised else 'not quantised'}, SSIM 11x11 Gaussian"
+        return f"{colour}, {crop}, {'8-bit' if self.quantised else 'not quantised'}, SSIM {_WINDOWS[self.window]}"
 
     def __str__(self): return self.describe()
 
@@ -67,12 +69,20 @@ def _batch(x, name):
     if x.device.type == 'mps': x = x.cpu() # no double precision there
     return (x if x.ndim == 4 else x[None]).double()
 
+def _check_range(x, name, low, high, advice):
+    if not x.numel(): return
+    least, most = x.aminmax() # NaN if one value is
+    if least >= low - 1e-3 and most <= high + 1e-3: return
+    if not torch.isfinite(x).all():
+        raise ValueError(f'{name} has {(~torch.isfinite(x)).sum()} of {x.numel()} values that are NaN or infinite: no score can be computed.')
+    raise ValueError(f'{name} runs from {least:.3g} to {most:.3g}; {advice}.')
+
 def _prepared(sr, hr, convention, smallest=1):
     sr, hr = _batch(sr, 'sr'), _batch(hr, 'hr')
     if sr.shape != hr.shape:
         raise ValueError(f'sr is {tuple(sr.shape)} and hr is {tuple(hr.shape)} (B, C, H, W); both must have the same size.')
-    if hr.numel() and (hr.min() < -1e-3 or hr.max() > 1 + 1e-3):
-        raise ValueError(f'hr runs from {hr.min():.3g} to {hr.max():.3g}; images must lie between 0 and 1.')
+    _check_range(hr, 'hr', 0, 1, 'images must lie between 0 and 1')
+    _check_range(sr, 'sr', -1, 2, 'it must lie between 0 and 1, give or take an overshoot: scale it, or clamp it if that is meant')
     c = convention.crop
     if min(hr.shape[-2:]) - 2*c < smallest:
         raise ValueError(f'The image is {hr.shape[-2]}x{hr.shape[-1]}, but after cropping {c} px per side '
@@ -101,30 +111,48 @@ def _gaussian(size, sigma):
     g = torch.exp(-x**2/(2*sigma**2))
     return (g/g.sum()).tolist()
 
+def _window(
+    name:str, # of `Convention.window`
+) -> tuple[list,float]: # weights in one dimension, summing to 1; what variances are multiplied by
+    "The window of SSIM"
+    return (_gaussian(11, 1.5), 1.) if name == 'gaussian11' else ([1/7]*7, 49/48)
+
 def _blur(x, g):
     "Weighted mean under the window `g` x `g`, at the positions where it fits"
     for d in (-2, -1):
         length = x.shape[d] - len(g) + 1
-        x = sum(w*x.narrow(d, i, length) for i, w in enumerate(g))
+        total = x.narrow(d, 0, length)*g[0]
+        for i, w in enumerate(g[1:], 1): total.add_(x.narrow(d, i, length), alpha=w)
+        x = total
     return x
 
 # %% ../../nbs/evaluation/image_quality.ipynb #c029
+def _ssim_map(
+    x:torch.Tensor, # ...×H×W, float64
+    y:torch.Tensor, # the same shape
+    g:list, # k weights of the window in one dimension
+    factor:float, # of the variances: 1, or n/(n-1) for the sample covariance
+) -> torch.Tensor: # ...×(H-k+1)×(W-k+1)
+    "SSIM in each position where the window fits"
+    c1, c2 = 0.01**2, 0.03**2
+    mx, my = _blur(x, g), _blur(y, g)
+    mxy, squares = mx*my, mx*mx + my*my
+    variances = factor*(_blur(x*x + y*y, g) - squares)
+    cov = factor*(_blur(x*y, g) - mxy)
+    return (2*mxy + c1)*(2*cov + c2)/((squares + c1)*(variances + c2))
+
 def ssim(
     sr:torch.Tensor, # B×C×H×W or C×H×W, float, 0..1
     hr:torch.Tensor, # the same shape, float, 0..1
-    convention:Convention, # see `Convention`; at least 11x11 pixels must remain after cropping
+    convention:Convention, # see `Convention`; the window (11x11 or 7x7 pixels) must fit after cropping
 ) -> torch.Tensor: # B values, float64, 1 for identical images
     "Structural similarity (Wang et al., 2004), mean over valid windows and channels. Raises ValueError as `psnr` does"
-    x, y = _prepared(sr, hr, convention, smallest=11)
-    g, c1, c2 = _gaussian(11, 1.5), 0.01**2, 0.03**2
-    mx, my = _blur(x, g), _blur(y, g)
-    vx = _blur(x*x, g) - mx**2
-    vy = _blur(y*y, g) - my**2
-    cov = _blur(x*y, g) - mx*my
-    similarity = (2*mx*my + c1)*(2*cov + c2)/((mx**2 + my**2 + c1)*(vx + vy + c2))
-    return similarity.flatten(1).mean(1)
+    g, factor = _window(convention.window)
+    x, y = _prepared(sr, hr, convention, smallest=len(g))
+    each = [torch.stack([_ssim_map(a, b, g, factor).mean() for a, b in zip(*channels)]).mean() for channels in zip(x, y)]
+    return torch.stack(each) if each else x.new_zeros(0)
 
-# %% ../../nbs/evaluation/image_quality.ipynb #c041
+# %% ../../nbs/evaluation/image_quality.ipynb #c043
 def error_map(
     sr:torch.Tensor, # C×H×W, float, 0..1
     hr:torch.Tensor, # C×H×W, float, 0..1
