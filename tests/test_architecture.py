@@ -19,7 +19,7 @@ FLOORS = [
     'data.degradation evaluation.image_quality evaluation.diagnostic evaluation.cost evaluation.speed',
     'data.images data.splits',
     'data.labelled data.pairs data.samples',
-    'sr.layers sr.convlstm sr.rcf sr.mrc sr.mrcnet diagnosis.branches diagnosis.sai diagnosis.gate diagnosis.network diagnosis.losses',
+    'sr.layers sr.convlstm sr.rcf sr.mrc sr.mrcnet sr.zoo diagnosis.branches diagnosis.sai diagnosis.gate diagnosis.network diagnosis.losses',
     'models catalogue sr.inference diagnosis.inference figures report',
     'training.loop training.recipes',
     'sr.training sr.distillation diagnosis.training',
