@@ -78,7 +78,7 @@ class FeatureStudent(nn.Module):
 # %% ../../nbs/sr/distillation.ipynb #c017
 class RecursionDistillation(Callback):
     "Algorithm 1 as a callback: imitate a frozen teacher for a share of the epochs, then go on with the images alone"
-    order = 5
+    order = 15 # after `Autocast` has opened its context, so that the teacher computes in the student's precision
     def __init__(self,
         teacher:MRCNet, # trained, recursive; frozen and kept in eval mode
         phase1:float=0.5, # share of the epochs with the distillation loss
@@ -89,8 +89,7 @@ class RecursionDistillation(Callback):
     def before_batch(self):
         self.learn.loss_func.teacher_features = None
         if not self.training or self.epoch > self.last_distilled: return
-        with torch.no_grad(), torch.autocast(self.xb[0].device.type, torch.bfloat16, enabled=torch.is_autocast_enabled(self.xb[0].device.type)):
-            self.learn.loss_func.teacher_features = as_float32(self.teacher.features(*self.xb))
+        with torch.no_grad(): self.learn.loss_func.teacher_features = as_float32(self.teacher.features(*self.xb))
 
     def after_fit(self): self.learn.loss_func.teacher_features = None
 

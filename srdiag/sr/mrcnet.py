@@ -13,7 +13,7 @@ from torch import nn
 
 from ..data.degradation import upsample
 from .convlstm import ConvLSTMCell, GateInput, LSTMState
-from .layers import PixelShuffleUpsampler, ResidualBlock, conv_prelu, initialise_
+from .layers import PixelShuffleUpsampler, ResidualBlock, conv_prelu, in_bands, initialise_
 from .mrc import MRCModule
 
 # %% ../../nbs/sr/mrcnet.ipynb #c005
@@ -43,6 +43,11 @@ class Reconstruction(nn.Module):
     def forward(self, y): # B×n×H×W → B×out×sH×sW, B×n×sH×sW
         f_sr = self.enlarge(y)
         return self.to_image(f_sr), f_sr
+
+    def image(self, y): # B×n×H×W → B×out×sH×sW
+        *before,last = self.enlarge
+        for layer in before: y = layer(y)
+        return in_bands(nn.Sequential(last, *self.to_image), y)
 
 # %% ../../nbs/sr/mrcnet.ipynb #c009
 class MRCFeatures(NamedTuple):
@@ -117,17 +122,18 @@ class MRCNet(nn.Module):
         initialise_(self)
         with torch.no_grad(): self.reconstruction.to_image[-1].weight.mul_(0.1)
 
-    def _image(self, y, lr):
-        residual,f_sr = self.reconstruction(y)
-        return residual + upsample(lr, self.scale, self.skip).to(residual.dtype), f_sr
+    def _skip(self, lr): # B×channels×H×W → B×channels×sH×sW
+        return upsample(lr, self.scale, self.skip)
 
     def features(self, lr) -> MRCFeatures: # B×channels×H×W in [0, 1]
         y,cell,hidden = self.recursion(self.head(lr))[-1]
-        sr,f_sr = self._image(y, lr)
-        return MRCFeatures(sr, f_sr, y, cell, hidden)
+        residual,f_sr = self.reconstruction(y)
+        return MRCFeatures(residual + self._skip(lr), f_sr, y, cell, hidden)
 
     def forward_steps(self, lr): # B×channels×H×W → a list of B×channels×sH×sW, the image of each recursion step
-        return [self._image(y, lr)[0] for y,_,_ in self.recursion(self.head(lr))]
+        skip = self._skip(lr)
+        return [self.reconstruction.image(y) + skip for y,_,_ in self.recursion(self.head(lr))]
 
     def forward(self, lr): # B×channels×H×W → B×channels×sH×sW
-        return self.features(lr).sr
+        y,_,_ = self.recursion(self.head(lr))[-1]
+        return self.reconstruction.image(y) + self._skip(lr)

@@ -30,7 +30,9 @@ class RefinedContextFusion(nn.Module):
     def attention(self, x1): # B×C×H×W → B×HW, each row sums to 1
         return self.key(x1).flatten(1).float().softmax(1)
 
+    def pool(self, x1, x2): # B×C×H×W each → B×C each: GAP(x1), and the mean of x2 where x1 looks
+        return x1.mean((2, 3)), torch.einsum('bp,bcp->bc', self.attention(x1).to(x2.dtype), x2.flatten(2))
+
     def forward(self, x1, x2): # B×C×H×W each → B×C×H×W
-        gate = self.gate(x1.mean((2, 3)))
-        context = torch.einsum('bp,bcp->bc', self.attention(x1).to(x2.dtype), x2.flatten(2))
-        return x1*gate[..., None, None] + self.value(context)[..., None, None]
+        mean,context = self.pool(x1, x2)
+        return torch.addcmul(self.value(context)[..., None, None], x1, self.gate(mean)[..., None, None])
