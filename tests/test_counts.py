@@ -10,7 +10,8 @@ import srdiag
 PUBLISHED = Path(srdiag.__file__).parent/'published'/'counts.csv'
 CLAIMED = {('MRC-Net', 4), ('MRC-Net', 2), ('Stack', 4), ('Framework WCE', 4), ('Framework WCE w/o SAI', 4), ('Framework PCam', 2)}
 CONTRADICTORY = {('Recursive', 4, 'flops'), ('Recursive w/o RCF', 4, 'flops'), ('Recursive w/o LSTM', 4, 'flops'), ('Recursive w/o LSTM', 4, 'parameters')}
-TOLERANCE = 0.02
+PEERS = {(name, scale) for name in ('VDSR', 'CARN', 'EDSR-baseline', 'MWCNN') for scale in (4, 2)} | {('DRCN', 4), ('DRRN', 4), ('SRRFN', 4)}
+TOLERANCE,PEER_TOLERANCE = 0.02,0.03
 
 
 def rows(): return list(csv.DictReader(PUBLISHED.open(encoding='utf-8')))
@@ -42,6 +43,21 @@ def test_every_network_is_written(counted):
 @pytest.mark.parametrize('name, scale', sorted(CLAIMED))
 def test_the_papers_own_networks_cost_what_it_says(name, scale, off):
     for quantity in ('parameters', 'flops'): assert abs(off[name, scale, quantity]) < TOLERANCE
+
+
+@pytest.mark.parametrize('name, scale', sorted(PEERS))
+def test_the_networks_it_compares_with_cost_what_it_says(name, scale, off):
+    for quantity in ('parameters', 'flops'): assert abs(off[name, scale, quantity]) < PEER_TOLERANCE
+
+
+def test_every_row_of_the_tables_is_tested():
+    assert {(r['name'], int(r['scale'])) for r in rows()} == CLAIMED | PEERS | {(name, scale) for name,scale,_ in CONTRADICTORY}
+
+
+def test_published_rows_are_those_of_the_tables():
+    printed = {r['name']:r for r in rows() if r['scale'] == '4'}
+    assert (float(printed['MWCNN']['flops']), float(printed['DRCN']['flops']), float(printed['SRRFN']['parameters'])) == (5.43e11, 5.57e12, 4.21e6)
+    assert {r['input_size'] for r in rows() if r['scale'] == '4'} == {'128'} and {r['input_size'] for r in rows() if r['scale'] == '2'} == {'96'}
 
 
 @pytest.mark.parametrize('name', ['Recursive', 'Recursive w/o RCF'])

@@ -343,51 +343,54 @@ class MWCNN(SRNetwork):
         for stage in self.up: x = stage(inverse_haar(x) + kept.pop())
         return big + x[..., :h, :w]
 
-# %% ../../nbs/sr/zoo.ipynb #c060
+# %% ../../nbs/sr/zoo.ipynb #c062
 class Fractal(nn.Module):
-    "Self-similar residual module: parts in a row, a 3×3 convolution, and the input added [42]"
+    "Self-similar residual module: parts in a row, a 3×3 convolution, and usually the input added [42]"
     def __init__(self,
         channels:int, # features in and out
-        counts:tuple, # parts per level from the smallest up: (10, 5) is five parts of ten residual blocks each
+        counts:list, # parts per level from the smallest up: [10, 5] is five parts of ten residual blocks each
+        skip:bool=True, # add the input; False at the outermost level, where the recursion adds the first features
     ):
         super().__init__()
         *inner,n = counts
+        self.skip = skip
         def part(): return Fractal(channels, inner) if inner else PlainResidual(channels)
         self.body = nn.Sequential(*[part() for _ in range(n)], conv3(channels, channels))
 
     def forward(self, x): # B×n×H×W → B×n×H×W
-        return x + self.body(x)
+        return x + self.body(x) if self.skip else self.body(x)
 
-# %% ../../nbs/sr/zoo.ipynb #c062
+# %% ../../nbs/sr/zoo.ipynb #c064
 class SRRFN(EnlargeLast):
     "A fractal module used `recursions` times at low resolution [42]"
     def __init__(self,
         scale:int=4, # 2 or 4
         image_channels:int=3, # 3 for RGB, 1 for grey
         channels:int=64, # features of each layer
-        counts:tuple=(10, 5), # parts of the fractal per level, from the smallest up
+        counts:list=(10, 5), # parts of the fractal per level, from the smallest up
         recursions:int=4, # uses of the fractal module
         skip:bool=True, # add the enlarged image to the output; False: as published
     ):
         arguments,depth = locals(),2
         for n in counts: depth = n*depth + 1
         super().__init__(arguments, recursions*depth)
-        self.fractal = Fractal(channels, tuple(counts))
+        self.config['counts'] = list(counts) # as JSON gives it back
+        self.fractal = Fractal(channels, counts, skip=False)
         ends = [m.conv2 if isinstance(m, PlainResidual) else m.body[-1] for m in self.modules() if isinstance(m, (PlainResidual, Fractal))]
         start_(self, self.to_image, ends)
 
     def body(self, x): # B×n×H×W → B×n×H×W
         first = x
-        for _ in range(self.config['recursions']): x = first + self.fractal.body(x)
+        for _ in range(self.config['recursions']): x = first + self.fractal(x)
         return x
 
-# %% ../../nbs/sr/zoo.ipynb #c065
+# %% ../../nbs/sr/zoo.ipynb #c067
 ARCHITECTURES = { # the key that a model folder stores → the class that it rebuilds
     'bicubic': Bicubic, 'srcnn': SRCNN, 'vdsr': VDSR, 'drcn': DRCN, 'drrn': DRRN, 'edsr': EDSR, 'carn': CARN, 'mwcnn': MWCNN,
     'srrfn': SRRFN, 'mrcnet': MRCNet,
 }
 
-# %% ../../nbs/sr/zoo.ipynb #c067
+# %% ../../nbs/sr/zoo.ipynb #c069
 def architecture_of(
     network:nn.Module, # a network of the zoo, or an MRCNet
 ) -> str: # its key in ARCHITECTURES
@@ -396,7 +399,7 @@ def architecture_of(
         if type(network) is cls: return key
     raise ModelError(f'{type(network).__name__} is not an architecture of srdiag: it has {", ".join(ARCHITECTURES)}.')
 
-# %% ../../nbs/sr/zoo.ipynb #c069
+# %% ../../nbs/sr/zoo.ipynb #c071
 @dataclass(frozen=True)
 class Entry:
     "One row of the list of models, for both scales"
@@ -425,27 +428,27 @@ MODELS = { # name without scale → entry, in the order of the tables
 }
 SCALES = (2, 4) # every model has them: its name ends in _x2 or _x4
 
-# %% ../../nbs/sr/zoo.ipynb #c071
+# %% ../../nbs/sr/zoo.ipynb #c073
 def list_models(
     pattern:str='*', # with wildcards as for file names, e.g. 'mrcnet*_x4'
 ) -> list[str]: # sorted
     "The names that `create_model` knows"
     return sorted(fnmatch.filter([f'{base}_x{s}' for base in MODELS for s in SCALES], pattern))
 
-# %% ../../nbs/sr/zoo.ipynb #c074
+# %% ../../nbs/sr/zoo.ipynb #c076
 def entry_of(
     name:str, # e.g. 'edsr_baseline_x4'
 ) -> tuple[Entry, int]: # its entry and its scale
     "Look a model up; ModelError for an unknown name, a missing scale or one that the model lacks"
     base,_,tail = name.rpartition('_x')
-    if base in MODELS and tail.isdigit() and int(tail) in SCALES: return MODELS[base],int(tail)
+    if base in MODELS and tail in map(str, SCALES): return MODELS[base],int(tail)
     both = ' and '.join(map(str, SCALES))
     if base in MODELS: raise ModelError(f'{base} has the scales {both}, not {tail}: choose {" or ".join(list_models(f"{base}_x*"))}.')
     if name in MODELS: raise ModelError(f'{name} has the scales {both}: choose {" or ".join(list_models(f"{name}_x*"))}.')
     close = difflib.get_close_matches(name, list_models(), n=1)
-    raise ModelError(f'There is no model {name}.{f" Did you mean {close[0]}?" if close else ""} The models are {", ".join(list_models())}.')
+    raise ModelError(f'There is no model {name!r}.{f" Did you mean {close[0]}?" if close else ""} The models are {", ".join(list_models())}.')
 
-# %% ../../nbs/sr/zoo.ipynb #c076
+# %% ../../nbs/sr/zoo.ipynb #c078
 def create_model(
     name:str, # e.g. 'mrcnet_x4', 'edsr_baseline_x2'; see `list_models`
     image_channels:int=3, # 3 for RGB, 1 for grey
@@ -460,7 +463,7 @@ def create_model(
     if wrong: raise ModelError(f'{name} has no setting {", ".join(wrong)}: it has {", ".join(known) or "none"}.')
     return cls(scale=scale, image_channels=image_channels, **(entry.config | config))
 
-# %% ../../nbs/sr/zoo.ipynb #c081
+# %% ../../nbs/sr/zoo.ipynb #c083
 def mrcnet_reach(
     network:MRCNet, # of any configuration
 ) -> int|None: # low-resolution px, rounded up; None: the whole image
@@ -474,7 +477,7 @@ def mrcnet_reach(
     gates = 4 # trunk and gates, 3×3 convolutions in a row
     return 6 + c['steps']*(gates + c['modules']*fine) + 5 # head, steps, reconstruction
 
-# %% ../../nbs/sr/zoo.ipynb #c083
+# %% ../../nbs/sr/zoo.ipynb #c085
 @dataclass(frozen=True)
 class Traits:
     "What one needs to know in order to use a network"
@@ -495,7 +498,7 @@ def traits(
     reach = mrcnet_reach(network)
     return Traits(key, *common, reach is None, reach, 2)
 
-# %% ../../nbs/sr/zoo.ipynb #c085
+# %% ../../nbs/sr/zoo.ipynb #c087
 @dataclass(frozen=True)
 class Description(Traits):
     "The traits of a model, and where it comes from"
