@@ -18,7 +18,7 @@ FLOORS = [
     'errors',
     'data.degradation evaluation.image_quality evaluation.diagnostic evaluation.cost evaluation.speed',
     'data.images data.splits',
-    'data.labelled data.pairs data.samples data.slides',
+    'data.labelled data.pairs data.samples data.slides data.builders',
     'sr.layers sr.convlstm sr.rcf sr.mrc sr.mrcnet sr.zoo diagnosis.branches diagnosis.sai diagnosis.gate diagnosis.network diagnosis.losses',
     'models catalogue sr.inference diagnosis.inference figures report',
     'training.loop training.recipes',
