@@ -58,7 +58,7 @@ def is_independent(
     return model.independent_share > 0 or not model.config['sai'] or '+' not in model.config['inputs']
 
 # %% ../../nbs/diagnosis/inference.ipynb #c011
-@torch.inference_mode()
+@torch.no_grad()
 def predict(
     model:SREnhancedDiagnosis, # trained; used in eval mode
     lr:torch.Tensor, # N×C×h×w, uint8 or float in [0, 1]

@@ -122,6 +122,16 @@ class MRCNet(nn.Module):
         initialise_(self)
         with torch.no_grad(): self.reconstruction.to_image[-1].weight.mul_(0.1)
 
+    @classmethod
+    def from_pretrained(cls,
+        name:str, # see srdiag.weights.list_pretrained, e.g. 'histology_x2'
+    ) -> 'MRCNet': # in eval mode
+        "A trained network that comes with the package; ModelError lists the known ones"
+        from srdiag.weights import load_weights, pretrained_folder, read_config # safetensors is needed here alone
+        folder = pretrained_folder(name)
+        config = read_config(folder)
+        return load_weights(folder, cls(**config['network']), config['weights_sha256']).eval()
+
     def _skip(self, lr): # B×channels×H×W → B×channels×sH×sW
         return upsample(lr, self.scale, self.skip)
 
