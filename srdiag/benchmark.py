@@ -4,10 +4,11 @@
 
 # %% auto #0
 __all__ = ['TRAININGS', 'BICUBIC', 'SCRATCH', 'DOUBLE', 'STUDENT', 'RECURSIVE', 'CARN', 'EDSR', 'PRESETS', 'BUDGETS',
-           'REFERENCES', 'LIMITS', 'NOT_COMPARABLE', 'Entry', 'parse_entry', 'entries_of', 'with_teachers', 'Budget',
-           'budget_of', 'Store', 'entry_from', 'working', 'build', 'train_entry', 'steps_of', 'score_images', 'Job',
-           'do_run', 'session_now', 'run_all', 'measure_speed', 'ensure_speed', 'results_table', 'summary_table',
-           'paired_gain', 'gains_table', 'published_sr', 'markdown_table', 'draw', 'report', 'benchmark_sr']
+           'REFERENCES', 'LIMITS', 'FEW_GROUPS', 'NOT_COMPARABLE', 'Entry', 'parse_entry', 'entries_of',
+           'with_teachers', 'Budget', 'budget_of', 'Store', 'entry_from', 'working', 'build', 'train_entry', 'steps_of',
+           'score_images', 'Job', 'do_run', 'session_now', 'run_all', 'measure_speed', 'ensure_speed', 'results_table',
+           'summary_table', 'paired_gain', 'gains_table', 'published_sr', 'markdown_table', 'draw', 'report',
+           'benchmark_sr']
 
 # %% ../nbs/benchmark.ipynb #c004
 import json
@@ -231,7 +232,9 @@ def working(
     try:
         yield folder
         os.chmod(folder, 0o777 & ~_umask())
-        folder.rename(final)
+        try: folder.rename(final)
+        except OSError:
+            if not store.done(entry, seed): raise # else another process was faster, and its result is kept
     finally: shutil.rmtree(folder, ignore_errors=True)
 
 # %% ../nbs/benchmark.ipynb #c026
@@ -313,12 +316,12 @@ class Job:
     def fixed(self) -> dict: # what must not change within one store
         budget = {k:v for k,v in asdict(self.budget).items() if k not in ('seeds', 'rounds')}
         split = self.data.table.split.value_counts()
-        return dict(scale=self.scale, data=self.data.hash, **{f'{k} images':int(split[k]) for k in ('train', 'valid', 'test')}, channels=self.data.channels, **budget,
+        return dict(scale=self.scale, **{'data hash':self.data.hash}, **{f'{k} images':int(split[k]) for k in ('train', 'valid', 'test')}, channels=self.data.channels, **budget,
                     precision=self.precision, device=self.device.type, srdiag=version('srdiag'))
 
     def about(self) -> dict: # for the reader
         of = lambda part: self.data.table[self.data.table.split == part]
-        return dict(data=self.data.root.name, skipped=self.data.skipped or 'none', groups={k:int(of(k).group.nunique()) for k in ('train', 'valid', 'test')},
+        return dict(data='/'.join(self.data.root.resolve().parts[-2:]), skipped=self.data.skipped or 'none', groups={k:int(of(k).group.nunique()) for k in ('train', 'valid', 'test')},
                     images={k:len(of(k)) for k in ('train', 'valid', 'test')}, convention=convention(self.scale).describe(self.data.channels), panel=self.pairs['test'].names[self.panel])
 
 # %% ../nbs/benchmark.ipynb #c034
@@ -383,6 +386,7 @@ def run_all(
     only_seed:int|None=None, # leave the other seeds
 ) -> int: # runs that were done now
     "Every entry with every seed, skipping what is complete"
+    only = only and only.replace(':', '-')
     if only is not None and only not in [e.key for e in entries]: raise DataError(f'{only!r} is not an entry of this benchmark: choose one of {", ".join(e.key for e in entries)}.')
     done = 0
     for seed in range(job.budget.seeds) if only_seed is None else [only_seed]:
@@ -463,24 +467,25 @@ def paired_gain(
 # %% ../nbs/benchmark.ipynb #c049
 REFERENCES = ('mrcnet', 'edsr_baseline')
 
-def _image_scores(store, entry, seeds): # DataFrame file, group, psnr averaged over seeds
+def _image_scores(store, entry, seeds): # seeds×N PSNR, and N groups
     tables = [pd.DataFrame(store.metrics(entry, k)['images']) for k in seeds]
-    return tables[0].assign(psnr=np.mean([t.psnr for t in tables], axis=0))
+    return np.stack([t.psnr for t in tables]),tables[0].group
 
 def gains_table(
     store:Store, # of a benchmark
     references=REFERENCES, # keys of the entries to compare with, those that are there
-) -> pd.DataFrame: # label, against, gain in dB, low, high, seeds, groups
+) -> pd.DataFrame: # label, against, gain in dB, low, high, sd over seeds, seeds, groups
     "Paired differences in PSNR against the reference entries"
     rows,entries = [],store.entries()
     for ref in (e for e in entries if e.key in references):
         for e in entries:
             seeds = sorted({*store.seeds(e)} & {*store.seeds(ref)})
             if e == ref or not seeds: continue
-            a,b = _image_scores(store, ref, seeds),_image_scores(store, e, seeds)
-            gain,low,high = paired_gain(a.psnr, b.psnr, a.group)
-            rows.append(dict(label=e.label, against=ref.label, gain=gain, low=low, high=high, seeds=len(seeds), groups=a.group.nunique()))
-    return pd.DataFrame(rows, columns=['label', 'against', 'gain', 'low', 'high', 'seeds', 'groups'])
+            (a,groups),(b,_) = _image_scores(store, ref, seeds),_image_scores(store, e, seeds)
+            gain,low,high = paired_gain(a.mean(0), b.mean(0), groups)
+            sd = (b-a).mean(1).std(ddof=1) if len(seeds) > 1 else math.nan
+            rows.append(dict(label=e.label, against=ref.label, gain=gain, low=low, high=high, sd=sd, seeds=len(seeds), groups=groups.nunique()))
+    return pd.DataFrame(rows, columns=['label', 'against', 'gain', 'low', 'high', 'sd', 'seeds', 'groups'])
 
 # %% ../nbs/benchmark.ipynb #c051
 def published_sr(
@@ -515,8 +520,8 @@ def _main_table(summary):
     return markdown_table(header, rows)
 
 def _gain_rows(gains):
-    return markdown_table(['network', 'against', '>gain in dB', '>95 % interval', '>seeds', '>test groups'],
-                          [[r.label, r.against, f'{r.gain:+.3f}', '–' if math.isnan(r.low) else f'{r.low:+.3f} to {r.high:+.3f}', r.seeds, r.groups] for r in gains.itertuples()])
+    return markdown_table(['network', 'against', '>gain in dB', '>95 % interval', '>± over seeds', '>seeds', '>test groups'],
+                          [[r.label, r.against, f'{r.gain:+.3f}', '–' if math.isnan(r.low) else f'{r.low:+.3f} to {r.high:+.3f}', _number(r.sd), r.seeds, r.groups] for r in gains.itertuples()])
 
 # %% ../nbs/benchmark.ipynb #c056
 def _published_table(summary, scale):
@@ -549,8 +554,9 @@ def draw(
     return drawn
 
 # %% ../nbs/benchmark.ipynb #c060
-LIMITS = '''PSNR and SSIM are means over test images, ± the standard deviation over seeds. Intervals are a bootstrap over test groups of paired differences, seeds averaged image by image: they speak of other patients, for these trainings.
-A distilled network has also used its teacher's steps (in brackets); "Scratch, double" has had as many. A short budget ranks networks by how fast they learn; the learning curves show whether they had finished.'''
+LIMITS = '''PSNR and SSIM are means over test images, ± the standard deviation over seeds. Intervals are a bootstrap over test groups of paired differences, seeds averaged image by image: they speak of other patients, for these trainings. A gain smaller than its spread over seeds is no gain; with one seed that
+spread is not known. A distilled network has also used its teacher's steps (in brackets); "Scratch, double" has had as many. A short budget ranks networks by how fast they learn, which favours those that start from the bicubic image; the learning curves show whether they had finished.'''
+FEW_GROUPS = 'The test images are of {} groups: fewer than ten make a bootstrap interval too narrow.'
 NOT_COMPARABLE = '''The printed PSNR, SSIM and memory are of other images, a longer training and another machine. **They cannot be compared with ours**, and no difference between the two says anything about a network. Parameters and FLOPs are counts and should agree.'''
 
 def report(
@@ -584,7 +590,7 @@ def _readme(head, speed, summary, gains, drawn, missing):
     if missing: parts.append(f'**Not complete yet:** {"; ".join(missing)}.')
     timed = f'{speed["setup"]}, {speed["side"]}×{speed["side"]} px, median and quartiles, in turns' if speed else 'not measured yet'
     parts += [f'## Results\n\n{a["convention"]}; {a["images"]["test"]} images. Latency and memory: {timed}.', _main_table(summary), LIMITS]
-    if len(gains): parts += ['## Paired differences in PSNR', _gain_rows(gains)]
+    if len(gains): parts += ['## Paired differences in PSNR', _gain_rows(gains)] + ([FEW_GROUPS.format(a['groups']['test'])] if 1 < a['groups']['test'] < 10 else [])
     parts += ['## Beside the paper', NOT_COMPARABLE, _published_table(summary, f['scale'])]
     parts += [f'![{words[k]}]({k}.png)\n\n*{words[k]}.*' for k in drawn]
     parts.append(f'## How it was made\n\n`{last["command"]}`, {last["date"]}; {last["machine"]}; Python {last["python"]}, torch {last["torch"]}, srdiag {last["srdiag"]}. Everything is in run.json, every run in runs/.')

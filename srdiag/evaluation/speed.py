@@ -7,6 +7,7 @@ __all__ = ['Setup', 'forward_call', 'Latency', 'compare_latency', 'latency', 'pe
 
 # %% ../../nbs/evaluation/speed.ipynb #c003
 import json
+import os
 import subprocess
 import sys
 import time
@@ -142,7 +143,8 @@ def peak_memory(
 ) -> int|None: # bytes; None where the system does not tell (CPU under Windows)
     "Growth of memory during one forward pass, in a fresh process. Raises RuntimeError if the network does not run there"
     task = json.dumps(dict(builder=builder, options=options, shape=list(shape), setup=asdict(setup)))
-    done = subprocess.run([sys.executable, '-m', 'srdiag.evaluation.speed'], input=task, capture_output=True, text=True)
+    give_back = dict(MALLOC_MMAP_THRESHOLD_='131072', MALLOC_TRIM_THRESHOLD_='131072') # glibc: return freed tensors at once
+    done = subprocess.run([sys.executable, '-m', 'srdiag.evaluation.speed'], input=task, capture_output=True, text=True, env=os.environ | give_back)
     if done.returncode: raise RuntimeError(f"Memory could not be measured: {(done.stderr.strip() or 'the process ended without a word').splitlines()[-1]}")
     return json.loads(done.stdout.strip().splitlines()[-1])
 
