@@ -18,7 +18,7 @@ setup(
     author=cfg['author'], author_email=cfg['author_email'], license=cfg['license'], keywords=cfg['keywords'].split(),
     classifiers=['Programming Language :: Python :: 3', 'Intended Audience :: Education', 'Intended Audience :: Science/Research',
                  'Topic :: Scientific/Engineering :: Medical Science Apps.'],
-    packages=find_packages(include=['srdiag', 'srdiag.*']), package_data={'srdiag': ['**/*.csv', '**/*.mplstyle', '**/*.html']},
+    packages=find_packages(include=['srdiag', 'srdiag.*']), package_data={'srdiag': ['**/*.csv', '**/*.mplstyle', '**/*.html', 'pretrained/*/*']},
     python_requires='>='+cfg['min_python'], install_requires=lines('requirements'),
     extras_require={'notebooks': lines('notebooks_requirements'), 'dev': lines('dev_requirements')},
     entry_points={'console_scripts': lines('console_scripts'), 'nbdev': ['srdiag=srdiag._modidx:d']})

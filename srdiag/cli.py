@@ -8,6 +8,7 @@ __all__ = ['parser', 'main']
 # %% ../nbs/cli.ipynb #c003
 import argparse
 import json
+import os
 import sys
 import warnings
 from pathlib import Path
@@ -59,8 +60,9 @@ def _share(text):
 
 # %% ../nbs/cli.ipynb #c009
 def _add_sr(add):
-    p = add('train-sr', 'train a super-resolution network (MRC-Net) on a folder of images')
+    p = add('train-sr', 'train a super-resolution network (MRC-Net, or another by --model) on a folder of images')
     _io(p, 'folder with high-resolution images of any size, or one image')
+    p.add_argument('--model', default='mrcnet', metavar='NAME', help='network by its name in the zoo, without the scale: mrcnet, edsr_baseline, carn, vdsr, ...')
     p.add_argument('--scale', type=int, default=4, choices=[2, 4], help='enlargement of height and width')
     p.add_argument('--recursions', type=_positive, default=1, metavar='T', help='1: single-forward network; 3: recursive teacher for distill')
     p.add_argument('--supervise-steps', action='store_true', help='compare the image of every recursion with the truth, not only the last')
@@ -84,7 +86,7 @@ def _add_diagnosis(add):
     p = add('train-diagnosis', 'train the diagnosis framework, or a baseline, on labelled images')
     _io(p, _LABELLED)
     p.add_argument('--labels', type=Path, metavar='CSV', help='table whose files are relative to --data')
-    p.add_argument('--sr', type=Path, metavar='FOLDER', help='model folder of an MRC-Net (Pretrain); default: start it from scratch')
+    p.add_argument('--sr', type=Path, metavar='FOLDER', help='model folder of an MRC-Net, or the name of one that comes with the package (Pretrain); default: start it from scratch')
     p.add_argument('--fixed', action='store_true', help='keep MRC-Net as it is (Pretrain + Fixed); default: fine-tune it at 0.01 times the rate')
     p.add_argument('--scale', type=int, default=4, choices=[2, 4], help='enlargement by the super-resolution network')
     p.add_argument('--images', default='lr', choices=['lr', 'hr'], help='what the files are: lr, read as they are; hr, reduced by the scale first')
@@ -103,7 +105,7 @@ def _add_diagnosis(add):
 # %% ../nbs/cli.ipynb #c013
 def _add_using(add):
     p = add('evaluate', 'test a model folder on images')
-    p.add_argument('--model', required=True, type=Path, metavar='FOLDER', help='model folder')
+    p.add_argument('--model', required=True, type=Path, metavar='FOLDER', help='model folder, or the name of a network that comes with the package: histology_x2, endoscopy_x4')
     p.add_argument('--data', required=True, type=Path, metavar='PATH', help='images; for a diagnosis model: ' + _LABELLED)
     p.add_argument('--labels', type=Path, metavar='CSV', help='table whose files are relative to --data')
     p.add_argument('--out', type=Path, metavar='FOLDER', help='where metrics.json, predictions.csv and confusion.csv go; default: only printed')
@@ -111,7 +113,7 @@ def _add_using(add):
     _reading(p); _running(p)
     p = add('predict', 'super-resolve images and, with a diagnosis model, predict their class. Not for diagnostic use')
     p.add_argument('files', nargs='+', type=Path, metavar='PATH', help='images or folders')
-    p.add_argument('--model', required=True, type=Path, metavar='FOLDER', help='model folder')
+    p.add_argument('--model', required=True, type=Path, metavar='FOLDER', help='model folder, or the name of a network that comes with the package: histology_x2, endoscopy_x4')
     p.add_argument('--out', required=True, type=Path, metavar='FOLDER', help='where predictions.csv, predictions.json and sr/*.png go')
     p.add_argument('--images', default='lr', choices=['lr', 'hr'], help='what the files are: lr, read as they are; hr, reduced by the scale first')
     p.add_argument('--no-images', action='store_true', help='do not write the super-resolved images')
@@ -194,7 +196,7 @@ def _options(a):
 
 def _run_train_sr(a):
     from srdiag.commands import train_sr_command
-    train_sr_command(a.data, a.out, a.scale, a.recursions, a.steps, a.patch, a.supervise_steps, _options(a))
+    train_sr_command(a.data, a.out, a.scale, a.recursions, a.steps, a.patch, a.supervise_steps, _options(a), a.model)
 
 def _run_distill(a):
     from srdiag.commands import distill_command
@@ -261,6 +263,7 @@ def main(
 ) -> int: # 0, 2 for a mistake that the user can put right, 130 when interrupted
     "The entry point of `srdiag`"
     args = parser().parse_args(argv)
+    os.environ.setdefault('THP_MEM_ALLOC_ENABLE', '1') # PyTorch on Linux: large blocks in large pages, a third off each layer of an enlarged image
     if not sys.warnoptions: warnings.filterwarnings('ignore', category=FutureWarning) # of fastai's own imports; python -W default shows them
     try: globals()['_run_' + args.command.replace('-', '_')](args)
     except SrdiagError as e:

@@ -26,7 +26,7 @@ from torch import nn
 from .diagnosis.network import SREnhancedDiagnosis
 from .errors import ModelError
 from .sr.zoo import ARCHITECTURES, architecture_of
-from .weights import load_weights, read_config
+from .weights import load_weights, model_folder, read_config
 
 # %% ../nbs/models.ipynb #c005
 @dataclass
@@ -158,13 +158,14 @@ def _build(config): # the network that config.json describes, with fresh weights
 
 # %% ../nbs/models.ipynb #c020
 def load_model(
-    folder:str|Path, # a model folder
+    folder:str|Path, # a model folder, or the name of a network of the package, e.g. 'histology_x2'
     kind:str|None=None, # 'sr' or 'diagnosis'; None: either
     scale:int|None=None, # the scale that is needed; None: any
     device:str|torch.device='cpu', # where to put it
 ) -> tuple[nn.Module, ModelInfo]: # the network in eval mode, and what is known about it
     "Rebuild a network from its folder, strictly; nothing in the folder is executed. ModelError says what does not fit"
-    folder,config = Path(folder),read_config(folder)
+    folder = model_folder(folder)
+    config = read_config(folder)
     if kind and config['kind'] != kind:
         raise ModelError(f'{folder} holds a model for {config["kind"]}, but one for {kind} is needed.')
     if scale and config['network'].get('scale') != scale:

@@ -6,6 +6,8 @@
 __all__ = ['SRPairs', 'PatchSampler']
 
 # %% ../../nbs/data/pairs.ipynb #c003
+import copy
+
 import torch
 from torch.utils.data import Dataset,get_worker_info
 
@@ -43,6 +45,14 @@ class SRPairs(Dataset):
     ) -> tuple[torch.Tensor,torch.Tensor]: # lr C×h×w and hr C×h·scale×w·scale, float in [0, 1]
         "The whole pair number `i`"
         return as_float(self.lr[i]), as_float(self.hr[i])
+
+    def few(self,
+        n:int, # how many at most, 1 or more
+    ) -> 'SRPairs': # shares its images with this one
+        "At most `n` of the pairs, spread evenly over their order; nothing is reduced again"
+        keep,some = sorted({round(i*(len(self) - 1)/max(1, n - 1)) for i in range(n)}) if n < len(self) else range(len(self)), copy.copy(self)
+        some.names,some.hr,some.lr = ([of[i] for i in keep] for of in (self.names, self.hr, self.lr))
+        return some
 
 # %% ../../nbs/data/pairs.ipynb #c011
 def _shrink(
