@@ -151,7 +151,7 @@ def _add_build(add):
         q = kinds.add_parser(name, help=text, description=text[0].upper() + text[1:] + '.', formatter_class=_Formatter)
         _io(q, data, 'data set to make: train and test, manifest.csv and README.md')
         q.add_argument(f'--{side}', type=_positive, default=default, metavar='PX', help='side of a high-resolution image')
-        q.add_argument('--scale', type=_positive, default=scale, help='how many times smaller the low-resolution image is')
+        q.add_argument('--scale', type=_positive, default=scale, metavar='N', help='how many times smaller the low-resolution image is')
         q.add_argument('--test-fraction', type=_share, default=fraction, metavar='SHARE', help='of the pairs that go into the test part, by whole groups')
         q.add_argument('--group-pattern', default='auto', metavar='REGEX', help="groups (patients, videos) by file name: 'auto' is the part before a double underscore, "
                        "else each file; 'none', or a regular expression with one pair of parentheses")

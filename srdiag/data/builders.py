@@ -64,7 +64,7 @@ def _group_names(
     source:Path, # the folder they are in, or the file itself
     pattern:str, # see `srdiag.data.labelled.groups_from_names`
 ) -> tuple[list[str],bool]: # a clean name for each file; are they groups, or is each file its own?
-    "Groups by file name; DataError if the pattern fails or there are fewer than two"
+    "Groups by file name; DataError if the pattern is wrong or there are fewer than two groups"
     found = groups_from_names(files, pattern)
     relative = [p.relative_to(source) if source.is_dir() else Path(p.name) for p in files]
     names = ['-'.join(p.with_suffix('').parts) for p in relative] if found is None else found
@@ -72,6 +72,14 @@ def _group_names(
     if len(set(groups)) < 2:
         raise DataError(f'All of {source} is one group, {groups[0]}: training and test need a group each. Add images, or change the group pattern.')
     return groups, found is not None
+
+def _rest_of(
+    path:Path, # what is read
+    pattern:str, # the group pattern
+    grouped:bool, # False: the whole name is the group already
+) -> str: # may be empty
+    "What the file name says beside the group"
+    return '' if not grouped else path.stem.partition('__')[2] if pattern == 'auto' else path.stem
 
 def _free_name(
     group:str, # clean
@@ -192,8 +200,9 @@ class BuiltSet:
 # %% ../../nbs/data/builders.ipynb #c030
 def _write_pieces(
     folder:Path, # with sub-folders hr and lr
-    pieces, # a generator of (rest of the name, box, HR uint8 3×H×W)
+    pieces, # a generator of (place, box, HR uint8 3×H×W)
     group:str, # of all the pieces
+    rest:str, # what the file name says beside the group
     scale:int, # how many times smaller LR is
     taken:set, # file names in use
 ) -> list[dict]: # a row for each pair
@@ -201,8 +210,8 @@ def _write_pieces(
     rows = []
     try:
         with closing(pieces):
-            for rest,box,hr in pieces:
-                name = _free_name(group, rest, taken)
+            for place,box,hr in pieces:
+                name = _free_name(group, '-'.join(filter(None, (rest, place))) or 'frame', taken)
                 digests = [_sha256(save_png(x, folder/part/name)) for part,x in (('hr', hr), ('lr', degrade(as_float(hr), scale)))]
                 rows.append(dict(name=name, group=group, **box, sha256=digests[0], lr_sha256=digests[1]))
     except ImageError:
@@ -261,7 +270,7 @@ def _build(
     source:Path, # a folder or a file
     out:Path, # the data set to make
     files:list[Path], # what to read
-    pieces, # a function: file → generator of (rest of the name, box, HR)
+    pieces, # a function: file → generator of (place, box, HR)
     options:dict, # scale, test_fraction, group_pattern, seed and what else goes on the card
     strict:bool, # a bad file is fatal
     report, # None, or called with (files done, files) after each file
@@ -274,7 +283,8 @@ def _build(
         for part in ('hr', 'lr'): (new/'all'/part).mkdir(parents=True)
         for done,(path,group) in enumerate(zip(files, groups), 1):
             name = path.relative_to(source).as_posix() if source.is_dir() else path.name
-            try: rows += [row | dict(source=name) for row in _write_pieces(new/'all', pieces(path), group, options['scale'], taken)]
+            rest = _rest_of(path, options['group_pattern'], grouped)
+            try: rows += [row | dict(source=name) for row in _write_pieces(new/'all', pieces(path), group, rest, options['scale'], taken)]
             except ImageError as e:
                 if strict: raise
                 skipped.append((path, e.why))
@@ -325,7 +335,7 @@ def build_endosr(
         if min(x.shape[1:]) < size:
             raise ImageError(path, f'is {x.shape[1]}×{x.shape[2]} pixels, and frames are not enlarged to {size}: ask for a size of {min(x.shape[1:])//scale*scale} or less')
         hr, box = square_frame(x, size)
-        yield path.stem.partition('__')[2] or path.stem, dict(level=0, **box), hr*inside
+        yield '', dict(level=0, **box), hr*inside
 
     how = f'the largest square in the middle of a frame, reduced to {size}×{size} by antialiased bicubic' + (', black outside the inscribed circle.' if mask == 'circle' else '.')
     options = dict(size=size, scale=scale, mask=mask, test_fraction=test_fraction, group_pattern=group_pattern, seed=seed)
@@ -340,7 +350,7 @@ def _crops(
     level:int, # of the pyramid
     mpp:float|None, # micrometres per pixel, instead of a level
     seed:list, # of the places
-): # yields (rest of the name, box, HR uint8 3×crop×crop)
+): # yields (place, box, HR uint8 3×crop×crop)
     "Random crops of one slide; ImageError if it cannot be read or has none"
     with open_slide(path) as slide:
         level = level_for(slide, level, mpp)

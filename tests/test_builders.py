@@ -1,0 +1,413 @@
+"EndoSR and HistoSR from frames and slides: sizes, groups, hashes, and what is refused."
+import re
+
+import numpy as np
+import pytest
+import tifffile
+import torch
+
+from srdiag.data.builders import build_endosr, build_histosr, circle_mask, read_manifest, square_frame, verify_manifest
+from srdiag.data.degradation import degrade
+from srdiag.data.images import as_float, read_image, save_png, to_uint8
+from srdiag.data.slides import Slide, is_slide, level_for, sample_places, thumbnail, tissue_mask, tissue_share
+from srdiag.errors import DataError, ImageError
+
+
+# --- slides to practise on ------------------------------------------------------------------------------------------
+
+@pytest.fixture(scope='module')
+def glass(tile):
+    "768×1024 px of pale glass with a piece of tissue of 512×512 at (128, 256)"
+    image = np.full((768, 1024, 3), 243, np.uint8) + np.random.default_rng(0).integers(-2, 3, (768, 1024, 3)).astype(np.uint8)
+    image[128:640, 256:768] = tile(0, 512).permute(1, 2, 0).numpy()
+    return image
+
+
+def half(image): return image.reshape(image.shape[0]//2, 2, image.shape[1]//2, 2, 3).mean((1, 3)).round().astype(np.uint8)
+
+
+def write_pyramid(image, path, mpp=0.5, levels=3):
+    with tifffile.TiffWriter(path) as tif:
+        for k in range(levels):
+            kind = dict(subifds=levels - 1) if k == 0 else dict(subfiletype=1)
+            tif.write(image, tile=(128, 128), photometric='rgb', compression='zlib', resolution=(1e4/mpp/2**k,)*2, resolutionunit='CENTIMETER', **kind)
+            image = half(image)
+    return path
+
+
+def write_svs(image, path):
+    about = 'Aperio Image Library v11.2.1\r\n1024x768 (256x256) JPEG/RGB Q=70|AppMag = 20|MPP = 0.4990'
+    small = half(half(image))
+    with tifffile.TiffWriter(path) as tif:
+        for x,kind in ((image, dict(tile=(256, 256))), (half(small), dict(rowsperstrip=48)), (small, dict(tile=(256, 256)))):
+            tif.write(x, photometric='rgb', compression='jpeg', description=about, metadata=None, **kind)
+    return path
+
+
+@pytest.fixture(scope='module')
+def slides(glass, tile, tmp_path_factory):
+    "A folder with three slides, two photographs, and a truncated, a damaged, an empty and a tiny one"
+    folder = tmp_path_factory.mktemp('slides')
+    write_pyramid(glass, folder/'case0.tif')
+    write_pyramid(glass[::-1], folder/'case1.tif')
+    write_svs(glass, folder/'case2.svs')
+    (folder/'photos').mkdir()
+    for k in range(2): save_png(tile(k, 256), folder/'photos'/f'field{k}.png')
+    whole = (folder/'case0.tif').read_bytes()
+    (folder/'cut.tif').write_bytes(whole[:len(whole)*2//3])
+    (folder/'damaged.tif').write_bytes(whole[:30_000] + bytes(len(whole)//2) + whole[30_000 + len(whole)//2:])
+    write_pyramid(np.clip(np.random.default_rng(1).normal(242, 2, glass.shape), 0, 255).astype(np.uint8), folder/'blank.tif')
+    save_png(tile(3, 128), folder/'tiny.png')
+    return folder
+
+
+@pytest.fixture(scope='module')
+def histo(slides, tmp_path_factory):
+    out = tmp_path_factory.mktemp('histo')/'set'
+    return build_histosr(slides, out, crop=192, per_slide=6, test_fraction=0.3)
+
+
+@pytest.fixture(scope='module')
+def frames(tile, tmp_path_factory):
+    "Four videos of two frames each, of odd sizes, and one file that is no image"
+    folder = tmp_path_factory.mktemp('frames')
+    for v in range(4):
+        for k in range(2): save_png(tile(v % 4, 256)[:, :201 + 13*v, k:k + 233 - 7*v], folder/f'video{v}__{k}.png')
+    (folder/'video0__broken.png').write_bytes((folder/'video0__0.png').read_bytes()[:500])
+    return folder
+
+
+@pytest.fixture(scope='module')
+def endo(frames, tmp_path_factory):
+    return build_endosr(frames, tmp_path_factory.mktemp('endo')/'set', size=128, test_fraction=0.3)
+
+
+def check_pairs(folder, size, scale):
+    "What holds for every built set; its rows"
+    rows = read_manifest(folder)
+    assert verify_manifest(folder) == len(rows) > 0
+    groups = {part: {row['group'] for row in rows if row['split'] == part} for part in ('train', 'test')}
+    assert groups['train'] and groups['test'] and not groups['train'] & groups['test']
+    for row in rows:
+        assert row['file'].startswith(f'{row["split"]}/hr/{row["group"]}__') and row['lr'] == row['file'].replace('/hr/', '/lr/')
+        hr,lr = read_image(folder/row['file']),read_image(folder/row['lr'])
+        assert hr.shape == (3, size, size) and lr.shape == (3, size//scale, size//scale)
+        assert torch.equal(lr, to_uint8(degrade(as_float(hr), scale)))
+    return rows
+
+
+# --- EndoSR ---------------------------------------------------------------------------------------------------------
+
+def test_endosr(endo):
+    rows = check_pairs(endo.folder, 128, 4)
+    assert sum(endo.pairs.values()) == len(rows) == 8 and sum(endo.groups.values()) == 4
+    assert [p.name for p,_ in endo.skipped] == ['video0__broken.png'] and '1 of 9 files was skipped' in str(endo)
+    outside = ~circle_mask(128)
+    for row in rows:
+        hr = read_image(endo.folder/row['file'])
+        assert not hr[:, outside].any() and hr[:, 64, 0].any() and hr[:, 0, 64].any()
+
+
+def test_boxes_lead_back_to_the_source(endo, frames):
+    for row in read_manifest(endo.folder):
+        x = read_image(frames/row['source'])
+        top,left,height,width = (int(row[k]) for k in ('top', 'left', 'height', 'width'))
+        assert height == width == min(x.shape[1:]) and abs(2*top + height - x.shape[1]) <= 1 and abs(2*left + width - x.shape[2]) <= 1
+        hr,_ = square_frame(x[:, top:top+height, left:left+width], 128)
+        assert torch.equal(hr*circle_mask(128), read_image(endo.folder/row['file']))
+
+
+def test_mask_can_be_left_out(frames, tmp_path):
+    build_endosr(frames, tmp_path/'set', size=64, scale=2, mask='none')
+    rows = check_pairs(tmp_path/'set', 64, 2)
+    assert read_image(tmp_path/'set'/rows[0]['file'])[:, 0, 0].any()
+
+
+def test_card_and_names_are_what_the_commands_read(endo):
+    from srdiag.commands import RunOptions, read_sr_folder
+    card = (endo.folder/'README.md').read_text(encoding='utf-8')
+    for words in ('EndoSR, 4x', '| size | 128 |', '| seed | 0 |', f'| train | {endo.pairs["train"]} |', 'degrade', 'video0__broken.png'): assert words in card
+    data = read_sr_folder(endo.folder/'train'/'hr', 4, 32, RunOptions())
+    assert set(data.table.group) == {row['group'] for row in read_manifest(endo.folder) if row['split'] == 'train'}
+
+
+def test_frames_are_not_enlarged(frames, tmp_path):
+    with pytest.raises(DataError, match=r'not enlarged to 512: ask for a size of \d+ or less'): build_endosr(frames, tmp_path/'set')
+    with pytest.raises(ImageError, match='not enlarged'): build_endosr(frames, tmp_path/'set', size=212, strict=True)
+    built = build_endosr(frames, tmp_path/'set', size=212)
+    assert len(built.skipped) > 1 and not any('broken' not in p.name and 'enlarged' not in why for p,why in built.skipped)
+
+
+def test_groups_by_pattern_and_none(frames, tmp_path):
+    built = build_endosr(frames, tmp_path/'a', size=64, group_pattern=r'video(\d)')
+    assert sum(built.groups.values()) == 4 and built.grouped
+    built = build_endosr(frames, tmp_path/'b', size=64, group_pattern='none')
+    assert sum(built.groups.values()) == 8 and 'No groups were found' in str(built)
+
+
+def test_awkward_names(tile, tmp_path):
+    for k,name in enumerate(('a b__1.png', 'a-b__1.png', 'x/c__1.png', 'y/c__1.png', 'd/é__ß__2.png')):
+        (tmp_path/'in'/name).parent.mkdir(parents=True, exist_ok=True)
+        save_png(tile(k, 64), tmp_path/'in'/name)
+    build_endosr(tmp_path/'in', tmp_path/'set', size=64)
+    rows = check_pairs(tmp_path/'set', 64, 4)
+    assert len({row['file'].lower() for row in rows}) == 5 and {row['group'] for row in rows} == {'a-b', 'c', 'é'}
+
+
+# --- HistoSR ---------------------------------------------------------------------------------------------------------
+
+def test_histosr(histo, slides):
+    rows = check_pairs(histo.folder, 192, 2)
+    skipped = {p.name: why for p,why in histo.skipped}
+    assert set(skipped) == {'cut.tif', 'damaged.tif', 'blank.tif', 'tiny.png'}
+    assert 'truncated' in skipped['cut.tif'] and 'damaged' in skipped['damaged.tif'] and 'no stained tissue' in skipped['blank.tif'] and '128×128' in skipped['tiny.png']
+    per_source = {s: sum(row['source'] == s for row in rows) for s in ('case0.tif', 'case1.tif', 'case2.svs', 'photos/field0.png', 'photos/field1.png')}
+    assert per_source == {'case0.tif': 6, 'case1.tif': 6, 'case2.svs': 6, 'photos/field0.png': 1, 'photos/field1.png': 1} and len(rows) == 20
+    assert not list((histo.folder).rglob('*damaged*'))
+    assert {row['group'] for row in rows} == {'case0', 'case1', 'case2', 'photos-field0', 'photos-field1'}
+
+
+def test_crops_show_tissue_and_lie_where_the_manifest_says(histo, glass):
+    rows = [row for row in read_manifest(histo.folder) if row['source'] == 'case0.tif']
+    for row in rows:
+        top,left = int(row['top']),int(row['left'])
+        piece = glass[top:top+192, left:left+192]
+        assert np.array_equal(read_image(histo.folder/row['file']).permute(1, 2, 0).numpy(), piece)
+        assert tissue_mask(torch.from_numpy(piece.copy()).permute(2, 0, 1)).mean() > 0.4
+    assert len({(row['top'], row['left']) for row in rows}) == 6
+
+
+@pytest.mark.parametrize('kw', [dict(level=1), dict(mpp=1.0)])
+def test_levels(slides, glass, tmp_path, kw):
+    built = build_histosr(slides, tmp_path/'set', crop=96, per_slide=3, test_fraction=0.4, **kw)
+    rows = check_pairs(tmp_path/'set', 96, 2)
+    assert {row['source'] for row in rows} == {'case0.tif', 'case1.tif'} | ({'case2.svs'} if 'level' in kw else set())
+    assert 'field0.png' in {p.name for p,_ in built.skipped}
+    for row in rows:
+        if row['source'] != 'case0.tif': continue
+        top,left,hr = int(row['top'])//2,int(row['left'])//2,read_image(tmp_path/'set'/row['file'])
+        assert row['level'] == '1' and row['height'] == row['width'] == '192'
+        assert np.array_equal(hr.permute(1, 2, 0).numpy(), half(glass)[top:top+96, left:left+96])
+
+
+def test_one_more_slide_changes_nothing_about_the_others(slides, glass, tmp_path):
+    for name in ('case0.tif', 'case1.tif'): (tmp_path/'in').mkdir(exist_ok=True); (tmp_path/'in'/name).write_bytes((slides/name).read_bytes())
+    places = lambda out: {(r['source'], r['top'], r['left']) for r in read_manifest(out)}
+    build_histosr(tmp_path/'in', tmp_path/'two', per_slide=4)
+    write_pyramid(glass[:, ::-1], tmp_path/'in'/'another.tif')
+    build_histosr(tmp_path/'in', tmp_path/'three', per_slide=4)
+    assert places(tmp_path/'two') < places(tmp_path/'three')
+
+
+def test_strict(slides, tmp_path):
+    with pytest.raises(ImageError, match='blank.tif shows no stained tissue'): build_histosr(slides, tmp_path/'set', per_slide=2, strict=True)
+    assert not list(tmp_path.iterdir())
+
+
+# --- the promise of the manifest ------------------------------------------------------------------------------------
+
+def test_same_seed_same_bytes(frames, slides, endo, histo, tmp_path, snapshot):
+    build_endosr(frames, tmp_path/'endo', size=128, test_fraction=0.3)
+    assert snapshot(tmp_path/'endo') == snapshot(endo.folder)
+    build_histosr(slides, tmp_path/'histo', crop=192, per_slide=6, test_fraction=0.3)
+    assert snapshot(tmp_path/'histo') == snapshot(histo.folder)
+    build_histosr(slides, tmp_path/'other', crop=192, per_slide=6, test_fraction=0.3, seed=1)
+    assert snapshot(tmp_path/'other') != snapshot(histo.folder)
+
+
+@pytest.fixture
+def own_endo(frames, tmp_path):
+    build_endosr(frames, tmp_path/'set', size=64)
+    return tmp_path/'set'
+
+
+@pytest.mark.parametrize('spoil,words', [
+    (lambda f, row: (f/row['file']).unlink(), 'is missing'), (lambda f, row: (f/row['lr']).write_bytes(b'x'), 'has changed'),
+    (lambda f, row: (f/'train'/'hr'/'mine.png').write_bytes(b'x'), 'is not in the manifest')])
+def test_verify_manifest_finds(own_endo, spoil, words):
+    spoil(own_endo, read_manifest(own_endo)[0])
+    with pytest.raises(DataError, match=words): verify_manifest(own_endo)
+
+
+def test_manifest_must_be_one(own_endo):
+    (own_endo/'manifest.csv').write_text('file,lr\na,b\n')
+    with pytest.raises(DataError, match='is not a manifest'): verify_manifest(own_endo)
+    (own_endo/'manifest.csv').unlink()
+    with pytest.raises(DataError, match='cannot be read'): verify_manifest(own_endo)
+
+
+# --- nothing of the user's is lost, nothing is half made --------------------------------------------------------------
+
+def test_overwriting(frames, own_endo, snapshot):
+    before = snapshot(own_endo)
+    with pytest.raises(DataError, match='exists and is not empty'): build_endosr(frames, own_endo, size=64)
+    (own_endo/'notes.txt').write_text('mine')
+    with pytest.raises(DataError, match='holds notes.txt'): build_endosr(frames, own_endo, size=64, overwrite=True)
+    (own_endo/'notes.txt').unlink()
+    assert snapshot(own_endo) == before
+    build_endosr(frames, own_endo, size=128, overwrite=True)
+    assert check_pairs(own_endo, 128, 4) and [p.name for p in own_endo.parent.iterdir()] == ['set']
+
+
+def test_foreign_folders_stay(frames, tmp_path, snapshot):
+    (tmp_path/'mine').mkdir()
+    (tmp_path/'mine'/'thesis.txt').write_text('important')
+    (tmp_path/'file').write_text('x')
+    before = snapshot(tmp_path)
+    with pytest.raises(DataError, match='not built by srdiag'): build_endosr(frames, tmp_path/'mine', size=64, overwrite=True)
+    with pytest.raises(DataError, match='is a file'): build_endosr(frames, tmp_path/'file', size=64, overwrite=True)
+    with pytest.raises(DataError, match='lie in one another'): build_endosr(frames, frames/'out', size=64)
+    with pytest.raises(DataError, match='lie in one another'): build_endosr(tmp_path/'mine', tmp_path, size=64)
+    assert snapshot(tmp_path) == before and not (frames/'out').exists()
+
+
+@pytest.mark.parametrize('stop,caught,words', [(KeyboardInterrupt(), KeyboardInterrupt, ''), (OSError(28, 'No space left on device'), DataError, 'No space left.*free space')])
+@pytest.mark.parametrize('where', ['save_png', '_write_card'])
+def test_interrupted_builds_leave_what_was_there(frames, own_endo, snapshot, monkeypatch, stop, caught, words, where):
+    from srdiag.data import builders
+    before,calls,real = snapshot(own_endo.parent),[],getattr(builders, where)
+    def failing(*a, **k):
+        calls.append(1)
+        if len(calls) == (5 if where == 'save_png' else 1): raise stop
+        return real(*a, **k)
+    monkeypatch.setattr(builders, where, failing)
+    for out in (own_endo, own_endo.with_name('new')):
+        calls.clear()
+        with pytest.raises(caught, match=words or None): build_endosr(frames, out, size=128, overwrite=True)
+    assert snapshot(own_endo.parent) == before
+
+
+def test_failure_of_the_last_renaming_brings_the_old_set_back(frames, own_endo, snapshot, monkeypatch):
+    from pathlib import Path
+    before,real = snapshot(own_endo.parent),Path.rename
+    def rename(self, target):
+        if Path(target) == own_endo.resolve() and not self.name.endswith('.old'): raise OSError(5, 'Input/output error')
+        return real(self, target)
+    monkeypatch.setattr(Path, 'rename', rename)
+    with pytest.raises(DataError, match='What was there is unchanged'): build_endosr(frames, own_endo, size=128, overwrite=True)
+    monkeypatch.undo()
+    assert snapshot(own_endo.parent) == before
+
+
+# --- bad options -----------------------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize('kw,words', [
+    (dict(size=510), 'cannot be divided by the scale 4: choose 508'), (dict(scale=1), '2 or more'), (dict(mask='square'), "'circle' or 'none'"), (dict(test_fraction=0), 'between 0 and 1'),
+    (dict(test_fraction=1.5), 'between 0 and 1'), (dict(group_pattern='('), 'regular expression'), (dict(group_pattern='nothing(.)'), 'does not match'), (dict(group_pattern='(video)'), 'is one group')])
+def test_endosr_refuses(frames, tmp_path, kw, words):
+    with pytest.raises(DataError, match=re.escape(words)): build_endosr(frames, tmp_path/'set', **(dict(size=64) | kw))
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize('kw,words', [(dict(crop=191), 'choose 190'), (dict(per_slide=0), '1 crop or more'), (dict(tissue=1.1), 'share of tissue'), (dict(mpp=0.), 'more than 0'), (dict(crop=4000), 'smaller than the crop')])
+def test_histosr_refuses(slides, tmp_path, kw, words):
+    with pytest.raises(DataError, match=words): build_histosr(slides, tmp_path/'set', **kw)
+    assert not list(tmp_path.iterdir())
+
+
+def test_missing_and_empty_sources(tmp_path):
+    for build,words in ((build_endosr, 'no image'), (build_histosr, 'no slide')):
+        with pytest.raises(DataError, match='does not exist'): build(tmp_path/'nowhere', tmp_path/'set')
+        (tmp_path/'empty').mkdir(exist_ok=True)
+        with pytest.raises(DataError, match=words): build(tmp_path/'empty', tmp_path/'set')
+
+
+# --- slides by themselves ------------------------------------------------------------------------------------------
+
+def test_slide_reads_what_was_written(slides, glass):
+    with Slide(slides/'case0.tif') as slide:
+        assert slide.levels == [(768, 1024), (384, 512), (192, 256)] and slide.mpp == pytest.approx(0.5)
+        assert np.array_equal(slide.read(100, 200, 50, 60).permute(1, 2, 0).numpy(), glass[100:150, 200:260])
+        assert np.array_equal(slide.read(100, 200, 50, 60, 1).permute(1, 2, 0).numpy(), half(glass)[50:100, 100:160])
+        assert level_for(slide, mpp=2.1) == 2 and thumbnail(slide, 256).shape == (3, 192, 256)
+        with pytest.raises(ImageError, match='no level of about 0.25'): level_for(slide, mpp=0.25)
+        with pytest.raises(ImageError, match='ends before'): slide.read(760, 0, 16, 16)
+    with Slide(slides/'case2.svs') as slide: assert slide.levels == [(768, 1024), (192, 256)] and slide.mpp == 0.499
+    assert is_slide(slides/'case0.tif') and not is_slide(slides/'tiny.png')
+
+
+@pytest.mark.parametrize('name', ['case0.tif', 'case2.svs'])
+def test_a_truncated_slide_is_always_refused(slides, tmp_path, name):
+    whole = (slides/name).read_bytes()
+    for share in (0.01, 0.1, 0.3, 0.5, 0.7, 0.9, 0.95, 0.99, 0.9999):
+        (tmp_path/name).write_bytes(whole[:int(share*len(whole))])
+        with pytest.raises(ImageError, match=re.escape(name) + '.*copy it again'): Slide(tmp_path/name)
+
+
+def test_files_are_closed_also_after_errors(slides):
+    import os
+    if not os.path.isdir('/proc/self/fd'): pytest.skip('counts open files in /proc')
+    count = lambda: len(os.listdir('/proc/self/fd'))
+    before = count()
+    for name in ('case0.tif', 'case2.svs', 'cut.tif', 'damaged.tif', 'blank.tif'):
+        try:
+            with Slide(slides/name) as slide: sample_places(slide, 64, 3), slide.read(0, 0, slide.height, slide.width)
+        except ImageError: pass
+    assert count() == before
+
+
+def test_places_hold_their_share(slides):
+    with Slide(slides/'case0.tif') as slide:
+        places = sample_places(slide, 150, 200, tissue=0.7, seed=3)
+        assert places == sample_places(slide, 150, 200, tissue=0.7, seed=3) and len(set(places)) == 200
+        mask = tissue_mask(thumbnail(slide))
+        top,left = np.array(places).T*mask.shape[0]/slide.height
+        side = 150*mask.shape[0]/slide.height
+        assert tissue_share(mask, top, left, side, side).min() >= 0.7 - 1e-9
+        with pytest.raises(ImageError, match='smaller than the crop'): sample_places(slide, 800, 1)
+        with pytest.raises(ImageError, match='lower the share'): sample_places(slide, 760, 1, tissue=0.9)
+
+
+def test_share_of_tissue_is_exact_between_pixels():
+    mask = np.random.default_rng(0).random((12, 15)) > 0.5
+    fine = np.kron(mask, np.ones((10, 10)))
+    top,left = np.array([0., 1.3, 5.7]),np.array([0., 2.9, 8.1])
+    expected = [fine[round(10*a):round(10*a) + 62, round(10*b):round(10*b) + 55].mean() for a,b in zip(top, left)]
+    assert tissue_share(mask, top, left, 6.2, 5.5) == pytest.approx(expected)
+
+
+def test_empty_glass_has_no_tissue_and_tissue_is_mostly_tissue(tile):
+    noise = np.clip(np.random.default_rng(0).normal(242, 3, (3, 200, 200)), 0, 255).astype(np.uint8)
+    assert not tissue_mask(torch.from_numpy(noise)).any()
+    assert tissue_mask(tile(0, 512)[:, :200, 100:300]).mean() > 0.85
+
+
+# --- the command line -------------------------------------------------------------------------------------------------
+
+def test_commands(frames, slides, tmp_path, succeeds, refused):
+    text = succeeds('build', 'endosr', '--data', frames, '--out', tmp_path/'e', '--size', 64, '--test-fraction', 0.3)
+    assert 'train' in text and 'skipped' in text and 'srdiag train-sr --data' in text and check_pairs(tmp_path/'e', 64, 4)
+    text = succeeds('build', 'histosr', '--data', slides, '--out', tmp_path/'h', '--crop', 64, '--per-slide', 2, '--tissue', 0.3, '--seed', 4)
+    assert check_pairs(tmp_path/'h', 64, 2) and 'cut.tif is truncated' in text
+    refused('build', 'endosr', '--data', frames, '--out', tmp_path/'e', '--size', 64, naming=('--overwrite',))
+    refused('build', 'endosr', '--data', tmp_path/'gone', '--out', tmp_path/'x', naming=('gone',))
+    refused('build', 'histosr', '--data', slides, '--out', tmp_path/'x', '--mpp', 8, naming=('of about 8',))
+    refused('build', 'endosr', '--data', frames, '--out', tmp_path/'x', naming=('ask for a size of',))
+
+
+# --- real images ------------------------------------------------------------------------------------------------------
+
+@pytest.mark.data
+def test_real_frames(tmp_path):
+    import os
+    import shutil
+    from pathlib import Path
+    source = sorted((Path(os.environ['SRDIAG_DATA'])/'endoscopy'/'sr').glob('*.jpg'))[:24]
+    (tmp_path/'in').mkdir()
+    for p in source: shutil.copy(p, tmp_path/'in')
+    with pytest.raises(DataError, match='352×352 pixels, and frames are not enlarged to 512'): build_endosr(tmp_path/'in', tmp_path/'set')
+    built = build_endosr(tmp_path/'in', tmp_path/'set', size=352)
+    assert not built.skipped and len(check_pairs(tmp_path/'set', 352, 4)) == 24
+
+
+@pytest.mark.data
+def test_real_tissue(tmp_path):
+    import os
+    import shutil
+    from pathlib import Path
+    source = sorted((Path(os.environ['SRDIAG_DATA'])/'histology'/'sr').glob('*'))[::20]
+    (tmp_path/'in').mkdir()
+    for p in source: shutil.copy(p, tmp_path/'in')
+    built = build_histosr(tmp_path/'in', tmp_path/'set', group_pattern='__([^_]+)__')
+    rows = check_pairs(tmp_path/'set', 192, 2)
+    assert built.files == len(source) and len(rows) > 0.8*len(source)
