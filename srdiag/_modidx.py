@@ -146,6 +146,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                       'srdiag.data.builders._group_names': ('data/builders.html#_group_names', 'srdiag/data/builders.py'),
                                       'srdiag.data.builders._into_parts': ('data/builders.html#_into_parts', 'srdiag/data/builders.py'),
                                       'srdiag.data.builders._new_folder': ('data/builders.html#_new_folder', 'srdiag/data/builders.py'),
+                                      'srdiag.data.builders._rest_of': ('data/builders.html#_rest_of', 'srdiag/data/builders.py'),
                                       'srdiag.data.builders._sha256': ('data/builders.html#_sha256', 'srdiag/data/builders.py'),
                                       'srdiag.data.builders._write_card': ('data/builders.html#_write_card', 'srdiag/data/builders.py'),
                                       'srdiag.data.builders._write_pieces': ('data/builders.html#_write_pieces', 'srdiag/data/builders.py'),

@@ -386,8 +386,6 @@ def run_all(
     only_seed:int|None=None, # leave the other seeds
 ) -> int: # runs that were done now
     "Every entry with every seed, skipping what is complete"
-    only = only and only.replace(':', '-')
-    if only is not None and only not in [e.key for e in entries]: raise DataError(f'{only!r} is not an entry of this benchmark: choose one of {", ".join(e.key for e in entries)}.')
     done = 0
     for seed in range(job.budget.seeds) if only_seed is None else [only_seed]:
         for entry in entries:
@@ -473,11 +471,11 @@ def _image_scores(store, entry, seeds): # seeds×N PSNR, and N groups
 
 def gains_table(
     store:Store, # of a benchmark
-    references=REFERENCES, # keys of the entries to compare with, those that are there
+    references=REFERENCES, # networks to compare with, trained from scratch; those that are there
 ) -> pd.DataFrame: # label, against, gain in dB, low, high, sd over seeds, seeds, groups
     "Paired differences in PSNR against the reference entries"
     rows,entries = [],store.entries()
-    for ref in (e for e in entries if e.key in references):
+    for ref in (e for e in entries if e.network in references and e.training == 'scratch'):
         for e in entries:
             seeds = sorted({*store.seeds(e)} & {*store.seeds(ref)})
             if e == ref or not seeds: continue
@@ -609,7 +607,10 @@ def benchmark_sr(
 ) -> Path: # the README.md
     "Train, test and time every entry; what is complete in `out` is kept. DataError and ModelError are sentences"
     entries,store,device = with_teachers(entries),Store(out),pick_device(options.device)
-    for e in entries: build(e, scale).to('meta')
+    only = only and only.replace(':', '-')
+    if only is not None and only not in [e.key for e in entries]: raise DataError(f'{only!r} is not an entry of this benchmark: choose one of {", ".join(e.key for e in entries)}.')
+    with torch.device('meta'):
+        for e in entries: build(e, scale) # a wrong setting fails here, not after hours
     found = read_sr_folder(data, scale, budget.patch, options)
     job = Job(found, scale, budget, device, options.precision)
     store.open(job.fixed() | dict(split_seed=options.seed), entries, session_now(), job.about())

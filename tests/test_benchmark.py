@@ -1,0 +1,282 @@
+"The benchmark: complete or not there, the same for all, refused when it changes; and what its tables say."
+import json
+import shutil
+from dataclasses import replace
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from srdiag import benchmark
+from srdiag.benchmark import BICUBIC, CARN, PRESETS, SCRATCH, STUDENT, Entry, Store, benchmark_sr, budget_of, entries_of, paired_gain, published_sr, report, with_teachers
+from srdiag.commands import RunOptions
+from srdiag.errors import DataError, ModelError
+from srdiag.evaluation.speed import Setup, compare_latency, forward_call, peak_memory
+from srdiag.models import load_model
+
+SMALL = (('channels', 4), ('blocks', 1), ('stages', 1))
+TINY = (BICUBIC, Entry('Scratch', 'mrcnet', config=SMALL), Entry('MRC-Net', 'mrcnet', 'distilled', SMALL))
+BUDGET = budget_of('smoke', seeds=2)
+CPU = RunOptions(device='cpu', precision='fp32')
+
+
+def run(data, out, entries=TINY, budget=BUDGET, **kw): return benchmark_sr(data, out, 2, entries, budget, CPU, **kw)
+
+
+@pytest.fixture(scope='module')
+def slides(fill, tmp_path_factory):
+    "Forty tiles of 32×32 px, each a group: four of them to test"
+    return fill(tmp_path_factory.mktemp('benchmark')/'tissue', 40)[0].parent
+
+
+@pytest.fixture(scope='module')
+def finished(slides, tmp_path_factory):
+    "A complete benchmark of three tiny entries and the teacher, two seeds; tests may read it"
+    out = tmp_path_factory.mktemp('benchmark')/'bench'
+    run(slides, out)
+    return out
+
+
+@pytest.fixture
+def unmeasured(monkeypatch):
+    "Timing takes processes and seconds, and these tests are not about it"
+    monkeypatch.setattr(benchmark, 'ensure_speed', lambda *_: None)
+
+
+# What a benchmark leaves behind
+
+def test_files_of_a_benchmark(finished):
+    names = {p.name for p in finished.iterdir()}
+    assert {'run.json', 'speed.json', 'results.csv', 'summary.csv', 'gains.csv', 'README.md', 'fig4.png', 'fig4.svg', 'fig5.png', 'curves.png'} <= names
+    assert not [p for p in finished.rglob('.*')], 'temporary files are left'
+
+
+def test_every_entry_has_every_seed_and_the_teacher_is_shown(finished):
+    results = pd.read_csv(finished/'results.csv')
+    assert list(results.label.unique()) == ['Bicubic', 'Scratch', 'Recursive', 'MRC-Net']
+    assert (results.groupby('label').seed.apply(sorted).map(tuple) == (0, 1)).all()
+    assert results.set_index('label').steps_with_teacher.to_dict() == {'Bicubic': 0, 'Scratch': 2, 'Recursive': 2, 'MRC-Net': 4}
+
+
+def test_summary_is_mean_and_spread_of_the_results(finished):
+    results,summary = pd.read_csv(finished/'results.csv'),pd.read_csv(finished/'summary.csv').set_index('label')
+    values = results.psnr[results.label == 'Scratch']
+    assert summary.psnr['Scratch'] == pytest.approx(values.mean()) and summary.psnr_sd['Scratch'] == pytest.approx(values.std())
+    assert summary.psnr_sd['Bicubic'] == 0 and summary.parameters['Bicubic'] == 0 and summary.parameters['MRC-Net'] == summary.parameters['Recursive'] > 0
+    assert summary.flops['Recursive'] > summary.flops['MRC-Net'] == summary.flops['Scratch']
+    assert (summary.latency_low_ms <= summary.latency_ms).all() and (summary.latency_ms <= summary.latency_high_ms).all()
+
+
+def test_scores_of_images_make_the_mean_and_know_their_group(finished):
+    metrics = Store(finished).metrics(TINY[1], 0)
+    assert np.mean(metrics['images']['psnr']) == pytest.approx(metrics['psnr']) and len(metrics['images']['psnr']) == metrics['n'] == 4
+    assert all(f.startswith(g + '__') for f,g in zip(metrics['images']['file'], metrics['images']['group']))
+
+
+def test_report_names_convention_machine_and_limits(finished):
+    text = (finished/'README.md').read_text()
+    convention = Store(finished).head()['about']['convention']
+    assert 'px border cropped' in convention and convention in text
+    for words in ('cannot be compared', 'Paired differences', 'standard deviation over seeds', '1 × 2 steps of 2 patches of 16×16 px', 'CPU thread', 'torch ', 'I (HistoSR)'): assert words in text
+    assert '28.399' in text, 'the published PSNR of bicubic at x2'
+
+
+def test_model_folder_is_the_network_that_was_scored(finished, slides):
+    store,entry = Store(finished),TINY[1]
+    network,info = load_model(store.path(entry, 1)/'model', 'sr', 2)
+    from srdiag.commands import read_sr_folder
+    test = read_sr_folder(slides, 2, 16, CPU).pairs('test', 2)
+    assert benchmark.score_images(network, test).psnr.mean() == pytest.approx(store.metrics(entry, 1)['psnr'], abs=1e-4)
+    assert network.config['channels'] == 4 and info.training['seed'] == 1
+
+
+def test_panel_is_the_image_with_the_median_bicubic_psnr(finished):
+    store = Store(finished)
+    scores = pd.DataFrame(store.metrics(BICUBIC, 0)['images']).sort_values('psnr', kind='stable')
+    assert store.head()['about']['panel'] == scores.file.iloc[(len(scores)-1)//2]
+
+
+def test_same_patches_for_networks_of_any_size(slides, monkeypatch):
+    seen = {}
+    def train(network, train, valid, recipe, epochs, steps, patch, seed, **_):
+        from srdiag.sr.training import sr_dataloaders
+        torch.manual_seed(seed)
+        seen[network.config['channels'], seed] = next(iter(sr_dataloaders(train, valid, patch, 2, steps, seed)[0]))[1]
+    monkeypatch.setattr(benchmark, 'train_sr', train)
+    from srdiag.commands import read_sr_folder
+    data = read_sr_folder(slides, 2, 16, CPU)
+    pairs = {k:data.pairs(k, 2) for k in ('train', 'valid')}
+    for channels,seed in ((4, 0), (8, 0), (4, 1)): benchmark.train_entry(Entry('x', 'mrcnet', config=(('channels', channels), ('blocks', 1))), seed, pairs, BUDGET)
+    assert torch.equal(seen[4, 0], seen[8, 0]) and not torch.equal(seen[4, 0], seen[4, 1])
+
+
+# Interruptions and changes
+
+def test_interrupted_run_is_repeated_and_nothing_else(slides, tmp_path, monkeypatch, unmeasured):
+    real,calls = benchmark.train_sr,[]
+    def interrupted(network, *args, **kw):
+        calls.append(network)
+        if len(calls) == 2: raise KeyboardInterrupt
+        return real(network, *args, **kw)
+    monkeypatch.setattr(benchmark, 'train_sr', interrupted)
+    with pytest.raises(KeyboardInterrupt): run(slides, tmp_path/'bench', budget=replace(BUDGET, seeds=1))
+    store = Store(tmp_path/'bench')
+    assert [store.seeds(e) for e in with_teachers(TINY)] == [[0], [0], [], []]
+    assert not [p for p in (tmp_path/'bench').rglob('.seed*')], 'the interrupted run left its folder'
+    assert 'MRC-Net' not in report(store).read_text().split('## Results')[1].split('##')[0] and 'Not complete yet' in report(store).read_text()
+    kept = (store.path(TINY[1], 0)/'metrics.json').stat().st_mtime_ns
+    run(slides, tmp_path/'bench', budget=replace(BUDGET, seeds=1))
+    assert len(calls) == 3 and kept == (store.path(TINY[1], 0)/'metrics.json').stat().st_mtime_ns
+    assert [store.seeds(e) for e in with_teachers(TINY)] == [[0]]*4
+    assert 'Not complete yet' not in (tmp_path/'bench'/'README.md').read_text()
+
+
+def test_complete_benchmark_trains_nothing(slides, finished, monkeypatch):
+    for name in ('train_sr', 'distil', 'measure_speed'): monkeypatch.setattr(benchmark, name, lambda *_, **__: pytest.fail('it was trained or timed again'))
+    run(slides, finished)
+
+
+def test_more_seeds_and_entries_go_on(slides, finished, tmp_path, unmeasured):
+    out = shutil.copytree(finished, tmp_path/'bench')
+    double = Entry('Scratch, double', 'mrcnet', 'scratch2x', SMALL)
+    run(slides, out, (*TINY, double), replace(BUDGET, seeds=3), only=double.key, only_seed=2)
+    store = Store(out)
+    assert store.seeds(double) == [2] and store.seeds(TINY[0]) == [0, 1] and store.entries()[-1] == double
+    assert store.metrics(double, 2)['steps'] == dict(own=4, with_teacher=4)
+    assert 'Scratch, double, seed 0' in (out/'README.md').read_text()
+
+
+@pytest.mark.parametrize('changes,words', [(dict(steps=3), 'steps was 2, now it is 3'), (dict(patch=32), 'patch was 16'), (dict(recipe='published'), 'recipe was fast')])
+def test_another_budget_is_refused(slides, finished, snapshot, changes, words):
+    before = snapshot(finished)
+    with pytest.raises(DataError, match=words): run(slides, finished, budget=replace(BUDGET, **changes))
+    assert snapshot(finished) == before
+
+
+def test_other_data_are_refused(fill, finished, tmp_path, snapshot):
+    fill(tmp_path/'tissue', 40, start=50)
+    before = snapshot(finished)
+    with pytest.raises(DataError, match='data hash was'): run(tmp_path/'tissue', finished)
+    assert snapshot(finished) == before
+
+
+def test_folder_of_the_user_is_not_touched(slides, tmp_path, snapshot):
+    (tmp_path/'thesis.txt').write_text('years of work')
+    before = snapshot(tmp_path)
+    with pytest.raises(DataError, match='holds no benchmark'): run(slides, tmp_path)
+    assert snapshot(tmp_path) == before
+
+
+# Statistics
+
+def test_paired_gain_has_the_right_sign_and_covers():
+    rng = np.random.default_rng(0)
+    groups,hits = np.repeat(np.arange(20), 3),0
+    for k in range(100):
+        shared = rng.normal(30, 5, 60)
+        a,b = shared + rng.normal(0, 0.2, 60),shared + 0.3 + np.repeat(rng.normal(0, 0.2, 20), 3)
+        gain,low,high = paired_gain(a, b, groups, n=400, seed=k)
+        assert low < gain < high and low > 0
+        hits += low < 0.3 < high
+    assert 85 <= hits <= 99, hits
+
+
+def test_grouped_interval_is_wider_than_one_over_images():
+    rng = np.random.default_rng(1)
+    gain = np.repeat(rng.normal(0.1, 0.2, 12), 10)
+    zero = np.zeros_like(gain)
+    _,low,high = paired_gain(zero, gain, np.repeat(np.arange(12), 10))
+    _,l,h = paired_gain(zero, gain, np.arange(120))
+    assert high-low > 2*(h-l)
+
+
+def test_published_numbers_are_those_of_the_catalogue():
+    from srdiag.evaluation.cost import published_counts
+    frame = published_sr()
+    assert len(published_sr(2)) == 6 and len(published_sr(4)) == 15 and frame.psnr.between(28, 39).all() and frame.ssim.between(0.88, 0.98).all()
+    counts = {(r['name'], r['scale']):r for r in published_counts()}
+    both = [(r, counts[r.name, r.scale]) for r in frame.rename(columns={'name': 'title'}).assign(name=frame.name).itertuples(index=False) if (r.name, r.scale) in counts and r.parameters == r.parameters]
+    assert len(both) >= 6
+    for r,c in both: assert r.parameters == pytest.approx(c['parameters'], rel=0.02) and r.flops == pytest.approx(c['flops'], rel=0.01)
+
+
+# Entries and presets
+
+def test_presets_are_the_tables_of_the_paper():
+    printed = published_sr()
+    labels = {k:{e.label for e in v} for k,v in PRESETS.items()}
+    assert {*printed.name[printed.table == 'II']} == labels['table2']
+    assert {*printed.name[printed.table == 'I']} | {'SRCNN'} == labels['table1']
+
+
+@pytest.mark.parametrize('scale', [2, 4])
+def test_every_entry_of_the_presets_can_be_built(scale):
+    with torch.device('meta'):
+        for e in {e for p in PRESETS.values() for e in with_teachers(p)}: assert benchmark.build(e, scale, 1).scale == scale
+
+
+@pytest.mark.parametrize('names,words', [('carm', 'choose from bicubic, carn'), ('carn_x4', 'scale 2'), ('carn:distilled', 'Only mrcnet'), ('mrcnet:twice', 'cannot be trained')])
+def test_unknown_entries_are_refused(names, words):
+    with pytest.raises(ModelError, match=words): entries_of(2, models=f'bicubic,{names}')
+
+
+def test_entries_by_name():
+    assert entries_of(2, models='carn_x2, mrcnet,mrcnet:distilled,bicubic') == (CARN, SCRATCH, STUDENT, BICUBIC)
+    assert entries_of(4, 'table2') == PRESETS['table2']
+
+
+# The command line
+
+def test_command_line_runs_and_reports(slides, tmp_path, succeeds, unmeasured):
+    text = succeeds('benchmark', 'sr', '--data', slides, '--out', tmp_path/'bench', '--models', 'bicubic,srcnn', '--budget', 'smoke', '--steps', 1, '--device', 'cpu', '--precision', 'fp32')
+    assert 'SRCNN, seed 0: 1 steps' in text and (tmp_path/'bench'/'README.md').is_file()
+    (tmp_path/'bench'/'README.md').unlink()
+    succeeds('benchmark', 'sr', '--out', tmp_path/'bench', '--report-only')
+    assert 'SRCNN' in (tmp_path/'bench'/'README.md').read_text()
+    assert json.loads((tmp_path/'bench'/'run.json').read_text())['fixed']['steps'] == 1
+
+
+@pytest.mark.parametrize('argv,naming', [
+    (['--models', 'carm'], ['carm', 'edsr_baseline']), (['--models', 'carn_x4'], ['carn_x4', '--scale 4']), (['--models', 'bicubic', '--only', 'carn'], ['carn', 'bicubic']),
+    (['--patch', '64'], ['smaller than the 64 pixels'])])
+def test_mistakes_become_sentences(slides, tmp_path, refused, argv, naming):
+    refused('benchmark', 'sr', '--data', slides, '--out', tmp_path/'bench', '--budget', 'smoke', '--device', 'cpu', *argv, naming=naming)
+
+
+def test_budget_of_zero_too_few_groups_and_no_data(slides, tile, tmp_path, refused, run_cli):
+    code,_,err = run_cli('benchmark', 'sr', '--data', slides, '--out', tmp_path/'bench', '--steps', 0)
+    assert code == 2 and 'whole number of 1 or more' in err
+    refused('benchmark', 'sr', '--out', tmp_path/'bench', naming=['--data'])
+    refused('benchmark', 'sr', '--out', tmp_path/'bench', '--report-only', naming=['holds no benchmark'])
+    from srdiag.data.images import save_png
+    (tmp_path/'two').mkdir()
+    for k in range(6): save_png(tile(k), tmp_path/'two'/f'slide{k%2}__{k}.png')
+    refused('benchmark', 'sr', '--data', tmp_path/'two', '--out', tmp_path/'bench', '--budget', 'smoke', '--models', 'bicubic', '--device', 'cpu', naming=['2 groups'])
+
+
+# Speed
+
+def test_latency_counts_and_takes_turns():
+    seen = []
+    times = compare_latency({name:lambda name=name: seen.append(name) for name in 'abc'}, n=5, warmup=2)
+    assert ''.join(seen) == 'abc'*7
+    assert all(t.n == 5 and 0 <= t.low <= t.median <= t.high for t in times.values())
+
+
+def test_forward_call_follows_its_setup():
+    seen = []
+    class Look(torch.nn.Conv2d):
+        def forward(self, x):
+            seen.append((self.training, torch.is_grad_enabled(), x.is_contiguous(memory_format=torch.channels_last), x.shape))
+            return super().forward(x)
+    network = Look(3, 8, 3).train()
+    assert forward_call(network, (2, 3, 9, 7), Setup(precision='bf16'))().dtype == torch.bfloat16
+    assert seen == [(False, False, True, (2, 3, 9, 7))]
+
+
+def test_peak_memory_is_that_of_the_feature_map():
+    conv = lambda width: peak_memory('torch.nn:Conv2d', dict(in_channels=3, out_channels=width, kernel_size=1), (1, 3, 512, 512), Setup(threads=1))
+    wide,narrow = conv(64),conv(16)
+    if wide is None: pytest.skip('this system does not tell the peak of a process')
+    assert wide-narrow == pytest.approx(4*48*512**2, rel=0.1)
