@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import tifffile
 import torch
+from PIL import Image
 from skimage.color import rgb2hsv
 from skimage.filters import gaussian, threshold_otsu
 from tiffslide import TiffSlide
@@ -188,8 +189,9 @@ def thumbnail(
     step = max(h, w)/longest
     if step <= 1: return x
     size = max(1, round(h/step)), max(1, round(w/step))
-    small = torch.nn.functional.interpolate(x[None].float(), size=size, mode='bilinear', antialias=True)[0]
-    return small.round().byte()
+    picture = Image.fromarray(x.permute(1, 2, 0).numpy() if len(x) == 3 else x[0].numpy())
+    small = np.array(picture.resize(size[::-1], Image.Resampling.BOX)) # Pillow averages bytes; floats would need four times the memory
+    return torch.from_numpy(small.reshape(*size, -1)).permute(2, 0, 1).contiguous()
 
 # %% ../../nbs/data/slides.ipynb #c036
 def tissue_mask(
