@@ -772,6 +772,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                 'srdiag/sr/training.py'),
                                     'srdiag.sr.training.WholeImages.batch': ('sr/training.html#wholeimages.batch', 'srdiag/sr/training.py'),
                                     'srdiag.sr.training.evaluate_sr': ('sr/training.html#evaluate_sr', 'srdiag/sr/training.py'),
+                                    'srdiag.sr.training.score_images': ('sr/training.html#score_images', 'srdiag/sr/training.py'),
                                     'srdiag.sr.training.sr_dataloaders': ('sr/training.html#sr_dataloaders', 'srdiag/sr/training.py'),
                                     'srdiag.sr.training.sr_learner': ('sr/training.html#sr_learner', 'srdiag/sr/training.py'),
                                     'srdiag.sr.training.train_sr': ('sr/training.html#train_sr', 'srdiag/sr/training.py')},

@@ -20,6 +20,7 @@ from safetensors.torch import load_file, save_file
 from srdiag.data.images import save_png
 from srdiag.errors import ModelError
 from srdiag.models import load_model
+from srdiag.weights import list_pretrained
 
 
 def rows(path): return list(csv.DictReader(path.open(encoding='utf-8')))
@@ -718,4 +719,4 @@ def test_the_installed_command(tmp_path):
     p = subprocess.run([sys.executable, '-m', 'srdiag.cli', 'predict', tmp_path/'gone.png', '--model', tmp_path/'gone', '--out', tmp_path/'out'],
                        capture_output=True, text=True, encoding='utf-8')
     assert p.returncode == 2 and p.stdout == '' and not list(tmp_path.iterdir())
-    assert p.stderr == f'srdiag predict: There is no model folder {tmp_path/"gone"}: check the path.\n'
+    assert p.stderr == f'srdiag predict: There is no model folder {tmp_path/"gone"}: check the path, or name one of the package: {", ".join(list_pretrained())}.\n'
