@@ -26,7 +26,7 @@ class _PReLUGradient(torch.autograd.Function):
         x,slope = ctx.saved_tensors
         positive = torch.ops.aten.threshold_backward(g, x, 0)
         negative = g - positive
-        return torch.addcmul(positive, negative, slope[:, None, None]), (x*negative).sum((0, 2, 3), dtype=torch.float32).to(slope.dtype)
+        return torch.addcmul(positive, negative, slope[:, None, None]), (x*negative).sum((0, 2, 3), dtype=torch.promote_types(x.dtype, torch.float32)).to(slope.dtype)
 
 # %% ../../nbs/sr/layers.ipynb #c007
 class PReLU(nn.PReLU):
