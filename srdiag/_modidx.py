@@ -623,6 +623,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
             'srdiag.sr.convlstm': { 'srdiag.sr.convlstm.ConvLSTMCell': ('sr/convlstm.html#convlstmcell', 'srdiag/sr/convlstm.py'),
                                     'srdiag.sr.convlstm.ConvLSTMCell.__init__': ( 'sr/convlstm.html#convlstmcell.__init__',
                                                                                   'srdiag/sr/convlstm.py'),
+                                    'srdiag.sr.convlstm.ConvLSTMCell._gates': ( 'sr/convlstm.html#convlstmcell._gates',
+                                                                                'srdiag/sr/convlstm.py'),
                                     'srdiag.sr.convlstm.ConvLSTMCell._peep': ( 'sr/convlstm.html#convlstmcell._peep',
                                                                                'srdiag/sr/convlstm.py'),
                                     'srdiag.sr.convlstm.ConvLSTMCell._preactivations': ( 'sr/convlstm.html#convlstmcell._preactivations',

@@ -53,21 +53,25 @@ class ConvLSTMCell(nn.Module):
         self.gates_y = None if trunk else nn.Conv2d(channels, 4*channels, 3, padding=1, bias=False)
         self.peepholes = nn.ParameterDict({k:nn.Parameter(torch.zeros(channels, 1, 1)) for k in 'ifo'}) if peepholes else None
 
-    def project(self, x): # B×n×H×W: the part that depends on X alone
-        return self.merge.project(x) if self.merge is not None else x
+    def _gates(self, z, n): # B×n×H×W → B×(n·gates)×H×W, the first `n` gates
+        rows = n*self.channels
+        return F.conv2d(z, self.gates.weight[:rows], self.gates.bias[:rows], padding=1)
+
+    def project(self, x, once=False): # B×n×H×W → B×n×H×W or, without a trunk, B×(n·gates)×H×W
+        "The part that depends on X alone; `once`: for a single step, which has no forget gate"
+        return self.merge.project(x) if self.merge is not None else self._gates(x, 3 if once else 4)
 
     def _preactivations(self, projected, state, n_gates):
-        rows = n_gates*self.channels
-        if self.merge is not None: projected = self.merge(projected, None if state is None else state.feedback)
-        z = F.conv2d(projected, self.gates.weight[:rows], self.gates.bias[:rows], padding=1)
-        if state is not None and self.gates_y is not None: z = z + self.gates_y(state.feedback)
+        feedback = None if state is None else state.feedback
+        if self.merge is not None: z = self._gates(self.merge(projected, feedback), n_gates)
+        else: z = projected[:, :n_gates*self.channels] + (0 if feedback is None else self.gates_y(feedback))
         return z.chunk(n_gates, 1)
 
     def _peep(self, z, gate, cell):
         return z if self.peepholes is None or cell is None else z + self.peepholes[gate]*cell
 
     def forward(self,
-        projected:torch.Tensor, # B×n×H×W, from `project`
+        projected:torch.Tensor, # from `project`
         state:LSTMState|None=None, # of the step before; None at the first step, where Y = C = 0
     ) -> tuple[torch.Tensor, torch.Tensor]: # H and C, each B×n×H×W
         "One step; at the first one neither the forget gate nor the part of Y is computed, for they have no effect"

@@ -84,7 +84,8 @@ class Recursion(nn.Module):
         return h,h
 
     def forward(self, x): # B×n×H×W → a list with (Y, C, H) of each step, B×n×H×W
-        projected,state,out = (self.lstm or self.merge).project(x),None,[]
+        projected = self.merge.project(x) if self.lstm is None else self.lstm.project(x, once=self.steps == 1)
+        state,out = None,[]
         for _ in range(self.steps):
             hidden,cell = self._hidden(projected, state)
             y = hidden
