@@ -95,7 +95,9 @@ class ImageMetric(Metric):
     ): self.function,self.convention = function,convention(scale)
     def reset(self): self.values = []
     def accumulate(self, learn):
-        if not learn.training: self.values.append(self.function(learn.pred.clamp(0, 1), learn.yb[0], self.convention).cpu())
+        if learn.training: return
+        sr,hr = learn.pred.clamp(0, 1),learn.yb[0]
+        self.values.append(self.function(sr, hr, self.convention).cpu() if sr.isfinite().all() else torch.full((len(hr),), torch.nan, dtype=torch.float64))
     @property
     def value(self): return torch.cat(self.values).double().mean().item() if self.values else None
     @property
