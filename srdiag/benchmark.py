@@ -6,9 +6,8 @@
 __all__ = ['TRAININGS', 'BICUBIC', 'SCRATCH', 'DOUBLE', 'STUDENT', 'RECURSIVE', 'CARN', 'EDSR', 'PRESETS', 'BUDGETS',
            'REFERENCES', 'LIMITS', 'FEW_GROUPS', 'NOT_COMPARABLE', 'Entry', 'parse_entry', 'entries_of',
            'with_teachers', 'Budget', 'budget_of', 'Store', 'entry_from', 'working', 'build', 'train_entry', 'steps_of',
-           'score_images', 'Job', 'do_run', 'session_now', 'run_all', 'measure_speed', 'ensure_speed', 'results_table',
-           'summary_table', 'paired_gain', 'gains_table', 'published_sr', 'markdown_table', 'draw', 'report',
-           'benchmark_sr']
+           'Job', 'do_run', 'session_now', 'run_all', 'measure_speed', 'ensure_speed', 'results_table', 'summary_table',
+           'paired_gain', 'gains_table', 'published_sr', 'markdown_table', 'draw', 'report', 'benchmark_sr']
 
 # %% ../nbs/benchmark.ipynb #c004
 import json
@@ -33,12 +32,12 @@ from .data.images import as_float, read_image, save_png, to_uint8
 from .data.pairs import SRPairs
 from .errors import DataError, ModelError
 from .evaluation.cost import format_count, measure_cost
-from .evaluation.image_quality import convention, psnr, ssim
+from .evaluation.image_quality import convention
 from .evaluation.speed import Setup, compare_latency, forward_call, peak_memory
 from .models import ModelInfo, json_text, load_model, save_model
 from .precision import chosen_precision
 from .sr.distillation import distil
-from .sr.training import WholeImages, train_sr
+from .sr.training import score_images, train_sr
 from .sr.zoo import create_model, describe, list_models
 from .training.recipes import SR_RECIPES
 
@@ -276,27 +275,7 @@ def steps_of(
     own = budget.epochs*budget.steps*dict(none=0, scratch2x=2).get(entry.training, 1)
     return dict(own=own, with_teacher=own + (steps_of(entry.teacher, budget)['own'] if entry.teacher else 0))
 
-# %% ../nbs/benchmark.ipynb #c029
-@torch.inference_mode()
-def score_images(
-    enlarge, # a network, or any function from B×C×H×W to B×C×sH×sW
-    pairs:SRPairs, # what to score on, whole images
-    device:torch.device|str='cpu', # where the network is
-) -> pd.DataFrame: # file, psnr (dB), ssim; in the order of `pairs`
-    "PSNR and SSIM of every image under the project's convention"
-    conv,whole,rows = convention(pairs.scale),WholeImages(pairs),[]
-    for i,members in enumerate(whole.groups):
-        lr,hr = whole[i]
-        sr = enlarge(lr.to(device).contiguous(memory_format=torch.channels_last)).float().clamp(0, 1).cpu()
-        rows += zip(members, psnr(sr, hr, conv).tolist(), ssim(sr, hr, conv).tolist())
-    return pd.DataFrame([(pairs.names[k], p, s) for k,p,s in sorted(rows)], columns=['file', 'psnr', 'ssim'])
-
-# %% ../nbs/benchmark.ipynb #c032
-def _some(data, part, scale, n): # SRPairs of at most n images, spread evenly
-    files = data.table.file[data.table.split == part].tolist()
-    keep = np.unique(np.linspace(0, len(files)-1, min(n, len(files))).round().astype(int))
-    return SRPairs([data.parts[part][i] for i in keep], scale, names=[files[i] for i in keep])
-
+# %% ../nbs/benchmark.ipynb #c031
 class Job:
     "Data, budget and device of a benchmark, with what is derived from them"
     def __init__(self,
@@ -308,7 +287,7 @@ class Job:
     ):
         self.data,self.scale,self.budget,self.device = data,scale,budget,torch.device(device)
         self.precision = chosen_precision(precision, device)
-        self.pairs = dict(train=data.pairs('train', scale), valid=_some(data, 'valid', scale, budget.valid_images), test=data.pairs('test', scale))
+        self.pairs = dict(train=data.pairs('train', scale), valid=data.pairs('valid', scale).few(budget.valid_images), test=data.pairs('test', scale))
         self.groups = dict(zip(data.table.file, data.table.group.astype(str)))
         bicubic = score_images(build(BICUBIC, scale, data.channels), self.pairs['test'])
         self.panel = int(bicubic.psnr.argsort(kind='stable').iloc[(len(bicubic)-1)//2])
@@ -324,7 +303,7 @@ class Job:
         return dict(data='/'.join(self.data.root.resolve().parts[-2:]), skipped=self.data.skipped or 'none', groups={k:int(of(k).group.nunique()) for k in ('train', 'valid', 'test')},
                     images={k:len(of(k)) for k in ('train', 'valid', 'test')}, convention=convention(self.scale).describe(self.data.channels), panel=self.pairs['test'].names[self.panel])
 
-# %% ../nbs/benchmark.ipynb #c034
+# %% ../nbs/benchmark.ipynb #c033
 def _say(*text): print(*text, flush=True)
 
 def _teacher_for(job, store, entry, seed): # the trained teacher, from the store
@@ -351,7 +330,7 @@ def do_run(
         start = time.perf_counter()
         network = train_entry(entry, seed, job.pairs, job.budget, job.data.channels, job.device, job.precision, folder, teacher)
         seconds = time.perf_counter()-start
-        scores = score_images(network, job.pairs['test'], job.device).assign(group=lambda d: d.file.map(job.groups))
+        scores = score_images(network, job.pairs['test']).assign(group=lambda d: d.file.map(job.groups))
         if entry.training != 'none': save_model(folder/'model', network, _model_info(job, entry, seed, scores, seconds), files={'split.csv':job.data.table.to_csv(index=False)})
         _save_panel(job, network, folder/'panel.png')
         side = 128 if job.scale == 4 else 96
@@ -363,8 +342,8 @@ def do_run(
     _say(f'    {metrics["psnr"]:.3f} dB, SSIM {metrics["ssim"]:.4f}, {seconds:.0f} s')
     return True
 
-# %% ../nbs/benchmark.ipynb #c036
-@torch.inference_mode()
+# %% ../nbs/benchmark.ipynb #c035
+@torch.no_grad()
 def _save_panel(job, network, path):
     lr,_ = job.pairs['test'][job.panel]
     save_png(to_uint8(network(lr[None].to(job.device).contiguous(memory_format=torch.channels_last))[0].float().clamp(0, 1).cpu()), path)
@@ -377,7 +356,7 @@ def session_now() -> dict:
     return dict(date=time.strftime('%Y-%m-%d %H:%M'), command=command, machine=f'{platform.system()} {platform.machine()}, {os.cpu_count()} cores, {name}',
                 python=platform.python_version(), torch=torch.__version__, srdiag=version('srdiag'))
 
-# %% ../nbs/benchmark.ipynb #c038
+# %% ../nbs/benchmark.ipynb #c037
 def run_all(
     job:Job, # data, budget, device
     store:Store, # open
@@ -392,7 +371,7 @@ def run_all(
             if only is None or entry.key == only: done += do_run(job, store, entry, seed)
     return done
 
-# %% ../nbs/benchmark.ipynb #c040
+# %% ../nbs/benchmark.ipynb #c039
 def measure_speed(
     entries, # of the benchmark
     scale:int, # enlargement
@@ -418,7 +397,7 @@ def ensure_speed(store, job, entries): # measure if an entry is missing or the m
     _say(f'Timing {len(entries)} entries.')
     _write(path, json_text(measure_speed(entries, job.scale, job.data.channels, Setup(str(job.device), job.precision), job.budget.rounds)))
 
-# %% ../nbs/benchmark.ipynb #c042
+# %% ../nbs/benchmark.ipynb #c041
 def results_table(
     store:Store, # of a benchmark
 ) -> pd.DataFrame: # a row per entry and seed
@@ -442,7 +421,7 @@ def summary_table(
         out[column] = [timed[e][key]*factor if e in timed and timed[e][key] is not None else np.nan for e in out.index]
     return out.reset_index()
 
-# %% ../nbs/benchmark.ipynb #c044
+# %% ../nbs/benchmark.ipynb #c043
 def paired_gain(
     a, # N scores of one network, an image each
     b, # N scores of another, for the same images in the same order
@@ -462,7 +441,7 @@ def paired_gain(
     low,high = np.quantile(means, [(1-level)/2, (1+level)/2])
     return float((b-a).mean()),float(low),float(high)
 
-# %% ../nbs/benchmark.ipynb #c049
+# %% ../nbs/benchmark.ipynb #c048
 REFERENCES = ('mrcnet', 'edsr_baseline')
 
 def _image_scores(store, entry, seeds): # seeds×N PSNR, and N groups
@@ -485,7 +464,7 @@ def gains_table(
             rows.append(dict(label=e.label, against=ref.label, gain=gain, low=low, high=high, sd=sd, seeds=len(seeds), groups=groups.nunique()))
     return pd.DataFrame(rows, columns=['label', 'against', 'gain', 'low', 'high', 'sd', 'seeds', 'groups'])
 
-# %% ../nbs/benchmark.ipynb #c051
+# %% ../nbs/benchmark.ipynb #c050
 def published_sr(
     scale:int|None=None, # 2 or 4; None: both
 ) -> pd.DataFrame: # table, data, scale, input_size, name, psnr, ssim, parameters, flops, memory_mb
@@ -497,7 +476,7 @@ def _published_row(published, label): # the row of Table I or else of Table II, 
     found = published[published.name == label]
     return None if found.empty else found.iloc[0]
 
-# %% ../nbs/benchmark.ipynb #c054
+# %% ../nbs/benchmark.ipynb #c053
 def _number(x, form='{:.3f}'): return '–' if x is None or (isinstance(x, float) and math.isnan(x)) else form.format(x)
 def _count(x): return '–' if x is None or (isinstance(x, float) and math.isnan(x)) else format_count(x)
 def _spread(mean, sd, digits): return _number(mean, f'{{:.{digits}f}}') + ('' if math.isnan(sd) else f' ± {sd:.{digits}f}')
@@ -521,7 +500,7 @@ def _gain_rows(gains):
     return markdown_table(['network', 'against', '>gain in dB', '>95 % interval', '>± over seeds', '>seeds', '>test groups'],
                           [[r.label, r.against, f'{r.gain:+.3f}', '–' if math.isnan(r.low) else f'{r.low:+.3f} to {r.high:+.3f}', _number(r.sd), r.seeds, r.groups] for r in gains.itertuples()])
 
-# %% ../nbs/benchmark.ipynb #c056
+# %% ../nbs/benchmark.ipynb #c055
 def _published_table(summary, scale):
     header = ['network', '>PSNR here', '>printed', '>SSIM here', '>printed', '>parameters here', '>printed', '>FLOPs here', '>printed', '>memory here in MB', '>printed', 'table']
     published,rows = published_sr(scale),[]
@@ -532,7 +511,7 @@ def _published_table(summary, scale):
                      _number(r.peak_mb, '{:.0f}'), _number(p.memory_mb, '{:.0f}'), f'{p.table} ({p.data})'])
     return markdown_table(header, rows) if rows else 'None of these networks stands in the tables of the paper.'
 
-# %% ../nbs/benchmark.ipynb #c058
+# %% ../nbs/benchmark.ipynb #c057
 def draw(
     store:Store, # of a benchmark
     summary:pd.DataFrame, # from summary_table
@@ -551,7 +530,7 @@ def draw(
     if logs: drawn['curves'] = figures.learning_curves({name:log.valid_psnr for name,log in logs.items()}, head['fixed']['steps'], title='Validation while training, first seed')
     return drawn
 
-# %% ../nbs/benchmark.ipynb #c060
+# %% ../nbs/benchmark.ipynb #c059
 LIMITS = '''PSNR and SSIM are means over test images, ± the standard deviation over seeds. Intervals are a bootstrap over test groups of paired differences, seeds averaged image by image: they speak of other patients, for these trainings. A gain smaller than its spread over seeds is no gain; with one seed that
 spread is not known. A distilled network has also used its teacher's steps (in brackets); "Scratch, double" has had as many. A short budget ranks networks by how fast they learn, which favours those that start from the bicubic image; the learning curves show whether they had finished.'''
 FEW_GROUPS = 'The test images are of {} groups: fewer than ten make a bootstrap interval too narrow.'
@@ -577,7 +556,7 @@ def _missing(store): # entries and seeds that others have and they have not
     seeds = sorted({k for e in store.entries() for k in store.seeds(e)})
     return [f'{e.label}, seed {k}' for e in store.entries() for k in seeds if k not in store.seeds(e)]
 
-# %% ../nbs/benchmark.ipynb #c062
+# %% ../nbs/benchmark.ipynb #c061
 def _readme(head, speed, summary, gains, drawn, missing):
     f,a,last = head['fixed'],head['about'],head['sessions'][-1]
     words = dict(fig4='PSNR against FLOPs', fig5=f'The test image with the median bicubic PSNR, {a["panel"]}, and the errors on one scale', curves='Learning curves')
@@ -594,7 +573,7 @@ def _readme(head, speed, summary, gains, drawn, missing):
     parts.append(f'## How it was made\n\n`{last["command"]}`, {last["date"]}; {last["machine"]}; Python {last["python"]}, torch {last["torch"]}, srdiag {last["srdiag"]}. Everything is in run.json, every run in runs/.')
     return '\n\n'.join(parts) + '\n'
 
-# %% ../nbs/benchmark.ipynb #c064
+# %% ../nbs/benchmark.ipynb #c063
 def benchmark_sr(
     data:str|Path, # a folder with images
     out:str|Path, # the folder of the benchmark; one that is there is continued
