@@ -12,7 +12,7 @@ import pytest
 from packaging.version import Version
 
 ROOT = Path(__file__).parents[1]
-COMMANDS = ['demo', 'train-sr', 'distill', 'train-diagnosis', 'evaluate', 'predict', 'cost']
+COMMANDS = ['demo', 'train-sr', 'distill', 'train-diagnosis', 'evaluate', 'predict', 'cost', 'benchmark', 'build']
 SOURCES = ['nbs', 'srdiag', 'tests'] # with the files beside them: what a source distribution is made of
 
 USE = '''
@@ -36,6 +36,13 @@ with torch.inference_mode(): enlarged = again(image)
 assert enlarged.shape == (1, 3, 32, 40) and torch.isfinite(enlarged).all()
 assert torch.equal(enlarged, network(image)), 'the saved network computes something else'
 assert info.made['srdiag'] == srdiag.__version__
+
+from srdiag.weights import list_pretrained, pretrained_folder
+assert list_pretrained(), 'no trained network came with the package'
+for name in list_pretrained():
+    assert pretrained_folder(name).is_relative_to(target)
+    trained = MRCNet.from_pretrained(name)
+    with torch.inference_mode(): assert torch.isfinite(trained(image)).all()
 print('works')
 '''
 
@@ -81,9 +88,9 @@ def away(target, tmp_path): # another folder to work in, and `target` first on t
 def test_wheel_holds_the_library_and_its_files(wheel):
     names = {n for n in zipfile.ZipFile(wheel).namelist() if not n.endswith('/')}
     library = {n for n in names if n.startswith('srdiag/')}
-    files = [p for kind in ('*.py', '*.csv', '*.mplstyle', '*.html') for p in (ROOT/'srdiag').rglob(kind)]
+    files = [p for p in (ROOT/'srdiag').rglob('*') if p.is_file() and '__pycache__' not in p.parts]
     assert library == {p.relative_to(ROOT).as_posix() for p in files}
-    for folder,ending in (('published', '.csv'), ('styles', '.mplstyle'), ('templates', '.html')):
+    for folder,ending in (('published', '.csv'), ('styles', '.mplstyle'), ('templates', '.html'), ('pretrained', '.safetensors')):
         assert any(n.startswith(f'srdiag/{folder}/') and n.endswith(ending) for n in library), f'The wheel has no {folder}/*{ending}.'
 
 
