@@ -17,12 +17,13 @@ say     := @printf '== %s\n'
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
 MAKEFLAGS += --no-print-directory
-.PHONY: help venv demo test lab export clean
+.PHONY: help venv demo test docs lab export clean
 
 help:
 	@echo 'make venv     make .venv with the library, the notebooks and the tests, at the versions of constraints.txt'
 	@echo 'make demo     train and compare small models on a sample image; the report goes to runs/demo'
 	@echo 'make test     notebooks and library in sync, all notebooks run, all tests pass'
+	@echo 'make docs     the site in _site/, from the notebooks; needs nothing but pip'
 	@echo 'make lab      open the notebooks in JupyterLab'
 	@echo 'make export   write the library srdiag/ from the notebooks nbs/'
 	@echo 'make clean    remove what was built; .venv and runs/ stay'
@@ -45,7 +46,7 @@ $(VENV)/.base: $(INPUTS) | $(BIN)/python
 
 $(VENV)/.installed: $(INPUTS) | $(BIN)/python
 	$(say) 'Installing srdiag with notebooks and tests (the first time this takes minutes and several GB, most of it PyTorch)'
-	@$(PIP) install -c constraints.txt -e '.[dev]'
+	@$(PIP) install -c constraints.txt -e '.[dev,docs]'
 	@touch $(VENV)/.base $@
 
 demo: $(VENV)/.base
@@ -61,6 +62,10 @@ test: $(VENV)/.installed
 	$(say) 'Running the tests'
 	@MPLBACKEND=agg $(BIN)/python -m pytest
 
+docs: $(VENV)/.installed
+	$(say) 'Making the site'
+	@$(BIN)/python tools/docs.py
+
 lab: $(VENV)/.installed
 	$(say) 'Opening JupyterLab; Ctrl-C ends it'
 	@$(BIN)/jupyter lab nbs/index.ipynb
@@ -71,5 +76,5 @@ export: $(VENV)/.installed
 
 clean:
 	$(say) 'Removing what was built'
-	@rm -rf build dist srdiag.egg-info _docs _proc .pytest_cache .ruff_cache
+	@rm -rf build dist srdiag.egg-info _docs _proc _site .pytest_cache .ruff_cache
 	@find . -path ./$(VENV) -prune -o \( -name __pycache__ -o -name .ipynb_checkpoints \) -type d -exec rm -rf {} +

@@ -20,5 +20,5 @@ setup(
                  'Topic :: Scientific/Engineering :: Medical Science Apps.'],
     packages=find_packages(include=['srdiag', 'srdiag.*']), package_data={'srdiag': ['**/*.csv', '**/*.mplstyle', '**/*.html', 'pretrained/*/*']},
     python_requires='>='+cfg['min_python'], install_requires=lines('requirements'),
-    extras_require={'notebooks': lines('notebooks_requirements'), 'dev': lines('dev_requirements')},
+    extras_require={'notebooks': lines('notebooks_requirements'), 'dev': lines('dev_requirements'), 'docs': lines('docs_requirements')},
     entry_points={'console_scripts': lines('console_scripts'), 'nbdev': ['srdiag=srdiag._modidx:d']})

@@ -16,7 +16,7 @@ try: import tomllib
 except ModuleNotFoundError: import tomli as tomllib
 
 ROOT = Path(__file__).parents[1]
-LISTS = 'requirements', 'notebooks_requirements', 'dev_requirements'
+LISTS = 'requirements', 'notebooks_requirements', 'dev_requirements', 'docs_requirements'
 
 
 def read(name): return (ROOT/name).read_text(encoding='utf-8')
@@ -108,7 +108,8 @@ def test_console_scripts_are_installed(installed):
 
 
 def test_installed_requirements_are_those_of_settings(installed):
-    extras = {'requirements': '', 'notebooks_requirements': "; extra == 'notebooks'", 'dev_requirements': "; extra == 'dev'"}
+    extras = {'requirements': '', 'notebooks_requirements': "; extra == 'notebooks'", 'dev_requirements': "; extra == 'dev'",
+              'docs_requirements': "; extra == 'docs'"}
     expected = {requirement_of(line + extra) for key,extra in extras.items() for line in listed(key)}
     assert {requirement_of(line) for line in installed.requires} == expected, 'settings.ini has changed: run make venv.'
 

@@ -1,0 +1,41 @@
+"Sphinx's settings. The pages come from tools/docs.py, the facts about the project from settings.ini."
+import importlib.util
+import shutil
+from configparser import ConfigParser
+from pathlib import Path
+
+here = Path(__file__).resolve().parent
+_settings = ConfigParser(delimiters=['='], inline_comment_prefixes=(';',))
+_settings.read(here.parent/'settings.ini', encoding='utf-8')
+_facts = _settings['DEFAULT']
+
+project,author,release = _facts['lib_name'],_facts['author'],_facts['version']
+extensions = ['myst_nb', 'sphinx.ext.mathjax', 'sphinx_copybutton']
+html_theme,html_title = 'furo',project
+html_static_path,html_css_files = [str(here/'_static')],['srdiag.css']
+html_favicon = str(here/'_static'/'favicon.svg')
+html_copy_source = html_show_sphinx = False
+add_module_names = False
+maximum_signature_line_length = 80
+
+nb_execution_mode = 'off' # the outputs that the notebooks hold are shown
+nb_merge_streams = True
+myst_enable_extensions = ['dollarmath', 'amsmath', 'attrs_block', 'attrs_inline', 'deflist']
+myst_dmath_double_inline = True # $$ right after a line of text
+myst_dmath_allow_digits = False # "$5 and $7" is no equation
+suppress_warnings = ['myst.header'] # a notebook may skip a level of headings
+
+# MathJax lies in a wheel as a folder of 24 MB; the site needs one file of it and the fonts.
+_mathjax = Path(importlib.util.find_spec('sphinx-mathjax-offline').origin).parent/'static'/'mathjax'
+_script,_fonts = 'tex-chtml-full.js','output/chtml/fonts/woff-v2'
+mathjax_path = f'mathjax/{_script}'
+
+
+def copy_mathjax(app, error):
+    if error or app.builder.format != 'html': return
+    to = Path(app.outdir)/'_static'/'mathjax'
+    shutil.copytree(_mathjax/_fonts, to/_fonts, dirs_exist_ok=True)
+    shutil.copy2(_mathjax/_script, to)
+
+
+def setup(app): app.connect('build-finished', copy_mathjax)

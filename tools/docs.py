@@ -1,0 +1,283 @@
+"""Build the documentation from the notebooks with Sphinx: `python tools/docs.py` writes _site/, a warning fails.
+
+The pages are made in build/docs: notebooks where they lie in nbs/ (so their links to each other hold), the pages of docs/, one page
+per part of the course, per module (see reference.py) and per folder of results/. Sphinx then reads nothing else."""
+import argparse
+import csv
+import os
+import posixpath
+import re
+import shutil
+import sys
+from pathlib import Path
+
+import nbformat
+
+sys.path.insert(0, str(Path(__file__).parent))
+from reference import as_myst, read_cell
+
+ROOT = Path(__file__).resolve().parents[1]
+DIRECTIVES = {'default_exp', 'export', 'exporti', 'exports', 'hide', 'echo', 'eval', 'slow', 'cuda'}
+
+
+# --- notebooks --------------------------------------------------------------------------------------------------
+
+def directives_of(
+    source:str, # of a code cell
+) -> dict: # {'export': '', 'echo': 'false'}
+    "The `#|` lines of a cell; ValueError for one that the site would not know how to show"
+    found = dict(re.findall(r'^#\|\s*(\w+):?[ \t]*(.*?)\s*$', source, flags=re.M))
+    strange = found.keys() - DIRECTIVES
+    if strange: raise ValueError(f'The directive #| {min(strange)} is new to tools/docs.py: say there what becomes of such a cell.')
+    return found
+
+
+def outside_code(
+    change, # text → text
+    text:str, # markdown
+) -> str: # with everything changed but fenced code and headings
+    "Apply `change` where names and links may be replaced"
+    parts = re.split(r'(^```.*?^```[ \t]*$|^#+ [^\n]*$)', text, flags=re.M | re.S)
+    return ''.join(p if i % 2 else change(p) for i,p in enumerate(parts))
+
+
+class Names:
+    "The exported names, and which of them a word between backticks means"
+    def __init__(self,
+        modules, # dotted module without `srdiag.` → its symbols, see reference.py
+    ):
+        self.full,self.short = {},{}
+        for module,symbols in modules.items():
+            self.full[f'srdiag.{module}'] = module
+            for s in symbols:
+                for name in [s.name, *(f'{s.name}.{m.name}' for m in s.members)]:
+                    self.full[f'srdiag.{module}.{name}'] = module
+                    self.short.setdefault(name, []).append(module)
+
+    def target(self,
+        word:str, # 'MRCNet', 'MRCNet.features', 'srdiag.sr.mrcnet'
+        module:str='', # of the page
+    ) -> str|None: # 'srdiag.sr.mrcnet.MRCNet'
+        "A plain word such as `fit` means the function on the page of its own module only; elsewhere it may be a command or a variable"
+        if word in self.full: return word
+        homes = self.short.get(word, [])
+        if module in homes: return f'srdiag.{module}.{word}'
+        telling = re.search(r'[A-Z]|\w_\w|\w\.\w', word)
+        return f'srdiag.{homes[0]}.{word}' if len(homes) == 1 and telling else None
+
+    def link(self,
+        text:str, # markdown
+        module:str='', # of the page
+    ) -> str: # markdown with roles
+        "Make `Name` a link to the reference"
+        def role(m):
+            target = self.target(m[1], module)
+            return f'{{py:obj}}`{m[1]}{m[2] or ""} <{target}>`' if target else m[0]
+        return outside_code(lambda t: re.sub(r'(?<![\w`\[}])`([A-Za-z_][\w.]*)(\(\))?`(?![`\]])', role, t), text)
+
+
+def relink(
+    text:str, # markdown of a notebook
+    page:str, # 'sr/mrcnet.ipynb'
+) -> str: # links that leave nbs/ lead to the page of a folder of results, or to a file beside the index
+    "What lies elsewhere in the repository lies elsewhere on the site, too"
+    here = posixpath.dirname(page)
+    def moved(m):
+        inside = posixpath.normpath(posixpath.join('nbs', here, m[1]))
+        if inside.startswith('nbs/'): return m[0]
+        to = f'{inside}/index.md' if re.fullmatch(r'results/[^/]+', inside) else inside
+        return f']({posixpath.relpath(to, here or ".")})'
+    return outside_code(lambda t: re.sub(r'\]\((\.\./[^)\s]*)\)', moved, t), text)
+
+
+def convert(
+    nb, # notebook
+    page:str, # 'sr/mrcnet.ipynb'
+    names:Names, # to link
+) -> nbformat.NotebookNode: # for myst-nb
+    "A notebook of nbdev as a page: no directives, no hidden cells, the summary as lead, names as links, a label before each exported cell"
+    module,cells = module_of(page),[]
+    for i,cell in enumerate(nb.cells):
+        if cell.cell_type == 'markdown':
+            text = re.sub(r'^> (.*)$', r'{.lead}\n\1', cell.source, flags=re.M) if cell.source.startswith('# ') else cell.source
+            cells.append(nbformat.v4.new_markdown_cell(names.link(relink(text, page), module)))
+            continue
+        if cell.cell_type != 'code': continue
+        told = directives_of(cell.source)
+        source = re.sub(r'^#\|.*\n?', '', cell.source, flags=re.M).strip('\n')
+        if 'hide' in told or 'default_exp' in told or not source: continue
+        if 'export' in told: cells.append(nbformat.v4.new_markdown_cell(f'({label(module, i)})='))
+        tags = ['exported']*('export' in told) + ['remove-input']*(told.get('echo') == 'false')
+        cells.append(nbformat.v4.new_code_cell(source, outputs=cell.outputs, execution_count=cell.execution_count, metadata={'tags': tags}))
+    for i,cell in enumerate(cells): cell['id'] = f'c{i}'
+    return nbformat.v4.new_notebook(cells=cells, metadata=nb.metadata)
+
+
+def module_of(page): return page.removesuffix('.ipynb').replace('/', '.')
+
+
+def page_of(module): return module.replace('.', '/') + '.ipynb'
+
+
+def label(module, cell): return f'source-{module}-{cell}'
+
+
+def lead_of(nb):
+    "Title and summary of a notebook"
+    text = next(c.source for c in nb.cells if c.cell_type == 'markdown')
+    return re.search(r'^# (.+)$', text, flags=re.M)[1],re.search(r'^> (.+)$', text, flags=re.M)[1]
+
+
+def symbols_of(nb):
+    "What a notebook exports"
+    return [s for i,c in enumerate(nb.cells) if c.cell_type == 'code' and 'export' in directives_of(c.source) for s in read_cell(c.source, i)]
+
+
+# --- pages that are made ----------------------------------------------------------------------------------------
+
+def course_of(
+    index:str, # markdown of index.ipynb
+    pages, # names of all notebooks
+) -> dict: # part → notebooks in order
+    "The table under `## The course`; a notebook it does not name joins the part with most of its folder"
+    rows = re.findall(r'^\| ([^|\n]+) \|(.*\.ipynb.*)\|$', index.partition('## The course')[2], flags=re.M)
+    course = {part.strip(): re.findall(r'\]\(([^)]+\.ipynb)\)', links) for part,links in rows}
+    folder = posixpath.dirname
+    for page in sorted(set(pages) - {'index.ipynb'} - {p for part in course.values() for p in part}):
+        home = max(course, key=lambda part: (sum(folder(p) == folder(page) for p in course[part]), part == 'use'))
+        course[home].append(page)
+    return course
+
+
+def toctree(entries, caption=''):
+    return '\n'.join(['```{toctree}', ':hidden:', *([f':caption: {caption}'] if caption else []), '', *entries, '```'])
+
+
+def part_page(part, pages, leads):
+    "A part of the course: its notebooks with their summaries"
+    rows = [f'[{leads[p][0]}](../{p})\n: {leads[p][1]}' for p in pages]
+    return '\n\n'.join([f'# {part[0].upper()}{part[1:]}', *rows, toctree([f'../{p.removesuffix(".ipynb")}' for p in pages])]) + '\n'
+
+
+def module_page(module, symbols, lead, headings, names):
+    "The reference of a module"
+    page = page_of(module)
+    parts = [f'# srdiag.{module}', f'{{.lead}}\n{lead[1]}', f'Explained and tested in [{lead[0]}](../{page}).', f'```{{py:module}} srdiag.{module}\n```']
+    for s in symbols:
+        source = f'{{ref}}`{lead[0]}, {headings[s.cell]} <{label(module, s.cell)}>`'
+        parts.append(as_myst(s, lambda text: names.link(text, module), source))
+    return '\n\n'.join(parts) + '\n'
+
+
+def headings_of(nb):
+    "The heading above each cell"
+    found,last = {},'its first lines'
+    for i,c in enumerate(nb.cells):
+        if c.cell_type == 'markdown': last = (re.findall(r'^#+ (.+?)\s*$', re.sub(r'^```.*?^```', '', c.source, flags=re.M | re.S), flags=re.M) or [last])[-1]
+        found[i] = re.sub(r'[`<>*$\\]', '', last)
+    return found
+
+
+def reference_index(modules, leads):
+    rows = [f'| [srdiag.{m}]({m}.md) | {leads[page_of(m)][1]} |' for m in modules]
+    return '\n'.join(['# Reference', '', 'Every exported name with its parameters, shapes, units and errors. It is read from the notebooks: '
+                      'to change a sentence here, change the comment there.', '', '| module | what it holds |', '|---|---|', *rows, '', toctree(modules)]) + '\n'
+
+
+def shown_number(text):
+    "A cell of a table: numbers to four digits"
+    try: value = float(text)
+    except ValueError: return re.sub(r'([|*_$<`\[])', r'\\\1', text)
+    return text if float(value).is_integer() or len(text) < 7 else f'{value:.4g}'
+
+
+def csv_table(
+    path:Path, # CSV with a header
+    most:int=40, # rows; longer files are only linked
+) -> str: # markdown
+    "A CSV as a table; on its side if it is wider than long"
+    with open(path, newline='', encoding='utf-8') as f: rows = [[shown_number(v) for v in row] for row in csv.reader(f)]
+    if not 1 < len(rows) <= most: return ''
+    if len(rows[0]) > max(len(rows), 8): rows = [list(r) for r in zip(*rows)]
+    lines = [rows[0], ['---']*len(rows[0]), *rows[1:]]
+    return '\n'.join('| ' + ' | '.join(row) + ' |' for row in lines)
+
+
+def results_page(
+    folder:Path, # results/name
+    names:Names, # to link
+) -> str: # markdown
+    "README and tables of one folder of results"
+    readme = folder/'README.md'
+    parts = [names.link(readme.read_text(encoding='utf-8').strip()) if readme.is_file() else f'# {folder.name}']
+    for path in sorted(folder.glob('*.csv')): parts.append(f'## {path.name}\n\nThe file: [{path.name}]({path.name})\n\n{csv_table(path)}')
+    return '\n\n'.join(parts) + '\n'
+
+
+# --- the site ---------------------------------------------------------------------------------------------------
+
+def write_pages(
+    src:Path, # empty folder
+    root:Path=ROOT, # of the project
+) -> None:
+    "Everything that Sphinx is to read"
+    def write(page, text):
+        (src/page).parent.mkdir(parents=True, exist_ok=True)
+        (src/page).write_text(text, encoding='utf-8')
+    books = {p.relative_to(root/'nbs').as_posix(): nbformat.read(p, 4) for p in sorted((root/'nbs').rglob('*.ipynb')) if '.ipynb_checkpoints' not in p.parts}
+    leads = {page: lead_of(nb) for page,nb in books.items()}
+    modules = {module_of(page): symbols_of(nb) for page,nb in books.items()}
+    modules = {module: symbols for module,symbols in modules.items() if symbols}
+    names = Names(modules)
+    course = course_of('\n\n'.join(c.source for c in books['index.ipynb'].cells if c.cell_type == 'markdown'), books)
+    results = [p.name for p in sorted((root/'results').iterdir()) if p.is_dir() and any(p.iterdir())] if (root/'results').is_dir() else []
+
+    for page,nb in books.items():
+        page_nb = convert(nb, page, names)
+        if page == 'index.ipynb':
+            trees = [toctree(['Getting started <self>']), toctree([f'course/{part_file(part)}' for part in course], 'Course'),
+                     toctree([p.relative_to(root/'docs').with_suffix('').as_posix() for p in sorted((root/'docs'/'howto').glob('*.md'))], 'How-to'),
+                     toctree(['reference/index'], 'Reference'), toctree([f'results/{name}/index' for name in results], 'Results')]
+            page_nb.cells.append(nbformat.v4.new_markdown_cell('\n\n'.join(trees), id='toc'))
+        (src/page).parent.mkdir(parents=True, exist_ok=True)
+        nbformat.write(page_nb, src/page)
+    for part,pages in course.items(): write(f'course/{part_file(part)}.md', part_page(part, pages, leads))
+    write('reference/index.md', reference_index(modules, leads))
+    for module,symbols in modules.items():
+        write(f'reference/{module}.md', module_page(module, symbols, leads[page_of(module)], headings_of(books[page_of(module)]), names))
+    for name in results:
+        shutil.copytree(root/'results'/name, src/'results'/name, ignore=shutil.ignore_patterns('README.md'))
+        write(f'results/{name}/index.md', results_page(root/'results'/name, names))
+    for path in sorted((root/'docs').rglob('*.md')): write(path.relative_to(root/'docs'), names.link(path.read_text(encoding='utf-8')))
+    shutil.copytree(root/'nbs'/'images', src/'images')
+    shutil.copy(root/'CITATION.cff', src)
+
+
+def part_file(part): return part.replace(' ', '-')
+
+
+def build(
+    out:Path, # folder of the site, made anew
+    src:Path, # folder for the pages in between, made anew
+) -> int: # exit status: 0 if there was no warning
+    "From notebooks to HTML"
+    from sphinx.cmd.build import build_main
+    for folder in (src, out): shutil.rmtree(folder, ignore_errors=True)
+    src.mkdir(parents=True)
+    write_pages(src/'pages')
+    status = build_main(['-q', '-b', 'html', '-W', '--keep-going', '-c', str(ROOT/'docs'), '-d', str(src/'doctrees'), str(src/'pages'), str(src/'html')])
+    if status == 0: shutil.copytree(src/'html', out, ignore=shutil.ignore_patterns('.buildinfo', '_sources')) # myst-nb leaves a folder beside what it builds: not here
+    return status
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('--out', type=Path, default=ROOT/'_site', help='folder of the site, made anew (default: _site)')
+    parser.add_argument('--work', type=Path, default=ROOT/'build'/'docs', help='folder for what lies in between, made anew (default: build/docs)')
+    args = parser.parse_args()
+    status = build(args.out, args.work)
+    if not status: print(f'The site is in {os.path.relpath(args.out)}; look at it with: python -m http.server -d {os.path.relpath(args.out)}')
+    return status
+
+
+if __name__ == '__main__': sys.exit(main())
