@@ -19,7 +19,7 @@ FLOORS = [
     'weights',
     'data.degradation evaluation.image_quality evaluation.diagnostic evaluation.cost evaluation.speed',
     'data.images data.splits',
-    'data.labelled data.pairs data.samples data.slides data.builders',
+    'data.labelled data.pairs data.samples data.slides data.builders data.datasets',
     'sr.layers sr.convlstm sr.rcf sr.mrc sr.mrcnet sr.zoo diagnosis.branches diagnosis.sai diagnosis.gate diagnosis.network diagnosis.losses',
     'models catalogue sr.inference diagnosis.inference figures report',
     'training.loop training.recipes',
