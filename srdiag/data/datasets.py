@@ -624,6 +624,7 @@ def import_kvasir_capsule(
 ) -> ImportedSet: # square, masked, grouped by video
     "Kvasir-Capsule's labelled frames; DataError, or ImageError if `strict`"
     source, out = Path(source), Path(out)
+    if folds and official_test is not None: raise DataError('The official halves and folds are two ways to split: choose one of them.')
     _check_target(out, source, overwrite)
     rows, warnings = _kvasir_rows(source)
     if official_test is None: rows, more = _enough_videos(rows, min_videos)
