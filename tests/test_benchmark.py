@@ -275,6 +275,11 @@ def test_forward_call_follows_its_setup():
     assert seen == [(False, False, True, (2, 3, 9, 7))]
 
 
+@pytest.mark.parametrize('precision,words', [('fp16', 'fp16 needs a CUDA GPU'), ('int8', "not 'int8'")])
+def test_setup_refuses_a_precision_the_device_lacks(precision, words):
+    with pytest.raises(ValueError, match=words): Setup(precision=precision)
+
+
 def test_peak_memory_is_that_of_the_feature_map():
     conv = lambda width: peak_memory('torch.nn:Conv2d', dict(in_channels=3, out_channels=width, kernel_size=1), (1, 3, 512, 512), Setup(threads=1))
     wide,narrow = conv(64),conv(16)

@@ -19,17 +19,19 @@ from statistics import quantiles
 import torch
 from torch import nn
 
+from ..precision import chosen_precision, computing_in
+
 # %% ../../nbs/evaluation/speed.ipynb #c008
 @dataclass(frozen=True)
 class Setup:
     "How a forward pass is run; `str` gives the line to print above a table. Raises ValueError"
     device:str='cpu' # 'cpu', 'cuda' or 'mps'
-    precision:str='fp32' # 'fp32', or 'bf16' or 'fp16' by autocast
+    precision:str='fp32' # 'fp32', 'bf16', 'fp16', or 'auto' for what the device computes natively
     channels_last:bool=True # the channels of a pixel side by side in memory
     threads:int=0 # of the CPU; 0: as many as PyTorch uses now
 
     def __post_init__(self):
-        if self.precision not in ('fp32', 'bf16', 'fp16'): raise ValueError(f"precision is 'fp32', 'bf16' or 'fp16', not {self.precision!r}.")
+        object.__setattr__(self, 'precision', chosen_precision(self.precision, self.device))
         if self.threads < 0: raise ValueError(f'threads is 0 or more, not {self.threads}.')
         if not self.threads: object.__setattr__(self, 'threads', torch.get_num_threads())
 
@@ -51,9 +53,8 @@ def forward_call(
     order = torch.channels_last if setup.channels_last else torch.contiguous_format
     network = network.eval().to(setup.device, memory_format=order)
     x = torch.rand(shape, generator=torch.Generator().manual_seed(0)).to(setup.device).contiguous(memory_format=order)
-    dtype = torch.float16 if setup.precision == 'fp16' else torch.bfloat16
     def call():
-        with torch.inference_mode(), torch.autocast(torch.device(setup.device).type, dtype, enabled=setup.precision != 'fp32'): out = network(x)
+        with torch.inference_mode(), computing_in(setup.precision, setup.device): out = network(x)
         _wait(setup.device)
         return out
     return call
