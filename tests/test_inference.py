@@ -19,7 +19,7 @@ from srdiag.sr.rcf import RefinedContextFusion
 from srdiag.sr.zoo import create_model
 from srdiag.weights import list_pretrained, pretrained_folder
 
-SMALL = dict(carn=dict(channels=8), edsr_baseline=dict(channels=8, blocks=2), vdsr=dict(channels=8, depth=4), mwcnn=dict(channels=8, levels=2))
+SMALL = dict(carn=dict(channels=8), edsr_baseline=dict(channels=8, blocks=2), vdsr=dict(channels=8, depth=4), mwcnn=dict(channels=8, levels=2), srrfn=dict(channels=8, counts=[1, 1], recursions=1))
 
 
 @pytest.fixture
@@ -53,7 +53,7 @@ def test_cores_cover_the_image_once(height, width, side, overlap):
 
 @pytest.mark.parametrize('side,overlap', [(15, 2), (8, 2), (64, -2), (64, 3)])
 def test_tiles_that_make_no_sense(side, overlap):
-    with pytest.raises(ValueError, match='even'): tiles_of(100, 100, side, overlap)
+    with pytest.raises(ValueError, match='multiples of 2'): tiles_of(100, 100, side, overlap)
 
 
 def test_tiles_share_their_context(awake, image):
@@ -73,6 +73,21 @@ def test_networks_without_context_are_tiled_exactly(name, image):
     if net.reach > 32: pytest.skip(f'{name} reaches {net.reach} px')
     whole,tiled = (super_resolve(net, image, precision='fp32', tile=t) for t in (None, 64))
     torch.testing.assert_close(tiled, whole, rtol=1e-4, atol=1e-5)
+
+
+def test_tiles_keep_the_grid_of_the_wavelets(tile):
+    torch.manual_seed(0)
+    net,image = create_model('mwcnn_x2', channels=8),tile(0, 256)[:, :170, :170]
+    for p in net.parameters(): p.data *= 1.5
+    whole,tiled = super_resolve(net, image, precision='fp32'),super_resolve(net, image, precision='fp32', tile=64, overlap=4*(net.reach//4 + 1))
+    torch.testing.assert_close(tiled, whole, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize('side', [64, 71, 95])
+def test_the_whole_image_in_every_tile_gives_the_whole_result(awake, tile, side): # all margins reach the border: nothing is approximated
+    image = tile(0, 128)[:, :side, :side]
+    whole,tiled = super_resolve(awake, image, precision='fp32'),super_resolve(awake, image, precision='fp32', tile=40, overlap=96)
+    torch.testing.assert_close(tiled, whole, rtol=1e-4, atol=2e-5)
 
 
 def test_bicubic_needs_no_parameters(image):

@@ -66,12 +66,14 @@ def tiles_of(
     width:int, # of the image, in px
     side:int=256, # of a core, in px
     overlap:int=32, # margin seen on each side of it, in px
+    align:int=2, # cores and margins start at multiples of it, in px
 ) -> list[Tile]: # row by row
-    "Cores that cover the image once, of nearly equal size, with their margins; ValueError unless side ≥ 16 and overlap ≥ 0, both even"
-    if side < 16 or overlap < 0 or side % 2 or overlap % 2: raise ValueError(f'Tiles need an even side of at least 16 and an even overlap of at least 0, not {side} and {overlap}.')
+    "Cores that cover the image once, of nearly equal size, with their margins; ValueError unless side ≥ 16 and overlap ≥ 0, both multiples of `align`"
+    if side < 16 or overlap < 0 or side % align or overlap % align:
+        raise ValueError(f'Tiles need a side of at least 16 and an overlap of at least 0, both multiples of {align}, not {side} and {overlap}.')
     def cuts(n):
         k = math.ceil(n/side)
-        return [2*round(i*n/k/2) for i in range(k)] + [n]
+        return [align*round(i*n/k/align) for i in range(k)] + [n]
     rows,columns = cuts(height),cuts(width)
     return [Tile((t, l, b, r), (max(0, t-overlap), max(0, l-overlap), min(height, b+overlap), min(width, r+overlap)))
             for t,b in zip(rows, rows[1:]) for l,r in zip(columns, columns[1:])]
@@ -121,8 +123,8 @@ def _shared_context(network, lr, tiles, device, samples=16, passes=1): # → the
         pooled,tile = {},None
         def answer(k, rcf, x1, x2):
             rows,columns = tile.inner(1)
-            f = (tile.seen[2]-tile.seen[0])/x1.shape[2] # 1 on the local path, about 2 on the global one
-            core = [x[:, :, int(rows.start/f):math.ceil(rows.stop/f), int(columns.start/f):math.ceil(columns.stop/f)] for x in (x1, x2)]
+            f = 1 if x1.shape[2] == tile.seen[2]-tile.seen[0] else 2 # local or global path
+            core = [x[:, :, rows.start//f:math.ceil(rows.stop/f), columns.start//f:math.ceil(columns.stop/f)] for x in (x1, x2)]
             pooled.setdefault(k, _Pooled()).add(rcf, *core)
             return known[k] if known else type(rcf).pool(rcf, x1, x2)
         with _pooling(network, answer):
@@ -157,9 +159,10 @@ def super_resolve(
     lr,training = check_lr(network, lr, name),network.training
     device = next((p.device for p in network.parameters()), torch.device('cpu'))
     (height,width),scale = lr.shape[1:],network.scale
-    if tile is None: tile = 256 if height*width > WHOLE else 2*math.ceil(max(height, width, 16)/2)
-    if overlap is None: overlap = 32 if getattr(network, 'reach', None) is None else min(32, 2*math.ceil(network.reach/2))
-    tiles,out = tiles_of(height, width, tile, overlap),torch.empty(lr.shape[0], scale*height, scale*width, dtype=dtype)
+    align = max(2, getattr(network, 'align', 2)) # MRCNet has a path at half size
+    if tile is None: tile = 256 if height*width > WHOLE else align*math.ceil(max(height, width, 16)/align)
+    if overlap is None: overlap = 32 if getattr(network, 'reach', None) is None else min(32, align*math.ceil(network.reach/align))
+    tiles,out = tiles_of(height, width, tile, overlap, align),torch.empty(lr.shape[0], scale*height, scale*width, dtype=dtype)
     network.eval().to(memory_format=torch.channels_last)
     try:
         with computing_in(precision, device):

@@ -36,7 +36,7 @@ class MRCStage(nn.Module):
 
     def forward(self, local, coarse): # B×n×H×W and B×n×H/2×W/2 → the same two, or (local, None) at the last stage
         local,coarse = self.local_blocks(local),self.global_blocks(coarse)
-        up = F.interpolate(self.to_local(coarse), size=local.shape[-2:], mode='bilinear', align_corners=False)
+        up = F.interpolate(self.to_local(coarse), scale_factor=2, mode='bilinear', align_corners=False)[..., :local.shape[-2], :local.shape[-1]]
         fused = F.leaky_relu(self.fuse_local(local, up), 0.1)
         if self.to_global is None: return fused,None
         return fused,F.leaky_relu(self.fuse_global(coarse, self.to_global(local)), 0.1)

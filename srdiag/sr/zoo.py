@@ -18,7 +18,7 @@ from torch import nn
 
 from ..data.degradation import upsample
 from ..errors import ModelError
-from .layers import PixelShuffleUpsampler, icnr_
+from .layers import PixelShuffleUpsampler, icnr_, in_bands
 from .mrcnet import MRCNet
 
 # %% ../../nbs/sr/zoo.ipynb #c005
@@ -165,11 +165,11 @@ class RecursiveBlock(nn.Module):
         units:int, # uses of the shared unit, U
     ):
         super().__init__()
-        self.units = units
+        self.units,self.of_features = units,n_in == channels # features are activated before a convolution, an image is not
         self.first,self.conv1,self.conv2 = conv3(n_in, channels), conv3(channels, channels), conv3(channels, channels)
 
     def forward(self, x): # B×n_in×H×W → B×n×H×W
-        first = h = self.first(x)
+        first = h = self.first(F.relu(x) if self.of_features else x)
         for _ in range(self.units): h = first + self.conv2(F.relu(self.conv1(F.relu(h))))
         return h
 
@@ -225,7 +225,9 @@ class EnlargeLast(SRNetwork):
         raise NotImplementedError('Subclasses of EnlargeLast define body.')
 
     def forward(self, lr): # B×C×H×W → B×C×sH×sW
-        out = self.to_image(self.enlarge(self.body(self.head(lr - 0.5))))
+        x,(*before,last) = self.body(self.head(lr - 0.5)),self.enlarge
+        for layer in before: x = layer(x)
+        out = in_bands(nn.Sequential(last, self.to_image), x)
         return out + upsample(lr, self.scale) if self.config['skip'] else out + 0.5
 
 # %% ../../nbs/sr/zoo.ipynb #c037
