@@ -326,7 +326,7 @@ def _array(
     try: f = h5py.File(path, 'r')
     except OSError as e: raise DataError(f'{path} {"is truncated" if "truncated" in str(e) else "is damaged"}: download or unpack it again.') from e
     with f:
-        if not isinstance(a := f.get(key), h5py.Dataset): raise DataError(f'{path} has no array {key}, only {_some(f) or "nothing"}: is it another file of PCam under this name?')
+        if not isinstance(a := f.get(key), h5py.Dataset): raise DataError(f'{path} has no array {key}, only {_some(f) or "nothing"}: it is another file under this name. Download it again.')
         if a.dtype != np.uint8 or a.shape[1:] != shape: raise DataError(f'{path} holds {a.dtype} of shape {"×".join(map(str, a.shape))}, but PCam has uint8 of shape N×{"×".join(map(str, shape))}: download it again.')
         yield a
 
@@ -366,7 +366,7 @@ def _pcam_rows(
                              label=np.where(labels, 'tumour', 'normal'), split=part))
     if meta is None: return rows
     table = _read_rows(meta, ('wsi',))
-    if len(table) != n: raise DataError(f'{meta} has {len(table)} rows for {n} patches: is it the table of another part?')
+    if len(table) != n: raise DataError(f'{meta} has {len(table)} rows for {n} patches: it belongs to another part. Download it again.')
     if 'center_tumor_patch' in table and check:
         wrong = np.flatnonzero((table.center_tumor_patch.str.lower().isin(('true', '1'))).to_numpy() != (labels == 1))
         if len(wrong): raise DataError(f'{meta} and {y_path} disagree about {len(wrong)} of {n} patches, the first in row {wrong[0]}: one of them belongs to another part. Exchange them, or allow it with --no-check.')
@@ -465,7 +465,7 @@ def _file_pixels(
     side:int|None, # each image must be side×side pixels; None: any size
     size:int|None=None, # reduce the middle square to size×size; None: keep as it is
     mask:bool=False, # black outside the inscribed circle
-    advice:str='is this the right folder?', # for the message about the size
+    advice:str='check the folder.', # for the message about the size
 ): # yields (row number, uint8 3×H×W, or an ImageError)
     "Read, check, reduce and mask one image after the other; DataError for one of another size"
     inside = circle_mask(size or side) if mask else None
