@@ -17,6 +17,7 @@ import numpy as np
 import pandas as pd
 import torch
 
+from .data.builders import MANIFEST, read_manifest
 from .data.degradation import crop_to_multiple, degrade, upsample
 from .data.images import as_float, data_hash, find_images, read_images, save_png, to_uint8
 from .data.labelled import check_classes, groups_from_names, load_table, split_table
@@ -89,6 +90,13 @@ def _file_names(paths, data): # as split.csv names them: relative to the folder,
     return [p.relative_to(root).as_posix() if root.is_dir() else p.name for p in paths]
 
 # %% ../nbs/commands.ipynb #c011
+def _sr_files(data): # image files for super-resolution, and the rows of the manifest of a built set (file → row) or None
+    root = Path(data)
+    if not ((root/MANIFEST).is_file() and (root/'.srdiag').exists()): return find_images(data),None
+    rows = {row['file']:row for row in read_manifest(root)}
+    return [root/name for name in sorted(rows)],rows
+
+# %% ../nbs/commands.ipynb #c013
 def read_sr_folder(
     data:str|Path, # a folder with images, or one image
     scale:int, # images must be large enough for it
@@ -96,24 +104,27 @@ def read_sr_folder(
     options:RunOptions, # strict, channels, size, group_pattern, seed
     split:pd.DataFrame|None=None, # a table with file and split to follow; None: a new split
 ) -> SRData:
-    "Read and split the images of a folder (80/10/10 by group); DataError if there are too few"
-    root,paths = Path(data),find_images(data)
+    "Read and split the images of a folder (80/10/10 by group; a built set keeps its test part); DataError if there are too few"
+    root,(paths,built) = Path(data),_sr_files(data)
     images = read_images(paths, _wanted_channels(options.channels), options.strict, min_size=max(patch, scale*MRCNet.min_size), size=options.size)
     if images.skipped: _say(images.skipped_sentence())
-    files,groups = _file_names(images.paths, data),groups_from_names(images.paths, options.group_pattern)
+    files = _file_names(images.paths, data)
+    groups = np.array([built[f]['group'] for f in files]) if built else groups_from_names(images.paths, options.group_pattern)
     if groups is None: groups = np.array(files)
     if split is not None: part = pd.Series(files).map(dict(zip(split.file, split.split))).fillna('unused').to_numpy(str)
     else:
         if len(files) < 3: raise DataError(f'{data} has {len(files)} usable images; training needs at least 3: one each to train, to validate and to test.')
-        part = np.empty(len(files), dtype='<U6')
-        for name,idx in zip(('train', 'valid', 'test'), grouped_split(None, groups, (0.8, 0.1, 0.1), options.seed)): part[idx] = name
+        part = np.full(len(files), 'test', dtype='<U6')
+        free = np.flatnonzero([built[f]['split'] == 'train' for f in files]) if built else np.arange(len(files))
+        names,shares = (('train', 'valid'), (0.9, 0.1)) if built else (('train', 'valid', 'test'), (0.8, 0.1, 0.1))
+        for name,idx in zip(names, grouped_split(None, groups[free], shares, options.seed)): part[free[idx]] = name
     table = pd.DataFrame(dict(file=files, group=groups, split=part))
     parts = {k:[images.images[i] for i in np.flatnonzero(part == k)] for k in ('train', 'valid', 'test')}
     empty = [k for k,v in parts.items() if not v]
     if empty: raise DataError(f'No image of {data} is in the part {empty[0]}: the split does not fit this folder.')
     return SRData(root, parts, table, images.channels, images.skipped_sentence(), data_hash(images.paths, root if root.is_dir() else None))
 
-# %% ../nbs/commands.ipynb #c013
+# %% ../nbs/commands.ipynb #c015
 VALIDATED = 32 # images at most that choose the best epoch
 
 def _sr_info(title, data, metrics, training, notes=''):
@@ -139,7 +150,7 @@ def _finish_sr(saver, network, data, title, training, start):
          f"network {metrics['psnr']:.2f} dB / {metrics['ssim']:.4f}. Saved to {saver.folder}.")
     return metrics
 
-# %% ../nbs/commands.ipynb #c015
+# %% ../nbs/commands.ipynb #c017
 def _train_in(saver, train, info):
     import shutil, tempfile
     logs = Path(tempfile.mkdtemp(prefix='srdiag-'))
@@ -151,7 +162,7 @@ def _train_in(saver, train, info):
         except OSError as e: _say(f'The logs could not be copied to {saver.folder} ({e.strerror}).')
         shutil.rmtree(logs, ignore_errors=True)
 
-# %% ../nbs/commands.ipynb #c017
+# %% ../nbs/commands.ipynb #c019
 def _trainable(model, scale, recursions, supervise_steps): # the full name in the zoo
     name = f'{model}_x{scale}'
     entry,_ = entry_of(name)
@@ -186,7 +197,7 @@ def train_sr_command(
     _train_in(saver, train, info)
     return _finish_sr(saver, network, found, title, training, start)
 
-# %% ../nbs/commands.ipynb #c019
+# %% ../nbs/commands.ipynb #c021
 def distill_command(
     data:str|Path, # the folder the teacher was trained on
     teacher:str|Path, # model folder of a recursive MRC-Net
@@ -218,7 +229,7 @@ def distill_command(
     network.load_state_dict(student.state_dict())
     return _finish_sr(saver, network, found, title, training, start)
 
-# %% ../nbs/commands.ipynb #c021
+# %% ../nbs/commands.ipynb #c023
 @dataclass
 class LabelledData:
     "Labelled images read into memory"
@@ -243,7 +254,7 @@ def read_labelled(
     check_classes(table)
     return LabelledData(table, images.images, images.channels, images.skipped_sentence(), data_hash(table.files, table.root))
 
-# %% ../nbs/commands.ipynb #c023
+# %% ../nbs/commands.ipynb #c025
 def _framework(found, classes, scale, inputs, images, sai, sr, mutual, independent_share, device):
     side = min(min(x.shape[1:]) for x in found.images)
     small,large = (side//scale, side) if images == 'hr' else (side, side*scale)
@@ -258,7 +269,7 @@ def _framework(found, classes, scale, inputs, images, sai, sr, mutual, independe
     if pretrained is not None and model.sr_network is not None: model.sr_network.load_state_dict(pretrained.state_dict())
     return model.to(device)
 
-# %% ../nbs/commands.ipynb #c025
+# %% ../nbs/commands.ipynb #c027
 def _diagnosis_info(found, parts, model, lr_size, classes, training, metrics, notes=''):
     c,groups = model.config,found.table.groups
     title = f'{c["inputs"]}{"" if c["sai"] or "+" not in c["inputs"] else " without SAI"}, {" / ".join(classes)}'
@@ -266,12 +277,12 @@ def _diagnosis_info(found, parts, model, lr_size, classes, training, metrics, no
                 groups='unknown' if groups is None else len(set(groups)))
     return ModelInfo(title, training['images'], training['size'], lr_size, classes, data, training, metrics, notes)
 
-# %% ../nbs/commands.ipynb #c027
+# %% ../nbs/commands.ipynb #c029
 def _check_inputs(inputs, images, sr, data):
     if inputs.endswith('HR') and images != 'hr': raise DataError(f'{inputs} needs high-resolution files: use --images hr if that is what {data} holds.')
     if sr and not inputs.endswith('SR'): raise DataError(f'{inputs} has no super-resolution network: leave out --sr {sr}, or choose --inputs LR+SR.')
 
-# %% ../nbs/commands.ipynb #c029
+# %% ../nbs/commands.ipynb #c031
 def train_diagnosis_command(
     data:str|Path, # a folder with one sub-folder per class, or a CSV
     out:str|Path, # the model folder to make
@@ -312,7 +323,7 @@ def train_diagnosis_command(
     _say(_diagnosis_sentence(metrics), f'Saved to {saver.folder}.')
     return metrics
 
-# %% ../nbs/commands.ipynb #c031
+# %% ../nbs/commands.ipynb #c033
 def _split_frame(table, parts):
     frame = table.to_frame()
     frame['split'] = ''
@@ -326,7 +337,7 @@ def _diagnosis_sentence(m):
     if m.get('gate_closed'): text += f"; the gate shut all heads for {m['gate_closed']} images"
     return text + '. Not for diagnostic use.'
 
-# %% ../nbs/commands.ipynb #c033
+# %% ../nbs/commands.ipynb #c035
 def evaluate_labelled(
     model:SREnhancedDiagnosis, # trained
     data:LabelledPairs, # without augmentation
@@ -347,7 +358,7 @@ def evaluate_labelled(
     metrics |= {f'accuracy_{h}':float((v.argmax(1) == y).mean()) for h,v in p.probabilities.items() if h != 'ens'}
     return {k:v.item() if isinstance(v, np.generic) else v for k,v in metrics.items()},p
 
-# %% ../nbs/commands.ipynb #c035
+# %% ../nbs/commands.ipynb #c037
 def _test_rows(files, folder, which, same_data):
     split = Path(folder)/'split.csv'
     if which == 'all' or (which == 'auto' and not (same_data and split.exists())): return np.arange(len(files))
@@ -377,9 +388,9 @@ def evaluate_command(
         _say(f'Written to {folder}.')
     return metrics
 
-# %% ../nbs/commands.ipynb #c037
+# %% ../nbs/commands.ipynb #c039
 def _evaluate_sr_folder(network, info, model, data, labels, split, options):
-    paths = find_images(data)
+    paths,_ = _sr_files(data)
     images = read_images(paths, network.config['image_channels'], options.strict, network.scale*network.min_size, options.size or info.size)
     if images.skipped: _say(images.skipped_sentence())
     root,files = Path(data),_file_names(images.paths, data)
@@ -407,7 +418,7 @@ def _evaluate_diagnosis_folder(network, info, model, data, labels, split, option
     matrix = pd.DataFrame(confusion(pairs.labels.numpy(), p.labels, info.classes), index=info.classes, columns=info.classes)
     return metrics,{'predictions.csv':frame.set_index('file'), 'confusion.csv':matrix}
 
-# %% ../nbs/commands.ipynb #c039
+# %% ../nbs/commands.ipynb #c041
 def predict_command(
     model:str|Path, # a model folder, super-resolution or diagnosis, or the name of a network of the package
     files:list, # images or folders
@@ -435,7 +446,7 @@ def predict_command(
     _say(f'{len(frame)} images, written to {folder}.' + ('' if is_sr else ' For teaching and research, not for diagnostic use.'))
     return frame
 
-# %% ../nbs/commands.ipynb #c041
+# %% ../nbs/commands.ipynb #c043
 def _not_below(paths, out): # images that an earlier prediction wrote are not predicted again
     out = Path(out).resolve()
     kept = [p for p in paths if out not in p.resolve().parents]

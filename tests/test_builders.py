@@ -1,4 +1,5 @@
 "EndoSR and HistoSR from frames and slides: sizes, groups, hashes, and what is refused."
+import csv
 import re
 
 import numpy as np
@@ -411,3 +412,17 @@ def test_real_tissue(tmp_path):
     built = build_histosr(tmp_path/'in', tmp_path/'set', group_pattern='__([^_]+)__')
     rows = check_pairs(tmp_path/'set', 192, 2)
     assert built.files == len(source) and len(rows) > 0.8*len(source)
+
+
+def test_training_follows_the_split_of_a_built_set(tmp_path, fill, succeeds, tiny_sr):
+    fill(tmp_path/'frames', n=8, side=64)
+    build_endosr(tmp_path/'frames', tmp_path/'set', size=32, scale=2, test_fraction=0.4)
+    succeeds('train-sr', '--data', tmp_path/'set', '--out', tmp_path/'model', *tiny_sr)
+    split = {r['file']:r for r in csv.DictReader((tmp_path/'model/split.csv').open(encoding='utf-8'))}
+    manifest = {r['file']:r for r in read_manifest(tmp_path/'set')}
+    assert split.keys() == manifest.keys(), 'LR images were read, or HR images left out'
+    assert {f for f,r in split.items() if r['split'] == 'test'} == {f for f,r in manifest.items() if r['split'] == 'test'}
+    assert all(r['group'] == manifest[f]['group'] for f,r in split.items()) and {r['split'] for r in split.values()} == {'train', 'valid', 'test'}
+    succeeds('evaluate', '--data', tmp_path/'set', '--model', tmp_path/'model', '--out', tmp_path/'tested')
+    n = sum(r['split'] == 'test' for r in manifest.values())
+    assert f'"n": {n}' in (tmp_path/'tested/metrics.json').read_text(encoding='utf-8')

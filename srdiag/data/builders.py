@@ -51,7 +51,7 @@ def circle_mask(
     x = torch.arange(size) + 0.5 - size/2
     return x[:, None]**2 + x[None]**2 <= (size/2)**2
 
-# %% ../../nbs/data/builders.ipynb #c018
+# %% ../../nbs/data/builders.ipynb #c021
 def _clean(
     text:str, # a piece of a file name
 ) -> str: # without spaces, separators and double underscores; never empty; up to 100 bytes
@@ -92,7 +92,7 @@ def _free_name(
     taken.add(again.lower())
     return again + '.png'
 
-# %% ../../nbs/data/builders.ipynb #c021
+# %% ../../nbs/data/builders.ipynb #c024
 MANIFEST = 'manifest.csv'
 COLUMNS = ('file', 'lr', 'group', 'split', 'source', 'level', 'top', 'left', 'height', 'width', 'sha256', 'lr_sha256')
 
@@ -124,7 +124,7 @@ def _check_place(
         raise DataError(f'{out} was not built by srdiag, so it is not replaced, --overwrite or not: choose another output folder.')
     if strangers := _foreign(a): raise DataError(f'{out} holds {strangers[0]}, which is not in its manifest: move your own files elsewhere before it is replaced.')
 
-# %% ../../nbs/data/builders.ipynb #c023
+# %% ../../nbs/data/builders.ipynb #c026
 @contextmanager
 def _new_folder(
     out:Path, # the final place
@@ -144,7 +144,7 @@ def _new_folder(
         if old.exists() and not out.exists(): old.rename(out)
         for p in (new, old): shutil.rmtree(p, ignore_errors=True)
 
-# %% ../../nbs/data/builders.ipynb #c026
+# %% ../../nbs/data/builders.ipynb #c029
 def read_manifest(
     folder:str|Path, # a built data set
 ) -> list[dict]: # one per pair, all values as text
@@ -176,7 +176,7 @@ def verify_manifest(
         raise DataError(f'{folder} is not as it was built: {", ".join(problems[:5])}{more}. Build it again.')
     return len(rows)
 
-# %% ../../nbs/data/builders.ipynb #c028
+# %% ../../nbs/data/builders.ipynb #c031
 @dataclass
 class BuiltSet:
     "What a builder made"
@@ -197,7 +197,7 @@ class BuiltSet:
         if not self.grouped: text += ' No groups were found in the file names, so each file is a group: if several show one patient, name them with --group-pattern.'
         return text
 
-# %% ../../nbs/data/builders.ipynb #c030
+# %% ../../nbs/data/builders.ipynb #c033
 def _write_pieces(
     folder:Path, # with sub-folders hr and lr
     pieces, # a generator of (place, box, HR uint8 3×H×W)
@@ -220,7 +220,7 @@ def _write_pieces(
         raise
     return rows
 
-# %% ../../nbs/data/builders.ipynb #c032
+# %% ../../nbs/data/builders.ipynb #c035
 def _into_parts(
     folder:Path, # the new data set; the images are in all/hr and all/lr
     rows:list[dict], # of all pairs
@@ -241,7 +241,7 @@ def _into_parts(
         writer.writeheader()
         writer.writerows(sorted(rows, key=lambda row: row['file']))
 
-# %% ../../nbs/data/builders.ipynb #c034
+# %% ../../nbs/data/builders.ipynb #c037
 def _write_card(
     folder:Path, # the new data set
     title:str, # 'EndoSR' or 'HistoSR'
@@ -263,7 +263,7 @@ def _write_card(
     (folder/'README.md').write_text('\n'.join(lines) + '\n', encoding='utf-8')
     (folder/'.srdiag').touch()
 
-# %% ../../nbs/data/builders.ipynb #c036
+# %% ../../nbs/data/builders.ipynb #c039
 def _build(
     title:str, # 'EndoSR' or 'HistoSR'
     how:str, # a sentence about the HR images
@@ -298,7 +298,7 @@ def _build(
         _write_card(new, title, how, options, built)
     return built
 
-# %% ../../nbs/data/builders.ipynb #c038
+# %% ../../nbs/data/builders.ipynb #c041
 def _check_sizes(
     size:int, # side of HR
     scale:int, # how many times smaller LR is
@@ -315,7 +315,7 @@ def build_endosr(
     out:str|Path, # the data set to make
     size:int=512, # side of HR in pixels; smaller frames are skipped, never enlarged
     scale:int=4, # how many times smaller LR is
-    mask:str='circle', # 'circle': black outside the inscribed circle; 'none'
+    mask:str='circle', # 'circle': black outside the inscribed circle, whose edge then dominates PSNR on bright frames; 'none'
     test_fraction:float=0.166, # of the pairs that go into the test part
     group_pattern:str='auto', # groups by file name: 'auto', 'none' or a regular expression with one pair of parentheses
     seed:int=0, # of the split
@@ -337,11 +337,11 @@ def build_endosr(
         hr, box = square_frame(x, size)
         yield '', dict(level=0, **box), hr*inside
 
-    how = f'the largest square in the middle of a frame, reduced to {size}×{size} by antialiased bicubic' + (', black outside the inscribed circle.' if mask == 'circle' else '.')
+    how = f'the largest square in the middle of a frame, reduced to {size}×{size} by antialiased bicubic' + (', black outside the inscribed circle. Where the frames are bright at the circle, its edge dominates PSNR: mask=\'none\' avoids that.' if mask == 'circle' else '.')
     options = dict(size=size, scale=scale, mask=mask, test_fraction=test_fraction, group_pattern=group_pattern, seed=seed)
     return _build('EndoSR', how, source, out, find_images(source), pieces, options, strict, report)
 
-# %% ../../nbs/data/builders.ipynb #c045
+# %% ../../nbs/data/builders.ipynb #c048
 def _crops(
     path:Path, # a slide or an image
     crop:int, # side in pixels of the level
@@ -360,7 +360,7 @@ def _crops(
             hr = slide.read(top, left, crop, crop, level)
             yield f'y{top}-x{left}', dict(level=level, top=top, left=left, height=side, width=side), hr if hr.shape[0] == 3 else hr.repeat(3, 1, 1)
 
-# %% ../../nbs/data/builders.ipynb #c047
+# %% ../../nbs/data/builders.ipynb #c050
 def build_histosr(
     source:str|Path, # folder with slides (.svs, .tif) or images, searched with its sub-folders
     out:str|Path, # the data set to make
@@ -368,8 +368,8 @@ def build_histosr(
     per_slide:int=100, # crops of each slide; fewer if they would not fit side by side
     scale:int=2, # how many times smaller LR is
     tissue:float=0.5, # share of a crop that must be stained tissue; 0: crop anywhere
-    level:int=0, # of the pyramid that HR is read from; 0 is the full resolution
-    mpp:float|None=None, # micrometres per HR pixel, instead of a level
+    level:int=0, # of the pyramid that HR is read from; 0 is the full resolution, on most scanners 0.25 µm per pixel
+    mpp:float|None=None, # micrometres per HR pixel, instead of a level; 0.5 suits PCam, whose patches have 1 µm per pixel
     test_fraction:float=1/7, # of the pairs that go into the test part
     group_pattern:str='auto', # groups by file name: 'auto' (before '__', else each slide), 'none' or a regular expression
     seed:int=0, # of crops and split
