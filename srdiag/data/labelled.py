@@ -182,7 +182,7 @@ def from_csv(
 
 # %% ../../nbs/data/labelled.ipynb #c033
 def load_table(
-    data:str|Path, # a folder with class folders, a .csv file, or a folder of images described by `labels`
+    data:str|Path, # a folder with class folders, one made by `srdiag import`, a .csv file, or a folder of images described by `labels`
     labels:str|Path|None=None, # a .csv file whose paths are relative to `data`
     group_pattern:str='auto', # groups by file name where no group column says better
 ) -> LabelledTable: # checked: at least two classes
@@ -195,6 +195,7 @@ def load_table(
                             'and its table.')
         table = from_csv(data, group_pattern=group_pattern)
     elif labels is not None: table = from_csv(labels, root=data, group_pattern=group_pattern)
+    elif (data/'.srdiag').exists() and (data/'labels.csv').is_file(): table = from_csv(data/'labels.csv', group_pattern=group_pattern) # made by srdiag import
     else: table = from_folder(data, group_pattern)
     check_classes(table)
     return table
