@@ -10,12 +10,13 @@ _settings.read(here.parent/'settings.ini', encoding='utf-8')
 _facts = _settings['DEFAULT']
 
 project,author,release = _facts['lib_name'],_facts['author'],_facts['version']
+copyright = f'{author}, {_facts["license"]} licence'
 extensions = ['myst_nb', 'sphinx.ext.mathjax', 'sphinx_copybutton']
 html_theme,html_title = 'furo',project
 html_static_path,html_css_files = [str(here/'_static')],['srdiag.css']
 html_favicon = str(here/'_static'/'favicon.svg')
 html_copy_source = html_show_sphinx = False
-add_module_names = False
+add_module_names = smartquotes = False
 maximum_signature_line_length = 80
 
 nb_execution_mode = 'off' # the outputs that the notebooks hold are shown

@@ -46,6 +46,10 @@ def comments_of(
 def _text(node): return ast.unparse(node) if node is not None else ''
 
 
+def _type(node): # 'MRCNet' in quotes is a type that is defined later
+    return re.sub(r"^'(.*)'$", r'\1', _text(node))
+
+
 def _errors(node):
     "Exceptions that the docstring names, or that the body raises itself"
     raised = [n.exc.func if isinstance(n.exc, ast.Call) else n.exc for n in ast.walk(node) if isinstance(n, ast.Raise)]
@@ -68,7 +72,7 @@ def _parameters(node, comments):
     for i,(star,p,d) in enumerate(rows):
         last = i + 1 == len(rows) or ends[i+1] > ends[i]
         meaning = comments.get(ends[i], '') if last and not header else ''
-        found.append(Parameter(star + p.arg, _text(p.annotation), None if d is None else _text(d), meaning))
+        found.append(Parameter(star + p.arg, _type(p.annotation), None if d is None else _text(d), meaning))
     return found,max(ends, default=node.lineno)
 
 
@@ -87,14 +91,14 @@ def read_function(
     decorators = {_text(d) for d in node.decorator_list}
     if method and 'staticmethod' not in decorators: parameters = parameters[1:]
     kind = 'property' if decorators & {'property', 'cached_property'} else 'method' if method else 'function'
-    return Symbol(node.name, kind, ast.get_docstring(node) or '', parameters, returns=(_text(node.returns), returns), note=note,
+    return Symbol(node.name, kind, ast.get_docstring(node) or '', parameters, returns=(_type(node.returns), returns), note=note,
                   errors=_errors(node), is_classmethod='classmethod' in decorators)
 
 
 def _fields(node, comments):
     "Fields of a dataclass or named tuple that its constructor takes"
     rows = [n for n in node.body if isinstance(n, ast.AnnAssign) and 'init=False' not in _text(n.value)]
-    return [Parameter(n.target.id, _text(n.annotation), None if n.value is None else _text(n.value), comments.get(n.end_lineno, '')) for n in rows]
+    return [Parameter(n.target.id, _type(n.annotation), None if n.value is None else _text(n.value), comments.get(n.end_lineno, '')) for n in rows]
 
 
 def read_class(
@@ -150,7 +154,7 @@ def _code(text): return f'`{text}`' if text else ''
 
 def _table(parameters, link):
     "Parameters as a table; a column that would be empty is left out"
-    rows = [(_code(p.name), _code(p.type), _code(p.default), link(escape(p.meaning))) for p in parameters]
+    rows = [(_code(p.name), link(_code(p.type)), _code(p.default), link(escape(p.meaning))) for p in parameters]
     heads = 'parameter', 'type', 'default', 'meaning'
     keep = [k for k in range(4) if k == 0 or any(row[k] for row in rows)]
     cells = [[row[k].replace('\n', ' ') for k in keep] for row in rows]
@@ -179,7 +183,7 @@ def as_myst(
     if symbol.bases: parts.append('A kind of ' + ', '.join(link(_code(b)) for b in symbol.bases) + '.')
     if symbol.note: parts.append(f'*{escape(symbol.note)}*')
     if symbol.parameters and any(p.type or p.meaning for p in symbol.parameters): parts.append(_table(symbol.parameters, link))
-    if any(symbol.returns): parts.append('**Returns** ' + ': '.join(t for t in (_code(symbol.returns[0]), link(escape(symbol.returns[1]))) if t))
+    if any(symbol.returns): parts.append('**Returns** ' + ': '.join(t for t in (link(_code(symbol.returns[0])), link(escape(symbol.returns[1]))) if t))
     if symbol.errors: parts.append('**Raises** ' + ', '.join(link(_code(e)) for e in sorted(symbol.errors)))
     if source: parts.append(f'**Source** {source}')
     parts += [as_myst(member, link, depth=depth-1) for member in symbol.members]

@@ -1,0 +1,337 @@
+"The site: what the converter does to a notebook, the reference against the library, the commands of the how-to pages, and every page in a browser."
+import ast
+import functools
+import http.server
+import importlib
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+import threading
+from pathlib import Path
+from types import SimpleNamespace
+from urllib.parse import unquote, urldefrag
+
+import pytest
+from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
+
+ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT/'tools'))
+import docs
+import reference
+
+MODULES = {p.relative_to(ROOT/'nbs').with_suffix('').as_posix().replace('/', '.'): p for p in sorted((ROOT/'nbs').rglob('*.ipynb'))
+           if '.ipynb_checkpoints' not in p.parts and p.name != 'index.ipynb'}
+HOWTO = 'own-images', 'read-results', 'deploy', 'new-network'
+
+
+def source_of(module): return (ROOT/'srdiag'/f'{module.replace(".", "/")}.py').read_text(encoding='utf-8')
+
+
+def exports_of(module):
+    import nbformat
+    return docs.symbols_of(nbformat.read(MODULES[module], 4))
+
+
+# --- reading code -----------------------------------------------------------------------------------------------
+
+CELL = '''
+LARGEST = 8 # px, the largest side
+
+def enlarge(
+    lr:torch.Tensor, # B×C×H×W in [0, 1]
+    scale:int=4, # 2 or 4
+    *names, # of images
+    skip:bool|None=None, # add the small image
+) -> torch.Tensor: # B×C×sH×sW
+    "Make it large (Eq. 1); DataError if it cannot be"
+    if scale == 3: raise ValueError('no')
+    return lr # as it was
+
+def _inner(x): return x
+
+class Net(nn.Module):
+    "A network"
+    def __init__(self,
+        n:int, # features
+    ): self.n = n
+
+    def forward(self, x): # B×C×H×W → B
+        return x
+
+    def plain(self): return 1
+'''
+
+
+def test_a_cell_is_read():
+    data,function,net = reference.read_cell(CELL, 7)
+    assert (data.name, data.value, data.doc, data.cell) == ('LARGEST', '8', 'px, the largest side', 7)
+    assert [(p.name, p.type, p.default, p.meaning) for p in function.parameters] == [
+        ('lr', 'torch.Tensor', None, 'B×C×H×W in [0, 1]'), ('scale', 'int', '4', '2 or 4'), ('*names', '', None, 'of images'), ('skip', 'bool | None', 'None', 'add the small image')]
+    assert function.returns == ('torch.Tensor', 'B×C×sH×sW') and function.errors == {'DataError', 'ValueError'} and not function.note
+    assert [(p.name, p.meaning) for p in net.parameters] == [('n', 'features')] and net.bases == ['nn.Module']
+    assert [(m.name, m.note) for m in net.members] == [('forward', 'B×C×H×W → B')], 'methods that say nothing are left out'
+
+
+def test_fields_of_records_are_parameters():
+    both = reference.read_cell('@dataclass(frozen=True)\nclass A:\n    x:int # px\n    y:list=field(init=False)\nclass B(NamedTuple):\n    z: "A" = None # of A')
+    assert [[(p.name, p.type, p.meaning) for p in s.parameters] for s in both] == [[('x', 'int', 'px')], [('z', 'A', 'of A')]]
+
+
+def test_text_keeps_its_characters():
+    assert reference.escape('F_SR * [0, 1] `a_b`') == r'F\_SR \* \[0, 1\] `a_b`'
+    assert r'`int \| None`' in reference.as_myst(reference.read_cell('def f(\n    a:int|None, # x|y\n): pass')[0], lambda t: t)
+
+
+@pytest.mark.parametrize('module', MODULES)
+def test_reference_has_exactly_what_the_module_exports(module):
+    listed = next(ast.literal_eval(n.value) for n in ast.parse(source_of(module)).body if isinstance(n, ast.Assign) and n.targets[0].id == '__all__')
+    names = [s.name for s in exports_of(module)]
+    assert sorted(names) == sorted(set(listed)), f'The reference of srdiag.{module} is not its __all__.'
+
+
+@pytest.mark.parametrize('module', ['sr.mrcnet', 'sr.inference', 'evaluation.image_quality', 'data.splits'])
+def test_reference_agrees_with_docments(module):
+    from fastcore.docments import docments
+    loaded,compared = importlib.import_module(f'srdiag.{module}'),0
+    for s in exports_of(module):
+        if s.kind == 'data' or 'NamedTuple' in s.bases or not s.parameters: continue
+        theirs = docments(getattr(loaded, s.name), returns=False)
+        ours = {p.name.lstrip('*'): p.meaning or None for p in s.parameters}
+        assert ours == {k: v for k,v in theirs.items() if k != 'self'}, s.name
+        compared += len(ours)
+    assert compared > 5
+
+
+# --- pages ------------------------------------------------------------------------------------------------------
+
+@pytest.fixture
+def names(): return docs.Names({'sr.net': reference.read_cell(CELL), 'fit': reference.read_cell('def fit(a): pass\ndef LARGEST2(): pass')})
+
+
+def test_names_become_links(names):
+    assert names.link('a `Net` and `Net.forward()`') == 'a {py:obj}`Net <srdiag.sr.net.Net>` and {py:obj}`Net.forward() <srdiag.sr.net.Net.forward>`'
+    assert names.link('`fit`') == '`fit`' and names.link('`fit`', 'fit') == '{py:obj}`fit <srdiag.fit.fit>`', 'plain words mean the page\'s own functions only'
+    for kept in ('# A `Net`', '```python\n`Net`\n```', '[`Net`](x.md)', '`Net.nothing`', '`unknown`', '{py:obj}`Net`'): assert names.link(kept) == kept
+
+
+def test_links_out_of_the_notebooks():
+    assert docs.relink('[a](../results/run) [b](../CITATION.cff) [c](sr/x.ipynb) [d](https://a.b)', 'index.ipynb') == \
+           '[a](results/run/index.md) [b](CITATION.cff) [c](sr/x.ipynb) [d](https://a.b)'
+    assert docs.relink('[a](../../results/run) [b](../x.ipynb)', 'sr/y.ipynb') == '[a](../results/run/index.md) [b](../x.ipynb)'
+
+
+def test_a_notebook_is_converted(names):
+    shown = [new_output('stream', text='1\n')]
+    nb = new_notebook(cells=[
+        new_code_cell('#| default_exp sr.net'), new_markdown_cell('# Title\n\n> What it is about.'), new_markdown_cell('A `Net`.\n\n> said'),
+        new_code_cell('#| export\nclass Net: pass'), new_code_cell('#| hide\nassert True'), new_code_cell('#| echo: false\nprint(1)', outputs=shown), new_code_cell('print(1)', outputs=shown)])
+    cells = docs.convert(nb, 'sr/net.ipynb', names).cells
+    assert [c.source for c in cells] == ['# Title\n\n{.lead}\nWhat it is about.', 'A {py:obj}`Net <srdiag.sr.net.Net>`.\n\n> said', '(source-sr.net-3)=', 'class Net: pass', 'print(1)', 'print(1)']
+    assert [c.metadata.tags for c in cells if c.cell_type == 'code'] == [['exported'], ['remove-input'], []]
+    assert cells[-1].outputs == shown
+
+
+def test_an_unknown_directive_is_an_error():
+    with pytest.raises(ValueError, match='column'): docs.directives_of('#| column: margin\n1')
+
+
+def test_the_course_has_each_notebook_once():
+    index = '## The course\n\n| part | notebooks |\n|---|---|\n| data | [a](data/a.ipynb) |\n| use | [x](x.ipynb), [y](y.ipynb) |\n'
+    pages = ['index.ipynb', 'data/a.ipynb', 'data/b.ipynb', 'x.ipynb', 'y.ipynb', 'z.ipynb']
+    assert docs.course_of(index, pages) == {'data': ['data/a.ipynb', 'data/b.ipynb'], 'use': ['x.ipynb', 'y.ipynb', 'z.ipynb']}
+
+
+def test_tables_of_results(tmp_path):
+    (tmp_path/'long.csv').write_text('a,b\n' + '1.23456789,x|y\n'*3, encoding='utf-8')
+    assert docs.csv_table(tmp_path/'long.csv').splitlines()[2] == r'| 1.235 | x\|y |'
+    (tmp_path/'wide.csv').write_text(','.join('abcdefghij') + '\n' + ','.join('0123456789') + '\n', encoding='utf-8')
+    assert docs.csv_table(tmp_path/'wide.csv').splitlines()[:3] == ['| a | 0 |', '| --- | --- |', '| b | 1 |']
+    (tmp_path/'huge.csv').write_text('a\n' + '1\n'*100, encoding='utf-8')
+    assert docs.csv_table(tmp_path/'huge.csv') == ''
+
+
+# --- what the how-to pages say to type --------------------------------------------------------------------------
+
+def blocks(page, language):
+    text = (ROOT/'docs'/'howto'/f'{page}.md').read_text(encoding='utf-8')
+    return re.findall(rf'^```{language}\n(.*?)^```', text, flags=re.M | re.S)
+
+
+def described(folder, table):
+    "read-results.md explains each file and each column that was written"
+    text = (ROOT/'docs'/'howto'/'read-results.md').read_text(encoding='utf-8')
+    files = [p.name for p in folder.iterdir() if not p.name.startswith('.')]
+    columns = [re.sub('(healthy|ill)$', '…', name) for name in table.read_text(encoding='utf-8').splitlines()[0].split(',')]
+    missing = [name for name in [*files, *columns] if f'`{name}`' not in text]
+    assert files and columns and not missing, f'read-results.md does not explain {missing}.'
+
+
+def test_every_howto_page_is_tried():
+    assert set(HOWTO) == {p.stem for p in (ROOT/'docs'/'howto').glob('*.md')}
+
+
+def test_howto_commands_work(tmp_path, monkeypatch, succeeds, fill, fill_labelled, tile, tiny_sr, tiny_diagnosis):
+    from srdiag.data.images import save_png
+    monkeypatch.chdir(tmp_path)
+    fill(Path('scans'))
+    fill_labelled(Path('labelled'))
+    Path('new_scans').mkdir()
+    for k,name in enumerate(('first', 'second')): save_png(tile(200 + k, 16), Path('new_scans')/f'{name}.png')
+    tiny = {'train-sr': tiny_sr, 'distill': tiny_sr[:6], 'train-diagnosis': tiny_diagnosis}
+    for page in HOWTO:
+        for folder in ('predictions', 'evaluation', 'large'): shutil.rmtree(folder, ignore_errors=True)
+        for line in ''.join(blocks(page, 'bash')).splitlines():
+            program,*words = shlex.split(line, comments=True)
+            assert program == 'srdiag'
+            succeeds(*words, *tiny.get(words[0], []))
+        code = '\n'.join(blocks(page, 'python'))
+        done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, env=os.environ | {'MPLBACKEND': 'agg'})
+        assert done.returncode == 0, f'{page}: {done.stderr}'
+        if page == 'own-images': described(Path('evaluation'), Path('predictions/predictions.csv'))
+    splits = {Path(f'models/{name}/split.csv').read_text(encoding='utf-8') for name in ('LR', 'ILR', 'diagnosis')}
+    assert len(splits) == 1, 'own-images.md says that models of the same data share a split'
+
+
+# --- the site ---------------------------------------------------------------------------------------------------
+
+@pytest.fixture(scope='module')
+def site(tmp_path_factory):
+    "The site, built as `make docs` builds it, with warnings as errors"
+    root = tmp_path_factory.mktemp('site')
+    done = subprocess.run([sys.executable, ROOT/'tools'/'docs.py', '--out', root/'html', '--work', root/'work'], capture_output=True, text=True)
+    assert done.returncode == 0, f'The site cannot be built:\n{done.stdout}\n{done.stderr}'
+    return root/'html'
+
+
+def pages_of(site): return sorted(p.relative_to(site).as_posix() for p in site.rglob('*.html') if not p.relative_to(site).parts[0].startswith('_'))
+
+
+def test_every_notebook_and_module_has_a_page(site):
+    pages = set(pages_of(site))
+    assert {f'{m.replace(".", "/")}.html' for m in MODULES} <= pages
+    assert {f'reference/{m}.html' for m in MODULES} <= pages
+    assert {f'howto/{page}.html' for page in HOWTO} <= pages
+    assert {f'results/{p.parent.name}/index.html' for p in (ROOT/'results').glob('*/README.md')} <= pages
+
+
+def test_no_page_loads_anything_from_elsewhere(site):
+    for page in pages_of(site):
+        text = (site/page).read_text(encoding='utf-8')
+        found = re.findall(r'<(?:script|img|iframe|source)\b[^>]*\bsrc="(?:https?:)?//[^"]*"|<link\b[^>]*\bhref="(?:https?:)?//[^"]*"', text)
+        assert not found, f'{page} loads {found[0]}'
+
+
+@pytest.fixture(scope='module')
+def browser(site):
+    "Debian's Chromium, which reaches nothing but a server that shows the site"
+    path = next(filter(None, map(shutil.which, ('chromium', 'chromium-browser', 'google-chrome'))), None)
+    if not path: pytest.skip('there is no Chromium here: apt-get install chromium, to see the pages in a browser')
+    api = pytest.importorskip('playwright.sync_api', reason='playwright is not installed: make venv')
+
+    class Quiet(http.server.SimpleHTTPRequestHandler):
+        def log_message(self, *_): pass
+
+    server = http.server.ThreadingHTTPServer(('127.0.0.1', 0), functools.partial(Quiet, directory=site))
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    flags = ['--no-sandbox', '--disable-gpu', '--disable-quic', '--no-first-run', '--disable-background-networking', '--disable-component-update',
+             '--disable-sync', '--host-resolver-rules=MAP * ~NOTFOUND , EXCLUDE 127.0.0.1']
+    with api.sync_playwright() as p:
+        chromium = p.chromium.launch(executable_path=path, headless=True, args=flags)
+        yield SimpleNamespace(open=chromium.new_context, base=f'http://127.0.0.1:{server.server_port}/')
+        chromium.close()
+    server.shutdown()
+
+
+@pytest.fixture
+def watched(browser):
+    "A function: options of a context → a page, and the list of what went wrong on it"
+    contexts = []
+    def watched(**options):
+        context,trouble = browser.open(**options),[]
+        contexts.append(context)
+        page = context.new_page()
+        page.on('console', lambda m: trouble.append(f'{page.url} says {m.text}') if m.type == 'error' else None)
+        page.on('pageerror', lambda e: trouble.append(f'{page.url} fails: {e}'))
+        page.on('request', lambda r: None if r.url.startswith((browser.base, 'data:', 'blob:')) else trouble.append(f'{page.url} asks for {r.url}'))
+        page.on('response', lambda r: trouble.append(f'{page.url} lacks {r.url}') if r.status >= 400 else None)
+        return page,trouble
+    yield watched
+    for context in contexts: context.close()
+
+
+FACTS = '''() => ({
+    links: [...document.querySelectorAll('a[href]')].map(a => a.href),
+    ids: [...document.querySelectorAll('[id]')].map(e => e.id),
+    maths: document.querySelectorAll('.math').length, drawn: document.querySelectorAll('.math mjx-container').length,
+    wrong: [...document.querySelectorAll('mjx-merror')].map(e => e.getAttribute('title') || e.textContent),
+    raw: [...document.querySelectorAll('article p, article li, article td')].map(e => { e = e.cloneNode(true); e.querySelectorAll('code, pre').forEach(c => c.remove()); return e.textContent }).filter(t => /\\$\\$|\\{py:obj\\}|\\{ref\\}|\\]\\(|#\\| /.test(t)),
+})'''
+
+
+def test_every_page_in_a_browser_without_network(site, browser, watched):
+    page,trouble = watched(viewport=dict(width=1300, height=900))
+    pages,facts = pages_of(site),{}
+    for name in pages:
+        page.set_viewport_size(dict(width=1300, height=900))
+        page.goto(browser.base + name)
+        if page.locator('.math').count(): page.evaluate('() => MathJax.startup.promise')
+        f = facts[name] = page.evaluate(FACTS)
+        if f['wrong']: trouble.append(f'{name}: MathJax does not understand {f["wrong"]}')
+        if f['drawn'] < f['maths']: trouble.append(f'{name}: {f["maths"] - f["drawn"]} of {f["maths"]} equations are not drawn')
+        if f['raw'] and name != 'search.html': trouble.append(f'{name} shows markup: {f["raw"][0][:200]!r}')
+        page.set_viewport_size(dict(width=400, height=800))
+        width = page.evaluate('() => document.documentElement.scrollWidth')
+        if width > 400: trouble.append(f'{name} is {width} px wide on a screen of 400')
+    assert sum(f['maths'] for f in facts.values()) > 100
+    for name,f in facts.items():
+        for link in {link for link in f['links'] if link.startswith(browser.base)}:
+            target,fragment = urldefrag(link.removeprefix(browser.base))
+            target = target.partition('?')[0] or 'index.html'
+            if not (site/unquote(target)).is_file(): trouble.append(f'{name} links to {target}, which does not exist')
+            elif fragment and target in facts and unquote(fragment) not in facts[target]['ids']: trouble.append(f'{name} links to {target}#{fragment}, which does not exist')
+    assert not trouble, '\n'.join(trouble)
+
+
+def test_search_finds_a_class(browser, watched):
+    page,trouble = watched()
+    page.goto(browser.base + 'index.html')
+    page.fill('input[name=q]', 'SampleAffinityInteraction')
+    page.press('input[name=q]', 'Enter')
+    first = page.locator('ul.search li a').first
+    first.wait_for()
+    assert first.inner_text() == 'srdiag.diagnosis.sai.SampleAffinityInteraction'
+    first.click()
+    assert page.url.split('?')[0].endswith('reference/diagnosis.sai.html') or '#srdiag.diagnosis.sai.SampleAffinityInteraction' in page.url
+    assert page.locator('[id="srdiag.diagnosis.sai.SampleAffinityInteraction"]').is_visible()
+    assert not trouble, '\n'.join(trouble)
+
+
+CONTRAST = '''() => {
+    const paint = document.createElement('canvas').getContext('2d', {willReadFrequently: true})
+    const rgba = c => { paint.clearRect(0, 0, 1, 1); paint.fillStyle = c; paint.fillRect(0, 0, 1, 1); return [...paint.getImageData(0, 0, 1, 1).data] }
+    const light = c => c.slice(0, 3).map(v => v/255).map(v => v <= 0.03928 ? v/12.92 : ((v + 0.055)/1.055)**2.4).reduce((s, v, k) => s + v*[0.2126, 0.7152, 0.0722][k], 0)
+    const behind = e => { for (; e; e = e.parentElement) { const c = rgba(getComputedStyle(e).backgroundColor); if (c[3] > 250) return c } return [255, 255, 255, 255] }
+    const low = []
+    for (const e of document.querySelectorAll('article p, article li, article h1, article h2, article pre, article pre span, article td, article th, article dt, article a, article code')) {
+        const words = [...e.childNodes].filter(n => n.nodeType == 3).map(n => n.textContent).join('').trim()
+        if (!words || !e.getClientRects().length) continue
+        const [a, b] = [light(rgba(getComputedStyle(e).color)), light(behind(e))]
+        const ratio = (Math.max(a, b) + 0.05)/(Math.min(a, b) + 0.05)
+        if (ratio < 3) low.push(`${e.tagName} ${e.className} ${words.slice(0, 40)}: ${ratio.toFixed(2)}`)
+    }
+    return {low, page: light(behind(document.querySelector('article')))}
+}'''
+
+
+@pytest.mark.parametrize('scheme', ['light', 'dark'])
+def test_text_stands_out_in_light_and_dark(browser, watched, scheme):
+    page,trouble = watched(color_scheme=scheme)
+    for name in ('index.html', 'diagnosis/losses.html', 'sr/zoo.html', 'data/labelled.html', 'reference/sr.mrcnet.html', 'howto/deploy.html', 'results/bloodsmear/index.html'):
+        page.goto(browser.base + name)
+        found = page.evaluate(CONTRAST)
+        assert (found['page'] < 0.1) == (scheme == 'dark'), f'{name} is not {scheme}'
+        if found['low']: trouble.append(f'{name}: text is hard to read: {found["low"][:5]}')
+    assert not trouble, '\n'.join(trouble)
