@@ -1,5 +1,6 @@
 "The benchmark: complete or not there, the same for all, refused when it changes; and what its tables say."
 import json
+import math
 import shutil
 from dataclasses import replace
 
@@ -9,7 +10,8 @@ import pytest
 import torch
 
 from srdiag import benchmark
-from srdiag.benchmark import BICUBIC, CARN, PRESETS, SCRATCH, STUDENT, Entry, Store, benchmark_sr, budget_of, entries_of, paired_gain, published_sr, report, with_teachers
+from srdiag.benchmark import (BICUBIC, CARN, DOUBLE, EDSR_DOUBLE, PRESETS, SCRATCH, STUDENT, UNKNOWN, Entry, Store, benchmark_sr, budget_of, deviations, entries_of, gains_table, groups_known, limits, paired_gain,
+                              published_sr, report, seed_interval, steps_of, with_teachers)
 from srdiag.commands import RunOptions
 from srdiag.errors import DataError, ModelError
 from srdiag.evaluation.speed import Setup, compare_latency, forward_call, peak_memory
@@ -78,8 +80,43 @@ def test_report_names_convention_machine_and_limits(finished):
     text = (finished/'README.md').read_text()
     convention = Store(finished).head()['about']['convention']
     assert 'px border cropped' in convention and convention in text
-    for words in ('cannot be compared', 'Paired differences', 'standard deviation over seeds', '1 × 2 steps of 2 patches of 16×16 px', 'CPU thread', 'torch ', 'I (HistoSR)'): assert words in text
+    for words in ('cannot be compared', 'Paired differences', 'standard deviation over seeds', '1 × 2 steps of 2 patches of 16×16 px', 'CPU thread', 'torch ', 'I (HistoSR)',
+                  'computed in fp32', 'in fp32 as in training', 'No row has had as many steps', 'over test groups', 'over seeds'): assert words in text
+    assert 'Scratch, double' not in text and UNKNOWN not in text.lower(), 'it speaks of what is not there'
     assert '28.399' in text, 'the published PSNR of bicubic at x2'
+
+
+def test_gains_have_both_intervals(finished):
+    gains,results = pd.read_csv(finished/'gains.csv').set_index('label'),pd.read_csv(finished/'results.csv').set_index(['label', 'seed']).psnr
+    by_seed = [results['MRC-Net', k] - results['Scratch', k] for k in (0, 1)]
+    row = gains.loc['MRC-Net']
+    assert row.gain == pytest.approx(np.mean(by_seed)) and row.sd == pytest.approx(np.std(by_seed, ddof=1))
+    assert (row.seed_low, row.seed_high) == pytest.approx((row.gain - 12.7062*row.sd/2**0.5, row.gain + 12.7062*row.sd/2**0.5), rel=1e-4)
+    assert row.low <= row.gain <= row.high
+    assert f'{row.seed_low:+.3f} to {row.seed_high:+.3f}' in (finished/'README.md').read_text()
+
+
+def test_store_of_before_groups_were_recorded_is_reported(finished, tmp_path):
+    out = shutil.copytree(finished, tmp_path/'bench')
+    head = json.loads((out/'run.json').read_text())
+    assert head['about'].pop('grouped') is True
+    (out/'run.json').write_text(json.dumps(head))
+    assert groups_known(Store(out)) and UNKNOWN not in report(Store(out)).read_text().lower()
+    for path in out.glob('runs/*/seed*/metrics.json'):
+        metrics = json.loads(path.read_text())
+        metrics['images']['group'] = metrics['images']['file']
+        path.write_text(json.dumps(metrics))
+    assert not groups_known(Store(out)) and UNKNOWN in report(Store(out)).read_text().lower()
+
+
+def test_unknown_groups_are_said(fill, tmp_path, unmeasured, capsys):
+    for k,path in enumerate(fill(tmp_path/'tiles', 20)): path.rename(path.with_name(f'tile{k}.png'))
+    text = run(tmp_path/'tiles', tmp_path/'bench', TINY[:2], replace(BUDGET, seeds=1)).read_text()
+    assert UNKNOWN in capsys.readouterr().out and Store(tmp_path/'bench').head()['about']['grouped'] is False
+    assert text.lower().count(UNKNOWN) == 2 and 'other patients' not in text and ' groups to ' not in text and 'over test images' in text
+    assert 'With one seed there is none' in text
+    gains = pd.read_csv(tmp_path/'bench'/'gains.csv')
+    assert gains[['sd', 'seed_low', 'seed_high']].isna().all(axis=None) and gains.low.notna().all()
 
 
 def test_model_folder_is_the_network_that_was_scored(finished, slides):
@@ -111,6 +148,29 @@ def test_same_patches_for_networks_of_any_size(slides, monkeypatch):
     assert torch.equal(seen[4, 0], seen[8, 0]) and not torch.equal(seen[4, 0], seen[4, 1])
 
 
+def test_teacher_and_student_see_the_same_patches_and_double_sees_others(slides, monkeypatch):
+    from srdiag.commands import read_sr_folder
+    from srdiag.data.pairs import PatchSampler
+    batch,seen = PatchSampler.batch,[]
+    def watched(self, n):
+        lr,hr = batch(self, n)
+        seen.append(hr.clone())
+        return lr,hr
+    monkeypatch.setattr(PatchSampler, 'batch', watched)
+    data = read_sr_folder(slides, 2, 16, CPU)
+    pairs = {k:data.pairs(k, 2) for k in ('train', 'valid')}
+    def patches(entry, teacher=None):
+        seen.clear()
+        network = benchmark.train_entry(entry, 0, pairs, replace(BUDGET, epochs=2), precision='fp32', teacher=teacher)
+        return network,torch.stack(seen)
+    teacher,of_teacher = patches(TINY[2].teacher)
+    _,of_student = patches(TINY[2], teacher)
+    _,of_double = patches(Entry('Scratch, double', 'mrcnet', 'scratch2x', SMALL))
+    n = len(of_teacher)
+    assert n == 4 and torch.equal(of_student, of_teacher) and torch.equal(of_double[:n], of_teacher)
+    assert len(of_double) == 2*n and not any(torch.equal(a, b) for a in of_double[n:] for b in of_double[:n])
+
+
 # Interruptions and changes
 
 def test_interrupted_run_is_repeated_and_nothing_else(slides, tmp_path, monkeypatch, unmeasured):
@@ -124,7 +184,7 @@ def test_interrupted_run_is_repeated_and_nothing_else(slides, tmp_path, monkeypa
     store = Store(tmp_path/'bench')
     assert [store.seeds(e) for e in with_teachers(TINY)] == [[0], [0], [], []]
     assert not [p for p in (tmp_path/'bench').rglob('.seed*')], 'the interrupted run left its folder'
-    assert 'MRC-Net' not in report(store).read_text().split('## Results')[1].split('##')[0] and 'Not complete yet' in report(store).read_text()
+    assert '| MRC-Net |' not in report(store).read_text().split('## Results')[1].split('##')[0] and 'Not complete yet' in report(store).read_text()
     kept = (store.path(TINY[1], 0)/'metrics.json').stat().st_mtime_ns
     run(slides, tmp_path/'bench', budget=replace(BUDGET, seeds=1))
     assert len(calls) == 3 and kept == (store.path(TINY[1], 0)/'metrics.json').stat().st_mtime_ns
@@ -144,7 +204,21 @@ def test_more_seeds_and_entries_go_on(slides, finished, tmp_path, unmeasured):
     store = Store(out)
     assert store.seeds(double) == [2] and store.seeds(TINY[0]) == [0, 1] and store.entries()[-1] == double
     assert store.metrics(double, 2)['steps'] == dict(own=4, with_teacher=4)
-    assert 'Scratch, double, seed 0' in (out/'README.md').read_text()
+    text = (out/'README.md').read_text()
+    assert 'Scratch, double, seed 0' in text and '“Scratch, double”: twice the steps' in text and 'No row has had as many steps' not in text
+
+
+def test_double_is_compared_with_who_had_as_many_steps(tmp_path):
+    store,double,other = Store(tmp_path/'bench'),Entry('Scratch, double', 'mrcnet', 'scratch2x', SMALL),Entry('EDSR-baseline, double', 'edsr_baseline', 'scratch2x')
+    entries = (*with_teachers(TINY), double, other)
+    store.open({}, entries, {}, {})
+    for i,e in enumerate(entries):
+        with benchmark.working(store, e, 0) as folder:
+            (folder/'metrics.json').write_text(json.dumps(dict(images=dict(file=['a', 'b'], group=['p', 'q'], psnr=[30 + i, 31 + i]))))
+    gains = gains_table(store)
+    assert {*gains.label[gains.against == double.label]} == {'MRC-Net', other.label}
+    assert {*gains.label[gains.against == other.label]} == {'MRC-Net', double.label}
+    assert {*gains.label[gains.against == 'Scratch']} == {e.label for e in entries} - {'Scratch'}
 
 
 @pytest.mark.parametrize('changes,words', [(dict(steps=3), 'steps was 2, now it is 3'), (dict(patch=32), 'patch was 16'), (dict(recipe='published'), 'recipe was fast')])
@@ -191,6 +265,20 @@ def test_grouped_interval_is_wider_than_one_over_images():
     assert high-low > 2*(h-l)
 
 
+@pytest.mark.parametrize('n', [2, 3, 10])
+def test_seed_interval_covers(n):
+    rng = np.random.default_rng(n)
+    intervals = [seed_interval(rng.normal(0.1, 0.3, n)) for _ in range(1000)]
+    assert 930 <= sum(low < 0.1 < high for low,high in intervals) <= 970
+
+
+def test_seed_interval_is_that_of_the_t_test():
+    from scipy.stats import ttest_1samp
+    gains = [0.12, 0.05, 0.2, -0.01]
+    assert seed_interval(gains) == pytest.approx(tuple(ttest_1samp(gains, 0).confidence_interval(0.95)))
+    assert seed_interval([0.2, 0.2]) == (0.2, 0.2) and all(math.isnan(x) for x in seed_interval([0.2]))
+
+
 def test_published_numbers_are_those_of_the_catalogue():
     from srdiag.evaluation.cost import published_counts
     frame = published_sr()
@@ -207,7 +295,33 @@ def test_presets_are_the_tables_of_the_paper():
     printed = published_sr()
     labels = {k:{e.label for e in v} for k,v in PRESETS.items()}
     assert {*printed.name[printed.table == 'II']} == labels['table2']
-    assert {*printed.name[printed.table == 'I']} | {'SRCNN'} == labels['table1']
+    assert {*printed.name[printed.table == 'I']} | {'SRCNN', 'Scratch', 'Scratch, double', 'EDSR-baseline, double'} == labels['table1']
+
+
+def test_distilled_row_has_rivals_with_as_many_steps():
+    budget,table = budget_of('paper'),PRESETS['table1']
+    assert {SCRATCH, DOUBLE, EDSR_DOUBLE} <= {*table}
+    assert steps_of(DOUBLE, budget) == steps_of(EDSR_DOUBLE, budget) == dict(own=800_000, with_teacher=800_000) and steps_of(STUDENT, budget)['with_teacher'] == 800_000
+
+
+def test_deviations_are_those_of_the_networks():
+    said = {k:' '.join(deviations(v)) for k,v in PRESETS.items()}
+    assert 'SRCNN, EDSR-baseline, CARN' in said['table1'] and 'MWCNN' in said['table1'] and 'DRRN' not in said['table1']
+    for words in ('output of SRRFN', 'DRRN is without batch norm', 'recursions of DRCN', 'no ensemble'): assert words in said['table2']
+    assert 'DRCN' not in said['light'] and all('searched for none' in x for x in said.values())
+    plain = ' '.join(deviations([Entry('CARN as published', 'carn', config=(('skip', False),))]))
+    assert 'bicubic' not in plain and 'searched for none' in plain
+    assert 'teacher' not in limits([BICUBIC, CARN]) and 'Scratch, double' not in limits([SCRATCH, STUDENT])
+
+
+@pytest.mark.parametrize('name', ['srcnn', 'edsr_baseline', 'carn', 'srrfn', 'mrcnet', 'drcn'])
+def test_deviations_are_true_of_the_code(name):
+    config = benchmark.build(Entry(name, name), 2).config
+    assert config.get('skip') == ('bicubic' if name == 'mrcnet' else None if name == 'drcn' else True) and not config.get('ensemble')
+    if name != 'drcn': # starts close to the bicubic image
+        torch.manual_seed(0)
+        x = torch.rand(1, 3, 16, 16)
+        with torch.inference_mode(): assert (benchmark.build(Entry(name, name), 2).eval()(x) - benchmark.build(BICUBIC, 2)(x)).abs().mean() < 0.1
 
 
 @pytest.mark.parametrize('scale', [2, 4])
