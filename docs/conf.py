@@ -21,6 +21,7 @@ maximum_signature_line_length = 80
 
 nb_execution_mode = 'off' # the outputs that the notebooks hold are shown
 nb_merge_streams = True
+nb_render_markdown_format = 'myst' # tables and equations in what Markdown(...) shows
 myst_enable_extensions = ['dollarmath', 'amsmath', 'attrs_block', 'attrs_inline', 'deflist']
 myst_dmath_double_inline = True # $$ right after a line of text
 myst_dmath_allow_digits = False # "$5 and $7" is no equation

@@ -24,7 +24,6 @@ import reference
 
 MODULES = {p.relative_to(ROOT/'nbs').with_suffix('').as_posix().replace('/', '.'): p for p in sorted((ROOT/'nbs').rglob('*.ipynb'))
            if '.ipynb_checkpoints' not in p.parts and p.name != 'index.ipynb'}
-HOWTO = 'own-images', 'read-results', 'deploy', 'new-network'
 
 
 def source_of(module): return (ROOT/'srdiag'/f'{module.replace(".", "/")}.py').read_text(encoding='utf-8')
@@ -146,9 +145,9 @@ def test_the_course_has_each_notebook_once():
 
 def test_tables_of_results(tmp_path):
     (tmp_path/'long.csv').write_text('a,b\n' + '1.23456789,x|y\n'*3, encoding='utf-8')
-    assert docs.csv_table(tmp_path/'long.csv').splitlines()[2] == r'| 1.235 | x\|y |'
+    assert docs.csv_table(tmp_path/'long.csv').splitlines()[3] == r'| 1.235 | x\|y |'
     (tmp_path/'wide.csv').write_text(','.join('abcdefghij') + '\n' + ','.join('0123456789') + '\n', encoding='utf-8')
-    assert docs.csv_table(tmp_path/'wide.csv').splitlines()[:3] == ['| a | 0 |', '| --- | --- |', '| b | 1 |']
+    assert docs.csv_table(tmp_path/'wide.csv').splitlines()[1:4] == ['| a | 0 |', '| --- | --- |', '| b | 1 |']
     (tmp_path/'huge.csv').write_text('a\n' + '1\n'*100, encoding='utf-8')
     assert docs.csv_table(tmp_path/'huge.csv') == ''
 
@@ -170,7 +169,7 @@ def described(folder, table):
 
 
 def test_every_howto_page_is_tried():
-    assert set(HOWTO) == {p.stem for p in (ROOT/'docs'/'howto').glob('*.md')}
+    assert set(docs.HOWTO) == {p.stem for p in (ROOT/'docs'/'howto').glob('*.md')}
 
 
 def test_howto_commands_work(tmp_path, monkeypatch, succeeds, fill, fill_labelled, tile, tiny_sr, tiny_diagnosis):
@@ -181,7 +180,7 @@ def test_howto_commands_work(tmp_path, monkeypatch, succeeds, fill, fill_labelle
     Path('new_scans').mkdir()
     for k,name in enumerate(('first', 'second')): save_png(tile(200 + k, 16), Path('new_scans')/f'{name}.png')
     tiny = {'train-sr': tiny_sr, 'distill': tiny_sr[:6], 'train-diagnosis': tiny_diagnosis}
-    for page in HOWTO:
+    for page in docs.HOWTO:
         for folder in ('predictions', 'evaluation', 'large'): shutil.rmtree(folder, ignore_errors=True)
         for line in ''.join(blocks(page, 'bash')).splitlines():
             program,*words = shlex.split(line, comments=True)
@@ -213,7 +212,7 @@ def test_every_notebook_and_module_has_a_page(site):
     pages = set(pages_of(site))
     assert {f'{m.replace(".", "/")}.html' for m in MODULES} <= pages
     assert {f'reference/{m}.html' for m in MODULES} <= pages
-    assert {f'howto/{page}.html' for page in HOWTO} <= pages
+    assert {f'howto/{page}.html' for page in docs.HOWTO} <= pages
     assert {f'results/{p.parent.name}/index.html' for p in (ROOT/'results').glob('*/README.md')} <= pages
 
 
@@ -267,7 +266,7 @@ FACTS = '''() => ({
     ids: [...document.querySelectorAll('[id]')].map(e => e.id),
     maths: document.querySelectorAll('.math').length, drawn: document.querySelectorAll('.math mjx-container').length,
     wrong: [...document.querySelectorAll('mjx-merror')].map(e => e.getAttribute('title') || e.textContent),
-    raw: [...document.querySelectorAll('article p, article li, article td')].map(e => { e = e.cloneNode(true); e.querySelectorAll('code, pre').forEach(c => c.remove()); return e.textContent }).filter(t => /\\$\\$|\\{py:obj\\}|\\{ref\\}|\\]\\(|#\\| /.test(t)),
+    raw: [...document.querySelectorAll('article p, article li, article td')].map(e => { e = e.cloneNode(true); e.querySelectorAll('code, pre').forEach(c => c.remove()); return e.textContent }).filter(t => /\\$\\$|\\{py:obj\\}|\\{ref\\}|\\]\\(|#\\| |\\|---/.test(t)),
 })'''
 
 

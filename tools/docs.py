@@ -17,6 +17,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 from reference import as_myst, read_cell
 
 ROOT = Path(__file__).resolve().parents[1]
+HOWTO = 'own-images', 'read-results', 'deploy', 'new-network' # in this order
 DIRECTIVES = {'default_exp', 'export', 'exporti', 'exports', 'hide', 'echo', 'eval', 'slow', 'cuda'}
 
 
@@ -200,7 +201,7 @@ def csv_table(
     if not 1 < len(rows) <= most: return ''
     if len(rows[0]) > max(len(rows), 8): rows = [list(r) for r in zip(*rows)]
     lines = [rows[0], ['---']*len(rows[0]), *rows[1:]]
-    return '\n'.join('| ' + ' | '.join(row) + ' |' for row in lines)
+    return '\n'.join(['{.values}', *('| ' + ' | '.join(row) + ' |' for row in lines)])
 
 
 def results_page(
@@ -236,7 +237,7 @@ def write_pages(
         page_nb = convert(nb, page, names)
         if page == 'index.ipynb':
             trees = [toctree(['Getting started <self>']), toctree([f'course/{part_file(part)}' for part in course], 'Course'),
-                     toctree([p.relative_to(root/'docs').with_suffix('').as_posix() for p in sorted((root/'docs'/'howto').glob('*.md'))], 'How-to'),
+                     toctree([f'howto/{page}' for page in HOWTO], 'How-to'),
                      toctree(['reference/index'], 'Reference'), toctree([f'results/{name}/index' for name in results], 'Results')]
             page_nb.cells.append(nbformat.v4.new_markdown_cell('\n\n'.join(trees), id='toc'))
         (src/page).parent.mkdir(parents=True, exist_ok=True)
