@@ -10,7 +10,7 @@ import torch
 from srdiag.data.builders import build_endosr, build_histosr, circle_mask, read_manifest, square_frame, verify_manifest
 from srdiag.data.degradation import degrade
 from srdiag.data.images import as_float, read_image, save_png, to_uint8
-from srdiag.data.slides import Slide, is_slide, level_for, sample_places, thumbnail, tissue_mask, tissue_share
+from srdiag.data.slides import Slide, find_slides, is_slide, level_for, sample_places, thumbnail, tissue_mask, tissue_share
 from srdiag.errors import DataError, ImageError
 
 
@@ -333,6 +333,43 @@ def test_a_truncated_slide_is_always_refused(slides, tmp_path, name):
     for share in (0.01, 0.1, 0.3, 0.5, 0.7, 0.9, 0.95, 0.99, 0.9999):
         (tmp_path/name).write_bytes(whole[:int(share*len(whole))])
         with pytest.raises(ImageError, match=re.escape(name) + '.*copy it again'): Slide(tmp_path/name)
+
+
+PIXELS = np.random.default_rng(5).integers(0, 256, (256, 256, 4)).astype(np.uint8)
+PALETTE = np.arange(768).reshape(3, 256).astype(np.uint16)*80
+KINDS = {'CMYK': (PIXELS, dict(photometric='separated')), 'grey with 0 for white': (PIXELS[..., 0], dict(photometric='miniswhite')), 'palette': (PIXELS[..., 0], dict(photometric='palette', colormap=PALETTE)),
+         'YCbCr without JPEG': (PIXELS[..., :3], dict(photometric='ycbcr', compression='zlib')), 'CIELAB': (PIXELS[..., :3], dict(photometric='cielab')),
+         '3 channels': (PIXELS[..., :3], dict(photometric='minisblack', planarconfig='contig')), '4 bits': (PIXELS[..., 0] >> 4, dict(photometric='minisblack', bitspersample=4))}
+
+
+@pytest.mark.parametrize('words', KINDS)
+def test_colour_types_that_are_not_read_are_refused(tmp_path, words):
+    image,kind = KINDS[words]
+    tifffile.imwrite(tmp_path/'kind.tif', image, tile=(128, 128), metadata=None, **kind)
+    with pytest.raises(ImageError, match=rf'kind\.tif .*{words}.*: save it'): Slide(tmp_path/'kind.tif')
+
+
+@pytest.mark.parametrize('image,kind', [
+    (PIXELS, dict(photometric='rgb', extrasamples=['unassalpha'])), (np.dstack([np.minimum(PIXELS[..., :3], PIXELS[..., 3:]), PIXELS[..., 3:]]), dict(photometric='rgb', extrasamples=['assocalpha'])),
+    (PIXELS, dict(photometric='rgb', extrasamples=['unspecified'])), (PIXELS[..., 2:], dict(photometric='minisblack', extrasamples=['unassalpha'])),
+    (PIXELS[..., 0], dict(photometric='minisblack')), (PIXELS[..., :3], dict(photometric='ycbcr', compression='jpeg'))], ids=['RGBA', 'RGBa', 'RGBX', 'LA', 'L', 'YCbCr'])
+def test_slides_have_the_colours_of_read_image(tmp_path, image, kind):
+    tifffile.imwrite(tmp_path/'kind.tif', image, tile=(128, 128), metadata=None, **kind)
+    with Slide(tmp_path/'kind.tif') as slide: piece = slide.read(0, 0, 256, 256)
+    whole = read_image(tmp_path/'kind.tif')
+    assert piece.shape == whole.shape and (piece.int() - whole.int()).abs().max() <= 2    # Pillow rounds twice where colours come multiplied
+
+
+def test_a_name_that_is_not_utf8_is_said_in_a_sentence(tile, tmp_path, refused):
+    import os
+    name = os.fsencode(tmp_path) + b'/in/caf\xe9__1.png'
+    save_png(tile(0, 64), tmp_path/'good.png')
+    (tmp_path/'in').mkdir()
+    try: open(name, 'wb').write((tmp_path/'good.png').read_bytes())
+    except OSError: pytest.skip('this file system takes no such name')
+    for source in (tmp_path/'in', os.fsdecode(name)):
+        with pytest.raises(DataError, match='not UTF-8: rename the file'): find_slides(source)
+    for what in ('endosr', 'histosr'): refused('build', what, '--data', tmp_path/'in', '--out', tmp_path/'x', naming=('not UTF-8',))
 
 
 def test_files_are_closed_also_after_errors(slides):
