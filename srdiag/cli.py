@@ -49,7 +49,7 @@ def _positive(text):
     return int(text)
 
 def _natural(text):
-    if not text.isdecimal(): raise argparse.ArgumentTypeError(f'{text!r} is not a whole number of 0 or more')
+    if not text.isdecimal() or int(text) >= 2**32: raise argparse.ArgumentTypeError(f'{text!r} is not a whole number from 0 to {2**32-1}')
     return int(text)
 
 def _share(text):
@@ -128,8 +128,8 @@ def _add_benchmark(add):
     p.add_argument('--scale', type=int, default=2, choices=[2, 4], help='enlargement of height and width')
     p.add_argument('--preset', default='light', choices=['light', 'table1', 'table2'], help='which networks: the rows of Table I or II, or a light selection')
     p.add_argument('--models', metavar='NAMES', help='networks by name instead of a preset, e.g. carn,mrcnet:scratch2x,mrcnet:distilled')
-    p.add_argument('--budget', default='quick', choices=['smoke', 'quick', 'paper'], help='smoke: seconds; quick: minutes; paper: section IV-A, days, with 1000 steps per epoch instead of a pass over the data. The next options change it')
-    for name,what in (('epochs', 'times the steps below'), ('steps', 'training steps per epoch'), ('patch', 'side of a high-resolution patch in px'), ('batch-size', 'patches per step'),
+    p.add_argument('--budget', default='quick', choices=['smoke', 'quick', 'paper'], help='smoke: seconds; quick: minutes; paper: section IV-A, days. The next options change it')
+    for name,what in (('epochs', 'passes'), ('steps', 'training steps per epoch'), ('patch', 'side of a high-resolution patch in px'), ('batch-size', 'patches per step'),
                       ('seeds', 'trainings of each network, with the seeds 0, 1, ...'), ('rounds', 'timed forward passes')):
         p.add_argument(f'--{name}', type=_positive, metavar='N', help=f"{what}; default: the budget's")
     p.add_argument('--recipe', choices=['fast', 'published'], help="learning rate; default: the budget's")

@@ -43,6 +43,12 @@ class ModelInfo:
     notes: str = '' # what a user should know
     made: dict = field(default_factory=dict) # date, machine and versions; filled in when saved
 
+    def __post_init__(self):
+        if self.size is not None and (type(self.size) is not int or self.size < 1): raise ValueError(f'size is a whole number of pixels or None, not {self.size!r}')
+        if self.images not in ('lr', 'hr'): raise ValueError(f"images is 'lr' or 'hr', not {self.images!r}")
+        for key in ('data', 'training', 'metrics', 'made'):
+            if not isinstance(getattr(self, key), dict): raise ValueError(f'{key} is a dictionary, not {getattr(self, key)!r}')
+
 # %% ../nbs/models.ipynb #c007
 def _made(): return dict(date=date.today().isoformat(), machine=f'{platform.system()} {platform.machine()}, {os.cpu_count()} cores',
                          python=platform.python_version(), torch=torch.__version__, srdiag=version('srdiag'))

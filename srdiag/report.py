@@ -6,10 +6,7 @@
 __all__ = ['Report']
 
 # %% ../nbs/report.ipynb #c003
-import os
 import re
-import uuid
-from contextlib import suppress
 from importlib.resources import files
 from pathlib import Path
 
@@ -20,6 +17,7 @@ from matplotlib.figure import Figure
 
 from . import __version__
 from .errors import DataError
+from .files import write_text
 from .figures import figure_to_html
 
 # %% ../nbs/report.ipynb #c012
@@ -104,26 +102,6 @@ def _table(
                 rows=[[_cell(*args) for args in zip(row, specs, right)] for row in rows])
 
 # %% ../nbs/report.ipynb #c024
-def _write_whole(
-    path:Path, # the file, which may exist
-    text:str, # what it shall hold
-) -> None:
-    "Write a text file as a whole or leave everything as it was. Raises DataError if that is not possible"
-    if not path.parent.is_dir(): raise DataError(f'{path} cannot be written: there is no folder {path.parent}.')
-    part = path.with_name(f'.{uuid.uuid4().hex}.tmp')
-    try:
-        with open(part, 'x', encoding='utf-8', errors='backslashreplace', newline='\n') as f:
-            f.write(text)
-            f.flush()
-            os.fsync(f.fileno())
-        os.replace(part, path)
-    except OSError as e:
-        raise DataError(f'{path} cannot be written ({e.strerror or e}): '
-                        'check the free space and your permissions there.') from e
-    finally:
-        with suppress(OSError): part.unlink()
-
-# %% ../nbs/report.ipynb #c026
 class _Words:
     "Sections with prose, notices and facts; each method returns the report itself"
     def __init__(self, title, lead):
@@ -164,7 +142,7 @@ class _Words:
             return '–' if _plain(value) is None else str(_plain(value))
         return self._add('facts', pairs=[(str(name), show(value)) for name, value in pairs.items()])
 
-# %% ../nbs/report.ipynb #c028
+# %% ../nbs/report.ipynb #c026
 _DISCLAIMER = 'For teaching and research. Not for diagnostic use.'
 
 def _page(
@@ -178,7 +156,7 @@ def _page(
     return jinja.from_string(source).render(title=title, lead=lead, sections=sections,
                                             disclaimer=_DISCLAIMER, version=__version__)
 
-# %% ../nbs/report.ipynb #c030
+# %% ../nbs/report.ipynb #c028
 class Report(_Words):
     "A page of prose, figures, tables and facts that is written as one HTML file; each method but `write` returns the report"
     def __init__(self,
@@ -212,5 +190,4 @@ class Report(_Words):
         path:str|Path, # the HTML file; its folder exists; a file of that name is replaced
     ) -> Path: # the same path
         "Write the page as one file, whole or not at all. Raises DataError if that fails; the old file is then as it was"
-        _write_whole(Path(path), _page(self.title, self.lead, self._sections))
-        return Path(path)
+        return write_text(path, _page(self.title, self.lead, self._sections))

@@ -73,4 +73,4 @@ def model_folder(
 ) -> Path: # a path that may or may not exist
     "The folder meant: a folder that exists wins over a name of the package"
     folder,name = Path(folder_or_name),str(folder_or_name)
-    return pretrained_folder(name) if not folder.exists() and name in list_pretrained() else folder
+    return pretrained_folder(name) if not folder.is_dir() and name in list_pretrained() else folder

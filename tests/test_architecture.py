@@ -15,7 +15,7 @@ LIB,NBS = ROOT/'srdiag',ROOT/'nbs'
 
 # Lowest first. A module imports from its own floor and from those below it, never from above; a name stands for a folder, too.
 FLOORS = [
-    'errors precision',
+    'errors files precision',
     'weights',
     'data.degradation evaluation.image_quality evaluation.diagnostic evaluation.cost evaluation.speed',
     'data.images data.splits',

@@ -54,6 +54,10 @@ def degrade(
     if h % scale or w % scale or not h*w:
         raise ValueError(f'degrade needs a height and a width divisible by {scale}, but got {h}×{w}: use '
                          f'crop_to_multiple(hr, {scale}) first.')
+    low,high = torch.aminmax(x)
+    if not (low > -torch.inf and high < torch.inf): raise ValueError('degrade was given NaN or infinite values, which are no image.')
+    if clip and (low < -0.01 or high > 1.01):
+        raise ValueError(f'degrade needs values in [0, 1], but got {low:.3g} to {high:.3g}: divide 8-bit values by 255 first, or set clip=False.')
     if scale > 1:
         x = _pad_symmetric(x, 2*scale)
         x = F.interpolate(x, size=(h//scale + 4, w//scale + 4), mode='bicubic', antialias=True)[..., 2:-2, 2:-2]

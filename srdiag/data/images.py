@@ -7,7 +7,7 @@ __all__ = ['EXTENSIONS', 'as_float', 'to_uint8', 'luma', 'read_image', 'save_png
            'data_hash']
 
 # %% ../../nbs/data/images.ipynb #c003
-import hashlib,logging,os,uuid,warnings
+import hashlib,logging,os,warnings
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass,field
@@ -19,6 +19,7 @@ import torch
 from PIL import Image,ImageOps,UnidentifiedImageError
 
 from ..errors import DataError,ImageError
+from ..files import replacing
 
 # %% ../../nbs/data/images.ipynb #c010
 def as_float(
@@ -214,18 +215,8 @@ def save_png(
     if path.suffix.lower() != '.png': raise DataError(f'{path} cannot be written: the name of a PNG file ends in .png.')
     if path.exists() and not overwrite:
         raise DataError(f'{path} exists already and is kept: choose another folder, or allow overwriting.')
-    if not path.parent.is_dir(): raise DataError(f'{path} cannot be written: the folder {path.parent} does not exist.')
     a = to_uint8(x).cpu().permute(1, 2, 0).numpy()
-    part = path.with_name(f'.{uuid.uuid4().hex}.tmp')
-    try:
-        with open(part, 'xb') as f: Image.fromarray(a[..., 0] if a.shape[-1] == 1 else a).save(f, format='PNG')
-        os.replace(part, path)
-    except OSError as e:
-        part.unlink(missing_ok=True)
-        raise DataError(f'{path} cannot be written ({e.strerror or e}): check the free space and your permissions there.') from e
-    except BaseException:
-        part.unlink(missing_ok=True)
-        raise
+    with replacing(path) as part, open(part, 'xb') as f: Image.fromarray(a[..., 0] if a.shape[-1] == 1 else a).save(f, format='PNG')
     return path
 
 # %% ../../nbs/data/images.ipynb #c039

@@ -156,6 +156,8 @@ def super_resolve(
     dtype:torch.dtype=torch.float32, # torch.uint8 needs a quarter of the memory
 ) -> torch.Tensor: # C×sH×sW in [0, 1] (0..255 as uint8), on the CPU
     "Enlarge one image of any size; DataError if the network cannot read it"
+    if dtype not in (torch.float32, torch.uint8): raise ValueError(f'super_resolve makes float32 or uint8, not {dtype}.')
+    if context is not None and context < 1: raise ValueError(f'The context needs at least one tile, not {context}.')
     lr,training = check_lr(network, lr, name),network.training
     device = next((p.device for p in network.parameters()), torch.device('cpu'))
     (height,width),scale = lr.shape[1:],network.scale

@@ -13,7 +13,7 @@ from torch import nn
 
 from ..data.degradation import upsample
 from .convlstm import ConvLSTMCell, GateInput, LSTMState
-from .layers import PixelShuffleUpsampler, ResidualBlock, conv_prelu, in_bands, initialise_
+from .layers import PixelShuffleUpsampler, ResidualBlock, check_settings, conv_prelu, in_bands, initialise_
 from .mrc import MRCModule
 
 # %% ../../nbs/sr/mrcnet.ipynb #c005
@@ -113,9 +113,10 @@ class MRCNet(nn.Module):
         skip:str='bicubic', # global skip connection: 'bicubic', 'bilinear' or 'nearest'
     ):
         super().__init__()
-        if scale not in (2, 4): raise ValueError(f'MRCNet has no scale {scale}: choose 2 or 4.')
-        if steps < 1 or modules < 1: raise ValueError(f'steps and modules must be at least 1, not {steps} and {modules}.')
         self.config = {k:v for k,v in locals().items() if k not in ('self', '__class__')}
+        check_settings(self)
+        if image_channels not in (1, 3): raise ValueError(f'MRCNet reads 1 or 3 image channels, not {image_channels}.')
+        if skip not in ('bicubic', 'bilinear', 'nearest'): raise ValueError(f"skip is 'bicubic', 'bilinear' or 'nearest', not {skip!r}.")
         self.scale,self.skip = scale,skip
         self.head = Head(image_channels, channels)
         self.recursion = Recursion(channels, steps, modules, stages, blocks, lstm, rcf, trunk, peepholes)

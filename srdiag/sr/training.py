@@ -18,6 +18,7 @@ from torch import nn
 
 from ..data.degradation import upsample
 from ..data.pairs import PatchSampler, SRPairs
+from ..errors import TrainingError
 from ..evaluation.image_quality import convention, psnr, ssim
 from .mrcnet import MRCNet
 from ..training.loop import BatchLoader, LossComponent, log_both, standard_callbacks
@@ -109,13 +110,14 @@ def score_images(
     enlarge, # a function from B×C×H×W in [0, 1] to B×C×sH×sW: a network, or interpolation
     pairs:SRPairs, # what to evaluate on, whole images
 ) -> pd.DataFrame: # file, psnr (dB), ssim; one row per image, in the order of `pairs`
-    "PSNR and SSIM of every image under the project's convention; a network is put into eval mode and back"
+    "PSNR and SSIM of every image under the project's convention; a network is put into eval mode and back. TrainingError if it gives NaN"
     module = enlarge if isinstance(enlarge, nn.Module) else nn.Identity()
     device,training = next((p.device for p in module.parameters()), torch.device('cpu')),module.training
     module.eval()
     conv,whole,rows = convention(pairs.scale),WholeImages(pairs),[]
     for (lr,hr),members in zip(BatchLoader(whole, bs=1), whole.groups):
         sr = enlarge(lr.to(device).contiguous(memory_format=torch.channels_last)).float().clamp(0, 1).cpu()
+        if not sr.isfinite().all(): raise TrainingError(f'{type(enlarge).__name__} gives values that are not finite for {pairs.names[members[0]]}: its training has failed. Train it again with a smaller learning rate.')
         rows += zip(members, psnr(sr, hr, conv).tolist(), ssim(sr, hr, conv).tolist())
     module.train(training)
     return pd.DataFrame([(pairs.names[k], p, s) for k,p,s in sorted(rows)], columns=['file', 'psnr', 'ssim'])
@@ -127,7 +129,7 @@ def evaluate_sr(
 ) -> dict: # psnr (dB), ssim, n, convention
     "Mean PSNR and SSIM over whole images"
     scores = score_images(enlarge, pairs)
-    return dict(psnr=float(scores.psnr.mean()), ssim=float(scores.ssim.mean()), n=len(scores), convention=str(convention(pairs.scale)))
+    return dict(psnr=float(scores.psnr.mean()), ssim=float(scores.ssim.mean()), n=len(scores), convention=convention(pairs.scale).describe(pairs.hr[0].shape[0]))
 
 # %% ../../nbs/sr/training.ipynb #c025
 def sr_learner(

@@ -18,7 +18,7 @@ from torch import nn
 
 from ..data.degradation import upsample
 from ..errors import ModelError
-from .layers import PixelShuffleUpsampler, icnr_, in_bands
+from .layers import PixelShuffleUpsampler, check_settings, icnr_, in_bands
 from .mrcnet import MRCNet
 
 # %% ../../nbs/sr/zoo.ipynb #c005
@@ -34,7 +34,7 @@ class SRNetwork(nn.Module):
         super().__init__()
         self.config = {k:v for k,v in arguments.items() if k not in ('self', '__class__')}
         self.scale,self.reach,channels = self.config['scale'],reach,self.config['image_channels']
-        if self.scale not in (2, 4): raise ValueError(f'{type(self).__name__} has no scale {self.scale}: choose 2 or 4.')
+        check_settings(self)
         if channels not in (1, 3): raise ValueError(f'{type(self).__name__} reads 1 or 3 image channels, not {channels}.')
 
 # %% ../../nbs/sr/zoo.ipynb #c007
@@ -95,6 +95,7 @@ class SRCNN(SRNetwork):
         skip:bool=True, # add the enlarged image to the output; False: as published
     ):
         super().__init__(locals(), reach_after_enlarging(4 + middle//2 + 2, scale))
+        if middle % 2 == 0: raise ValueError(f'SRCNN needs an odd kernel in the middle, not {middle}.')
         self.body = nn.Sequential(nn.Conv2d(image_channels, channels, 9, padding=4), nn.ReLU(),
                                   nn.Conv2d(channels, channels//2, middle, padding=middle//2), nn.ReLU(),
                                   nn.Conv2d(channels//2, image_channels, 5, padding=2))
