@@ -139,6 +139,38 @@ def test_frames_are_not_enlarged(frames, tmp_path):
     assert len(built.skipped) > 1 and not any('broken' not in p.name and 'enlarged' not in why for p,why in built.skipped)
 
 
+def test_a_frame_of_a_pixel_is_left_out_with_a_sensible_sentence(frames, tile, tmp_path):
+    (tmp_path/'in').mkdir()
+    for k in range(2): save_png(tile(k, 64), tmp_path/'in'/f'v{k}__1.png')
+    save_png(tile(0, 64)[:, :1, :1], tmp_path/'in'/'v2__1.png')
+    (_,why), = build_endosr(tmp_path/'in', tmp_path/'set', size=64).skipped
+    assert why.startswith('is 1×1 pixels') and why.endswith('leave it out')
+
+
+def test_no_mask_is_made_where_no_frame_is_large_enough(frames, tmp_path, monkeypatch):
+    from srdiag.data import builders
+    sides,real = [],builders.circle_mask
+    monkeypatch.setattr(builders, 'circle_mask', lambda size: sides.append(size) or real(size))
+    with pytest.raises(DataError, match='not enlarged to 8000'): build_endosr(frames, tmp_path/'set', size=8000)
+    assert not sides
+    build_endosr(frames, tmp_path/'set', size=64)
+    assert set(sides) == {64}
+
+
+def test_long_names_stay_different_groups(tile, tmp_path):
+    (tmp_path/'in').mkdir()
+    patient = lambda k: 'hospital-of-the-long-name-' + 'x'*100 + f'-patient-{k}'
+    for k in range(6): save_png(tile(k, 64), tmp_path/'in'/f'{patient(k//2)}__{k}.png')
+    built = build_endosr(tmp_path/'in', tmp_path/'set', size=64)
+    rows = check_pairs(tmp_path/'set', 64, 4)
+    group = {row['source']: row['group'] for row in rows}
+    assert sum(built.groups.values()) == 3 == len(set(group.values())) and max(map(len, group.values())) <= 100
+    assert all(group[f'{patient(k)}__{2*k}.png'] == group[f'{patient(k)}__{2*k + 1}.png'] for k in range(3))
+    for k in range(6): save_png(tile(k, 64), tmp_path/'in'/f'short{k}__1.png')     # other files change nothing about a name
+    build_endosr(tmp_path/'in', tmp_path/'more', size=64)
+    assert group.items() <= {row['source']: row['group'] for row in read_manifest(tmp_path/'more')}.items()
+
+
 def test_groups_by_pattern_and_none(frames, tmp_path):
     built = build_endosr(frames, tmp_path/'a', size=64, group_pattern=r'video(\d)')
     assert sum(built.groups.values()) == 4 and built.grouped
@@ -255,7 +287,7 @@ def test_foreign_folders_stay(frames, tmp_path, snapshot):
     (tmp_path/'mine'/'thesis.txt').write_text('important')
     (tmp_path/'file').write_text('x')
     before = snapshot(tmp_path)
-    with pytest.raises(DataError, match='not built by srdiag'): build_endosr(frames, tmp_path/'mine', size=64, overwrite=True)
+    with pytest.raises(DataError, match='not made by srdiag'): build_endosr(frames, tmp_path/'mine', size=64, overwrite=True)
     with pytest.raises(DataError, match='is a file'): build_endosr(frames, tmp_path/'file', size=64, overwrite=True)
     with pytest.raises(DataError, match='lie in one another'): build_endosr(frames, frames/'out', size=64)
     with pytest.raises(DataError, match='lie in one another'): build_endosr(tmp_path/'mine', tmp_path, size=64)
@@ -290,17 +322,77 @@ def test_failure_of_the_last_renaming_brings_the_old_set_back(frames, own_endo, 
     assert snapshot(own_endo.parent) == before
 
 
+def busy(after, act): # a `report` that does something when so many files are done, as a neighbour might
+    return lambda done, files: act() if done == after else None
+
+
+def test_what_appears_in_the_place_during_a_build_stays(frames, own_endo, tmp_path, snapshot):
+    def put(folder):
+        folder.mkdir(exist_ok=True)
+        (folder/'thesis.txt').write_text('important')
+    for appears,words in ((lambda: put(tmp_path/'new'), 'exists and is not empty'), (lambda: (tmp_path/'file').write_text('mine'), 'is a file')):
+        out = tmp_path/('new' if 'exists' in words else 'file')
+        with pytest.raises(DataError, match=words): build_endosr(frames, out, size=64, report=busy(3, appears))
+    before = snapshot(own_endo)
+    with pytest.raises(DataError, match='holds thesis.txt'): build_endosr(frames, own_endo, size=64, overwrite=True, report=busy(3, lambda: put(own_endo)))
+    assert snapshot(tmp_path/'new').keys() == {'thesis.txt'} and (tmp_path/'file').read_text() == 'mine'
+    (own_endo/'thesis.txt').unlink()
+    assert snapshot(own_endo) == before and sorted(p.name for p in tmp_path.iterdir()) == ['file', 'new', 'set']
+
+
+def test_of_two_builds_into_one_place_the_first_stays(frames, tmp_path):
+    other = lambda: build_endosr(frames, tmp_path/'set', size=128)
+    with pytest.raises(DataError, match='exists and is not empty'): build_endosr(frames, tmp_path/'set', size=64, report=busy(4, other))
+    assert check_pairs(tmp_path/'set', 128, 4) and [p.name for p in tmp_path.iterdir()] == ['set']
+    (tmp_path/'empty').mkdir()      # an empty folder is a place
+    build_endosr(frames, tmp_path/'empty', size=64)
+    assert check_pairs(tmp_path/'empty', 64, 4)
+
+
+@pytest.mark.parametrize('moment', ['before', 'after'])
+def test_what_appears_in_the_last_moment_stays(frames, own_endo, snapshot, monkeypatch, moment):
+    "A file comes just before, or a folder just after, the old set is renamed away"
+    from pathlib import Path
+    before,real = snapshot(own_endo),Path.rename
+    def rename(self, target):
+        away = Path(target).name.endswith('.old')
+        if away and moment == 'before': (own_endo/'thesis.txt').write_text('important')
+        done = real(self, target)
+        if away and moment == 'after':
+            own_endo.mkdir()
+            (own_endo/'thesis.txt').write_text('important')
+        return done
+    monkeypatch.setattr(Path, 'rename', rename)
+    with pytest.raises(DataError) as e: build_endosr(frames, own_endo, size=128, overwrite=True)
+    monkeypatch.undo()
+    kept = own_endo
+    if moment == 'after': kept, = own_endo.parent.glob('.set-*.old')
+    assert (own_endo/'thesis.txt').read_text() == 'important' and ('holds thesis.txt' if moment == 'before' else str(kept)) in str(e.value)
+    (own_endo/'thesis.txt').unlink()
+    assert snapshot(kept) == before
+
+
+def test_what_a_killed_run_left_is_named_and_kept(frames, tmp_path):
+    for name in ('.set-0123abcd', '.set-89abcdef.old', '.set-01234567-ab_cd9ef', '.set-mine', '.set-training', '.other-0123abcd'): (tmp_path/name).mkdir()
+    built = build_endosr(frames, tmp_path/'set', size=64)
+    text = str(built)
+    assert '.set-0123abcd is left of a run that was stopped: unless one is running now, it can be removed.' in text and '.set-89abcdef.old is left' in text and 'was in the place before' in text
+    assert len(built.notes) == 3 and '.set-mine' not in text and '.set-training' not in text and '.other' not in text and (tmp_path/'.set-0123abcd').is_dir()
+    assert '.set-' not in (tmp_path/'set'/'README.md').read_text(encoding='utf-8')
+
+
 # --- bad options -----------------------------------------------------------------------------------------------------
 
 @pytest.mark.parametrize('kw,words', [
     (dict(size=510), 'cannot be divided by the scale 4: choose 508'), (dict(scale=1), '2 or more'), (dict(mask='square'), "'circle' or 'none'"), (dict(test_fraction=0), 'between 0 and 1'),
-    (dict(test_fraction=1.5), 'between 0 and 1'), (dict(group_pattern='('), 'regular expression'), (dict(group_pattern='nothing(.)'), 'does not match'), (dict(group_pattern='(video)'), 'is one group')])
+    (dict(test_fraction=1.5), 'between 0 and 1'), (dict(group_pattern='('), 'regular expression'), (dict(group_pattern='nothing(.)'), 'does not match'), (dict(group_pattern='(video)'), 'is one group'),
+    (dict(size=400_000), 'more than can be read at once: choose 10000 or less'), (dict(size=400_000, scale=400_000), 'choose 10000 or less')])
 def test_endosr_refuses(frames, tmp_path, kw, words):
     with pytest.raises(DataError, match=re.escape(words)): build_endosr(frames, tmp_path/'set', **(dict(size=64) | kw))
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize('kw,words', [(dict(crop=191), 'choose 190'), (dict(per_slide=0), '1 crop or more'), (dict(tissue=1.1), 'share of tissue'), (dict(mpp=0.), 'more than 0'), (dict(crop=4000), 'smaller than the crop')])
+@pytest.mark.parametrize('kw,words', [(dict(crop=191), 'choose 190'), (dict(crop=400_000), 'choose 10000 or less'), (dict(per_slide=0), '1 crop or more'), (dict(tissue=1.1), 'share of tissue'), (dict(mpp=0.), 'more than 0'), (dict(crop=4000), 'smaller than the crop')])
 def test_histosr_refuses(slides, tmp_path, kw, words):
     with pytest.raises(DataError, match=words): build_histosr(slides, tmp_path/'set', **kw)
     assert not list(tmp_path.iterdir())

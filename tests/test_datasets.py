@@ -515,6 +515,50 @@ def test_nothing_is_replaced_unasked(pcam, tmp_path, refused, succeeds, snapshot
     refused('import', 'pcam', '--data', pcam, '--out', tmp_path/'mine', '--no-check', '--overwrite', naming=('not made by srdiag',))
 
 
+def test_what_appears_in_the_place_during_an_import_stays(frames, tmp_path, snapshot):
+    def put(done, images):
+        (tmp_path/'out').mkdir(exist_ok=True)
+        if done == 3: (tmp_path/'out/thesis.txt').write_text('important')
+    says('exists and is not empty', import_cadcap, frames, tmp_path/'out', size=32, side=64, report=put)
+    assert snapshot(tmp_path).keys() == {'out', 'out/thesis.txt'}
+    (tmp_path/'out/thesis.txt').unlink()
+    import_cadcap(frames, tmp_path/'out', size=32, side=64)
+    before = snapshot(tmp_path)
+    says('holds thesis.txt', import_cadcap, frames, tmp_path/'out', size=48, side=64, overwrite=True, report=put)
+    (tmp_path/'out/thesis.txt').unlink()
+    assert snapshot(tmp_path) == before
+
+
+def test_of_two_imports_into_one_place_the_first_stays(frames, tmp_path):
+    def other(done, images):
+        if done == 3: import_cadcap(frames, tmp_path/'out', size=48, side=64)
+    says('exists and is not empty', import_cadcap, frames, tmp_path/'out', size=32, side=64, report=other)
+    assert read_image(verify_set(tmp_path/'out').files[0]).shape == (3, 48, 48)
+
+
+def test_what_a_killed_import_left_is_named_and_kept(packed, tmp_path, monkeypatch):
+    names = []      # also the folder that the archives are unpacked in
+    def killed(path, folder):
+        names.append(folder.name)
+        return real(path, folder)
+    real = datasets._unpack
+    monkeypatch.setattr(datasets, '_unpack', killed)
+    import_pcam(packed, tmp_path/'out')
+    (tmp_path/names[0]).mkdir()
+    made = import_pcam(packed, tmp_path/'out', overwrite=True)
+    assert f'{names[0]} is left of a run that was stopped' in str(made) and (tmp_path/names[0]).is_dir()
+    assert names[0] not in (tmp_path/'out/README.md').read_text()
+
+
+def test_no_mask_is_made_where_no_frame_is_large_enough(frames, tmp_path, monkeypatch):
+    sides = []
+    monkeypatch.setattr(datasets, 'circle_mask', lambda side: sides.append(side) or circle_mask(side))
+    says('not enlarged to 9000: ask for a size of 64 or less', import_cadcap, frames, tmp_path/'out', size=9000, side=64)
+    assert not sides
+    import_cadcap(frames, tmp_path/'out', size=32, side=64)
+    assert set(sides) == {32}
+
+
 def test_out_and_data_lie_apart(frames, tmp_path):
     data = Path(shutil.copytree(frames, tmp_path/'in'))
     says('lie in one another', import_cadcap, data, data/'out', side=64)

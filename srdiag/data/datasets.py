@@ -13,6 +13,7 @@ import os
 import re
 import shutil
 import tempfile
+import uuid
 import zlib
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -23,7 +24,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from .builders import MANIFEST, _check_place, _clean, _new_folder, _sha256, circle_mask, square_frame
+from .builders import MANIFEST, _check_place, _clean, _leftovers, _new_folder, _sha256, circle_mask, square_frame
 from .images import EXTENSIONS, find_images, read_image, save_png
 from .labelled import LabelledTable, groups_from_names, load_table
 from .splits import grouped_folds
@@ -155,19 +156,6 @@ def _strangers(
     have = {p.relative_to(folder).as_posix() for p in folder.rglob('*') if not p.is_dir()}
     return sorted(have - set(_read_hashes(folder).file) - {MANIFEST, 'README.md', '.srdiag'})
 
-def _check_target(
-    out:Path, # where the data set is to go
-    source:Path, # what is read
-    overwrite:bool, # the user asked to replace it
-) -> None:
-    "DataError if writing to `out` would touch something that the user did not offer"
-    full = out.is_dir() and any(out.iterdir())
-    if not (full and overwrite): return _check_place(out, source, False)
-    a, b = out.resolve(), source.resolve()
-    if a.is_relative_to(b) or b.is_relative_to(a): raise DataError(f'{out} and {source} lie in one another: choose an output folder elsewhere.')
-    if not (out/'.srdiag').is_file(): raise DataError(f'{out} was not made by srdiag, so it is not replaced, --overwrite or not: choose another output folder.')
-    if found := _strangers(out): raise DataError(f'{out} holds {found[0]}, which is not in its manifest: move your own files elsewhere before it is replaced.')
-
 # %% ../../nbs/data/datasets.ipynb #c026
 def verify_set(
     folder:str|Path, # an imported data set
@@ -265,12 +253,13 @@ def _save_set(
     warnings:list, # sentences
     folds:int=0, # of the cross-validation
     strict:bool=False, # a bad image is fatal
+    overwrite:bool=False, # what is in the place may be replaced, if srdiag imported it
     report=None, # called with (images done, images)
 ) -> ImportedSet: # also on disk
     "Write a data set, whole or not at all; DataError if nothing can be used"
     rows = rows.reset_index(drop=True)
     if folds == 1 or folds < 0: raise DataError(f'There must be 2 folds or more, or 0 for none, not {folds}.')
-    with _new_folder(out) as new:
+    with _new_folder(out, overwrite, _strangers) as new:
         written, skipped = _write_images(new, rows, pixels(rows), strict, report)
         if not len(written): raise DataError(f'None of the {len(rows)} images can be used: {_some(f"{p} {why}" for p,why in skipped)}.')
         _check_parts(written, out)
@@ -281,6 +270,13 @@ def _save_set(
         if size > 2e9: warnings.append(f'Training holds {size/1e9:.0f} GB of images in memory: import fewer with --per-class if your machine has less than twice that.')
         _write_card(new, title, about, options, ImportedSet(out, table, warnings, skipped))
     return ImportedSet(out, load_table(out/'labels.csv'), warnings, skipped)
+
+def _name_leftovers(
+    made:ImportedSet, # just written
+) -> ImportedSet: # the same; its card stays without them
+    "Add a warning for each folder that a killed run has left beside the data set"
+    made.warnings += _leftovers(made.folder)
+    return made
 
 # %% ../../nbs/data/datasets.ipynb #c036
 PCAM_MD5 = {'train_x': '1571f514728f59376b705fc836ff4b63', 'train_y': '35c2d7259d906cfc8143347bb8e05be7', 'train_meta': '5a3dd671e465cfd74b5b822125e65b0a',
@@ -419,10 +415,10 @@ def import_pcam(
     "PatchCamelyon from its HDF5 files; DataError in one sentence for each of the known troubles"
     source, out = Path(source), Path(out)
     if download: _download_pcam(source, meta)
-    _check_target(out, source, overwrite)
+    _check_place(out, source, overwrite, _strangers)
     files = _find_pcam(source, meta)
-    place = next(p for p in out.absolute().parents if p.is_dir())
-    with tempfile.TemporaryDirectory(prefix='.pcam-', dir=place) as room:
+    place = next(p for p in out.resolve().parents if p.is_dir())
+    with tempfile.TemporaryDirectory(prefix=f'.{out.name}-{uuid.uuid4().hex[:8]}-', dir=place) as room:
         for key,path in files.items():
             if path.suffix == '.gz': _check_start(path, 'a gzip file', GZIP)
             if check and path.suffix != '.h5': _check_md5(path, key, exact=path.suffix == '.gz')
@@ -432,8 +428,9 @@ def import_pcam(
         share = (rows.label == 'tumour').groupby(rows.split).mean()
         warnings = [f'The {part} part has {s:.0%} tumour; PCam has 50 % in each.' for part,s in share.items() if abs(s - 0.5) > 0.02]
         if not meta: warnings.append('Slides are unknown, so groups are too: the official parts share no slide, but intervals are over patches and look surer than they are.')
-        return _save_set('PCam', 'PatchCamelyon (Veeling et al. 2018, from Camelyon16), CC0.', out, _few(rows, per_class, seed), lambda rows: _pcam_pixels(files, rows),
-                         dict(per_class=per_class or 'all', seed=seed, meta=meta, check=check), warnings, report=report)
+        made = _save_set('PCam', 'PatchCamelyon (Veeling et al. 2018, from Camelyon16), CC0.', out, _few(rows, per_class, seed), lambda rows: _pcam_pixels(files, rows),
+                         dict(per_class=per_class or 'all', seed=seed, meta=meta, check=check), warnings, overwrite=overwrite, report=report)
+    return _name_leftovers(made) # after the unpacked files are gone
 
 # %% ../../nbs/data/datasets.ipynb #c057
 def _kaggle_rows(
@@ -468,7 +465,6 @@ def _file_pixels(
     advice:str='check the folder.', # for the message about the size
 ): # yields (row number, uint8 3×H×W, or an ImageError)
     "Read, check, reduce and mask one image after the other; DataError for one of another size"
-    inside = circle_mask(size or side) if mask else None
     for k,path in rows.path.items():
         try: x = read_image(path, 3)
         except ImageError as e:
@@ -478,7 +474,7 @@ def _file_pixels(
         if side is not None and (h, w) != (side, side): raise DataError(f'{path} has {h}×{w} pixels, but this data set has {side}×{side}: {advice}')
         if size is not None and min(h, w) < size: raise DataError(f'{path} has {h}×{w} pixels, and images are not enlarged to {size}: ask for a size of {min(h, w)} or less.')
         x = square_frame(x, size)[0] if size is not None else x
-        yield k, x if inside is None else x*inside
+        yield k, x*circle_mask(size or side) if mask else x
 
 # %% ../../nbs/data/datasets.ipynb #c061
 def import_kaggle_pcam(
@@ -494,13 +490,14 @@ def import_kaggle_pcam(
 ) -> ImportedSet: # 96×96, classes normal and tumour
     "PCam from the folder of the Kaggle competition; DataError, or ImageError if `strict`"
     source, out = Path(source), Path(out)
-    _check_target(out, source, overwrite)
+    _check_place(out, source, overwrite, _strangers)
     rows, warnings = _kaggle_rows(source, None if groups is None else Path(groups))
     rows = _few(rows, per_class, seed)
     _check_parts(rows, source)
     options = dict(groups=groups is not None, per_class=per_class or 'all', folds=folds, seed=seed)
-    return _save_set('PCam (Kaggle)', 'PatchCamelyon without duplicates, from the competition "Histopathologic Cancer Detection"; its rules apply.', out, rows,
-                     lambda rows: _file_pixels(rows, 96), options, warnings, folds, strict, report)
+    made = _save_set('PCam (Kaggle)', 'PatchCamelyon without duplicates, from the competition "Histopathologic Cancer Detection"; its rules apply.', out, rows,
+                     lambda rows: _file_pixels(rows, 96), options, warnings, folds, strict, overwrite, report)
+    return _name_leftovers(made)
 
 # %% ../../nbs/data/datasets.ipynb #c066
 CADCAP = dict(normal='normal', inflammatory='inflam', vascular='vascul')
@@ -541,12 +538,13 @@ def import_cadcap(
 ) -> ImportedSet: # square, masked, with fold0.csv, fold1.csv, ...
     "CAD-CAP's capsule endoscopy as in Section IV-A; DataError, or ImageError if `strict`"
     source, out = Path(source), Path(out)
-    _check_target(out, source, overwrite)
+    _check_place(out, source, overwrite, _strangers)
     rows, warnings = _cadcap_rows(source, group_pattern)
     rows = _few(rows, per_class, seed)
     options = dict(size=size, mask=mask, side=side or 'any', group_pattern=group_pattern, per_class=per_class or 'all', folds=folds, seed=seed)
     about = f'CAD-CAP (Dray et al. 2018, GIANA challenge), to be had from its owners. The middle square, antialiased bicubic to {size}×{size}{", black outside the inscribed circle" if mask else ""}.'
-    return _save_set('CAD-CAP', about, out, rows, lambda rows: _file_pixels(rows, side, size, mask, 'use --any-size if that is right.'), options, warnings, folds, strict, report)
+    made = _save_set('CAD-CAP', about, out, rows, lambda rows: _file_pixels(rows, side, size, mask, 'use --any-size if that is right.'), options, warnings, folds, strict, overwrite, report)
+    return _name_leftovers(made)
 
 # %% ../../nbs/data/datasets.ipynb #c074
 def _kvasir_rows(
@@ -625,15 +623,16 @@ def import_kvasir_capsule(
     "Kvasir-Capsule's labelled frames; DataError, or ImageError if `strict`"
     source, out = Path(source), Path(out)
     if folds and official_test is not None: raise DataError('The official halves and folds are two ways to split: choose one of them.')
-    _check_target(out, source, overwrite)
+    _check_place(out, source, overwrite, _strangers)
     rows, warnings = _kvasir_rows(source)
     if official_test is None: rows, more = _enough_videos(rows, min_videos)
     else: rows, more = _kvasir_official(rows, source, official_test)
     _check_parts(rows, source, ' Or leave out --official-test, which splits by video.' if official_test is not None else '')
     options = dict(official_test='none' if official_test is None else official_test, min_videos=min_videos, size=size, mask=mask, side=side or 'any', per_class=per_class or 'all', folds=folds, seed=seed)
     about = f'Kvasir-Capsule (Smedsrud et al. 2021), for research and education. The middle square, antialiased bicubic to {size}×{size}{", black outside the inscribed circle" if mask else ""}.'
-    return _save_set('Kvasir-Capsule', about, out, _few(rows, per_class, seed), lambda rows: _file_pixels(rows, side, size, mask, 'use --any-size if that is right.'),
-                     options, warnings + more, folds, strict, report)
+    made = _save_set('Kvasir-Capsule', about, out, _few(rows, per_class, seed), lambda rows: _file_pixels(rows, side, size, mask, 'use --any-size if that is right.'),
+                     options, warnings + more, folds, strict, overwrite, report)
+    return _name_leftovers(made)
 
 # %% ../../nbs/data/datasets.ipynb #c088
 def check_set(
