@@ -224,11 +224,12 @@ def test_no_page_loads_anything_from_elsewhere(site):
 
 
 @pytest.fixture(scope='module')
-def browser(site):
+def browser(request):
     "Debian's Chromium, which reaches nothing but a server that shows the site"
     path = next(filter(None, map(shutil.which, ('chromium', 'chromium-browser', 'google-chrome'))), None)
     if not path: pytest.skip('there is no Chromium here: apt-get install chromium, to see the pages in a browser')
     api = pytest.importorskip('playwright.sync_api', reason='playwright is not installed: make venv')
+    site = request.getfixturevalue('site') # not built in vain
 
     class Quiet(http.server.SimpleHTTPRequestHandler):
         def log_message(self, *_): pass
