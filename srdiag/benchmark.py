@@ -15,8 +15,8 @@ import json
 import math
 import os
 import shutil
-import tempfile
 import time
+import uuid
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields, replace
 from importlib import resources
@@ -29,13 +29,14 @@ import torch
 from scipy import stats
 
 from . import figures
-from .commands import RunOptions, SRData, pick_device, read_sr_folder
+from .commands import RunOptions, SRData, _check_patch_side, pick_device, read_sr_folder
 from .data.images import as_float, read_image, save_png, to_uint8
 from .data.pairs import SRPairs
 from .errors import DataError, ModelError
 from .evaluation.cost import format_count, measure_cost
 from .evaluation.image_quality import convention
 from .evaluation.speed import Setup, compare_latency, forward_call, peak_memory
+from .files import replacing, write_text
 from .models import ModelInfo, json_text, load_model, save_model
 from .precision import chosen_precision
 from .sr.distillation import distil
@@ -57,11 +58,16 @@ class Entry:
     def __post_init__(self):
         if self.training not in TRAININGS: raise ValueError(f'The training is one of {", ".join(TRAININGS)}, not {self.training!r}.')
         if self.training == 'distilled' and self.network != 'mrcnet': raise ValueError(f'Only mrcnet can be distilled, not {self.network}.')
+        if self.training == 'none' and self.network != 'bicubic': raise ValueError(f'Only bicubic goes without training, not {self.network}.')
+        if self.training != 'none' and self.network == 'bicubic': raise ValueError('There is nothing to train in bicubic.')
 
     @property
     def key(self): # the name of its folder and its name on the command line
         changes = ''.join(f'-{k}_{v}' for k,v in self.config)
         return self.network + changes + (f'-{self.training}' if self.training in ('scratch2x', 'distilled') else '')
+
+    def is_like(self, other): # the same but for the label
+        return replace(self, label=other.label) == other
 
     @property
     def teacher(self): # the entry that must be trained before, or None
@@ -92,12 +98,12 @@ def parse_entry(
         if not name.endswith(f'_x{other}'): continue
         if other != scale: raise ModelError(f'{name} enlarges {other} times, but this benchmark is for scale {scale}: leave the ending _x{other} away, or use --scale {other}.')
         name = name.removesuffix(f'_x{other}')
-    key = name + (f'-{training}' if training and training != 'scratch' else '')
-    if key in known: return known[key]
+    key = name + (f'-{training}' if training and training not in ('scratch', 'none') else '')
+    if key in known and training in ('', known[key].training): return known[key]
     names = sorted(n.removesuffix(f'_x{scale}') for n in list_models(f'*_x{scale}'))
     if name not in names: raise ModelError(f'There is no network {text.strip()!r} for scale {scale}: choose from {", ".join(names)}; mrcnet:distilled and mrcnet:scratch2x are known, too.')
     try: return Entry(describe(f'{name}_x{scale}').title + (', double' if training == 'scratch2x' else ''), name, training or 'scratch')
-    except ValueError as e: raise ModelError(f'{text.strip()!r} cannot be trained: {e}') from e
+    except ValueError as e: raise ModelError(f'{text.strip()!r} cannot take part: {e}') from e
 
 def entries_of(
     scale:int, # of the benchmark
@@ -105,19 +111,21 @@ def entries_of(
     models:str|None=None, # names with commas in between, instead of the preset
 ) -> tuple: # entries
     "What was asked for on the command line; ModelError for names that do not exist"
-    if models is not None: return tuple(parse_entry(name, scale) for name in models.split(',') if name.strip())
+    if models is not None:
+        if not models.strip(' ,'): raise ModelError(f'{models!r} names no network: give names with commas in between, such as carn,mrcnet:distilled, or choose a preset.')
+        return tuple(parse_entry(name, scale) for name in models.split(',') if name.strip())
     if preset not in PRESETS: raise ModelError(f'There is no preset {preset!r}: choose one of {", ".join(PRESETS)}.')
     return PRESETS[preset]
 
 def with_teachers(
     entries, # of a benchmark
 ) -> tuple: # the same without repetitions, each teacher before its student
-    "The order of training"
-    out = []
-    for e in entries: out += [x for x in (e.teacher, e) if x is not None and x not in out]
-    keys = [e.key for e in out]
-    if len(set(keys)) < len(keys): raise ValueError(f'Two entries would share a folder: {", ".join(k for k in set(keys) if keys.count(k) > 1)}.')
-    return tuple(out)
+    "The order of training; ValueError if different entries would share a folder"
+    out = {}
+    for x in (x for e in entries for x in (e.teacher, e) if x is not None):
+        first = out.setdefault(x.key, x) # the label of the first is kept
+        if not first.is_like(x): raise ValueError(f'Two entries would share the folder {x.key}: {first} and {x}.')
+    return tuple(out.values())
 
 # %% ../nbs/benchmark.ipynb #c014
 @dataclass(frozen=True)
@@ -153,25 +161,6 @@ def budget_of(
     return replace(BUDGETS[name], **{k:v for k,v in changes.items() if v is not None})
 
 # %% ../nbs/benchmark.ipynb #c019
-@contextmanager
-def _replacing(path): # yields a temporary path beside `path` that takes its place at the end
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle,name = tempfile.mkstemp(prefix=f'.{path.stem}-', suffix=path.suffix, dir=path.parent)
-    os.close(handle)
-    try:
-        yield Path(name)
-        os.chmod(name, 0o666 & ~_umask())
-        os.replace(name, path)
-    finally: Path(name).unlink(missing_ok=True)
-
-def _umask(): # asking means setting, so set it back
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
-
-def _write(path, text):
-    with _replacing(Path(path)) as temporary: temporary.write_text(text, encoding='utf-8')
-
 def _read_json(path):
     try: return json.loads(Path(path).read_text(encoding='utf-8'))
     except (json.JSONDecodeError, UnicodeDecodeError) as e: raise DataError(f'{path} is not readable as JSON ({e}): restore it from a copy, or remove it to have it made again.') from e
@@ -188,6 +177,11 @@ class Store:
         if not self.file.is_file(): raise DataError(f'{self.folder} holds no benchmark (run.json is missing): check the path, or start one with --data.')
         return _read_json(self.file)
 
+    def check_folder(self):
+        "DataError if there is something else in the place of the folder"
+        if self.folder.exists() and (not self.folder.is_dir() or (any(self.folder.iterdir()) and not self.file.is_file())):
+            raise DataError(f'{self.folder} exists and holds no benchmark: choose another output folder.')
+
     def open(self,
         fixed:dict, # what must not change, as JSON
         entries, # that are wanted now
@@ -195,16 +189,16 @@ class Store:
         about:dict, # what else to record: data, images, groups
     ):
         "Start the benchmark, or go on; DataError if the folder holds something else"
+        self.check_folder()
         fixed = json.loads(json_text(fixed))
-        if self.folder.exists() and (not self.folder.is_dir() or (any(self.folder.iterdir()) and not self.file.is_file())):
-            raise DataError(f'{self.folder} exists and holds no benchmark: choose another output folder.')
         head = self.head() if self.file.is_file() else dict(format='srdiag benchmark 1', fixed=fixed, about=about, entries=[], sessions=[])
         differ = [f'{k} was {head["fixed"].get(k)}, now it is {v}' for k,v in fixed.items() if head['fixed'].get(k) != v]
         if differ: raise DataError(f'{self.folder} was made with another configuration ({"; ".join(differ)}): choose another output folder, or the old configuration.')
         old = [entry_from(e) for e in head['entries']]
-        head['entries'] = [asdict(e) for e in [*old, *(e for e in entries if e not in old)]]
+        head['entries'] = [asdict(e) for e in with_teachers([*old, *entries])]
         head['sessions'].append(session)
-        _write(self.file, json_text(head))
+        self.folder.mkdir(parents=True, exist_ok=True)
+        write_text(self.file, json_text(head))
 
     def entries(self) -> tuple: # of all sessions
         return tuple(entry_from(e) for e in self.head()['entries'])
@@ -228,11 +222,10 @@ def working(
 ): # yields a folder to work in, which becomes the run's folder
     "All or nothing: the folder takes its place when the block ends, and vanishes if it fails or is interrupted"
     final = store.path(entry, seed)
-    final.parent.mkdir(parents=True, exist_ok=True)
-    folder = Path(tempfile.mkdtemp(prefix=f'.seed{seed}-', dir=final.parent))
+    folder = final.with_name(f'.seed{seed}-{uuid.uuid4().hex[:8]}')
+    folder.mkdir(parents=True)
     try:
         yield folder
-        os.chmod(folder, 0o777 & ~_umask())
         try: folder.rename(final)
         except OSError:
             if not store.done(entry, seed): raise # else another process was faster, and its result is kept
@@ -367,6 +360,11 @@ def _save_panel(job, network, path):
     lr,_ = job.pairs['test'][job.panel]
     save_png(to_uint8(network(lr[None].to(job.device).contiguous(memory_format=torch.channels_last))[0].float().clamp(0, 1).cpu()), path)
 
+def _save_truth(job, folder): # what the panel images are to be compared with
+    folder.mkdir(exist_ok=True)
+    for name,x in zip(('lr', 'hr'), job.pairs['test'][job.panel]):
+        with replacing(folder/f'{name}.png') as temporary: save_png(to_uint8(x), temporary)
+
 def session_now() -> dict:
     "When, where and with what"
     import platform, sys
@@ -414,7 +412,7 @@ def ensure_speed(store, job, entries): # measure if an entry is missing or the m
     old = _read_json(path) if path.is_file() else dict(entries={}, made={})
     if all(e.key in old['entries'] for e in entries) and old['made'].get('machine') == session_now()['machine']: return
     _say(f'Timing {len(entries)} entries.')
-    _write(path, json_text(measure_speed(entries, job.scale, job.data.channels, Setup(str(job.device), job.precision), job.budget.rounds)))
+    write_text(path, json_text(measure_speed(entries, job.scale, job.data.channels, Setup(str(job.device), job.precision), job.budget.rounds)))
 
 # %% ../nbs/benchmark.ipynb #c044
 def results_table(
@@ -624,12 +622,12 @@ def report(
     speed = _read_json(path) if path.is_file() else None
     results = results_table(store)
     summary,gains = summary_table(results, speed),gains_table(store)
-    for name,frame in (('results', results), ('summary', summary), ('gains', gains)): _write(store.folder/f'{name}.csv', frame.to_csv(index=False))
+    for name,frame in (('results', results), ('summary', summary), ('gains', gains)): write_text(store.folder/f'{name}.csv', frame.to_csv(index=False))
     drawn = draw(store, summary)
     for name,fig in drawn.items():
         for ending in ('png', 'svg')[:2 if name == 'fig4' else 1]:
-            with _replacing(store.folder/f'{name}.{ending}') as temporary: fig.savefig(temporary, dpi=150)
-    _write(store.folder/'README.md', _readme(store, speed, summary, gains, drawn))
+            with replacing(store.folder/f'{name}.{ending}') as temporary: fig.savefig(temporary, dpi=150)
+    write_text(store.folder/'README.md', _readme(store, speed, summary, gains, drawn))
     return store.folder/'README.md'
 
 def _missing(store): # entries and seeds that others have and they have not
@@ -658,6 +656,34 @@ def _readme(store, speed, summary, gains, drawn):
     return '\n\n'.join(parts) + '\n'
 
 # %% ../nbs/benchmark.ipynb #c078
+def _check_settings(
+    entries, # that take part
+    scale:int, # enlargement
+    budget:Budget, # its patch must fit the scale
+    options:RunOptions, # device, precision
+    only:str|None, # key of an entry
+    only_seed:int|None, # a seed
+):
+    "DataError or ModelError for what cannot work"
+    if not entries: raise ModelError('A benchmark needs at least one network.')
+    if only is not None and only not in [e.key for e in entries]: raise DataError(f'{only!r} is not an entry of this benchmark: choose one of {", ".join(e.key for e in entries)}.')
+    if only_seed is not None and not 0 <= only_seed < 2**32: raise DataError(f'The seed {only_seed} is not a whole number from 0 to {2**32-1}.')
+    if budget.patch % scale: raise DataError(f'A patch of {budget.patch} pixels does not fit the scale {scale}: use a multiple of {scale}.')
+    _check_patch_side(budget.patch, scale)
+    try: chosen_precision(options.precision, pick_device(options.device))
+    except ValueError as e: raise DataError(f'The precision does not fit: {e}') from e
+    with torch.device('meta'):
+        for e in entries: build(e, scale) # a wrong setting fails here, not after hours
+
+def _check_place(
+    out:Path, # where the benchmark goes, or where it is
+    data:Path, # where the images are
+):
+    "DataError if what is written would be read as data"
+    a,b = out.resolve(),data.resolve()
+    if a.is_relative_to(b) or b.is_relative_to(a): raise DataError(f'{out} and {data} lie in one another, so the next start would take our figures for images: choose an output folder elsewhere.')
+
+# %% ../nbs/benchmark.ipynb #c080
 def benchmark_sr(
     data:str|Path, # a folder with images
     out:str|Path, # the folder of the benchmark; one that is there is continued
@@ -669,11 +695,10 @@ def benchmark_sr(
     only_seed:int|None=None, # leave the other seeds
 ) -> Path: # the README.md
     "Train, test and time every entry; what is complete in `out` is kept. DataError and ModelError are sentences"
-    entries,store,device = with_teachers(entries),Store(out),pick_device(options.device)
-    only = only and only.replace(':', '-')
-    if only is not None and only not in [e.key for e in entries]: raise DataError(f'{only!r} is not an entry of this benchmark: choose one of {", ".join(e.key for e in entries)}.')
-    with torch.device('meta'):
-        for e in entries: build(e, scale) # a wrong setting fails here, not after hours
+    entries,store,device,only = with_teachers(entries),Store(out),pick_device(options.device),only and only.replace(':', '-')
+    _check_settings(entries, scale, budget, options, only, only_seed)
+    _check_place(store.folder, Path(data))
+    store.check_folder()
     found = read_sr_folder(data, scale, budget.patch, options)
     job = Job(found, scale, budget, device, options.precision)
     about = job.about()
@@ -681,9 +706,7 @@ def benchmark_sr(
     _say(f'{len(entries)} entries, {budget}, {job.precision} on {device}; test: {_amount(about, "test", about["grouped"])}. {about["convention"]}.')
     if not about['grouped']: _say(f'Note: {UNKNOWN}. Name groups with --group-pattern.')
     if about['groups']['test'] < 2: _say('Note: the test images are of one group, so there will be no intervals over groups.')
-    lr,hr = job.pairs['test'][job.panel]
-    for name,x in (('lr', lr), ('hr', hr)):
-        with _replacing(store.folder/'panel'/f'{name}.png') as temporary: save_png(to_uint8(x), temporary, overwrite=True)
+    _save_truth(job, store.folder/'panel')
     done = run_all(job, store, entries, only, only_seed)
     _say(f'{done} runs done now, the others were complete.')
     if only is None and only_seed is None: ensure_speed(store, job, store.entries())

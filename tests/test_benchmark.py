@@ -242,6 +242,26 @@ def test_folder_of_the_user_is_not_touched(slides, tmp_path, snapshot):
     assert snapshot(tmp_path) == before
 
 
+def test_folder_inside_the_data_is_refused_before_reading(slides, snapshot, monkeypatch):
+    monkeypatch.setattr(benchmark, 'read_sr_folder', lambda *_: pytest.fail('it was read'))
+    before = snapshot(slides)
+    for out in (slides/'bench', slides, slides.parent):
+        with pytest.raises(DataError, match='in one another'): run(slides, out)
+    assert snapshot(slides) == before
+
+
+def test_seed_beyond_the_generators_and_no_entries(slides, tmp_path):
+    with pytest.raises(DataError, match='4294967295'): run(slides, tmp_path/'bench', only_seed=2**32)
+    with pytest.raises(ModelError, match='at least one'): run(slides, tmp_path/'bench', ())
+    assert not (tmp_path/'bench').exists()
+
+
+def test_entry_of_another_label_keeps_its_row(tmp_path):
+    store = Store(tmp_path/'bench')
+    for label in ('CARN', 'ours'): store.open({}, [replace(CARN, label=label)], {}, {})
+    assert store.entries() == (CARN,)
+
+
 # Statistics
 
 def test_paired_gain_has_the_right_sign_and_covers():
@@ -330,14 +350,16 @@ def test_every_entry_of_the_presets_can_be_built(scale):
         for e in {e for p in PRESETS.values() for e in with_teachers(p)}: assert benchmark.build(e, scale, 1).scale == scale
 
 
-@pytest.mark.parametrize('names,words', [('carm', 'choose from bicubic, carn'), ('carn_x4', 'scale 2'), ('carn:distilled', 'Only mrcnet'), ('mrcnet:twice', 'cannot be trained')])
+@pytest.mark.parametrize('names,words', [('carm', 'choose from bicubic, carn'), ('carn_x4', 'scale 2'), ('carn:distilled', 'Only mrcnet'), ('mrcnet:twice', 'cannot take part'),
+                                         ('carn:none', 'Only bicubic'), ('bicubic:scratch2x', 'nothing to train'), ('bicubic:scratch', 'nothing to train'), ('mrcnet:none', 'Only bicubic')])
 def test_unknown_entries_are_refused(names, words):
     with pytest.raises(ModelError, match=words): entries_of(2, models=f'bicubic,{names}')
 
 
 def test_entries_by_name():
     assert entries_of(2, models='carn_x2, mrcnet,mrcnet:distilled,bicubic') == (CARN, SCRATCH, STUDENT, BICUBIC)
-    assert entries_of(4, 'table2') == PRESETS['table2']
+    assert entries_of(4, 'table2') == PRESETS['table2'] and entries_of(2, models='bicubic:none') == (BICUBIC,)
+    assert with_teachers([CARN, replace(CARN, label='ours'), CARN]) == (CARN,), 'one folder, one entry'
 
 
 # The command line
@@ -353,7 +375,8 @@ def test_command_line_runs_and_reports(slides, tmp_path, succeeds, unmeasured):
 
 @pytest.mark.parametrize('argv,naming', [
     (['--models', 'carm'], ['carm', 'edsr_baseline']), (['--models', 'carn_x4'], ['carn_x4', '--scale 4']), (['--models', 'bicubic', '--only', 'carn'], ['carn', 'bicubic']),
-    (['--patch', '64'], ['smaller than the 64 pixels'])])
+    (['--patch', '64'], ['smaller than the 64 pixels']), (['--patch', '15'], ['multiple of 2']), (['--patch', '2'], ['at least 4']), (['--precision', 'fp16'], ['fp16 needs a CUDA GPU']),
+    (['--models', ','], ["',' names no network"]), (['--models', 'carn:none,carn'], ['carn:none', 'Only bicubic']), (['--models', 'bicubic:scratch2x'], ['nothing to train'])])
 def test_mistakes_become_sentences(slides, tmp_path, refused, argv, naming):
     refused('benchmark', 'sr', '--data', slides, '--out', tmp_path/'bench', '--budget', 'smoke', '--device', 'cpu', *argv, naming=naming)
 
