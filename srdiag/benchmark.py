@@ -4,13 +4,15 @@
 
 # %% auto #0
 __all__ = ['TRAININGS', 'BICUBIC', 'SCRATCH', 'DOUBLE', 'STUDENT', 'RECURSIVE', 'CARN', 'EDSR', 'EDSR_DOUBLE', 'PRESETS',
-           'BUDGETS', 'REFERENCES', 'DEVIATIONS', 'UNKNOWN', 'NOT_COMPARABLE', 'Entry', 'parse_entry', 'entries_of',
-           'with_teachers', 'Budget', 'budget_of', 'Store', 'entry_from', 'working', 'build', 'train_entry', 'steps_of',
-           'are_grouped', 'groups_known', 'Job', 'do_run', 'session_now', 'run_all', 'measure_speed', 'ensure_speed',
+           'BUDGETS', 'FORMAT', 'LATER', 'REFERENCES', 'DEVIATIONS', 'UNKNOWN', 'NOT_COMPARABLE', 'Entry',
+           'parse_entry', 'entries_of', 'with_teachers', 'Budget', 'budget_of', 'Store', 'entry_from', 'read_speed',
+           'check_store', 'compare', 'working', 'build', 'train_entry', 'steps_of', 'are_grouped', 'groups_known',
+           'Job', 'check_images', 'do_run', 'session_now', 'run_all', 'measure_speed', 'ensure_speed', 'image_scores',
            'results_table', 'summary_table', 'paired_gain', 'seed_interval', 'gains_table', 'published_sr',
            'markdown_table', 'draw', 'deviations', 'limits', 'about_intervals', 'report', 'benchmark_sr']
 
 # %% ../nbs/benchmark.ipynb #c004
+import hashlib
 import json
 import math
 import os
@@ -161,26 +163,64 @@ def budget_of(
     return replace(BUDGETS[name], **{k:v for k,v in changes.items() if v is not None})
 
 # %% ../nbs/benchmark.ipynb #c019
-def _read_json(path):
-    try: return json.loads(Path(path).read_text(encoding='utf-8'))
-    except (json.JSONDecodeError, UnicodeDecodeError) as e: raise DataError(f'{path} is not readable as JSON ({e}): restore it from a copy, or remove it to have it made again.') from e
+def _misfit(
+    value, # from JSON
+    form, # a type, several types, [form of each item], or {name: form of its value}
+    name='it', # of the value, for the sentence
+) -> str: # a clause, '' if `value` has the form
+    "The first place where a value is not as it should be"
+    if isinstance(form, dict):
+        if not isinstance(value, dict): return f'{name} is not an object'
+        if gone := [key for key in form if key not in value]: return f'{gone[0]} is missing'
+        return next(filter(None, (_misfit(value[key], inner, key) for key,inner in form.items())), '')
+    if isinstance(form, list):
+        if not isinstance(value, list): return f'{name} is not a list'
+        return next(filter(None, (_misfit(x, form[0], f'an item of {name}') for x in value)), '')
+    return '' if isinstance(value, form) else f'{name} is of the kind {type(value).__name__}'
 
-# %% ../nbs/benchmark.ipynb #c021
+def _read_json(
+    path, # of the file
+    form, # see `_misfit`
+    remedy, # what to do if it is damaged
+):
+    "The content of a JSON file; DataError if it is damaged or has another form"
+    try: value = json.loads(Path(path).read_text(encoding='utf-8'))
+    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as e: raise DataError(f'{path} is not readable as JSON ({e}): {remedy}.') from e
+    if wrong := _misfit(value, form): raise DataError(f'{path} is not what srdiag wrote ({wrong}): {remedy}.')
+    return value
+
+# %% ../nbs/benchmark.ipynb #c022
+FORMAT = 'srdiag benchmark 1'
+_NUMBER,_PARTS = (int, float),dict(train=int, valid=int, test=int)
+_MAYBE = (int, float, type(None)) # JSON knows no infinity and no "not a number": both are null
+_HEAD = dict(format=str, fixed={}, about={}, entries=[dict(label=str, network=str, training=str, config=[list])], sessions=[{}])
+_REPORTED = dict(fixed=dict(scale=int, epochs=int, steps=int, batch_size=int, patch=int, recipe=str, precision=str, device=str),
+                 about=dict(data=str, convention=str, panel=str, images=_PARTS, groups=_PARTS),
+                 sessions=[dict(date=str, command=str, machine=str, python=str, torch=str, srdiag=str)])
+_METRICS = dict(psnr=_MAYBE, ssim=_MAYBE, n=int, seconds=_NUMBER, seconds_per_step=_MAYBE, parameters=int, flops=_NUMBER, input_size=int,
+                steps=dict(own=int, with_teacher=int), images=dict(file=[str], group=[str], psnr=[_MAYBE], ssim=[_MAYBE]))
+_SPEED = dict(setup=str, side=int, entries={}, made={})
+_TIMES = dict(median=_NUMBER, low=_NUMBER, high=_NUMBER, peak_bytes=_MAYBE)
+
+# %% ../nbs/benchmark.ipynb #c024
 class Store:
     "The folder of a benchmark"
     def __init__(self,
         folder:str|Path, # made when it is opened
     ): self.folder,self.file = Path(folder),Path(folder)/'run.json'
 
-    def head(self) -> dict: # what run.json says
+    def head(self,
+        form:dict=_HEAD, # that is needed
+    ) -> dict: # what run.json says
         "DataError if the folder holds no benchmark"
-        if not self.file.is_file(): raise DataError(f'{self.folder} holds no benchmark (run.json is missing): check the path, or start one with --data.')
-        return _read_json(self.file)
-
-    def check_folder(self):
-        "DataError if there is something else in the place of the folder"
-        if self.folder.exists() and (not self.folder.is_dir() or (any(self.folder.iterdir()) and not self.file.is_file())):
-            raise DataError(f'{self.folder} exists and holds no benchmark: choose another output folder.')
+        remedy = 'restore it from a copy, or choose another output folder'
+        if not self.file.is_file():
+            if (self.folder/'runs').exists(): raise DataError(f'{self.file} is missing, and nothing else says what the runs in {self.folder} have in common: {remedy}.')
+            raise DataError(f'{self.folder} holds no benchmark (run.json is missing): check the path, or start one with --data.')
+        head = _read_json(self.file, form, remedy)
+        if not head['sessions']: raise DataError(f'{self.file} is not what srdiag wrote (no session is in it): {remedy}.')
+        if head.get('format') != FORMAT: raise DataError(f'{self.file} is of the format {head.get("format")!r}, not {FORMAT!r}: {remedy}.')
+        return head
 
     def open(self,
         fixed:dict, # what must not change, as JSON
@@ -189,31 +229,83 @@ class Store:
         about:dict, # what else to record: data, images, groups
     ):
         "Start the benchmark, or go on; DataError if the folder holds something else"
-        self.check_folder()
-        fixed = json.loads(json_text(fixed))
-        head = self.head() if self.file.is_file() else dict(format='srdiag benchmark 1', fixed=fixed, about=about, entries=[], sessions=[])
-        differ = [f'{k} was {head["fixed"].get(k)}, now it is {v}' for k,v in fixed.items() if head['fixed'].get(k) != v]
-        if differ: raise DataError(f'{self.folder} was made with another configuration ({"; ".join(differ)}): choose another output folder, or the old configuration.')
-        old = [entry_from(e) for e in head['entries']]
+        fixed = compare(self, fixed)
+        head = self.head() if self.file.is_file() else dict(format=FORMAT, fixed={}, about=about, entries=[], sessions=[])
+        head['fixed'] |= fixed
+        old = [entry_from(e, self.file) for e in head['entries']]
         head['entries'] = [asdict(e) for e in with_teachers([*old, *entries])]
         head['sessions'].append(session)
         self.folder.mkdir(parents=True, exist_ok=True)
         write_text(self.file, json_text(head))
 
     def entries(self) -> tuple: # of all sessions
-        return tuple(entry_from(e) for e in self.head()['entries'])
+        return tuple(entry_from(e, self.file) for e in self.head()['entries'])
 
     def path(self, entry, seed): return self.folder/'runs'/entry.key/f'seed{seed}'
     def done(self, entry, seed): return (self.path(entry, seed)/'metrics.json').is_file()
-    def metrics(self, entry, seed): return _read_json(self.path(entry, seed)/'metrics.json')
+    def metrics(self, entry, seed): return _read_metrics(self.path(entry, seed)/'metrics.json')
     def seeds(self, entry): # that are complete, in order
         found = (p.parent.name.removeprefix('seed') for p in (self.folder/'runs'/entry.key).glob('seed*/metrics.json'))
         return sorted(int(s) for s in found if s.isdecimal())
 
-def entry_from(d): # the dictionary of an Entry → the Entry
-    return Entry(d['label'], d['network'], d['training'], tuple((k, v) for k,v in d['config']))
+# %% ../nbs/benchmark.ipynb #c026
+def entry_from(
+    d:dict, # of an Entry
+    file:Path, # where it stands
+) -> Entry:
+    "An entry from JSON; DataError if there can be none like it"
+    try: return Entry(d['label'], d['network'], d['training'], tuple((k, tuple(v) if isinstance(v, list) else v) for k,v in d['config']))
+    except ValueError as e: raise DataError(f'{file} names an entry that cannot be ({e}): restore the file from a copy, or choose another output folder.') from e
 
-# %% ../nbs/benchmark.ipynb #c023
+def _read_metrics(path):
+    remedy = f'remove the folder {path.parent} to have this run made again'
+    found = _read_json(path, _METRICS, remedy)
+    if len({len(found['images'][k]) for k in _METRICS['images']}) > 1: raise DataError(f'{path} is not what srdiag wrote (its lists of images differ in length): {remedy}.')
+    return found
+
+def read_speed(
+    store:Store, # of a benchmark
+) -> dict|None: # from `measure_speed`; None if nothing has been timed
+    "What speed.json says; DataError if it is damaged"
+    path,remedy = store.folder/'speed.json','remove it to have the networks timed again'
+    if not path.is_file(): return None
+    found = _read_json(path, _SPEED, remedy)
+    if wrong := _misfit(found['entries'], {k:_TIMES for k in found['entries']}, 'entries'): raise DataError(f'{path} is not what srdiag wrote ({wrong}): {remedy}.')
+    return found
+
+# %% ../nbs/benchmark.ipynb #c028
+LATER = ('split hash', 'size') # of what must not change: these are not in the oldest stores
+
+def _check_free(store): # DataError if something else stands in the place of its folder
+    folder = store.folder
+    ours = store.file.is_file() or (folder/'runs').exists()
+    if folder.exists() and not ours and not (folder.is_dir() and not any(folder.iterdir())): raise DataError(f'{folder} exists and holds no benchmark: choose another output folder.')
+
+def check_store(
+    store:Store, # that is to be opened
+):
+    "DataError if there is something else in the place of its folder, or a file in it is damaged"
+    _check_free(store)
+    if not store.folder.exists() or not any(store.folder.iterdir()): return
+    store.head(_HEAD | _REPORTED)
+    read_speed(store)
+    for e in store.entries():
+        for k in store.seeds(e): store.metrics(e, k)
+
+def compare(
+    store:Store, # that is to be opened
+    fixed:dict, # what must not change
+) -> dict: # the same as JSON gives it back
+    "DataError if the store has another configuration"
+    _check_free(store)
+    fixed = json.loads(json_text(fixed))
+    if not store.file.is_file(): return fixed
+    old = store.head()['fixed']
+    differ = [f'{k} was {old.get(k)}, now it is {v}' for k,v in fixed.items() if old.get(k) != v and (k in old or k not in LATER)]
+    if differ: raise DataError(f'{store.folder} was made with another configuration ({"; ".join(differ)}): choose another output folder, or the old configuration.')
+    return fixed
+
+# %% ../nbs/benchmark.ipynb #c030
 @contextmanager
 def working(
     store:Store, # where the run belongs
@@ -226,12 +318,16 @@ def working(
     folder.mkdir(parents=True)
     try:
         yield folder
+        if final.exists() and not store.done(entry, seed):
+            aside = final.with_name(f'{final.name}-incomplete-{uuid.uuid4().hex[:8]}')
+            final.rename(aside)
+            print(f'Note: {final} was incomplete and is now {aside.name}.', flush=True)
         try: folder.rename(final)
         except OSError:
             if not store.done(entry, seed): raise # else another process was faster, and its result is kept
     finally: shutil.rmtree(folder, ignore_errors=True)
 
-# %% ../nbs/benchmark.ipynb #c026
+# %% ../nbs/benchmark.ipynb #c034
 def build(
     entry:Entry, # of the benchmark
     scale:int, # enlargement
@@ -270,7 +366,7 @@ def steps_of(
     own = budget.epochs*budget.steps*dict(none=0, scratch2x=2).get(entry.training, 1)
     return dict(own=own, with_teacher=own + (steps_of(entry.teacher, budget)['own'] if entry.teacher else 0))
 
-# %% ../nbs/benchmark.ipynb #c031
+# %% ../nbs/benchmark.ipynb #c039
 def are_grouped(
     files, # N file names
     groups, # N names of groups
@@ -287,7 +383,7 @@ def groups_known(
     images = next(store.metrics(e, k)['images'] for e in store.entries() for k in store.seeds(e))
     return are_grouped(images['file'], images['group'])
 
-# %% ../nbs/benchmark.ipynb #c034
+# %% ../nbs/benchmark.ipynb #c042
 class Job:
     "Data, budget and device of a benchmark, with what is derived from them"
     def __init__(self,
@@ -296,8 +392,9 @@ class Job:
         budget:Budget, # the same for all
         device:torch.device|str='cpu', # where to train
         precision:str='auto', # 'auto', 'bf16', 'fp16' or 'fp32'
+        size:int|None=None, # files were cut to their middle size×size px
     ):
-        self.data,self.scale,self.budget,self.device = data,scale,budget,torch.device(device)
+        self.data,self.scale,self.budget,self.device,self.size = data,scale,budget,torch.device(device),size
         self.precision = chosen_precision(precision, device)
         self.pairs = dict(train=data.pairs('train', scale), valid=data.pairs('valid', scale).few(budget.valid_images), test=data.pairs('test', scale))
         self.groups = dict(zip(data.table.file, data.table.group.astype(str)))
@@ -306,8 +403,8 @@ class Job:
 
     def fixed(self) -> dict: # what must not change within one store
         budget = {k:v for k,v in asdict(self.budget).items() if k not in ('seeds', 'rounds')}
-        split = self.data.table.split.value_counts()
-        return dict(scale=self.scale, **{'data hash':self.data.hash}, **{f'{k} images':int(split[k]) for k in ('train', 'valid', 'test')}, channels=self.data.channels, **budget,
+        split,table = self.data.table.split.value_counts(),self.data.table[['file', 'group', 'split']].astype(str).to_csv(index=False)
+        return dict(scale=self.scale, size=self.size, **{'data hash':self.data.hash, 'split hash':hashlib.sha256(table.encode()).hexdigest()}, **{f'{k} images':int(split[k]) for k in ('train', 'valid', 'test')}, channels=self.data.channels, **budget,
                     precision=self.precision, device=self.device.type, srdiag=version('srdiag'))
 
     def about(self) -> dict: # for the reader
@@ -315,7 +412,26 @@ class Job:
         return dict(grouped=are_grouped(self.data.table.file, self.data.table.group), data='/'.join(self.data.root.resolve().parts[-2:]), skipped=self.data.skipped or 'none', groups={k:int(of(k).group.nunique()) for k in ('train', 'valid', 'test')},
                     images={k:len(of(k)) for k in ('train', 'valid', 'test')}, convention=convention(self.scale).describe(self.data.channels), panel=self.pairs['test'].names[self.panel])
 
-# %% ../nbs/benchmark.ipynb #c036
+# %% ../nbs/benchmark.ipynb #c044
+def check_images(
+    job:Job, # that is to go on
+    store:Store, # with its runs so far
+):
+    "DataError if the runs of a store were tested on other images"
+    if not store.file.is_file(): return
+    test = job.data.table[job.data.table.split == 'test']
+    wanted = [*zip(test.file, test.group.astype(str))]
+    for e in store.entries():
+        for k in store.seeds(e):
+            images = store.metrics(e, k)['images']
+            if [*zip(images['file'], images['group'])] != wanted:
+                raise DataError(f'{store.path(e, k)} was tested on other images, or with other groups: choose another output folder, or the old --group-pattern, --split-seed and data.')
+    name,truth = store.head()['about'].get('panel'),store.folder/'panel'/'hr.png'
+    if not (truth.is_file() and name in job.pairs['test'].names): return
+    image = to_uint8(job.pairs['test'][job.pairs['test'].names.index(name)][1])
+    if not torch.equal(read_image(truth), image): raise DataError(f'The test image {name} is not the one in {truth}: choose another output folder, or the old --size and --channels.')
+
+# %% ../nbs/benchmark.ipynb #c046
 def _say(*text): print(*text, flush=True)
 
 def _teacher_for(job, store, entry, seed): # the trained teacher, from the store
@@ -354,7 +470,7 @@ def do_run(
     _say(f'    {metrics["psnr"]:.3f} dB, SSIM {metrics["ssim"]:.4f}, {seconds:.0f} s')
     return True
 
-# %% ../nbs/benchmark.ipynb #c038
+# %% ../nbs/benchmark.ipynb #c048
 @torch.no_grad()
 def _save_panel(job, network, path):
     lr,_ = job.pairs['test'][job.panel]
@@ -373,7 +489,7 @@ def session_now() -> dict:
     return dict(date=time.strftime('%Y-%m-%d %H:%M'), command=command, machine=f'{platform.system()} {platform.machine()}, {os.cpu_count()} cores, {name}',
                 python=platform.python_version(), torch=torch.__version__, srdiag=version('srdiag'))
 
-# %% ../nbs/benchmark.ipynb #c040
+# %% ../nbs/benchmark.ipynb #c050
 def run_all(
     job:Job, # data, budget, device
     store:Store, # open
@@ -388,7 +504,7 @@ def run_all(
             if only is None or entry.key == only: done += do_run(job, store, entry, seed)
     return done
 
-# %% ../nbs/benchmark.ipynb #c042
+# %% ../nbs/benchmark.ipynb #c052
 def measure_speed(
     entries, # of the benchmark
     scale:int, # enlargement
@@ -408,21 +524,33 @@ def measure_speed(
     return dict(setup=str(setup), side=side, entries=rows, made=session_now())
 
 def ensure_speed(store, job, entries): # measure if an entry is missing or the machine is another
-    path = store.folder/'speed.json'
-    old = _read_json(path) if path.is_file() else dict(entries={}, made={})
+    path,old = store.folder/'speed.json',read_speed(store) or dict(entries={}, made={})
     if all(e.key in old['entries'] for e in entries) and old['made'].get('machine') == session_now()['machine']: return
     _say(f'Timing {len(entries)} entries.')
     write_text(path, json_text(measure_speed(entries, job.scale, job.data.channels, Setup(str(job.device), job.precision), job.budget.rounds)))
 
-# %% ../nbs/benchmark.ipynb #c044
+# %% ../nbs/benchmark.ipynb #c054
+def image_scores(
+    store:Store, # of a benchmark
+) -> dict: # (key of the entry, seed) → table with file, group, psnr, ssim: the same images in all of them
+    "The scores of every image in every run; DataError if runs are of different images"
+    tables = {(e.key, k):pd.DataFrame(store.metrics(e, k)['images']) for e in store.entries() for k in store.seeds(e)}
+    if not tables: raise DataError(f'{store.folder} holds no complete run yet: let the benchmark train first.')
+    (first,seed),one = next(iter(tables.items()))
+    for (key,k),table in tables.items():
+        if not table[['file', 'group']].equals(one[['file', 'group']]):
+            raise DataError(f'In {store.folder}, {key} with seed {k} was tested on other images or groups than {first} with seed {seed}, so no row can be compared: keep the runs of one kind and remove the folders of the others in {store.folder/"runs"}.')
+    return tables
+
+# %% ../nbs/benchmark.ipynb #c056
 def results_table(
     store:Store, # of a benchmark
 ) -> pd.DataFrame: # a row per entry and seed
     "Everything that is complete"
+    image_scores(store)
     keep = ('psnr', 'ssim', 'n', 'seconds', 'seconds_per_step', 'parameters', 'flops', 'input_size')
     rows = [dict(entry=e.key, label=e.label, training=e.training, seed=k, **{x:m[x] for x in keep}, steps=m['steps']['own'], steps_with_teacher=m['steps']['with_teacher'])
             for e in store.entries() for k in store.seeds(e) for m in [store.metrics(e, k)]]
-    if not rows: raise DataError(f'{store.folder} holds no complete run yet: let the benchmark train first.')
     return pd.DataFrame(rows)
 
 def summary_table(
@@ -438,7 +566,7 @@ def summary_table(
         out[column] = [timed[e][key]*factor if e in timed and timed[e][key] is not None else np.nan for e in out.index]
     return out.reset_index()
 
-# %% ../nbs/benchmark.ipynb #c046
+# %% ../nbs/benchmark.ipynb #c058
 def paired_gain(
     a, # N scores of one network, an image each
     b, # N scores of another, for the same images in the same order
@@ -458,7 +586,7 @@ def paired_gain(
     low,high = np.quantile(means, [(1-level)/2, (1+level)/2])
     return float((b-a).mean()),float(low),float(high)
 
-# %% ../nbs/benchmark.ipynb #c051
+# %% ../nbs/benchmark.ipynb #c063
 def seed_interval(
     gains, # one per seed, each a mean over the same test images
     level:float=0.95, # of the interval
@@ -469,31 +597,28 @@ def seed_interval(
     half = stats.t.ppf((1+level)/2, len(gains)-1)*gains.std(ddof=1)/math.sqrt(len(gains))
     return float(gains.mean()-half),float(gains.mean()+half)
 
-# %% ../nbs/benchmark.ipynb #c057
+# %% ../nbs/benchmark.ipynb #c069
 REFERENCES = ('mrcnet', 'edsr_baseline')
-
-def _image_scores(store, entry, seeds): # seeds×N PSNR, and N groups
-    tables = [pd.DataFrame(store.metrics(entry, k)['images']) for k in seeds]
-    return np.stack([t.psnr for t in tables]),tables[0].group
 
 def gains_table(
     store:Store, # of a benchmark
     references=REFERENCES, # networks to compare with, trained without a teacher; those that are there
 ) -> pd.DataFrame: # label, against, gain in dB, low and high over test groups, sd, seed_low and seed_high over seeds, seeds, groups
     "Paired differences in PSNR against the reference entries"
-    rows,entries,twice = [],store.entries(),('scratch2x', 'distilled')
+    rows,entries,twice,tables = [],store.entries(),('scratch2x', 'distilled'),image_scores(store)
     for ref in (e for e in entries if e.network in references and e.training in ('scratch', 'scratch2x')):
         for e in entries:
             seeds = sorted({*store.seeds(e)} & {*store.seeds(ref)})
             if e == ref or not seeds or (ref.training in twice and e.training not in twice): continue
-            (a,groups),(b,_) = _image_scores(store, ref, seeds),_image_scores(store, e, seeds)
+            a,b = (np.stack([tables[x.key, k].psnr for k in seeds]) for x in (ref, e)) # seeds×images
+            groups = tables[ref.key, seeds[0]].group
             gain,low,high = paired_gain(a.mean(0), b.mean(0), groups)
             by_seed = (b-a).mean(1)
             sd,(seed_low,seed_high) = by_seed.std(ddof=1) if len(seeds) > 1 else math.nan,seed_interval(by_seed)
             rows.append(dict(label=e.label, against=ref.label, gain=gain, low=low, high=high, sd=sd, seed_low=seed_low, seed_high=seed_high, seeds=len(seeds), groups=groups.nunique()))
     return pd.DataFrame(rows, columns=['label', 'against', 'gain', 'low', 'high', 'sd', 'seed_low', 'seed_high', 'seeds', 'groups'])
 
-# %% ../nbs/benchmark.ipynb #c059
+# %% ../nbs/benchmark.ipynb #c071
 def published_sr(
     scale:int|None=None, # 2 or 4; None: both
 ) -> pd.DataFrame: # table, data, scale, input_size, name, psnr, ssim, parameters, flops, memory_mb
@@ -505,7 +630,7 @@ def _published_row(published, label): # the row of Table I or else of Table II, 
     found = published[published.name == label]
     return None if found.empty else found.iloc[0]
 
-# %% ../nbs/benchmark.ipynb #c062
+# %% ../nbs/benchmark.ipynb #c074
 def _number(x, form='{:.3f}'): return '–' if x is None or (isinstance(x, float) and math.isnan(x)) else form.format(x)
 def _count(x): return '–' if x is None or (isinstance(x, float) and math.isnan(x)) else format_count(x)
 def _spread(mean, sd, digits): return _number(mean, f'{{:.{digits}f}}') + ('' if math.isnan(sd) else f' ± {sd:.{digits}f}')
@@ -532,7 +657,7 @@ def _gain_rows(gains, grouped):
     header = ['network', 'against', '>gain in dB', f'>95 % over test {what}', '>95 % over seeds', '>seeds', f'>test {what}']
     return markdown_table(header, [[r.label, r.against, f'{r.gain:+.3f}', _interval(r.low, r.high), _interval(r.seed_low, r.seed_high), r.seeds, r.groups] for r in gains.itertuples()])
 
-# %% ../nbs/benchmark.ipynb #c064
+# %% ../nbs/benchmark.ipynb #c076
 def _published_table(summary, scale):
     header = ['network', '>PSNR here', '>printed', '>SSIM here', '>printed', '>parameters here', '>printed', '>FLOPs here', '>printed', '>memory here in MB', '>printed', 'table']
     published,rows = published_sr(scale),[]
@@ -543,7 +668,11 @@ def _published_table(summary, scale):
                      _number(r.peak_mb, '{:.0f}'), _number(p.memory_mb, '{:.0f}'), f'{p.table} ({p.data})'])
     return markdown_table(header, rows) if rows else 'None of these networks stands in the tables of the paper.'
 
-# %% ../nbs/benchmark.ipynb #c066
+# %% ../nbs/benchmark.ipynb #c078
+def _validation(path): # PSNR after each epoch
+    try: return pd.read_csv(path).valid_psnr.astype(float)
+    except (ValueError, AttributeError) as e: raise DataError(f'{path} is not a log of a training ({e}): restore it from a copy, or remove the folder {path.parent} to have this run made again.') from e
+
 def draw(
     store:Store, # of a benchmark
     summary:pd.DataFrame, # from summary_table
@@ -558,11 +687,11 @@ def draw(
     if (truth/'hr.png').is_file():
         images = {'LR':as_float(read_image(truth/'lr.png'))} | {e.label:as_float(read_image(store.path(e, k)/'panel.png')) for e,k in complete}
         drawn['fig5'] = figures.sr_panel(images, as_float(read_image(truth/'hr.png')), convention(scale), width=max(7, 1.35*(len(images) + 1)))
-    logs = {e.label:pd.read_csv(store.path(e, k)/'log.csv') for e,k in complete if (store.path(e, k)/'log.csv').is_file()}
-    if logs: drawn['curves'] = figures.learning_curves({name:log.valid_psnr for name,log in logs.items()}, head['fixed']['steps'], title='Validation while training, first seed')
+    logs = {e.label:_validation(store.path(e, k)/'log.csv') for e,k in complete if (store.path(e, k)/'log.csv').is_file()}
+    if logs: drawn['curves'] = figures.learning_curves(logs, head['fixed']['steps'], title='Validation while training, first seed')
     return drawn
 
-# %% ../nbs/benchmark.ipynb #c068
+# %% ../nbs/benchmark.ipynb #c080
 DEVIATIONS = (
     (('srcnn', 'edsr_baseline', 'carn', 'srrfn'), ('skip', False), 'Added here, not in the published networks: the bicubic image at the output of {}.'),
     (('mrcnet', 'mrcnet_stack', 'mrcnet_recursive', 'mrcnet_recursive_no_lstm', 'mrcnet_recursive_no_rcf'), ('skip', 'nearest'), 'The enlarged image that {} adds to its output is bicubic; the paper leaves the kind open.'),
@@ -584,7 +713,7 @@ def deviations(
     if not any('skip' in dict(e.config) for e in entries): said.append('Every network starts from the bicubic image, and none has to learn it.')
     return [*said, 'One recipe of learning rates for all, searched for none: each might do better with its own.']
 
-# %% ../nbs/benchmark.ipynb #c071
+# %% ../nbs/benchmark.ipynb #c083
 def limits(
     entries, # that are in the report
 ) -> str: # a list in markdown
@@ -611,16 +740,15 @@ def about_intervals(
     if 1 < groups < 10: said.append(f'There are {groups} test {what}: fewer than ten make a bootstrap interval too narrow.')
     return '\n'.join(f'- {x}' for x in said)
 
-# %% ../nbs/benchmark.ipynb #c074
+# %% ../nbs/benchmark.ipynb #c086
 NOT_COMPARABLE = '''The printed PSNR, SSIM and memory are of other images, a longer training and another machine. **They cannot be compared with ours**, and no difference between the two says anything about a network. Parameters and FLOPs are counts and should agree.'''
 
 def report(
     store:Store, # of a benchmark
 ) -> Path: # the README.md
     "Write results.csv, summary.csv, gains.csv, README.md and the figures from what is complete"
-    head,path = store.head(),store.folder/'speed.json'
-    speed = _read_json(path) if path.is_file() else None
-    results = results_table(store)
+    store.head(_HEAD | _REPORTED)
+    speed,results = read_speed(store),results_table(store)
     summary,gains = summary_table(results, speed),gains_table(store)
     for name,frame in (('results', results), ('summary', summary), ('gains', gains)): write_text(store.folder/f'{name}.csv', frame.to_csv(index=False))
     drawn = draw(store, summary)
@@ -634,7 +762,7 @@ def _missing(store): # entries and seeds that others have and they have not
     seeds = sorted({k for e in store.entries() for k in store.seeds(e)})
     return [f'{e.label}, seed {k}' for e in store.entries() for k in seeds if k not in store.seeds(e)]
 
-# %% ../nbs/benchmark.ipynb #c076
+# %% ../nbs/benchmark.ipynb #c088
 def _amount(about, part, grouped): return f'{about["images"][part]} images' + (f' of {about["groups"][part]} groups' if grouped else '')
 
 def _readme(store, speed, summary, gains, drawn):
@@ -655,7 +783,7 @@ def _readme(store, speed, summary, gains, drawn):
     parts.append(f'## How it was made\n\n`{last["command"]}`, {last["date"]}; {last["machine"]}; Python {last["python"]}, torch {last["torch"]}, srdiag {last["srdiag"]}. Everything is in run.json, every run in runs/.')
     return '\n\n'.join(parts) + '\n'
 
-# %% ../nbs/benchmark.ipynb #c078
+# %% ../nbs/benchmark.ipynb #c090
 def _check_settings(
     entries, # that take part
     scale:int, # enlargement
@@ -683,7 +811,7 @@ def _check_place(
     a,b = out.resolve(),data.resolve()
     if a.is_relative_to(b) or b.is_relative_to(a): raise DataError(f'{out} and {data} lie in one another, so the next start would take our figures for images: choose an output folder elsewhere.')
 
-# %% ../nbs/benchmark.ipynb #c080
+# %% ../nbs/benchmark.ipynb #c092
 def benchmark_sr(
     data:str|Path, # a folder with images
     out:str|Path, # the folder of the benchmark; one that is there is continued
@@ -698,11 +826,14 @@ def benchmark_sr(
     entries,store,device,only = with_teachers(entries),Store(out),pick_device(options.device),only and only.replace(':', '-')
     _check_settings(entries, scale, budget, options, only, only_seed)
     _check_place(store.folder, Path(data))
-    store.check_folder()
+    check_store(store)
     found = read_sr_folder(data, scale, budget.patch, options)
-    job = Job(found, scale, budget, device, options.precision)
-    about = job.about()
-    store.open(job.fixed() | dict(split_seed=options.seed), entries, session_now(), about)
+    job = Job(found, scale, budget, device, options.precision, options.size)
+    about,fixed = job.about(),job.fixed() | dict(split_seed=options.seed)
+    compare(store, fixed)
+    check_images(job, store)
+    store.open(fixed, entries, session_now(), about)
+    if there := sorted(store.folder.glob('runs/*/.seed*')): _say(f'Note: {", ".join(map(str, there))} belong to processes that were killed or go on elsewhere. Nothing reads them; remove them if no other benchmark works in {store.folder}.')
     _say(f'{len(entries)} entries, {budget}, {job.precision} on {device}; test: {_amount(about, "test", about["grouped"])}. {about["convention"]}.')
     if not about['grouped']: _say(f'Note: {UNKNOWN}. Name groups with --group-pattern.')
     if about['groups']['test'] < 2: _say('Note: the test images are of one group, so there will be no intervals over groups.')

@@ -40,6 +40,11 @@ def finished(slides, tmp_path_factory):
     return out
 
 
+def metrics_of(files, psnr): # what a run would write
+    return dict(psnr=float(np.mean(psnr)), ssim=0.9, n=len(files), seconds=1., seconds_per_step=0.5, parameters=10, flops=100, input_size=96, steps=dict(own=2, with_teacher=2),
+                images=dict(file=files, group=[f'of {f}' for f in files], psnr=psnr, ssim=[0.9]*len(files)))
+
+
 @pytest.fixture
 def unmeasured(monkeypatch):
     "Timing takes processes and seconds, and these tests are not about it"
@@ -214,7 +219,7 @@ def test_double_is_compared_with_who_had_as_many_steps(tmp_path):
     store.open({}, entries, {}, {})
     for i,e in enumerate(entries):
         with benchmark.working(store, e, 0) as folder:
-            (folder/'metrics.json').write_text(json.dumps(dict(images=dict(file=['a', 'b'], group=['p', 'q'], psnr=[30 + i, 31 + i]))))
+            (folder/'metrics.json').write_text(json.dumps(metrics_of(['a', 'b'], [30 + i, 31 + i])))
     gains = gains_table(store)
     assert {*gains.label[gains.against == double.label]} == {'MRC-Net', other.label}
     assert {*gains.label[gains.against == other.label]} == {'MRC-Net', double.label}
@@ -233,6 +238,90 @@ def test_other_data_are_refused(fill, finished, tmp_path, snapshot):
     before = snapshot(finished)
     with pytest.raises(DataError, match='data hash was'): run(tmp_path/'tissue', finished)
     assert snapshot(finished) == before
+
+
+# The same images in every row
+
+@pytest.fixture
+def two_each(tile, tmp_path):
+    "Ten patients with two tiles each, and options that start a benchmark of them"
+    from srdiag.data.images import save_png
+    (tmp_path/'pairs').mkdir()
+    for k in range(20): save_png(tile(k), tmp_path/'pairs'/f'p{k//2}__{"ab"[k%2]}.png')
+    return ['benchmark', 'sr', '--data', tmp_path/'pairs', '--out', tmp_path/'bench', '--budget', 'smoke', '--device', 'cpu', '--precision', 'fp32', '--models', 'bicubic']
+
+
+@pytest.mark.parametrize('old', [False, True])
+@pytest.mark.parametrize('change,naming', [(['--group-pattern', 'none'], ['split hash was', 'with other groups']), (['--size', '24'], ['size was None, now it is 24', 'the old --size'])])
+def test_other_groups_or_sizes_do_not_enter_a_store(two_each, tmp_path, succeeds, refused, unmeasured, change, naming, old):
+    succeeds(*two_each)
+    if old: # of before these were recorded
+        head = json.loads((tmp_path/'bench'/'run.json').read_text())
+        for key in ('size', 'split hash'): del head['fixed'][key]
+        (tmp_path/'bench'/'run.json').write_text(json.dumps(head))
+    refused(*two_each, *change, naming=[naming[old]])
+    succeeds(*two_each)
+
+
+def test_runs_of_other_images_make_no_table(finished, tmp_path):
+    out = shutil.copytree(finished, tmp_path/'bench')
+    path = out/'runs'/'bicubic'/'seed1'/'metrics.json'
+    metrics = json.loads(path.read_text())
+    metrics['images']['file'] = metrics['images']['file'][::-1]
+    path.write_text(json.dumps(metrics))
+    for table in (benchmark.results_table, gains_table, report):
+        with pytest.raises(DataError, match='bicubic with seed 1 was tested on other images'): table(Store(out))
+
+
+# Damage
+
+def damaged(finished, out, name, change):
+    shutil.copytree(finished, out)
+    path = next(out.glob(name))
+    if change is None: path.unlink()
+    elif isinstance(change, str): path.write_text(change)
+    else:
+        value = json.loads(path.read_text())
+        change(value)
+        path.write_text(json.dumps(value))
+    return path
+
+
+HEAD,RUN,TIMES = 'run.json','runs/bicubic/seed0/metrics.json','speed.json'
+
+@pytest.mark.parametrize('name,change,words', [
+    *[(name, text, words) for name,words in ((HEAD, 'from a copy'), (RUN, 'remove the folder .*seed0 to have this run made again'), (TIMES, 'remove it to have the networks timed'))
+      for text in ('', '{"psnr": 3', '{}', '[]', '3', 'null')],
+    (HEAD, None, 'run.json is missing.*from a copy'), (HEAD, lambda d: d['entries'][1].update(training='twice'), 'names an entry that cannot be'), (HEAD, lambda d: d['entries'][1].pop('network'), 'network is missing'),
+    (HEAD, lambda d: d['entries'].append(3), 'an item of entries is not an object'), (HEAD, lambda d: d.update(sessions=[]), 'no session'), (HEAD, lambda d: d.update(format='other 2'), 'format'),
+    (HEAD, lambda d: d['about'].pop('images'), 'images is missing'), (HEAD, lambda d: d['entries'][1].update(config=[[1]]), 'cannot be'),
+    (RUN, lambda d: d['images'].pop('psnr'), 'psnr is missing'), (RUN, lambda d: d['images']['ssim'].pop(), 'differ in length'), (RUN, lambda d: d.update(steps=3), 'steps is not an object'),
+    (TIMES, lambda d: d['entries']['bicubic'].pop('low'), 'low is missing'), (TIMES, lambda d: d['entries'].update(bicubic=[]), 'bicubic is not an object'),
+    ('runs/mrcnet-ch*/seed0/log.csv', 'nonsense', 'is not a log')])
+def test_damaged_files_become_sentences(finished, slides, tmp_path, snapshot, name, change, words):
+    damaged(finished, tmp_path/'bench', name, change)
+    before = snapshot(tmp_path)
+    with pytest.raises(DataError, match=words): report(Store(tmp_path/'bench'))
+    if not name.endswith('.csv'):
+        with pytest.raises(DataError, match=words): run(slides, tmp_path/'bench')
+        assert snapshot(tmp_path) == before
+
+
+def test_incomplete_run_is_made_again_and_kept_aside(finished, slides, tmp_path, unmeasured):
+    path = damaged(finished, tmp_path/'bench', 'runs/mrcnet-ch*[0-9]/seed0/metrics.json', None)
+    (path.parent/'notes.txt').write_text('mine')
+    run(slides, tmp_path/'bench')
+    assert path.is_file() and not (path.parent/'notes.txt').exists()
+    aside, = path.parents[1].glob('seed0-incomplete-*')
+    assert (aside/'notes.txt').read_text() == 'mine' and (aside/'model'/'model.safetensors').is_file()
+    assert Store(tmp_path/'bench').seeds(TINY[1]) == [0, 1] and not [*(tmp_path/'bench').rglob('.seed*')]
+
+
+def test_folders_of_killed_processes_are_named_and_left(finished, slides, tmp_path, unmeasured, capsys):
+    left = shutil.copytree(finished, tmp_path/'bench')/'runs'/'bicubic'/'.seed0-killed'
+    left.mkdir()
+    run(slides, tmp_path/'bench')
+    assert str(left) in capsys.readouterr().out and left.is_dir()
 
 
 def test_folder_of_the_user_is_not_touched(slides, tmp_path, snapshot):
