@@ -40,7 +40,7 @@ def enlarger(
     precision:str='auto', # 'auto', 'bf16', 'fp16' (CUDA) or 'fp32'
     compiled:bool=False, # by torch.compile: needs a C++ compiler; slow at the first call
 ): # a function from B×C×H×W in [0, 1], on any device, to B×C×sH×sW float32 on the network's device
-    "The fastest exact way to run a network on batches; see `super_resolve` for one image of any size"
+    "The fastest way to run a network on batches; see `super_resolve` for one image of any size"
     network.eval().to(memory_format=torch.channels_last)
     device = next((t.device for t in network.parameters()), torch.device('cpu'))
     call = torch.compile(network) if compiled else network

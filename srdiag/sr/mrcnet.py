@@ -151,4 +151,4 @@ class MRCNet(Pretrained, nn.Module):
 
     def forward(self, lr): # B×channels×H×W → B×channels×sH×sW
         y,_,_ = self.recursion(self.head(lr))[-1]
-        return self.reconstruction.image(y) + self._skip(lr)
+        return self.reconstruction.image(y) + self._skip(lr) # the skip is in the precision of `lr`, so the sum is too
