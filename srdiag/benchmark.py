@@ -6,10 +6,11 @@
 __all__ = ['TRAININGS', 'BICUBIC', 'SCRATCH', 'DOUBLE', 'STUDENT', 'RECURSIVE', 'CARN', 'EDSR', 'EDSR_DOUBLE', 'PRESETS',
            'BUDGETS', 'FORMAT', 'LATER', 'REFERENCES', 'DEVIATIONS', 'UNKNOWN', 'NOT_COMPARABLE', 'Entry',
            'parse_entry', 'entries_of', 'with_teachers', 'Budget', 'budget_of', 'Store', 'entry_from', 'read_speed',
-           'check_store', 'compare', 'working', 'build', 'train_entry', 'steps_of', 'are_grouped', 'groups_known',
-           'Job', 'check_images', 'do_run', 'session_now', 'run_all', 'measure_speed', 'ensure_speed', 'image_scores',
-           'results_table', 'summary_table', 'paired_gain', 'seed_interval', 'gains_table', 'published_sr',
-           'markdown_table', 'draw', 'deviations', 'limits', 'about_intervals', 'report', 'benchmark_sr']
+           'check_store', 'compare', 'working', 'build', 'train_entry', 'steps_of', 'exact_images', 'are_grouped',
+           'groups_known', 'Job', 'check_images', 'do_run', 'session_now', 'run_all', 'measure_speed', 'ensure_speed',
+           'image_scores', 'results_table', 'summary_table', 'paired_gain', 'seed_interval', 'gains_table',
+           'published_sr', 'markdown_table', 'draw', 'deviations', 'limits', 'about_intervals', 'report',
+           'benchmark_sr']
 
 # %% ../nbs/benchmark.ipynb #c004
 import hashlib
@@ -34,7 +35,7 @@ from . import figures
 from .commands import RunOptions, SRData, _check_patch_side, pick_device, read_sr_folder
 from .data.images import as_float, read_image, save_png, to_uint8
 from .data.pairs import SRPairs
-from .errors import DataError, ModelError
+from .errors import DataError, ModelError, TrainingError
 from .evaluation.cost import format_count, measure_cost
 from .evaluation.image_quality import convention
 from .evaluation.speed import Setup, compare_latency, forward_call, peak_memory
@@ -367,6 +368,13 @@ def steps_of(
     return dict(own=own, with_teacher=own + (steps_of(entry.teacher, budget)['own'] if entry.teacher else 0))
 
 # %% ../nbs/benchmark.ipynb #c039
+def exact_images(
+    tables, # each with file and psnr; infinite or None where there is no error
+) -> list: # names, sorted
+    "Images that somebody reproduces without any error"
+    return sorted({file for t in tables for file,finite in zip(t.file, np.isfinite(t.psnr.astype(float))) if not finite})
+
+# %% ../nbs/benchmark.ipynb #c042
 def are_grouped(
     files, # N file names
     groups, # N names of groups
@@ -383,7 +391,7 @@ def groups_known(
     images = next(store.metrics(e, k)['images'] for e in store.entries() for k in store.seeds(e))
     return are_grouped(images['file'], images['group'])
 
-# %% ../nbs/benchmark.ipynb #c042
+# %% ../nbs/benchmark.ipynb #c045
 class Job:
     "Data, budget and device of a benchmark, with what is derived from them"
     def __init__(self,
@@ -398,8 +406,19 @@ class Job:
         self.precision = chosen_precision(precision, device)
         self.pairs = dict(train=data.pairs('train', scale), valid=data.pairs('valid', scale).few(budget.valid_images), test=data.pairs('test', scale))
         self.groups = dict(zip(data.table.file, data.table.group.astype(str)))
-        bicubic = score_images(build(BICUBIC, scale, data.channels), self.pairs['test'])
-        self.panel = int(bicubic.psnr.argsort(kind='stable').iloc[(len(bicubic)-1)//2])
+        scores = {k:self._bicubic(k) for k in ('valid', 'test')}
+        self.exact = exact_images([scores['test']])
+        if exact_images([scores['valid']]):
+            valid = [i for i,p in enumerate(scores['valid'].psnr) if math.isfinite(p)]
+            self.pairs['valid'] = SRPairs([self.pairs['valid'].hr[i] for i in valid], scale, [self.pairs['valid'].names[i] for i in valid])
+        ranked = scores['test'].psnr[np.isfinite(scores['test'].psnr)].sort_values(kind='stable').index
+        self.panel = int(ranked[(len(ranked)-1)//2])
+
+    def _bicubic(self, part): # scores of the images of a part
+        scores = score_images(build(BICUBIC, self.scale, self.data.channels), self.pairs[part])
+        if not np.isfinite(scores.psnr).any():
+            raise DataError(f'Interpolation makes no error in any {"validation" if part == "valid" else part} image of {self.data.root} (such as {scores.file[0]}), so no PSNR can be averaged: leave blank images out, or choose another --split-seed.')
+        return scores
 
     def fixed(self) -> dict: # what must not change within one store
         budget = {k:v for k,v in asdict(self.budget).items() if k not in ('seeds', 'rounds')}
@@ -412,7 +431,7 @@ class Job:
         return dict(grouped=are_grouped(self.data.table.file, self.data.table.group), data='/'.join(self.data.root.resolve().parts[-2:]), skipped=self.data.skipped or 'none', groups={k:int(of(k).group.nunique()) for k in ('train', 'valid', 'test')},
                     images={k:len(of(k)) for k in ('train', 'valid', 'test')}, convention=convention(self.scale).describe(self.data.channels), panel=self.pairs['test'].names[self.panel])
 
-# %% ../nbs/benchmark.ipynb #c044
+# %% ../nbs/benchmark.ipynb #c047
 def check_images(
     job:Job, # that is to go on
     store:Store, # with its runs so far
@@ -431,7 +450,7 @@ def check_images(
     image = to_uint8(job.pairs['test'][job.pairs['test'].names.index(name)][1])
     if not torch.equal(read_image(truth), image): raise DataError(f'The test image {name} is not the one in {truth}: choose another output folder, or the old --size and --channels.')
 
-# %% ../nbs/benchmark.ipynb #c046
+# %% ../nbs/benchmark.ipynb #c049
 def _say(*text): print(*text, flush=True)
 
 def _teacher_for(job, store, entry, seed): # the trained teacher, from the store
@@ -459,18 +478,19 @@ def do_run(
         network = train_entry(entry, seed, job.pairs, job.budget, job.data.channels, job.device, job.precision, folder, teacher)
         seconds = time.perf_counter()-start
         scores = score_images(network, job.pairs['test']).assign(group=lambda d: d.file.map(job.groups))
-        if entry.training != 'none': save_model(folder/'model', network, _model_info(job, entry, seed, scores, seconds), files={'split.csv':job.data.table.to_csv(index=False)})
+        kept = scores[~scores.file.isin(exact_images([scores])) & ~scores.file.isin(job.exact)]
+        if entry.training != 'none': save_model(folder/'model', network, _model_info(job, entry, seed, kept, seconds), files={'split.csv':job.data.table.to_csv(index=False)})
         _save_panel(job, network, folder/'panel.png')
         side = 128 if job.scale == 4 else 96
         cost = measure_cost(entry.label, build(entry, job.scale, job.data.channels), job.scale, side, job.data.channels)
         steps = steps_of(entry, job.budget)['own']
-        metrics = dict(psnr=scores.psnr.mean(), ssim=scores.ssim.mean(), n=len(scores), convention=job.about()['convention'], seconds=seconds, seconds_per_step=seconds/steps if steps else None,
+        metrics = dict(psnr=kept.psnr.mean(), ssim=kept.ssim.mean(), n=len(kept), convention=job.about()['convention'], seconds=seconds, seconds_per_step=seconds/steps if steps else None,
                        steps=steps_of(entry, job.budget), parameters=cost.parameters, flops=cost.flops, input_size=side, entry=asdict(entry), seed=seed, made=session_now(), images=scores.to_dict('list'))
         (folder/'metrics.json').write_text(json_text(metrics), encoding='utf-8')
     _say(f'    {metrics["psnr"]:.3f} dB, SSIM {metrics["ssim"]:.4f}, {seconds:.0f} s')
     return True
 
-# %% ../nbs/benchmark.ipynb #c048
+# %% ../nbs/benchmark.ipynb #c051
 @torch.no_grad()
 def _save_panel(job, network, path):
     lr,_ = job.pairs['test'][job.panel]
@@ -489,7 +509,7 @@ def session_now() -> dict:
     return dict(date=time.strftime('%Y-%m-%d %H:%M'), command=command, machine=f'{platform.system()} {platform.machine()}, {os.cpu_count()} cores, {name}',
                 python=platform.python_version(), torch=torch.__version__, srdiag=version('srdiag'))
 
-# %% ../nbs/benchmark.ipynb #c050
+# %% ../nbs/benchmark.ipynb #c053
 def run_all(
     job:Job, # data, budget, device
     store:Store, # open
@@ -497,14 +517,21 @@ def run_all(
     only:str|None=None, # key of one entry: leave the others to other processes
     only_seed:int|None=None, # leave the other seeds
 ) -> int: # runs that were done now
-    "Every entry with every seed, skipping what is complete"
+    "Every entry with every seed, skipping what is complete; a training that fails is said and left out"
     done = 0
     for seed in range(job.budget.seeds) if only_seed is None else [only_seed]:
-        for entry in entries:
-            if only is None or entry.key == only: done += do_run(job, store, entry, seed)
+        failed = set()
+        for entry in (e for e in entries if only is None or e.key == only):
+            if entry.teacher and entry.teacher.key in failed:
+                _say(f'{entry.label}, seed {seed}: left out, for it has no teacher.')
+                continue
+            try: done += do_run(job, store, entry, seed)
+            except TrainingError as e:
+                failed.add(entry.key)
+                _say(f'{entry.label}, seed {seed}, failed and is not recorded: {e}')
     return done
 
-# %% ../nbs/benchmark.ipynb #c052
+# %% ../nbs/benchmark.ipynb #c055
 def measure_speed(
     entries, # of the benchmark
     scale:int, # enlargement
@@ -529,28 +556,31 @@ def ensure_speed(store, job, entries): # measure if an entry is missing or the m
     _say(f'Timing {len(entries)} entries.')
     write_text(path, json_text(measure_speed(entries, job.scale, job.data.channels, Setup(str(job.device), job.precision), job.budget.rounds)))
 
-# %% ../nbs/benchmark.ipynb #c054
+# %% ../nbs/benchmark.ipynb #c057
 def image_scores(
     store:Store, # of a benchmark
-) -> dict: # (key of the entry, seed) → table with file, group, psnr, ssim: the same images in all of them
-    "The scores of every image in every run; DataError if runs are of different images"
+) -> tuple: # {(key of the entry, seed): table with file, group, psnr, ssim}, and the names of images left out
+    "The scores of the same images in every run; DataError if runs are of different images, or none is left"
     tables = {(e.key, k):pd.DataFrame(store.metrics(e, k)['images']) for e in store.entries() for k in store.seeds(e)}
     if not tables: raise DataError(f'{store.folder} holds no complete run yet: let the benchmark train first.')
     (first,seed),one = next(iter(tables.items()))
     for (key,k),table in tables.items():
         if not table[['file', 'group']].equals(one[['file', 'group']]):
             raise DataError(f'In {store.folder}, {key} with seed {k} was tested on other images or groups than {first} with seed {seed}, so no row can be compared: keep the runs of one kind and remove the folders of the others in {store.folder/"runs"}.')
-    return tables
+    out = exact_images(tables.values())
+    tables = {run:t[~t.file.isin(out)].reset_index(drop=True) for run,t in tables.items()}
+    if out and not len(tables[first, seed]): raise DataError(f'In {store.folder}, each of the {len(out)} test images is reproduced without any error by at least one run, so no PSNR can be averaged: use other test images.')
+    return tables,out
 
-# %% ../nbs/benchmark.ipynb #c056
+# %% ../nbs/benchmark.ipynb #c059
 def results_table(
     store:Store, # of a benchmark
 ) -> pd.DataFrame: # a row per entry and seed
     "Everything that is complete"
-    image_scores(store)
-    keep = ('psnr', 'ssim', 'n', 'seconds', 'seconds_per_step', 'parameters', 'flops', 'input_size')
-    rows = [dict(entry=e.key, label=e.label, training=e.training, seed=k, **{x:m[x] for x in keep}, steps=m['steps']['own'], steps_with_teacher=m['steps']['with_teacher'])
-            for e in store.entries() for k in store.seeds(e) for m in [store.metrics(e, k)]]
+    tables,_ = image_scores(store)
+    keep = ('seconds', 'seconds_per_step', 'parameters', 'flops', 'input_size')
+    rows = [dict(entry=e.key, label=e.label, training=e.training, seed=k, psnr=t.psnr.mean(), ssim=t.ssim.mean(), n=len(t), **{x:m[x] for x in keep}, steps=m['steps']['own'], steps_with_teacher=m['steps']['with_teacher'])
+            for e in store.entries() for k in store.seeds(e) for m,t in [(store.metrics(e, k), tables[e.key, k])]]
     return pd.DataFrame(rows)
 
 def summary_table(
@@ -566,7 +596,7 @@ def summary_table(
         out[column] = [timed[e][key]*factor if e in timed and timed[e][key] is not None else np.nan for e in out.index]
     return out.reset_index()
 
-# %% ../nbs/benchmark.ipynb #c058
+# %% ../nbs/benchmark.ipynb #c061
 def paired_gain(
     a, # N scores of one network, an image each
     b, # N scores of another, for the same images in the same order
@@ -586,7 +616,7 @@ def paired_gain(
     low,high = np.quantile(means, [(1-level)/2, (1+level)/2])
     return float((b-a).mean()),float(low),float(high)
 
-# %% ../nbs/benchmark.ipynb #c063
+# %% ../nbs/benchmark.ipynb #c066
 def seed_interval(
     gains, # one per seed, each a mean over the same test images
     level:float=0.95, # of the interval
@@ -597,7 +627,7 @@ def seed_interval(
     half = stats.t.ppf((1+level)/2, len(gains)-1)*gains.std(ddof=1)/math.sqrt(len(gains))
     return float(gains.mean()-half),float(gains.mean()+half)
 
-# %% ../nbs/benchmark.ipynb #c069
+# %% ../nbs/benchmark.ipynb #c072
 REFERENCES = ('mrcnet', 'edsr_baseline')
 
 def gains_table(
@@ -605,7 +635,7 @@ def gains_table(
     references=REFERENCES, # networks to compare with, trained without a teacher; those that are there
 ) -> pd.DataFrame: # label, against, gain in dB, low and high over test groups, sd, seed_low and seed_high over seeds, seeds, groups
     "Paired differences in PSNR against the reference entries"
-    rows,entries,twice,tables = [],store.entries(),('scratch2x', 'distilled'),image_scores(store)
+    rows,entries,twice,tables = [],store.entries(),('scratch2x', 'distilled'),image_scores(store)[0]
     for ref in (e for e in entries if e.network in references and e.training in ('scratch', 'scratch2x')):
         for e in entries:
             seeds = sorted({*store.seeds(e)} & {*store.seeds(ref)})
@@ -618,7 +648,7 @@ def gains_table(
             rows.append(dict(label=e.label, against=ref.label, gain=gain, low=low, high=high, sd=sd, seed_low=seed_low, seed_high=seed_high, seeds=len(seeds), groups=groups.nunique()))
     return pd.DataFrame(rows, columns=['label', 'against', 'gain', 'low', 'high', 'sd', 'seed_low', 'seed_high', 'seeds', 'groups'])
 
-# %% ../nbs/benchmark.ipynb #c071
+# %% ../nbs/benchmark.ipynb #c074
 def published_sr(
     scale:int|None=None, # 2 or 4; None: both
 ) -> pd.DataFrame: # table, data, scale, input_size, name, psnr, ssim, parameters, flops, memory_mb
@@ -630,7 +660,7 @@ def _published_row(published, label): # the row of Table I or else of Table II, 
     found = published[published.name == label]
     return None if found.empty else found.iloc[0]
 
-# %% ../nbs/benchmark.ipynb #c074
+# %% ../nbs/benchmark.ipynb #c077
 def _number(x, form='{:.3f}'): return '–' if x is None or (isinstance(x, float) and math.isnan(x)) else form.format(x)
 def _count(x): return '–' if x is None or (isinstance(x, float) and math.isnan(x)) else format_count(x)
 def _spread(mean, sd, digits): return _number(mean, f'{{:.{digits}f}}') + ('' if math.isnan(sd) else f' ± {sd:.{digits}f}')
@@ -657,7 +687,7 @@ def _gain_rows(gains, grouped):
     header = ['network', 'against', '>gain in dB', f'>95 % over test {what}', '>95 % over seeds', '>seeds', f'>test {what}']
     return markdown_table(header, [[r.label, r.against, f'{r.gain:+.3f}', _interval(r.low, r.high), _interval(r.seed_low, r.seed_high), r.seeds, r.groups] for r in gains.itertuples()])
 
-# %% ../nbs/benchmark.ipynb #c076
+# %% ../nbs/benchmark.ipynb #c079
 def _published_table(summary, scale):
     header = ['network', '>PSNR here', '>printed', '>SSIM here', '>printed', '>parameters here', '>printed', '>FLOPs here', '>printed', '>memory here in MB', '>printed', 'table']
     published,rows = published_sr(scale),[]
@@ -668,7 +698,7 @@ def _published_table(summary, scale):
                      _number(r.peak_mb, '{:.0f}'), _number(p.memory_mb, '{:.0f}'), f'{p.table} ({p.data})'])
     return markdown_table(header, rows) if rows else 'None of these networks stands in the tables of the paper.'
 
-# %% ../nbs/benchmark.ipynb #c078
+# %% ../nbs/benchmark.ipynb #c081
 def _validation(path): # PSNR after each epoch
     try: return pd.read_csv(path).valid_psnr.astype(float)
     except (ValueError, AttributeError) as e: raise DataError(f'{path} is not a log of a training ({e}): restore it from a copy, or remove the folder {path.parent} to have this run made again.') from e
@@ -691,7 +721,7 @@ def draw(
     if logs: drawn['curves'] = figures.learning_curves(logs, head['fixed']['steps'], title='Validation while training, first seed')
     return drawn
 
-# %% ../nbs/benchmark.ipynb #c080
+# %% ../nbs/benchmark.ipynb #c083
 DEVIATIONS = (
     (('srcnn', 'edsr_baseline', 'carn', 'srrfn'), ('skip', False), 'Added here, not in the published networks: the bicubic image at the output of {}.'),
     (('mrcnet', 'mrcnet_stack', 'mrcnet_recursive', 'mrcnet_recursive_no_lstm', 'mrcnet_recursive_no_rcf'), ('skip', 'nearest'), 'The enlarged image that {} adds to its output is bicubic; the paper leaves the kind open.'),
@@ -713,12 +743,14 @@ def deviations(
     if not any('skip' in dict(e.config) for e in entries): said.append('Every network starts from the bicubic image, and none has to learn it.')
     return [*said, 'One recipe of learning rates for all, searched for none: each might do better with its own.']
 
-# %% ../nbs/benchmark.ipynb #c083
+# %% ../nbs/benchmark.ipynb #c086
 def limits(
     entries, # that are in the report
+    exact=(), # names of test images that are left out, see `exact_images`
 ) -> str: # a list in markdown
     "What the table of results does not say"
     said,doubles = ['PSNR and SSIM are means over test images, ± the standard deviation over seeds; with one seed there is none.'],[e.label for e in entries if e.training == 'scratch2x']
+    if exact: said.append(f'Left out of all means and differences, for all entries alike, because at least one run reproduces them without any error (infinite PSNR): {len(exact)} test image{"s"*(len(exact) > 1)}, {", ".join(f"`{x}`" for x in exact)}.')
     if any(e.training == 'distilled' for e in entries):
         said.append("A distilled network has also used its teacher's steps (in brackets). Both train with one seed, so the student sees the patches that its teacher saw.")
         if not doubles: said.append('No row has had as many steps without a teacher, so a gain by distilling cannot be told from one by longer training.')
@@ -740,7 +772,7 @@ def about_intervals(
     if 1 < groups < 10: said.append(f'There are {groups} test {what}: fewer than ten make a bootstrap interval too narrow.')
     return '\n'.join(f'- {x}' for x in said)
 
-# %% ../nbs/benchmark.ipynb #c086
+# %% ../nbs/benchmark.ipynb #c089
 NOT_COMPARABLE = '''The printed PSNR, SSIM and memory are of other images, a longer training and another machine. **They cannot be compared with ours**, and no difference between the two says anything about a network. Parameters and FLOPs are counts and should agree.'''
 
 def report(
@@ -762,12 +794,12 @@ def _missing(store): # entries and seeds that others have and they have not
     seeds = sorted({k for e in store.entries() for k in store.seeds(e)})
     return [f'{e.label}, seed {k}' for e in store.entries() for k in seeds if k not in store.seeds(e)]
 
-# %% ../nbs/benchmark.ipynb #c088
+# %% ../nbs/benchmark.ipynb #c091
 def _amount(about, part, grouped): return f'{about["images"][part]} images' + (f' of {about["groups"][part]} groups' if grouped else '')
 
 def _readme(store, speed, summary, gains, drawn):
     head,grouped,missing = store.head(),groups_known(store),_missing(store)
-    f,a,last = head['fixed'],head['about'],head['sessions'][-1]
+    f,a,last,exact = head['fixed'],head['about'],head['sessions'][-1],image_scores(store)[1]
     words = dict(fig4='PSNR against FLOPs', fig5=f'The test image with the median bicubic PSNR, {a["panel"]}, and the errors on one scale', curves='Learning curves')
     done = [f'{_amount(a, k, grouped)} to {what}' for k,what in (('train', 'train'), ('valid', 'validate'), ('test', 'test'))] + ([] if grouped else [UNKNOWN])
     parts = [f'# Super-resolution ×{f["scale"]} on {a["data"]}',
@@ -775,15 +807,15 @@ def _readme(store, speed, summary, gains, drawn):
              'the same patches in the same order, the same seeds, the best of its epochs on the validation images.']
     if missing: parts.append(f'**Not complete yet:** {"; ".join(missing)}.')
     timed = f'{speed["setup"]}, {speed["side"]}×{speed["side"]} px, median and quartiles, in turns' if speed else 'not measured yet'
-    parts += [f'## Results\n\nPSNR and SSIM, computed in fp32: {a["convention"]}; {a["images"]["test"]} images. Latency and memory, in {f["precision"]} as in training: {timed}.',
-              _main_table(summary), limits([e for e in store.entries() if store.seeds(e)])]
+    parts += [f'## Results\n\nPSNR and SSIM, computed in fp32: {a["convention"]}; {a["images"]["test"]-len(exact)} images. Latency and memory, in {f["precision"]} as in training: {timed}.',
+              _main_table(summary), limits([e for e in store.entries() if store.seeds(e)], exact)]
     if len(gains): parts += ['## Paired differences in PSNR', _gain_rows(gains, grouped), about_intervals(grouped, int(gains.seeds.max()), int(gains.groups.max()))]
     parts += ['## Beside the paper', NOT_COMPARABLE, _published_table(summary, f['scale'])]
     parts += [f'![{words[k]}]({k}.png)\n\n*{words[k]}.*' for k in drawn]
     parts.append(f'## How it was made\n\n`{last["command"]}`, {last["date"]}; {last["machine"]}; Python {last["python"]}, torch {last["torch"]}, srdiag {last["srdiag"]}. Everything is in run.json, every run in runs/.')
     return '\n\n'.join(parts) + '\n'
 
-# %% ../nbs/benchmark.ipynb #c090
+# %% ../nbs/benchmark.ipynb #c093
 def _check_settings(
     entries, # that take part
     scale:int, # enlargement
@@ -811,7 +843,7 @@ def _check_place(
     a,b = out.resolve(),data.resolve()
     if a.is_relative_to(b) or b.is_relative_to(a): raise DataError(f'{out} and {data} lie in one another, so the next start would take our figures for images: choose an output folder elsewhere.')
 
-# %% ../nbs/benchmark.ipynb #c092
+# %% ../nbs/benchmark.ipynb #c095
 def benchmark_sr(
     data:str|Path, # a folder with images
     out:str|Path, # the folder of the benchmark; one that is there is continued
@@ -833,6 +865,7 @@ def benchmark_sr(
     compare(store, fixed)
     check_images(job, store)
     store.open(fixed, entries, session_now(), about)
+    if job.exact: _say(f'Note: {len(job.exact)} test images are blank, and left out of all means: {", ".join(job.exact)}.')
     if there := sorted(store.folder.glob('runs/*/.seed*')): _say(f'Note: {", ".join(map(str, there))} belong to processes that were killed or go on elsewhere. Nothing reads them; remove them if no other benchmark works in {store.folder}.')
     _say(f'{len(entries)} entries, {budget}, {job.precision} on {device}; test: {_amount(about, "test", about["grouped"])}. {about["convention"]}.')
     if not about['grouped']: _say(f'Note: {UNKNOWN}. Name groups with --group-pattern.')

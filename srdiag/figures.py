@@ -354,8 +354,10 @@ def psnr_flops(
     highlight:str='MRC-Net', # networks whose name starts so are drawn in the colour of SR
     title:str='', # above the figure
 ) -> Figure: # logarithmic FLOPs to the right, PSNR upwards, area proportional to parameters
-    "Quality against cost as in Fig. 4. Raises ValueError if there are no rows"
+    "Quality against cost as in Fig. 4. Raises ValueError if there are no rows, or for a PSNR that is not finite"
     if not rows: raise ValueError('There are no networks to draw.')
+    endless = [r['name'] for r in rows if not math.isfinite(r['psnr'])]
+    if endless: raise ValueError(f'The PSNR of {", ".join(endless)} is not finite and has no place in the figure: average without the images that have no error.')
     bubbles = sorted((r for r in rows if r['flops']), key=lambda r: -r['parameters'])
     biggest = max((r['parameters'] for r in bubbles), default=1)
     area = [max(1300*r['parameters']/biggest, 12) for r in bubbles]

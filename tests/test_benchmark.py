@@ -273,6 +273,82 @@ def test_runs_of_other_images_make_no_table(finished, tmp_path):
         with pytest.raises(DataError, match='bicubic with seed 1 was tested on other images'): table(Store(out))
 
 
+# Images without any error
+
+@pytest.fixture
+def whites(fill, tmp_path):
+    "A function: forty tiles of which some of the part `part` are white, as the split with seed 0 has them → the folder and the names of the white ones"
+    from srdiag.commands import read_sr_folder
+    from srdiag.data.images import save_png
+    def whites(part, n=None):
+        folder = fill(tmp_path/'white', 40)[0].parent
+        table = read_sr_folder(folder, 2, 16, CPU).table
+        names = table.file[table.split == part].tolist()[:n]
+        for name in names: save_png(torch.full((3, 32, 32), 255, dtype=torch.uint8), folder/name, overwrite=True)
+        return folder,names
+    return whites
+
+
+def test_blank_test_image_is_left_out_for_all_and_named(whites, tmp_path, unmeasured, monkeypatch):
+    folder,(white,) = whites('test', 1)
+    real = benchmark.score_images
+    def other(network, pairs): # a network that errs on the white image, and makes no error in another
+        scores = real(network, pairs)
+        if sum(p.numel() for p in network.parameters()): scores.loc[scores.file == white, 'psnr'],scores.loc[scores.file != white, 'psnr'] = 60.,[math.inf, 31., 32.]
+        return scores
+    monkeypatch.setattr(benchmark, 'score_images', other)
+    text = run(folder, tmp_path/'bench', TINY[:2], replace(BUDGET, seeds=1)).read_text()
+    store = Store(tmp_path/'bench')
+    images = store.metrics(TINY[1], 0)['images']
+    exact = next(f for f,p in zip(images['file'], images['psnr']) if p is None)
+    bicubic = pd.DataFrame(store.metrics(BICUBIC, 0)['images']).set_index('file').psnr
+    assert pd.isna(bicubic[white]) and store.head()['about']['panel'] != white
+    results,gains = pd.read_csv(tmp_path/'bench'/'results.csv').set_index('label'),pd.read_csv(tmp_path/'bench'/'gains.csv')
+    assert results.psnr['Scratch'] == 31.5 and results.psnr['Bicubic'] == pytest.approx(bicubic.drop([white, exact]).mean()) and (results.n == 2).all()
+    assert gains.gain.notna().all() and gains.groups.item() == 2
+    assert '2 test images, ' + ', '.join(f'`{x}`' for x in sorted([white, exact])) in text and '; 2 images. Latency' in text
+    assert math.isfinite(float(load_model(store.path(TINY[1], 0)/'model', 'sr', 2)[1].metrics['psnr']))
+
+
+@pytest.mark.parametrize('part,words', [('test', 'any test image'), ('valid', 'any validation image')])
+def test_nothing_but_blank_images_is_refused_before_anything_is_written(whites, tmp_path, part, words):
+    folder,_ = whites(part)
+    with pytest.raises(DataError, match=words): run(folder, tmp_path/'bench')
+    assert not (tmp_path/'bench').exists()
+
+
+def test_blank_validation_image_does_not_choose_the_epoch(whites):
+    from srdiag.commands import read_sr_folder
+    folder,(white,) = whites('valid', 1)
+    job = benchmark.Job(read_sr_folder(folder, 2, 16, CPU), 2, budget_of('smoke', valid_images=9), precision='fp32')
+    assert len(job.pairs['valid']) == 3 and white not in job.pairs['valid'].names
+
+
+def test_store_with_nothing_but_exact_images_makes_no_table(tmp_path):
+    store = Store(tmp_path/'bench')
+    store.open({}, [BICUBIC], {}, {})
+    with benchmark.working(store, BICUBIC, 0) as folder: (folder/'metrics.json').write_text(json.dumps(metrics_of(['a', 'b'], [30., 31.]) | dict(psnr=None, images=dict(file=['a', 'b'], group=['p', 'q'], psnr=[None, None], ssim=[1, 1]))))
+    with pytest.raises(DataError, match='each of the 2 test images'): benchmark.results_table(store)
+
+
+# Trainings that fail
+
+def test_failed_training_ends_its_run_alone(slides, tmp_path, monkeypatch, unmeasured, capsys):
+    real,tried = benchmark.train_sr,[]
+    def broken(network, *args, **kw):
+        real(network, *args, **kw)
+        tried.append(network.config['steps'])
+        if network.config['steps'] > 1 and kw['seed'] == 0: next(network.parameters()).data.fill_(math.nan)
+    monkeypatch.setattr(benchmark, 'train_sr', broken)
+    text = run(slides, tmp_path/'bench').read_text()
+    store,said = Store(tmp_path/'bench'),capsys.readouterr().out
+    assert [store.seeds(e) for e in with_teachers(TINY)] == [[0, 1], [0, 1], [1], [1]] and sum(n > 1 for n in tried) == 2
+    assert 'Recursive, seed 0, failed and is not recorded' in said and 'MRC-Net, seed 0: left out' in said
+    assert '**Not complete yet:** Recursive, seed 0; MRC-Net, seed 0.' in text and not [*(tmp_path/'bench').rglob('.seed*')]
+    monkeypatch.setattr(benchmark, 'train_sr', real)
+    assert 'Not complete' not in run(slides, tmp_path/'bench').read_text()
+
+
 # Damage
 
 def damaged(finished, out, name, change):
