@@ -232,10 +232,10 @@ class Store:
         "Start the benchmark, or go on; DataError if the folder holds something else"
         fixed = compare(self, fixed)
         head = self.head() if self.file.is_file() else dict(format=FORMAT, fixed={}, about=about, entries=[], sessions=[])
-        head['fixed'] |= fixed
         old = [entry_from(e, self.file) for e in head['entries']]
+        if not any(self.seeds(e) for e in old): head['about'] = about # nothing depends on the old one yet
         head['entries'] = [asdict(e) for e in with_teachers([*old, *entries])]
-        head['sessions'].append(session)
+        head['fixed'],head['sessions'] = head['fixed'] | fixed,[*head['sessions'], session]
         self.folder.mkdir(parents=True, exist_ok=True)
         write_text(self.file, json_text(head))
 
@@ -302,7 +302,8 @@ def compare(
     fixed = json.loads(json_text(fixed))
     if not store.file.is_file(): return fixed
     old = store.head()['fixed']
-    differ = [f'{k} was {old.get(k)}, now it is {v}' for k,v in fixed.items() if old.get(k) != v and (k in old or k not in LATER)]
+    hint = {'split hash':' (the groups and parts of the images: see --group-pattern)', 'split_seed':' (see --split-seed)', 'size':' (see --size)'}
+    differ = [f'{k} was {old.get(k)}, now it is {v}{hint.get(k, "")}' for k,v in fixed.items() if old.get(k) != v and (k in old or k not in LATER)]
     if differ: raise DataError(f'{store.folder} was made with another configuration ({"; ".join(differ)}): choose another output folder, or the old configuration.')
     return fixed
 
@@ -423,7 +424,7 @@ class Job:
     def fixed(self) -> dict: # what must not change within one store
         budget = {k:v for k,v in asdict(self.budget).items() if k not in ('seeds', 'rounds')}
         split,table = self.data.table.split.value_counts(),self.data.table[['file', 'group', 'split']].astype(str).to_csv(index=False)
-        return dict(scale=self.scale, size=self.size, **{'data hash':self.data.hash, 'split hash':hashlib.sha256(table.encode()).hexdigest()}, **{f'{k} images':int(split[k]) for k in ('train', 'valid', 'test')}, channels=self.data.channels, **budget,
+        return dict(scale=self.scale, size=self.size, **{'data hash':self.data.hash, 'split hash':hashlib.sha256(table.encode()).hexdigest()[:16]}, **{f'{k} images':int(split[k]) for k in ('train', 'valid', 'test')}, channels=self.data.channels, **budget,
                     precision=self.precision, device=self.device.type, srdiag=version('srdiag'))
 
     def about(self) -> dict: # for the reader
@@ -496,7 +497,9 @@ def _save_panel(job, network, path):
     lr,_ = job.pairs['test'][job.panel]
     save_png(to_uint8(network(lr[None].to(job.device).contiguous(memory_format=torch.channels_last))[0].float().clamp(0, 1).cpu()), path)
 
-def _save_truth(job, folder): # what the panel images are to be compared with
+def _save_truth(job, store): # what the panel images are to be compared with: the image that the store's first runs have drawn
+    folder,names,chosen = store.folder/'panel',job.pairs['test'].names,store.head()['about']['panel']
+    if chosen in names: job.panel = names.index(chosen)
     folder.mkdir(exist_ok=True)
     for name,x in zip(('lr', 'hr'), job.pairs['test'][job.panel]):
         with replacing(folder/f'{name}.png') as temporary: save_png(to_uint8(x), temporary)
@@ -870,7 +873,7 @@ def benchmark_sr(
     _say(f'{len(entries)} entries, {budget}, {job.precision} on {device}; test: {_amount(about, "test", about["grouped"])}. {about["convention"]}.')
     if not about['grouped']: _say(f'Note: {UNKNOWN}. Name groups with --group-pattern.')
     if about['groups']['test'] < 2: _say('Note: the test images are of one group, so there will be no intervals over groups.')
-    _save_truth(job, store.folder/'panel')
+    _save_truth(job, store)
     done = run_all(job, store, entries, only, only_seed)
     _say(f'{done} runs done now, the others were complete.')
     if only is None and only_seed is None: ensure_speed(store, job, store.entries())

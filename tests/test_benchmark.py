@@ -139,6 +139,22 @@ def test_panel_is_the_image_with_the_median_bicubic_psnr(finished):
     assert store.head()['about']['panel'] == scores.file.iloc[(len(scores)-1)//2]
 
 
+def test_panel_of_the_first_runs_is_kept(slides, tmp_path, unmeasured, monkeypatch):
+    real,one = benchmark.score_images,replace(BUDGET, seeds=1)
+    monkeypatch.setattr(benchmark, 'score_images', lambda *a: real(*a).assign(psnr=lambda d: np.arange(len(d))[::-1] + 30.)) # another order, another median
+    run(slides, tmp_path/'bench', TINY[:1], one)
+    first = (tmp_path/'bench'/'panel'/'hr.png').read_bytes()
+    monkeypatch.setattr(benchmark, 'score_images', real)
+    from srdiag.commands import read_sr_folder
+    job = benchmark.Job(read_sr_folder(slides, 2, 16, CPU), 2, one)
+    assert job.about()['panel'] != Store(tmp_path/'bench').head()['about']['panel'], 'the test shows nothing'
+    run(slides, tmp_path/'bench', TINY[:2], one)
+    from srdiag.data.images import read_image
+    assert (tmp_path/'bench'/'panel'/'hr.png').read_bytes() == first
+    panel,truth = (read_image(p).float() for p in (Store(tmp_path/'bench').path(TINY[1], 0)/'panel.png', tmp_path/'bench'/'panel'/'hr.png'))
+    assert (panel-truth).abs().mean() < 20, 'the panel shows another image'
+
+
 def test_same_patches_for_networks_of_any_size(slides, monkeypatch):
     seen = {}
     def train(network, train, valid, recipe, epochs, steps, patch, seed, **_):
