@@ -1,4 +1,4 @@
-"""Measure what the fast paths give on this machine: `python tools/measure_speed.py results/speed [--rounds N] [--large PX]`.
+"""Measure what the fast paths give on this machine: `python tools/measure_speed.py results/speed [--rounds N] [--large PX] [--parts NAMES]`.
 
 Ratios are of one run, with all candidates timed in turns. Writes inference.csv, training.csv, tiling.csv and run.json; nothing else should run meanwhile."""
 import argparse
@@ -8,6 +8,7 @@ import platform
 import time
 import types
 from copy import deepcopy
+from multiprocessing import get_context
 from pathlib import Path
 
 import pandas as pd
@@ -105,15 +106,17 @@ if __name__ == '__main__':
     parser.add_argument('out', type=Path)
     parser.add_argument('--rounds', type=int, default=20)
     parser.add_argument('--large', type=int, default=4096, help='side of the image that is tiled; 0: leave it out')
+    parser.add_argument('--parts', help='inference,training,tiling; default: all')
     a = parser.parse_args()
     a.out.mkdir(parents=True, exist_ok=True)
     name = torch.cuda.get_device_name() if DEVICE == 'cuda' else torch.cpu.get_capabilities().get('cpu_name') or platform.processor()
     run = dict(command=f'python tools/measure_speed.py {a.out} --rounds {a.rounds} --large {a.large}', date=time.strftime('%Y-%m-%d %H:%M'), device=DEVICE,
                machine=f'{platform.system()} {platform.machine()}, {os.cpu_count()} cores, {name}', native_precision=best_precision(DEVICE), threads=torch.get_num_threads(),
                large_pages=os.environ.get('THP_MEM_ALLOC_ENABLE', '0'), torch=torch.__version__, python=platform.python_version())
-    (a.out/'run.json').write_text(json.dumps(run, indent=2) + '\n')
+    if not a.parts: (a.out/'run.json').write_text(json.dumps(run, indent=2) + '\n')
     parts = dict(inference=lambda: inference(a.rounds), training=lambda: training(max(5, a.rounds//2)))
-    if a.large: parts['tiling'] = lambda: tiling(a.large)
+    if a.large: parts['tiling'] = lambda: get_context('spawn').Pool(1).apply(tiling, (a.large,)) # memory in a fresh process
+    if a.parts: parts = {k:f for k,f in parts.items() if k in a.parts.split(',')}
     for part,f in parts.items():
         frame = f()
         frame.round(3).to_csv(a.out/f'{part}.csv', index=False)
