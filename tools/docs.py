@@ -86,7 +86,7 @@ def relink(
     def moved(m):
         inside = posixpath.normpath(posixpath.join('nbs', here, m[1]))
         if inside.startswith('nbs/'): return m[0]
-        to = f'{inside}/index.md' if re.fullmatch(r'results/[^/]+', inside) else inside
+        to = f'{inside}/index.md' if re.fullmatch(r'results/[^.]+', inside) else inside
         return f']({posixpath.relpath(to, here or ".")})'
     return outside_code(lambda t: re.sub(r'\]\((\.\./[^)\s]*)\)', moved, t), text)
 
@@ -208,9 +208,12 @@ def results_page(
     folder:Path, # results/name
     names:Names, # to link
 ) -> str: # markdown
-    "README and tables of one folder of results"
+    "README and tables of one folder of results; folders in it that have a README are pages below it"
     readme = folder/'README.md'
-    parts = [names.link(readme.read_text(encoding='utf-8').strip()) if readme.is_file() else f'# {folder.name}']
+    text = names.link(readme.read_text(encoding='utf-8').strip()) if readme.is_file() else f'# {folder.name}'
+    parts = [re.sub(r'/README\.md\)', '/index.md)', text)]
+    below = sorted(p.parent.name for p in folder.glob('*/README.md'))
+    if below: parts.append(toctree([f'{name}/index' for name in below]))
     for path in sorted(folder.glob('*.csv')): parts.append(f'## {path.name}\n\nThe file: [{path.name}]({path.name})\n\n{csv_table(path)}')
     return '\n\n'.join(parts) + '\n'
 
@@ -246,9 +249,9 @@ def write_pages(
     write('reference/index.md', reference_index(modules, leads))
     for module,symbols in modules.items():
         write(f'reference/{module}.md', module_page(module, symbols, leads[page_of(module)], headings_of(books[page_of(module)]), names))
-    for name in results:
-        shutil.copytree(root/'results'/name, src/'results'/name, ignore=shutil.ignore_patterns('README.md'))
-        write(f'results/{name}/index.md', results_page(root/'results'/name, names))
+    for name in results: shutil.copytree(root/'results'/name, src/'results'/name, ignore=shutil.ignore_patterns('README.md'))
+    for folder in [root/'results'/name for name in results] + [p.parent for p in (root/'results').glob('*/**/README.md') if p.parent.parent != root/'results']:
+        write(f'{folder.relative_to(root).as_posix()}/index.md', results_page(folder, names))
     for path in sorted((root/'docs').rglob('*.md')): write(path.relative_to(root/'docs'), names.link(path.read_text(encoding='utf-8')))
     shutil.copytree(root/'nbs'/'images', src/'images')
     shutil.copy(root/'CITATION.cff', src)
