@@ -23,7 +23,8 @@ import docs
 import reference
 
 MODULES = {p.relative_to(ROOT/'nbs').with_suffix('').as_posix().replace('/', '.'): p for p in sorted((ROOT/'nbs').rglob('*.ipynb'))
-           if '.ipynb_checkpoints' not in p.parts and p.name != 'index.ipynb'}
+           if '.ipynb_checkpoints' not in p.parts and p.name != 'index.ipynb' and not p.is_relative_to(ROOT/'nbs'/'solutions')}
+SOLUTIONS = [p.relative_to(ROOT/'nbs').with_suffix('').as_posix() for p in sorted((ROOT/'nbs'/'solutions').rglob('*.ipynb')) if '.ipynb_checkpoints' not in p.parts]
 
 
 def source_of(module): return (ROOT/'srdiag'/f'{module.replace(".", "/")}.py').read_text(encoding='utf-8')
@@ -143,6 +144,21 @@ def test_the_course_has_each_notebook_once():
     assert docs.course_of(index, pages) == {'data': ['data/a.ipynb', 'data/b.ipynb'], 'use': ['x.ipynb', 'y.ipynb', 'z.ipynb']}
 
 
+def test_solutions_stand_last_and_apart():
+    index = '## The course\n\n| part | notebooks |\n|---|---|\n| data | [a](data/a.ipynb) |\n| use | [x](x.ipynb) |\n'
+    pages = ['index.ipynb', 'data/a.ipynb', 'x.ipynb', 'solutions/x.ipynb']
+    course = docs.course_of(index, pages)
+    assert course == {'data': ['data/a.ipynb'], 'use': ['x.ipynb']}
+    page = docs.solutions_page(course, {p: (p.upper(), '') for p in pages})
+    assert '**Use:** [X.IPYNB](../solutions/x.ipynb)' in page and 'Data' not in page and '\nX.IPYNB <../solutions/x>\n' in page
+
+
+def test_solutions_know_the_names_of_their_notebook():
+    names = docs.Names({'fit': reference.read_cell('def fit(a): pass')})
+    nb = new_notebook(cells=[new_markdown_cell('# Solutions: Fit\n\n> All.'), new_markdown_cell('`fit`')])
+    assert docs.convert(nb, 'solutions/fit.ipynb', names).cells[1].source == '{py:obj}`fit <srdiag.fit.fit>`'
+
+
 def test_tables_of_results(tmp_path):
     (tmp_path/'long.csv').write_text('a,b\n' + '1.23456789,x|y\n'*3, encoding='utf-8')
     assert docs.csv_table(tmp_path/'long.csv').splitlines()[3] == r'| 1.235 | x\|y |'
@@ -212,6 +228,7 @@ def test_every_notebook_and_module_has_a_page(site):
     pages = set(pages_of(site))
     assert {f'{m.replace(".", "/")}.html' for m in MODULES} <= pages
     assert {f'reference/{m}.html' for m in MODULES} <= pages
+    assert {f'{name}.html' for name in (*SOLUTIONS, 'course/solutions')} <= pages
     assert {f'howto/{page}.html' for page in docs.HOWTO} <= pages
     assert {f'results/{p.parent.name}/index.html' for p in (ROOT/'results').glob('*/README.md')} <= pages
 

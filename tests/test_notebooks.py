@@ -13,6 +13,11 @@ MAX_BYTES,MAX_LINES = 500_000,40
 NO_EXERCISES = {'index.ipynb': 'the way in: it sends the reader on'}
 NO_MODULE = {'index.ipynb': 'becomes the README, exports nothing'}
 MAY_SHOW_PATHS = {}
+WITHOUT_SOLUTIONS_YET = {'.', 'data', 'diagnosis', 'evaluation', 'sr', 'training'} # folders of nbs/ where an exercise may still lack its solution
+
+COURSE = [name for name in FILES if not name.startswith('solutions/')]
+SOLUTIONS = [name for name in FILES if name.startswith('solutions/')]
+MAX_BYTES_OF_SOLUTIONS = 300_000
 
 ABSOLUTE_PATH = re.compile(r'(?<![\w.~*}])(/home/|/root/|/tmp/|/work/|/Users/)|\b[CD]:\\(?=[A-Z])')
 
@@ -33,6 +38,9 @@ def prose(nb): # without what stands between code fences
 
 
 def directives(cell): return {line[2:].split()[0].rstrip(':') for line in cell.source.splitlines() if re.match(r'#\|\s*\S', line)}
+
+
+def is_solution(name): return name in SOLUTIONS
 
 
 def exported(cell): return cell.cell_type == 'code' and bool(directives(cell) & {'export', 'exports', 'exporti'})
@@ -61,7 +69,7 @@ def test_starts_with_title_and_summary_line(name, nb):
 
 
 def test_names_its_module(name, nb):
-    if name in NO_MODULE: return
+    if name in NO_MODULE or is_solution(name): return
     module = name.removesuffix('.ipynb').replace('/', '.')
     assert nb.cells[0].source.split('\n')[0] == f'#| default_exp {module}', f'{name}: the first cell is not `#| default_exp {module}`.'
 
@@ -79,7 +87,7 @@ def test_exported_cells_are_short(name, nb):
 
 
 def test_ends_with_summary_and_exercises(name, nb):
-    if name in NO_EXERCISES: return
+    if name in NO_EXERCISES or is_solution(name): return
     headings = re.findall(r'^## +(.+?)\s*$', prose(nb), flags=re.M)
     assert headings[-2:] == ['Summary', 'Exercises'], f'{name}: ends with {headings[-2:]}, not with Summary and Exercises.'
     items = re.findall(r'^\d+\. +\S', re.split(r'^## +Exercises\s*$', prose(nb), flags=re.M)[-1], flags=re.M)
@@ -87,8 +95,8 @@ def test_ends_with_summary_and_exercises(name, nb):
 
 
 def test_is_small(name):
-    size = FILES[name].stat().st_size
-    assert size < MAX_BYTES, f'{name} has {size/1000:.0f} KB: use smaller figures or fewer.'
+    size,most = FILES[name].stat().st_size,MAX_BYTES_OF_SOLUTIONS if is_solution(name) else MAX_BYTES
+    assert size < most, f'{name} has {size/1000:.0f} KB: use smaller figures or fewer.'
 
 
 def test_was_run_from_top_to_bottom(name, nb):
@@ -112,3 +120,62 @@ def test_no_absolute_paths(name, nb):
         for text in (cell.source, *texts(cell)):
             found = ABSOLUTE_PATH.search(text)
             assert not found, f'{name}: absolute path near {text[max(0, found.start()-30):found.end()+30]!r}.'
+
+
+# --- solutions --------------------------------------------------------------------------------------------------
+#
+# The solutions to nbs/sr/rcf.ipynb are in nbs/solutions/sr/rcf.ipynb. Each exercise has its heading, its text as a quotation, and after it code that was run:
+#
+#     ## Exercise 1
+#
+#     > The text of the exercise, word for word.
+
+def exercises_of(nb): # number → text in one line
+    text = re.split(r'^## +Exercises\s*$', prose(nb), flags=re.M)
+    items = re.findall(r'^(\d+)\. +(.+(?:\n(?!\d+\. |\n).*)*)', text[-1] if len(text) > 1 else '', flags=re.M)
+    return {int(number): ' '.join(item.split()) for number,item in items}
+
+
+def solved_in(nb): # number → quoted text in one line, and how many cells of code follow before the next exercise
+    solved,number = {},None
+    for cell in nb.cells:
+        if cell.cell_type == 'code':
+            if number is not None: solved[number][1] += bool(cell.source.strip())
+            continue
+        for found in re.finditer(r'^## +(.+?)[ \t]*$(?:\n*((?:\n>.*)+))?', cell.source, flags=re.M):
+            named = re.fullmatch(r'Exercise (\d+)', found[1])
+            number = int(named[1]) if named else None
+            if named: solved[number] = [' '.join(re.sub(r'^> ?', '', found[2] or '', flags=re.M).split()), 0]
+    return solved
+
+
+def test_each_exercise_has_its_solution(name, nb):
+    if is_solution(name) or not (asked := exercises_of(nb)): return
+    solution,folder = f'solutions/{name}',Path(name).parent.as_posix()
+    if solution not in FILES:
+        assert folder in WITHOUT_SOLUTIONS_YET, f'{name} has exercises, but there is no nbs/{solution}.'
+        return
+    solved = solved_in(nbformat.read(FILES[solution], as_version=4))
+    assert list(solved) == list(asked), f'{name} has the exercises {list(asked)}; {solution} has headings (## Exercise 1) for {list(solved)}.'
+    for number,text in asked.items():
+        quoted,cells = solved[number]
+        assert quoted == text, f'{solution}: exercise {number} is quoted as {quoted!r}; {name} has {text!r}.'
+        assert cells, f'{solution}: exercise {number} has no cell of code.'
+    link = f"({'../'*name.count('/')}{solution})"
+    assert link in re.split(r'^## +Exercises\s*$', prose(nb), flags=re.M)[-1], f'{name}: no link to its solutions, {link}, under Exercises.'
+
+
+@pytest.mark.parametrize('name', SOLUTIONS)
+def test_solutions_belong_to_a_notebook_and_export_nothing(name, nb):
+    of = name.removeprefix('solutions/')
+    assert of in COURSE, f'There is no nbs/{of} that {name} could be the solutions of.'
+    title = lambda nb: re.search(r'^# +(.+?)\s*$', prose(nb), flags=re.M)[1]
+    assert title(nb) == f'Solutions: {title(nbformat.read(FILES[of], as_version=4))}', f'{name}: the title is not "Solutions: " and the title of {of}.'
+    told = {directive for cell in code(nb) for directive in directives(cell)}
+    assert not told & {'default_exp', 'export', 'exports', 'exporti'}, f'{name}: solutions export nothing.'
+
+
+def test_solutions_are_still_missing_where_it_is_said():
+    for folder in WITHOUT_SOLUTIONS_YET:
+        missing = [n for n in COURSE if Path(n).parent.as_posix() == folder and n not in NO_EXERCISES and f'solutions/{n}' not in FILES]
+        assert missing, f'Every notebook of nbs/{folder} has its solutions: take {folder!r} out of WITHOUT_SOLUTIONS_YET in tests/test_notebooks.py.'

@@ -17,6 +17,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 from reference import as_myst, read_cell
 
 ROOT = Path(__file__).resolve().parents[1]
+SOLUTIONS = 'solutions/' # the folder of nbs/ with the solutions to the exercises, named as their notebooks
 HOWTO = 'own-images', 'read-results', 'deploy', 'new-network' # in this order
 DIRECTIVES = {'default_exp', 'export', 'exporti', 'exports', 'hide', 'echo', 'eval', 'slow', 'cuda'}
 
@@ -97,7 +98,7 @@ def convert(
     names:Names, # to link
 ) -> nbformat.NotebookNode: # for myst-nb
     "A notebook of nbdev as a page: no directives, no hidden cells, the summary as lead, names as links, a label before each exported cell"
-    module,cells = module_of(page),[]
+    module,cells = module_of(page.removeprefix(SOLUTIONS)),[]
     for i,cell in enumerate(nb.cells):
         if cell.cell_type == 'markdown':
             text = re.sub(r'^> (.*)$', r'{.lead}\n\1', cell.source, flags=re.M) if cell.source.startswith('# ') else cell.source
@@ -144,7 +145,7 @@ def course_of(
     rows = re.findall(r'^\| ([^|\n]+) \|(.*\.ipynb.*)\|$', index.partition('## The course')[2], flags=re.M)
     course = {part.strip(): re.findall(r'\]\(([^)]+\.ipynb)\)', links) for part,links in rows}
     folder = posixpath.dirname
-    for page in sorted(set(pages) - {'index.ipynb'} - {p for part in course.values() for p in part}):
+    for page in sorted({p for p in pages if not p.startswith(SOLUTIONS)} - {'index.ipynb'} - {p for part in course.values() for p in part}):
         home = max(course, key=lambda part: (sum(folder(p) == folder(page) for p in course[part]), part == 'use'))
         course[home].append(page)
     return course
@@ -158,6 +159,16 @@ def part_page(part, pages, leads):
     "A part of the course: its notebooks with their summaries"
     rows = [f'[{leads[p][0]}](../{p})\n: {leads[p][1]}' for p in pages]
     return '\n\n'.join([f'# {part[0].upper()}{part[1:]}', *rows, toctree([f'../{p.removesuffix(".ipynb")}' for p in pages])]) + '\n'
+
+
+def solutions_page(course, leads):
+    "All solutions, in the order of the course"
+    parts,pages = ['# Solutions', '{.lead}\nWorked and executed answers to the exercises. Try them first: most take a quarter of an hour.'],[]
+    for part,books in course.items():
+        solved = [p for p in books if f'{SOLUTIONS}{p}' in leads]
+        if solved: parts.append(f'**{part[0].upper()}{part[1:]}:** ' + ', '.join(f'[{leads[p][0]}](../{SOLUTIONS}{p})' for p in solved))
+        pages += solved
+    return '\n\n'.join([*parts, toctree([f'{leads[p][0]} <../{SOLUTIONS}{p.removesuffix(".ipynb")}>' for p in pages])]) + '\n'
 
 
 def module_page(module, symbols, lead, headings, names):
@@ -239,13 +250,14 @@ def write_pages(
     for page,nb in books.items():
         page_nb = convert(nb, page, names)
         if page == 'index.ipynb':
-            trees = [toctree(['Getting started <self>']), toctree([f'course/{part_file(part)}' for part in course], 'Course'),
+            trees = [toctree(['Getting started <self>']), toctree([f'course/{part_file(part)}' for part in course] + ['course/solutions'], 'Course'),
                      toctree([f'howto/{page}' for page in HOWTO], 'How-to'),
                      toctree(['reference/index'], 'Reference'), toctree([f'results/{name}/index' for name in results], 'Results')]
             page_nb.cells.append(nbformat.v4.new_markdown_cell('\n\n'.join(trees), id='toc'))
         (src/page).parent.mkdir(parents=True, exist_ok=True)
         nbformat.write(page_nb, src/page)
     for part,pages in course.items(): write(f'course/{part_file(part)}.md', part_page(part, pages, leads))
+    write('course/solutions.md', solutions_page(course, leads))
     write('reference/index.md', reference_index(modules, leads))
     for module,symbols in modules.items():
         write(f'reference/{module}.md', module_page(module, symbols, leads[page_of(module)], headings_of(books[page_of(module)]), names))
