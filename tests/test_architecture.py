@@ -18,7 +18,7 @@ FLOORS = [
     'errors files precision',
     'weights',
     'data.degradation evaluation.image_quality evaluation.diagnostic evaluation.cost evaluation.speed',
-    'data.images data.splits',
+    'data.images data.splits data.folders',
     'data.labelled data.pairs data.samples data.slides data.builders data.datasets',
     'sr.layers sr.convlstm sr.rcf sr.mrc sr.mrcnet sr.zoo diagnosis.branches diagnosis.sai diagnosis.gate diagnosis.network diagnosis.losses',
     'models catalogue sr.inference diagnosis.inference figures report',
@@ -28,6 +28,7 @@ FLOORS = [
     'demo',
     'cli',
 ]
+PRIVATE_IMPORTS = {('benchmark', 'commands._check_patch_side')} # exceptions to the rule that a private name stays in its module
 MAY_IMPORT_FASTAI = {'training.loop', 'training.recipes', 'sr.training', 'sr.distillation', 'diagnosis.training'}
 
 
@@ -134,6 +135,23 @@ def test_no_import_cycle():
         state[module] = 'done'
 
     for module in FILES: visit(module, [])
+
+
+def private_imports(module):
+    "The names with a leading underscore that the module imports from other modules of srdiag"
+    names = [name.removeprefix('srdiag.') for name in imports_of(FILES[module]) if name.startswith('srdiag.')]
+    return {(module, name) for name in names if re.match('_(?!_)', name.rpartition('.')[2])}
+
+
+@modules
+def test_private_names_stay_in_their_module(module):
+    for _,name in sorted(private_imports(module) - PRIVATE_IMPORTS):
+        pytest.fail(f'srdiag.{module} imports {name}, which is private: make it public there, or give what both need a module of its own.')
+
+
+def test_exceptions_for_private_names_are_still_needed():
+    gone = {pair for pair in PRIVATE_IMPORTS if pair not in private_imports(pair[0])}
+    assert not gone, f'PRIVATE_IMPORTS makes exceptions for {gone}, which are not imported any more.'
 
 
 # --- heavy libraries -----------------------------------------------------------------------------------------------

@@ -9,7 +9,6 @@ __all__ = ['HDF5', 'GZIP', 'PCAM_MD5', 'PCAM_PATCHES', 'CADCAP', 'part_counts', 
 # %% ../../nbs/data/datasets.ipynb #c003
 import gzip
 import hashlib
-import os
 import re
 import shutil
 import tempfile
@@ -24,13 +23,14 @@ import numpy as np
 import pandas as pd
 import torch
 
-from .builders import MANIFEST, _check_place, _clean, _leftovers, _new_folder, _sha256, circle_mask, square_frame
-from .images import EXTENSIONS, find_images, read_image, save_png
+from .builders import circle_mask, square_frame
+from .folders import MANIFEST, check_place, clean_name, leftovers, new_folder, not_listed
+from .images import EXTENSIONS, file_hash, find_images, read_image, save_png
 from .labelled import LabelledTable, groups_from_names, load_table
 from .splits import grouped_folds
 from ..errors import DataError, ImageError
 
-# %% ../../nbs/data/datasets.ipynb #c011
+# %% ../../nbs/data/datasets.ipynb #c012
 HDF5, GZIP = b'\x89HDF\r\n\x1a\n', b'\x1f\x8b'
 
 def _check_start(
@@ -47,7 +47,7 @@ def _check_start(
         raise DataError(f'{path} is a web page, not {kind}: the server answered with a page, often about a download quota. Read it in a browser, and download the file again.')
     if not head.startswith(magic): raise DataError(f'{path} is not {kind}, though its name says so: download it again.')
 
-# %% ../../nbs/data/datasets.ipynb #c014
+# %% ../../nbs/data/datasets.ipynb #c015
 def _some(
     names, # any number of names
     n:int=3, # how many to say
@@ -81,7 +81,7 @@ def _read_rows(
     if not len(df): raise DataError(f'{path} has no rows: download it again.')
     return df
 
-# %% ../../nbs/data/datasets.ipynb #c016
+# %% ../../nbs/data/datasets.ipynb #c017
 def _check_parts(
     rows:pd.DataFrame, # one per image: label and, where known, group and split
     where:str|Path, # for the message
@@ -98,7 +98,7 @@ def _check_parts(
     for part,label in zip(*np.nonzero(have.to_numpy() == 0)):
         raise DataError(f'{where}: the {have.index[part]} part has no image of the class {have.columns[label]}: use all files of the data set.{advice}')
 
-# %% ../../nbs/data/datasets.ipynb #c019
+# %% ../../nbs/data/datasets.ipynb #c020
 def _few(
     rows:pd.DataFrame, # one per image: label and, where known, split
     per_class:int|None, # images of each class in each part; None: all
@@ -112,7 +112,7 @@ def _few(
     chosen = [rng.permutation(part.index.to_numpy())[:per_class] for _,part in rows.groupby(keys)]
     return rows.loc[np.sort(np.concatenate(chosen))]
 
-# %% ../../nbs/data/datasets.ipynb #c022
+# %% ../../nbs/data/datasets.ipynb #c023
 def part_counts(
     table:LabelledTable, # from `load_table`, or an imported set
 ) -> pd.DataFrame: # a row per part ('all' if there is no split), a column per class, then groups (-1: unknown)
@@ -139,7 +139,7 @@ class ImportedSet:
         if self.skipped: text.append(f'{_count(len(self.skipped), "image")} could not be read: {_some(f"{p} {why}" for p,why in self.skipped)}.')
         return '\n'.join(text + [f'Warning: {w}' for w in self.warnings])
 
-# %% ../../nbs/data/datasets.ipynb #c024
+# %% ../../nbs/data/datasets.ipynb #c025
 def _read_hashes(
     folder:Path, # an imported data set
 ) -> pd.DataFrame: # file, source, sha256
@@ -153,10 +153,9 @@ def _strangers(
     folder:Path, # an imported data set
 ) -> list[str]: # relative names
     "Files that are not in the manifest"
-    have = {p.relative_to(folder).as_posix() for p in folder.rglob('*') if not p.is_dir()}
-    return sorted(have - set(_read_hashes(folder).file) - {MANIFEST, 'README.md', '.srdiag'})
+    return not_listed(folder, set(_read_hashes(folder).file))
 
-# %% ../../nbs/data/datasets.ipynb #c026
+# %% ../../nbs/data/datasets.ipynb #c027
 def verify_set(
     folder:str|Path, # an imported data set
 ) -> LabelledTable: # its images, labels, groups and split
@@ -165,14 +164,14 @@ def verify_set(
     rows = _read_hashes(folder)
     for name,digest in zip(rows.file, rows.sha256):
         if not (folder/name).is_file(): problems.append(f'{name} is missing')
-        elif _sha256(folder/name) != digest: problems.append(f'{name} has changed')
+        elif file_hash(folder/name) != digest: problems.append(f'{name} has changed')
     problems += [f'{name} is not in the manifest' for name in _strangers(folder)]
     if problems: raise DataError(f'{folder} is not as it was imported: {_some(problems, 5)}. Import it again.')
     table = load_table(folder/'labels.csv')
     _check_parts(table.to_frame(), folder)
     return table
 
-# %% ../../nbs/data/datasets.ipynb #c028
+# %% ../../nbs/data/datasets.ipynb #c029
 def _write_images(
     folder:Path, # the new data set
     rows:pd.DataFrame, # one per image
@@ -188,19 +187,19 @@ def _write_images(
             skipped.append((x.path, x.why))
             continue
         row = rows.loc[k]
-        stem = _clean(row['name']) if 'group' not in rows else f'{_clean(row["group"])}__{_clean(row["name"])}'
+        stem = clean_name(row['name']) if 'group' not in rows else f'{clean_name(row["group"])}__{clean_name(row["name"])}'
         name, again = stem, 1
         while name.lower() in taken: name, again = f'{stem}-{again + 1}', again + 1
         taken.add(name.lower())
-        file = f'images/{re.sub("-+", "-", _clean(row["label"]))}/{name}.png'
+        file = f'images/{re.sub("-+", "-", clean_name(row["label"]))}/{name}.png'
         (folder/file).parent.mkdir(parents=True, exist_ok=True)
-        found[k] = file, _sha256(save_png(x, folder/file))
+        found[k] = file, file_hash(save_png(x, folder/file))
         if report: report(done, len(rows))
     rows = rows.loc[sorted(found)].copy()
     rows['file'], rows['sha256'] = [found[k][0] for k in rows.index], [found[k][1] for k in rows.index]
     return rows, skipped
 
-# %% ../../nbs/data/datasets.ipynb #c030
+# %% ../../nbs/data/datasets.ipynb #c031
 def _write_tables(
     folder:Path, # the new data set, images written
     rows:pd.DataFrame, # file, label, source, sha256 and, where known, group and split
@@ -217,10 +216,10 @@ def _write_tables(
             split[test] = 'test'
             tables[f'fold{k}.csv'] = rows[[c for c in columns if c != 'split']].assign(split=split)
     for name,table in tables.items(): table.to_csv(folder/name, index=False, lineterminator='\n', encoding='utf-8')
-    listed = pd.concat([rows[['file', 'source', 'sha256']], pd.DataFrame([dict(file=name, source='', sha256=_sha256(folder/name)) for name in tables])])
+    listed = pd.concat([rows[['file', 'source', 'sha256']], pd.DataFrame([dict(file=name, source='', sha256=file_hash(folder/name)) for name in tables])])
     listed.to_csv(folder/MANIFEST, index=False, lineterminator='\n', encoding='utf-8')
 
-# %% ../../nbs/data/datasets.ipynb #c032
+# %% ../../nbs/data/datasets.ipynb #c033
 def _write_card(
     folder:Path, # the new data set
     title:str, # e.g. 'PCam'
@@ -242,7 +241,7 @@ def _write_card(
     (folder/'README.md').write_text('\n'.join(lines) + '\n', encoding='utf-8')
     (folder/'.srdiag').touch()
 
-# %% ../../nbs/data/datasets.ipynb #c034
+# %% ../../nbs/data/datasets.ipynb #c035
 def _save_set(
     title:str, # of the card
     about:str, # a sentence for the card
@@ -259,7 +258,7 @@ def _save_set(
     "Write a data set, whole or not at all; DataError if nothing can be used"
     rows = rows.reset_index(drop=True)
     if folds == 1 or folds < 0: raise DataError(f'There must be 2 folds or more, or 0 for none, not {folds}.')
-    with _new_folder(out, overwrite, _strangers) as new:
+    with new_folder(out, overwrite, _strangers) as new:
         written, skipped = _write_images(new, rows, pixels(rows), strict, report)
         if not len(written): raise DataError(f'None of the {len(rows)} images can be used: {_some(f"{p} {why}" for p,why in skipped)}.')
         _check_parts(written, out)
@@ -275,10 +274,10 @@ def _name_leftovers(
     made:ImportedSet, # just written
 ) -> ImportedSet: # the same; its card stays without them
     "Add a warning for each folder that a killed run has left beside the data set"
-    made.warnings += _leftovers(made.folder)
+    made.warnings += leftovers(made.folder)
     return made
 
-# %% ../../nbs/data/datasets.ipynb #c036
+# %% ../../nbs/data/datasets.ipynb #c037
 PCAM_MD5 = {'train_x': '1571f514728f59376b705fc836ff4b63', 'train_y': '35c2d7259d906cfc8143347bb8e05be7', 'train_meta': '5a3dd671e465cfd74b5b822125e65b0a',
             'valid_x': 'd5b63470df7cfa627aeec8b9dc0c066e', 'valid_y': '2b85f58b927af9964a4c15b8f7e8f179', 'valid_meta': '67589e00a4a37ec317f2d1932c7502ca',
             'test_x': 'd8c2d60d490dbd479f8199bdfa0cf6ec', 'test_y': '60a7035772fbdb7f34eb86d4420cf66a', 'test_meta': '3455fd69135b66734e1008f3af684566'}
@@ -296,7 +295,7 @@ def _check_md5(
     if other: raise DataError(f'{path} has the checksum of {other}, not of {key}: the files were exchanged; give each its own name back.')
     if exact: raise DataError(f'{path} has the MD5 {digest}, but PCam has {PCAM_MD5[key]}: the download is damaged or not the official file. Download it again, or allow other files with --no-check.')
 
-# %% ../../nbs/data/datasets.ipynb #c038
+# %% ../../nbs/data/datasets.ipynb #c039
 def _unpack(
     path:Path, # .h5.gz
     folder:Path, # where the .h5 goes
@@ -326,7 +325,7 @@ def _array(
         if a.dtype != np.uint8 or a.shape[1:] != shape: raise DataError(f'{path} holds {a.dtype} of shape {"×".join(map(str, a.shape))}, but PCam has uint8 of shape N×{"×".join(map(str, shape))}: download it again.')
         yield a
 
-# %% ../../nbs/data/datasets.ipynb #c040
+# %% ../../nbs/data/datasets.ipynb #c041
 def _find_pcam(
     source:Path, # folder with the downloads
     meta:bool, # the tables of slides are wanted
@@ -344,7 +343,7 @@ def _find_pcam(
             found[f'{part}_{kind}'] = path
     return found
 
-# %% ../../nbs/data/datasets.ipynb #c042
+# %% ../../nbs/data/datasets.ipynb #c043
 def _pcam_rows(
     files:dict, # 'train_x' → .h5 or .csv
     part:str, # 'train', 'valid' or 'test'
@@ -368,7 +367,7 @@ def _pcam_rows(
         if len(wrong): raise DataError(f'{meta} and {y_path} disagree about {len(wrong)} of {n} patches, the first in row {wrong[0]}: one of them belongs to another part. Exchange them, or allow it with --no-check.')
     return rows.assign(group=table.wsi.to_numpy(str))
 
-# %% ../../nbs/data/datasets.ipynb #c044
+# %% ../../nbs/data/datasets.ipynb #c045
 def _pcam_pixels(
     files:dict, # 'train_x' → .h5
     rows:pd.DataFrame, # with split and index
@@ -382,7 +381,7 @@ def _pcam_pixels(
                 except OSError as e: raise DataError(f'{files[f"{part}_x"]} is damaged near patch {start}: download or unpack it again.') from e
                 for k,i in zip(some.index, some['index']): yield k, torch.from_numpy(data[i - start]).permute(2, 0, 1)
 
-# %% ../../nbs/data/datasets.ipynb #c046
+# %% ../../nbs/data/datasets.ipynb #c047
 def _download_pcam(
     folder:Path, # 'pcam' is made in it
     meta:bool, # the tables of slides are wanted, and must be there already
@@ -400,7 +399,7 @@ def _download_pcam(
             why = (str(e).strip() or type(e).__name__).splitlines()[0].rstrip('.')
             raise DataError(f'PCam ({split}) could not be downloaded to {folder/"pcam"} ({why}): install gdown, try again later, or get the files with a browser.') from e
 
-# %% ../../nbs/data/datasets.ipynb #c048
+# %% ../../nbs/data/datasets.ipynb #c049
 def import_pcam(
     source:str|Path, # folder with the official files, .h5 or .h5.gz, and the meta .csv
     out:str|Path, # the data set to make
@@ -415,7 +414,7 @@ def import_pcam(
     "PatchCamelyon from its HDF5 files; DataError in one sentence for each of the known troubles"
     source, out = Path(source), Path(out)
     if download: _download_pcam(source, meta)
-    _check_place(out, source, overwrite, _strangers)
+    check_place(out, source, overwrite, _strangers)
     files = _find_pcam(source, meta)
     place = next(p for p in out.resolve().parents if p.is_dir())
     with tempfile.TemporaryDirectory(prefix=f'.{out.name}-{uuid.uuid4().hex[:8]}-', dir=place) as room:
@@ -432,7 +431,7 @@ def import_pcam(
                          dict(per_class=per_class or 'all', seed=seed, meta=meta, check=check), warnings, overwrite=overwrite, report=report)
     return _name_leftovers(made) # after the unpacked files are gone
 
-# %% ../../nbs/data/datasets.ipynb #c057
+# %% ../../nbs/data/datasets.ipynb #c058
 def _kaggle_rows(
     source:Path, # folder with train/ and train_labels.csv
     groups:Path|None, # table of id and wsi
@@ -456,7 +455,7 @@ def _kaggle_rows(
     if lost := [i for i in table.id if i not in known]: raise DataError(f'{groups} does not know the slide of {len(lost)} of {len(table)} patches: {_some(lost)}. Add them, or leave out --groups.')
     return rows.assign(group=[known[i] for i in table.id]), warnings
 
-# %% ../../nbs/data/datasets.ipynb #c059
+# %% ../../nbs/data/datasets.ipynb #c060
 def _file_pixels(
     rows:pd.DataFrame, # with path
     side:int|None, # each image must be side×side pixels; None: any size
@@ -476,7 +475,7 @@ def _file_pixels(
         x = square_frame(x, size)[0] if size is not None else x
         yield k, x*circle_mask(size or side) if mask else x
 
-# %% ../../nbs/data/datasets.ipynb #c061
+# %% ../../nbs/data/datasets.ipynb #c062
 def import_kaggle_pcam(
     source:str|Path, # folder with train/ and train_labels.csv
     out:str|Path, # the data set to make
@@ -490,7 +489,7 @@ def import_kaggle_pcam(
 ) -> ImportedSet: # 96×96, classes normal and tumour
     "PCam from the folder of the Kaggle competition; DataError, or ImageError if `strict`"
     source, out = Path(source), Path(out)
-    _check_place(out, source, overwrite, _strangers)
+    check_place(out, source, overwrite, _strangers)
     rows, warnings = _kaggle_rows(source, None if groups is None else Path(groups))
     rows = _few(rows, per_class, seed)
     _check_parts(rows, source)
@@ -499,7 +498,7 @@ def import_kaggle_pcam(
                      lambda rows: _file_pixels(rows, 96), options, warnings, folds, strict, overwrite, report)
     return _name_leftovers(made)
 
-# %% ../../nbs/data/datasets.ipynb #c066
+# %% ../../nbs/data/datasets.ipynb #c067
 CADCAP = dict(normal='normal', inflammatory='inflam', vascular='vascul')
 
 def _cadcap_rows(
@@ -521,7 +520,7 @@ def _cadcap_rows(
     if groups is not None: return rows.assign(group=groups), []
     return rows, ['No patients are named, so groups are unknown: frames of one patient may be in training and test, as in the paper. If the file names hold them, use --group-pattern.']
 
-# %% ../../nbs/data/datasets.ipynb #c068
+# %% ../../nbs/data/datasets.ipynb #c069
 def import_cadcap(
     source:str|Path, # folders normal, inflammatory and vascular
     out:str|Path, # the data set to make
@@ -538,7 +537,7 @@ def import_cadcap(
 ) -> ImportedSet: # square, masked, with fold0.csv, fold1.csv, ...
     "CAD-CAP's capsule endoscopy as in Section IV-A; DataError, or ImageError if `strict`"
     source, out = Path(source), Path(out)
-    _check_place(out, source, overwrite, _strangers)
+    check_place(out, source, overwrite, _strangers)
     rows, warnings = _cadcap_rows(source, group_pattern)
     rows = _few(rows, per_class, seed)
     options = dict(size=size, mask=mask, side=side or 'any', group_pattern=group_pattern, per_class=per_class or 'all', folds=folds, seed=seed)
@@ -546,7 +545,7 @@ def import_cadcap(
     made = _save_set('CAD-CAP', about, out, rows, lambda rows: _file_pixels(rows, side, size, mask, 'use --any-size if that is right.'), options, warnings, folds, strict, overwrite, report)
     return _name_leftovers(made)
 
-# %% ../../nbs/data/datasets.ipynb #c074
+# %% ../../nbs/data/datasets.ipynb #c075
 def _kvasir_rows(
     source:Path, # folder with metadata.csv and labelled_images/
 ) -> tuple[pd.DataFrame,list]: # path, source, name, label, group; warnings
@@ -572,7 +571,7 @@ def _kvasir_rows(
     return pd.DataFrame(dict(path=[files[n] for n in table.filename], source=[files[n].relative_to(source).as_posix() for n in table.filename], filename=table.filename.to_numpy(),
                              name=[Path(n).stem for n in table.filename], label=table.finding_class.to_numpy(), group=table.video_id.to_numpy())), warnings
 
-# %% ../../nbs/data/datasets.ipynb #c076
+# %% ../../nbs/data/datasets.ipynb #c077
 def _kvasir_official(
     rows:pd.DataFrame, # filename, label, group
     source:Path, # folder with official_splits/
@@ -592,7 +591,7 @@ def _kvasir_official(
     if shared: warnings.append(f'The official halves share {_count(len(shared), "video")}: {", ".join(shared)}. Taken out of the training part: {_count(leave.sum(), "frame")}; the test part is complete.')
     return rows[~leave], warnings
 
-# %% ../../nbs/data/datasets.ipynb #c078
+# %% ../../nbs/data/datasets.ipynb #c079
 def _enough_videos(
     rows:pd.DataFrame, # label, group
     min_videos:int, # a class needs so many
@@ -604,7 +603,7 @@ def _enough_videos(
     named = ', '.join(f'{label} ({n})' for label,n in rare.items())
     return rows[~rows.label.isin(rare.index)], [f'Classes in fewer than {min_videos} videos were left out, because a split by video cannot hold them: {named}. Change it with --min-videos.']
 
-# %% ../../nbs/data/datasets.ipynb #c080
+# %% ../../nbs/data/datasets.ipynb #c081
 def import_kvasir_capsule(
     source:str|Path, # folder with metadata.csv, labelled_images/ and, for `official_test`, official_splits/
     out:str|Path, # the data set to make
@@ -623,7 +622,7 @@ def import_kvasir_capsule(
     "Kvasir-Capsule's labelled frames; DataError, or ImageError if `strict`"
     source, out = Path(source), Path(out)
     if folds and official_test is not None: raise DataError('The official halves and folds are two ways to split: choose one of them.')
-    _check_place(out, source, overwrite, _strangers)
+    check_place(out, source, overwrite, _strangers)
     rows, warnings = _kvasir_rows(source)
     if official_test is None: rows, more = _enough_videos(rows, min_videos)
     else: rows, more = _kvasir_official(rows, source, official_test)
@@ -634,7 +633,7 @@ def import_kvasir_capsule(
                      options, warnings + more, folds, strict, overwrite, report)
     return _name_leftovers(made)
 
-# %% ../../nbs/data/datasets.ipynb #c088
+# %% ../../nbs/data/datasets.ipynb #c089
 def check_set(
     data:str|Path, # an imported data set, a folder with class folders, or a table
     group_pattern:str='auto', # groups by file name, if it is not an imported set

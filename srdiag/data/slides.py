@@ -18,10 +18,10 @@ from skimage.color import rgb2hsv
 from skimage.filters import gaussian, threshold_otsu
 from tiffslide import TiffSlide
 
-from .images import EXTENSIONS, _quiet, find_images, read_image
+from .images import EXTENSIONS, find_images, quietly, read_image
 from ..errors import DataError, ImageError
 
-# %% ../../nbs/data/slides.ipynb #c011
+# %% ../../nbs/data/slides.ipynb #c012
 JPEG_KINDS = (6, 7, 33007, 34892) # values of the TIFF tag Compression whose decoder turns YCbCr into RGB
 COLOUR_TYPES = {0: 'grey with 0 for white', 3: 'palette', 5: 'CMYK', 6: 'YCbCr without JPEG'} # those to be met; 1 is grey, 2 is RGB
 
@@ -38,7 +38,7 @@ def _check_colours(
         raise ImageError(path, f'has the colour type {COLOUR_TYPES.get(kind, getattr(kind, "name", kind))}, which is not read in pieces: save it as RGB')
     if page.samplesperpixel > (2 if kind == 1 else 4): raise ImageError(path, f'has {page.samplesperpixel} channels: save it as RGB')
 
-# %% ../../nbs/data/slides.ipynb #c013
+# %% ../../nbs/data/slides.ipynb #c014
 def _next_page(
     tif:tifffile.TiffFile, # opened
 ) -> int: # byte at which the page after the last readable one starts; 0: there is none
@@ -62,7 +62,7 @@ def _check_whole(
         raise ImageError(path, 'is truncated: copy it again from its source')
     for level in series.levels: _check_colours(path, level.keyframe)
 
-# %% ../../nbs/data/slides.ipynb #c015
+# %% ../../nbs/data/slides.ipynb #c016
 class Slide:
     "A pyramidal TIFF or SVS file, opened; ImageError if it is missing, damaged, truncated or not a slide"
     def __init__(self,
@@ -73,7 +73,7 @@ class Slide:
         if not self.path.stat().st_size: raise ImageError(path, 'is empty (0 bytes): copy it again from its source')
         self._slide = None
         try:
-            with _quiet():
+            with quietly():
                 self._slide = TiffSlide(self.path)
                 tif, about = self._slide.ts_tifffile, self._slide.properties
                 _check_whole(self.path, tif, tif.series[about['tiffslide.series-index']])
@@ -101,7 +101,7 @@ class Slide:
         "A piece of one level; ImageError if it leaves the slide or cannot be decoded"
         return _read_piece(self._slide, self.path, (left, top), level, (width, height))
 
-# %% ../../nbs/data/slides.ipynb #c017
+# %% ../../nbs/data/slides.ipynb #c018
 def _opaque(
     a:np.ndarray, # H×W×S, uint8: the colours and perhaps one channel more
     page:tifffile.TiffPage, # what they mean
@@ -123,14 +123,14 @@ def _read_piece(
     "The pixels, opaque; ImageError if there are not so many or they cannot be decoded"
     if not 0 <= level < slide.level_count: raise ImageError(path, f'has {slide.level_count} levels, numbered from 0, and no level {level}')
     try:
-        with _quiet(): a = slide.read_region(place, level, size, as_array=True, padding=False)
+        with quietly(): a = slide.read_region(place, level, size, as_array=True, padding=False)
     except Exception as e:
         raise ImageError(path, f'is damaged near row {place[1]}, column {place[0]} ({type(e).__name__}): copy it again from its source') from e
     if min(place) < 0 or a.shape[:2] != size[::-1]: raise ImageError(path, f'ends before row {place[1]}, column {place[0]} plus {size[1]}×{size[0]} pixels of level {level}')
     a = _opaque(a, slide.ts_tifffile.series[slide.properties['tiffslide.series-index']].keyframe)
     return torch.from_numpy(np.ascontiguousarray(a.transpose(2, 0, 1)))
 
-# %% ../../nbs/data/slides.ipynb #c024
+# %% ../../nbs/data/slides.ipynb #c025
 class Picture:
     "An ordinary image with the manners of a `Slide`; ImageError as `read_image`"
     def __init__(self,
@@ -152,7 +152,7 @@ class Picture:
         if piece.shape[1:] != (height, width): raise ImageError(self.path, f'ends before row {top}, column {left} plus {height}×{width} pixels')
         return piece.clone()
 
-# %% ../../nbs/data/slides.ipynb #c026
+# %% ../../nbs/data/slides.ipynb #c027
 SLIDE_EXTENSIONS = ('.svs',) # beside .tif and .tiff, which may hold either
 
 def is_slide(
@@ -163,7 +163,7 @@ def is_slide(
     if path.suffix.lower() in SLIDE_EXTENSIONS: return True
     if path.suffix.lower() not in ('.tif', '.tiff'): return False
     try:
-        with _quiet(), tifffile.TiffFile(path) as tif: return tif.pages[0].is_tiled or len(tif.series[0].levels) > 1
+        with quietly(), tifffile.TiffFile(path) as tif: return tif.pages[0].is_tiled or len(tif.series[0].levels) > 1
     except Exception: return False
 
 def open_slide(
@@ -184,7 +184,7 @@ def find_slides(
     if not found: raise DataError(f'There is no slide and no image in {folder}: looked for files ending in {", ".join(known)}.')
     return find_images(found) # sorted, and all names can be written
 
-# %% ../../nbs/data/slides.ipynb #c030
+# %% ../../nbs/data/slides.ipynb #c031
 def level_for(
     slide:Slide|Picture, # opened
     level:int=0, # the level wanted, if `mpp` is None
@@ -201,7 +201,7 @@ def level_for(
         raise ImageError(slide.path, f'has no level of about {mpp:g} µm per pixel, only {", ".join(f"{h:.3g}" for h in have)}: ask for one of these')
     return best
 
-# %% ../../nbs/data/slides.ipynb #c033
+# %% ../../nbs/data/slides.ipynb #c034
 LARGEST_LEVEL = 100_000_000 # pixels that are unpacked at once for a thumbnail
 
 def thumbnail(
@@ -222,7 +222,7 @@ def thumbnail(
     small = np.array(picture.resize(size[::-1], Image.Resampling.BOX)) # Pillow averages bytes; floats would need four times the memory
     return torch.from_numpy(small.reshape(*size, -1)).permute(2, 0, 1).contiguous()
 
-# %% ../../nbs/data/slides.ipynb #c038
+# %% ../../nbs/data/slides.ipynb #c039
 def tissue_mask(
     rgb:torch.Tensor, # uint8 3×h×w, a thumbnail
     lowest:float=0.05, # saturation below this is glass even if Otsu's threshold is lower
@@ -235,7 +235,7 @@ def tissue_mask(
     otsu = threshold_otsu(colour) if np.ptp(colour) > 0 else 0
     return colour > np.clip(otsu, lowest, highest)
 
-# %% ../../nbs/data/slides.ipynb #c043
+# %% ../../nbs/data/slides.ipynb #c044
 def tissue_share(
     mask:np.ndarray, # h×w of bool
     top:np.ndarray, # N, of the boxes, in pixels of the mask; fractions allowed
@@ -253,7 +253,7 @@ def tissue_share(
     inside = area(top+height, left+width) - area(top, left+width) - area(top+height, left) + area(top, left)
     return np.clip(inside/(height*width), 0, 1)
 
-# %% ../../nbs/data/slides.ipynb #c047
+# %% ../../nbs/data/slides.ipynb #c048
 def sample_places(
     slide:Slide|Picture, # opened
     crop:int, # side of a crop in pixels of the level
@@ -279,7 +279,7 @@ def sample_places(
     if not places: raise ImageError(path, f'has tissue, but no crop of {crop} pixels with at least {tissue:.0%} of it: lower the share or the crop')
     return [(int(np.ceil(y*step)), int(np.ceil(x*step))) for y,x in list(places)[:n]]
 
-# %% ../../nbs/data/slides.ipynb #c049
+# %% ../../nbs/data/slides.ipynb #c050
 def _find_tissue(
     slide:Slide|Picture, # opened
     longest:int, # side of the thumbnail
