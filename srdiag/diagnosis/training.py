@@ -4,11 +4,13 @@
 
 # %% auto #0
 __all__ = ['PairAugment', 'LabelledPairs', 'diagnosis_dataloaders', 'HeadAccuracy', 'parameter_groups', 'diagnosis_learner',
-           'recalibrate', 'train_diagnosis']
+           'choose_references', 'recalibrate', 'train_diagnosis']
 
 # %% ../../nbs/diagnosis/training.ipynb #c003
 from pathlib import Path
 
+import numpy as np
+import pandas as pd
 import torch
 from fastai.data.core import DataLoaders
 from fastai.learner import Learner, Metric
@@ -76,24 +78,25 @@ class LabelledPairs:
         if self.augment is not None: images = self.augment(*images)
         return *images,self.labels[indices]
 
-# %% ../../nbs/diagnosis/training.ipynb #c013
+# %% ../../nbs/diagnosis/training.ipynb #c014
 def diagnosis_dataloaders(
     train:LabelledPairs, # with augmentation
     valid:LabelledPairs, # without
     batch_size:int, # images per step
     seed:int=0, # of the validation order
     device=None, # None: fastai's default
+    valid_batch_size:int|None=None, # None: batch_size
 ) -> DataLoaders: # of (lr, y) or (lr, hr, y)
     "Shuffled training batches without a last odd one; validation batches in a fixed random order"
     if len(train) < 2: raise DataError(f'There are only {len(train)} training images: a batch needs at least 2.')
     if batch_size < 2: raise DataError('Batches of 1 image cannot be normalised in training: use a batch size of at least 2.')
     order = torch.randperm(len(valid), generator=torch.Generator().manual_seed(seed)).tolist()
     loaders = [BatchLoader(train, bs=min(batch_size, len(train)), shuffle=True, drop_last=True),
-               BatchLoader(valid, bs=batch_size, shuffle=True, shuffle_fn=lambda indices: order)]
+               BatchLoader(valid, bs=valid_batch_size or batch_size, shuffle=True, shuffle_fn=lambda indices: order)]
     for loader in loaders: loader.n_inp = train.n_inp
     return DataLoaders(*loaders, device=device)
 
-# %% ../../nbs/diagnosis/training.ipynb #c015
+# %% ../../nbs/diagnosis/training.ipynb #c016
 class HeadAccuracy(Metric):
     "Accuracy of one diagnosis of a DiagnosisOutput"
     def __init__(self,
@@ -108,7 +111,7 @@ class HeadAccuracy(Metric):
     @property
     def name(self): return 'accuracy' if self.head == 'ens' else f'accuracy_{self.head}'
 
-# %% ../../nbs/diagnosis/training.ipynb #c017
+# %% ../../nbs/diagnosis/training.ipynb #c018
 def parameter_groups(
     model:SREnhancedDiagnosis, # as built
 ) -> list: # of lists of parameters: [MRC-Net's, the others'], or just the others'
@@ -116,7 +119,7 @@ def parameter_groups(
     sr = [p for p in model.sr_network.parameters() if p.requires_grad] if model.sr_network is not None else []
     return [g for g in (sr, [p for p in model.network.parameters() if p.requires_grad]) if g]
 
-# %% ../../nbs/diagnosis/training.ipynb #c019
+# %% ../../nbs/diagnosis/training.ipynb #c020
 def diagnosis_learner(
     dls:DataLoaders, # from diagnosis_dataloaders
     model:SREnhancedDiagnosis, # to be trained
@@ -133,14 +136,32 @@ def diagnosis_learner(
                             metrics=[*[LossComponent(k) for k in loss.names], *[HeadAccuracy(h) for h in heads]],
                             cbs=standard_callbacks(folder, 'valid_accuracy', True, save, precision, dls.device or 'cpu')))
 
-# %% ../../nbs/diagnosis/training.ipynb #c021
+# %% ../../nbs/diagnosis/training.ipynb #c022
+def choose_references(
+    labels, # N class indices of the training images
+    groups=None, # N group names; None: each image on its own
+    n:int=32, # how many, at least one for each class; fewer if a class has not enough images
+    seed:int=0, # of the order of groups and images
+) -> list: # positions, the classes in turn
+    "A class-balanced choice that is spread over the groups"
+    rng,labels = np.random.default_rng(seed),np.asarray(labels)
+    groups = np.arange(len(labels)) if groups is None else np.asarray(groups)
+    kinds,queues = np.unique(labels),[]
+    for k in kinds:
+        order = rng.permutation(np.flatnonzero(labels == k))
+        turn = pd.Series(groups[order]).groupby(groups[order]).cumcount().to_numpy() # 0 for the first image of each group, ...
+        queues.append(order[np.argsort(turn, kind='stable')])
+    each = min(max(1, n//len(kinds)), min(len(q) for q in queues))
+    return [int(q[i]) for i in range(each) for q in queues]
+
+# %% ../../nbs/diagnosis/training.ipynb #c025
 @torch.no_grad()
 def recalibrate(
     model:SREnhancedDiagnosis, # trained
     train:LabelledPairs, # images to measure on
     batch_size:int=32, # images at a time
     batches:int=40, # at most
-    independent:bool=True, # the mode that predictions will use
+    mode:str='solo', # 'solo' or 'batch': who is compared with whom while measuring
     seed:int=0, # of the choice of images
 ) -> SREnhancedDiagnosis: # the same model, in eval mode
     "Measure the running statistics of every batch norm anew, in the mode of prediction"
@@ -152,13 +173,13 @@ def recalibrate(
     parts = [p for p in order.split(batch_size) if len(p) > 1][:batches]
     for part in parts:
         images = train.batch(part.tolist())[:-1]
-        model(*[x.to(device).contiguous(memory_format=torch.channels_last) for x in images], independent=independent)
+        model(*[x.to(device).contiguous(memory_format=torch.channels_last) for x in images], mode=mode)
     for m,value in zip(norms, momenta):
         m.momentum = value
         m.running_var[m.running_var < m.eps] = 1.   # a feature that was silent must not be magnified when it speaks
     return model.eval()
 
-# %% ../../nbs/diagnosis/training.ipynb #c023
+# %% ../../nbs/diagnosis/training.ipynb #c027
 def train_diagnosis(
     model:SREnhancedDiagnosis, # changed in place
     train:LabelledPairs, # with augmentation
@@ -167,13 +188,18 @@ def train_diagnosis(
     epochs:int, # passes over the training images
     fixed:bool=False, # keep MRC-Net as it is (Pretrain + Fixed)
     seed:int=0, # of the order of images
+    references:list|None=None, # positions of reference images in `train`, for a model with the mode 'context'; None: `choose_references`
     **kwargs, # to diagnosis_learner: loss, folder, precision, save
 ) -> Learner: # after training; `model` holds the best weights
     "Train the framework (or a baseline) on labels; TrainingError on a non-finite loss"
     set_seed(seed, reproducible=True)
     if model.sr_network is not None: model.sr_network.requires_grad_(not fixed)
     model.network.normalise.fit(as_float(train.lr))
-    dls = diagnosis_dataloaders(train, valid, recipe.batch_size, seed, device=next(model.parameters()).device)
+    mode = model.mode if model.mixes else 'solo'
+    if mode == 'context':
+        at = choose_references(train.labels, seed=seed) if references is None else references
+        model.remember(train.lr[at], None if train.hr is None else train.hr[at])
+    dls = diagnosis_dataloaders(train, valid, recipe.batch_size, seed, next(model.parameters()).device, recipe.batch_size*(1 if mode == 'batch' else 4))
     learn = fit(diagnosis_learner(dls, model, recipe, **kwargs), recipe, epochs)
-    if model.independent_share: recalibrate(model, train, recipe.batch_size, seed=seed)
+    if model.solo_share: recalibrate(model, train, recipe.batch_size, mode='solo' if mode == 'solo' else 'batch', seed=seed)
     return learn
