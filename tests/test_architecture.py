@@ -17,7 +17,7 @@ LIB,NBS = ROOT/'srdiag',ROOT/'nbs'
 FLOORS = [
     'errors files precision',
     'weights',
-    'data.degradation evaluation.image_quality evaluation.diagnostic evaluation.cost evaluation.speed',
+    'data.degradation evaluation.image_quality evaluation.diagnostic evaluation.calibration evaluation.cost evaluation.speed',
     'data.images data.splits data.folders',
     'data.labelled data.pairs data.samples data.slides data.builders data.datasets',
     'sr.layers sr.convlstm sr.rcf sr.mrc sr.mrcnet sr.zoo diagnosis.branches diagnosis.sai diagnosis.gate diagnosis.network diagnosis.losses',
