@@ -21,10 +21,11 @@ FLOORS = [
     'data.images data.splits data.folders',
     'data.labelled data.pairs data.samples data.slides data.builders data.datasets',
     'sr.layers sr.convlstm sr.rcf sr.mrc sr.mrcnet sr.zoo diagnosis.branches diagnosis.sai diagnosis.gate diagnosis.network diagnosis.losses',
-    'models catalogue sr.inference diagnosis.inference figures report',
+    'models catalogue sr.inference diagnosis.inference figures method report',
     'training.loop training.recipes',
     'sr.training sr.distillation diagnosis.training',
-    'commands benchmark',
+    'commands runs',
+    'benchmark experiment',
     'demo',
     'cli',
 ]
