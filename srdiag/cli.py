@@ -97,7 +97,9 @@ def _add_diagnosis(add):
                    'diagnosis in short trainings; mean_square is the reading of the released code')
     p.add_argument('--mutual', default='mean', choices=['printed', 'l2', 'mean'], help='rows of the mutual affinity in Eq. (7): printed grows with the batch; l2 as in the released code; '
                    'mean does not depend on the batch size')
-    p.add_argument('--independent-share', type=_share, default=0.5, metavar='SHARE', help='training batches without affinity between samples, so that images can be predicted one by one; 0 as published')
+    p.add_argument('--mode', default='context', choices=['context', 'solo', 'batch'], help='of prediction: each image compared with reference images that the model keeps, with nobody, or with its batch as published')
+    p.add_argument('--references', type=_positive, default=32, metavar='N', help='training images that a model of the mode context keeps, as many of each class')
+    p.add_argument('--solo-share', type=_share, metavar='SHARE', help='training batches without affinity between samples; default: 0.5 for the mode solo, otherwise 0 as published')
     for name,value,what in (('rank', 1., 'λ1 of the rank loss'), ('sac', 100., 'λ2 of the consistency loss'), ('sar', 100., 'λ3 of the regularization loss')):
         p.add_argument(f'--{name}', type=float, default=value, metavar='WEIGHT', help=f'{what}; 0 switches it off')
     _training(p, 10); _reading(p); _running(p)
@@ -110,14 +112,17 @@ def _add_using(add):
     p.add_argument('--labels', type=Path, metavar='CSV', help='table whose files are relative to --data')
     p.add_argument('--out', type=Path, metavar='FOLDER', help='where metrics.json, predictions.csv and confusion.csv go; default: only printed')
     p.add_argument('--split', default='auto', choices=['auto', 'test', 'all'], help="auto: the model's test part if it was trained on this data, else all")
-    _reading(p); _running(p)
+    _add_mode(p); _reading(p); _running(p)
     p = add('predict', 'super-resolve images and, with a diagnosis model, predict their class. Not for diagnostic use')
     p.add_argument('files', nargs='+', type=Path, metavar='PATH', help='images or folders')
     p.add_argument('--model', required=True, type=Path, metavar='FOLDER', help='model folder, or the name of a network that comes with the package: histology_x2, endoscopy_x4')
     p.add_argument('--out', required=True, type=Path, metavar='FOLDER', help='where predictions.csv, predictions.json and sr/*.png go')
     p.add_argument('--images', default='lr', choices=['lr', 'hr'], help='what the files are: lr, read as they are; hr, reduced by the scale first')
     p.add_argument('--no-images', action='store_true', help='do not write the super-resolved images')
-    _reading(p); _running(p)
+    _add_mode(p); _reading(p); _running(p)
+
+def _add_mode(p):
+    p.add_argument('--mode', choices=['context', 'solo', 'batch'], help="how a diagnosis model compares images: with its reference images, with nobody, or with their batch as published; default: the model's own")
 
 # %% ../nbs/cli.ipynb #c015
 def _add_benchmark(add):
@@ -273,15 +278,15 @@ def _run_distill(a):
 def _run_train_diagnosis(a):
     from srdiag.commands import train_diagnosis_command
     train_diagnosis_command(a.data, a.out, a.labels, a.sr, a.scale, a.images, a.inputs, not a.no_sai, a.fixed, a.batch_size,
-                            dict(rank=a.rank, sac=a.sac, sar=a.sar, norm=a.affinity_norm), a.mutual, a.independent_share, _options(a))
+                            dict(rank=a.rank, sac=a.sac, sar=a.sar, norm=a.affinity_norm), a.mutual, a.mode, a.solo_share, a.references, _options(a))
 
 def _run_evaluate(a):
     from srdiag.commands import evaluate_command
-    evaluate_command(a.model, a.data, a.out, a.labels, a.split, _options(a))
+    evaluate_command(a.model, a.data, a.out, a.labels, a.split, a.mode, _options(a))
 
 def _run_predict(a):
     from srdiag.commands import predict_command
-    predict_command(a.model, a.files, a.out, a.images, not a.no_images, _options(a))
+    predict_command(a.model, a.files, a.out, a.images, not a.no_images, a.mode, _options(a))
 
 def _run_demo(a):
     from srdiag.demo import demo

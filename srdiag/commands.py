@@ -24,10 +24,10 @@ from .data.labelled import check_classes, groups_from_names, load_table, split_t
 from .data.pairs import SRPairs
 from .data.splits import grouped_split
 from .diagnosis.branches import stem_for
-from .diagnosis.inference import is_independent, predict
+from .diagnosis.inference import modes_of, predict
 from .diagnosis.losses import DiagnosisLoss
 from .diagnosis.network import SREnhancedDiagnosis
-from .diagnosis.training import LabelledPairs, PairAugment, train_diagnosis
+from .diagnosis.training import LabelledPairs, PairAugment, choose_references, train_diagnosis
 from .errors import DataError, ModelError
 from .files import write_text
 from .evaluation.diagnostic import bootstrap_interval, confusion, diagnostic_metrics
@@ -36,7 +36,7 @@ from .sr.distillation import distil
 from .sr.inference import super_resolve
 from .sr.mrcnet import MRCNet
 from .sr.training import evaluate_sr, train_sr
-from .sr.zoo import create_model, entry_of
+from .sr.zoo import architecture_of, create_model, entry_of
 from .training.recipes import DIAGNOSIS_RECIPES, SR_RECIPES
 from .weights import model_folder
 
@@ -274,17 +274,17 @@ def read_labelled(
     return LabelledData(table, images.images, images.channels, images.skipped_sentence(), data_hash(table.files, table.root))
 
 # %% ../nbs/commands.ipynb #c027
-def _framework(found, classes, scale, inputs, images, sai, sr, mutual, independent_share, device):
+def _framework(found, classes, scale, inputs, images, sai, sr, mutual, mode, solo_share, device):
     side = min(min(x.shape[1:]) for x in found.images)
     small,large = (side//scale, side) if images == 'hr' else (side, side*scale)
     pretrained = load_model(sr, 'sr', scale)[0] if sr else None
-    if pretrained is not None and not isinstance(pretrained, MRCNet): raise ModelError(f'The framework takes an MRC-Net, but {sr} holds a network of the kind {type(pretrained).__name__}: train one with srdiag train-sr.')
     if pretrained is not None and pretrained.config['image_channels'] != found.channels:
         raise ModelError(f'The super-resolution model in {sr} reads {pretrained.config["image_channels"]} channel(s), but the images have {found.channels}: use --channels.')
-    if pretrained is not None and pretrained.config['steps'] > 1: _say(f'Note: {sr} is recursive; the paper uses the distilled single-forward network here.')
+    if pretrained is not None and pretrained.config.get('steps', 1) > 1: _say(f'Note: {sr} is recursive; the paper uses the distilled single-forward network here.')
+    mixes = sai and '+' in inputs # without affinity there is nothing to be independent of
     model = SREnhancedDiagnosis(len(classes), scale, inputs, sai, found.channels, stem_for(small), stem_for(large),
-                                pretrained.config if pretrained is not None else None, mutual,
-                                independent_share if sai and '+' in inputs else 0.) # without affinity there is nothing to be independent of
+                                pretrained.config if pretrained is not None else None, mutual, mode if mixes else 'solo', solo_share if mixes else 0.,
+                                sr_architecture='mrcnet' if pretrained is None else architecture_of(pretrained))
     if pretrained is not None and model.sr_network is not None: model.sr_network.load_state_dict(pretrained.state_dict())
     return model.to(device)
 
@@ -315,7 +315,9 @@ def train_diagnosis_command(
     batch_size:int|None=None, # images per step; None: the recipe's
     loss:dict|None=None, # options of DiagnosisLoss
     mutual:str='mean', # rows of M in Eq. (7): 'printed', 'l2' or 'mean'
-    independent_share:float=0.5, # of the training batches without affinity, for independent prediction; 0 as published
+    mode:str='context', # of prediction: 'context' (compared with reference images), 'solo' (with nobody) or 'batch' (as published)
+    solo_share:float|None=None, # of the training batches without affinity; None: 0.5 for 'solo', else 0 as published
+    references:int=32, # reference images of the mode 'context', from the training groups
     options:RunOptions=RunOptions(), # see there
 ) -> dict: # test metrics
     "Train the framework (or a baseline) on labelled images, split 70/15/15 by group, and test it"
@@ -327,15 +329,18 @@ def train_diagnosis_command(
     parts = split_table(found.table, seed=options.seed)
     torch.manual_seed(options.seed)
     classes = list(found.table.classes)
-    model = _framework(found, classes, scale, inputs, images, sai, sr, mutual, independent_share, device)
+    if solo_share is None: solo_share = 0.5 if mode == 'solo' else 0.
+    model = _framework(found, classes, scale, inputs, images, sai, sr, mutual, mode, solo_share, device)
     sets = {k:LabelledPairs([found.images[i] for i in idx], found.table.labels[idx], scale, images, PairAugment(options.seed) if k == 'train' else None)
             for k,idx in parts.items()}
+    train_groups = None if found.table.groups is None else found.table.groups[parts['train']]
+    chosen = choose_references(found.table.labels[parts['train']], train_groups, references, options.seed)
     training = asdict(options) | dict(command=_command(), recipe=repr(recipe), sr=str(sr or 'from scratch'), images=images, fixed=fixed, loss=loss or 'as published', mutual=mutual,
-                                      independent_share=model.independent_share)
+                                      mode=model.mode, solo_share=model.solo_share, references=len(chosen) if model.mode == 'context' else 0)
     def info(metrics, notes=''):
         return _diagnosis_info(found, parts, model, list(sets['train'].lr.shape[-2:]), classes, training | dict(seconds=round(time.time()-start, 1)), metrics, notes)
-    saver = _Saver(out, model, options.overwrite, _split_frame(found.table, parts))
-    _train_in(saver, lambda **kw: train_diagnosis(model, sets['train'], sets['valid'], recipe, options.epochs, fixed, options.seed, loss=DiagnosisLoss(**(loss or {})), precision=options.precision, **kw),
+    saver = _Saver(out, model, options.overwrite, _split_frame(found.table, parts, parts['train'][chosen] if model.mode == 'context' else ()))
+    _train_in(saver, lambda **kw: train_diagnosis(model, sets['train'], sets['valid'], recipe, options.epochs, fixed, options.seed, chosen, loss=DiagnosisLoss(**(loss or {})), precision=options.precision, **kw),
               lambda value, epoch: info(dict(valid_accuracy=value, epoch=epoch), 'Training had not finished when this was saved.'))
     metrics,_ = evaluate_labelled(model, sets['test'], classes, None if found.table.groups is None else found.table.groups[parts['test']])
     saver(info(metrics))
@@ -343,37 +348,41 @@ def train_diagnosis_command(
     return metrics
 
 # %% ../nbs/commands.ipynb #c035
-def _split_frame(table, parts):
+def _split_frame(table, parts, references=()):
     frame = table.to_frame()
     frame['split'] = ''
+    if len(references): frame['reference'] = np.isin(np.arange(len(frame)), references) # these images are part of the model
     for name,idx in parts.items(): frame.loc[idx, 'split'] = name
     return frame
 
 def _diagnosis_sentence(m):
     interval = f"95 % interval {m['accuracy_low']:.3f}–{m['accuracy_high']:.3f}, " if m['accuracy_low'] == m['accuracy_low'] else ''
     text = f"test, {m['n']} images: accuracy {m['accuracy']:.3f} ({interval}{m['interval']})"
-    if not m['independent']: text += '; trained as published, so each prediction depends on the other images of its batch of 32'
+    if m['mode'] == 'batch': text += '; as published, so each prediction depends on the other images of its batch of 32'
     if m.get('gate_closed'): text += f"; the gate shut all heads for {m['gate_closed']} images"
     return text + '. Not for diagnostic use.'
 
 # %% ../nbs/commands.ipynb #c037
+_MODE_WORDS = dict(context='each image compared with the reference images of the model', solo='each image by itself', batch='batches of 32 in random order')
+
 def evaluate_labelled(
     model:SREnhancedDiagnosis, # trained
     data:LabelledPairs, # without augmentation
     classes:list, # names
     groups=None, # of each image, for the interval
+    mode:str|None=None, # 'context', 'solo' or 'batch'; None: the model's own
 ) -> tuple[dict, object]: # metrics, Predictions
     "Metrics of a framework with a bootstrap interval over groups"
     hr,y = data.hr if model.large == 'HR' else None,data.labels.numpy()
     order = torch.randperm(len(y), generator=torch.Generator().manual_seed(0))
-    p = predict(model, data.lr[order], classes, None if hr is None else hr[order]).reorder(order.argsort())
+    mode = mode if mode is not None and model.mixes else modes_of(model)[0]
+    p = predict(model, data.lr[order], classes, None if hr is None else hr[order], mode=mode).reorder(order.argsort())
     metrics = diagnostic_metrics(y, p.probabilities['ens'], classes)
     n = None if groups is None else len(set(groups))
     low,high = (float('nan'),)*2 if n == 1 else bootstrap_interval(y, p.probabilities['ens'], groups)
     how = 'bootstrap over images' if n is None else 'no interval: all images are of one group' if n == 1 else f'bootstrap over {n} groups'
     metrics |= dict(accuracy_low=low, accuracy_high=high, interval=how,
-                    gate_closed=int(p.closed.sum()), independent=is_independent(model),
-                    convention='macro averages; ' + ('independent prediction of each image' if is_independent(model) else 'batches of 32 in random order'))
+                    gate_closed=int(p.closed.sum()), mode=mode, convention='macro averages; ' + _MODE_WORDS[mode])
     metrics |= {f'accuracy_{h}':float((v.argmax(1) == y).mean()) for h,v in p.probabilities.items() if h != 'ens'}
     return {k:v.item() if isinstance(v, np.generic) else v for k,v in metrics.items()},p
 
@@ -394,13 +403,14 @@ def evaluate_command(
     out:str|Path|None=None, # where metrics.json and tables go; None: only printed
     labels:str|Path|None=None, # a CSV whose files are relative to `data`
     split:str='auto', # 'auto': the model's test part if this is its data, else everything; 'test'; 'all'
+    mode:str|None=None, # of a diagnosis model: 'context', 'solo' or 'batch'; None: its own
     options:RunOptions=RunOptions(), # device, strict, overwrite, group_pattern
 ) -> dict: # metrics
     "Test a model on a folder"
     if out is not None: check_output(out, options.overwrite)
     model = model_folder(model)
     network,info = load_model(model, device=pick_device(options.device))
-    metrics,tables = (_evaluate_diagnosis_folder if isinstance(network, SREnhancedDiagnosis) else _evaluate_sr_folder)(network, info, model, data, labels, split, options)
+    metrics,tables = (_evaluate_diagnosis_folder if isinstance(network, SREnhancedDiagnosis) else _evaluate_sr_folder)(network, info, model, data, labels, split, mode, options)
     if out is not None:
         folder = Path(out); folder.mkdir(parents=True, exist_ok=True); (folder/'.srdiag').touch()
         write_text(folder/'metrics.json', json_text(metrics))
@@ -409,7 +419,7 @@ def evaluate_command(
     return metrics
 
 # %% ../nbs/commands.ipynb #c041
-def _evaluate_sr_folder(network, info, model, data, labels, split, options):
+def _evaluate_sr_folder(network, info, model, data, labels, split, mode, options):
     paths,_ = _sr_files(data)
     least = max(network.scale*network.min_size, 11 + 2*network.scale) # SSIM needs 11 px inside the border that is cropped
     images = read_images(paths, network.config['image_channels'], options.strict, least, options.size or info.size)
@@ -422,7 +432,7 @@ def _evaluate_sr_folder(network, info, model, data, labels, split, options):
     _say(f"{len(rows)} images ({metrics['convention']}): bicubic {bicubic['psnr']:.2f} dB / {bicubic['ssim']:.4f}, network {metrics['psnr']:.2f} dB / {metrics['ssim']:.4f}.")
     return metrics,dict()
 
-def _evaluate_diagnosis_folder(network, info, model, data, labels, split, options):
+def _evaluate_diagnosis_folder(network, info, model, data, labels, split, mode, options):
     options = replace(options, size=options.size or info.size, channels='rgb' if network.config['channels'] == 3 else 'grey')
     found = read_labelled(data, labels, options, MRCNet.min_size*(network.scale if info.images == 'hr' else 1))
     if found.table.classes != info.classes:
@@ -433,7 +443,7 @@ def _evaluate_diagnosis_folder(network, info, model, data, labels, split, option
         raise DataError(f'The images of {data} give low-resolution images of {pairs.lr.shape[-2]}×{pairs.lr.shape[-1]} px, but the model was trained on '
                         f'{info.lr_size[0]}×{info.lr_size[1]}: use --size.')
     groups = None if found.table.groups is None else found.table.groups[rows]
-    metrics,p = evaluate_labelled(network, pairs, info.classes, groups)
+    metrics,p = evaluate_labelled(network, pairs, info.classes, groups, mode)
     _say(_diagnosis_sentence(metrics))
     frame = p.to_frame(found.table.to_frame().file.iloc[rows]).assign(true=[info.classes[k] for k in found.table.labels[rows]])
     matrix = pd.DataFrame(confusion(pairs.labels.numpy(), p.labels, info.classes), index=info.classes, columns=info.classes)
@@ -446,6 +456,7 @@ def predict_command(
     out:str|Path, # where predictions.csv, predictions.json and sr/ go
     images:str='lr', # what the files are: 'lr' as they are, 'hr' to be reduced by the scale first
     save_images:bool=True, # write the super-resolved images
+    mode:str|None=None, # of a diagnosis model: 'context', 'solo' or 'batch'; None: its own
     options:RunOptions=RunOptions(), # device, strict, overwrite, size
 ) -> pd.DataFrame: # one row per image
     "Super-resolve images and, with a diagnosis model, predict their class. Not for diagnostic use"
@@ -458,7 +469,7 @@ def predict_command(
     least = (network.min_size if is_sr else MRCNet.min_size)*(network.scale if images == 'hr' else 1)
     found = read_images(_not_below(find_images(files), out), channels, options.strict, least, options.size or (info.size if images == info.images else None))
     if found.skipped: _say(found.skipped_sentence())
-    frame = _predict_rows(network, info, found, images, is_sr)
+    frame = _predict_rows(network, info, found, images, is_sr, mode)
     folder = Path(out)
     _forget(folder)
     folder.mkdir(parents=True, exist_ok=True); (folder/'.srdiag').touch()
@@ -491,7 +502,7 @@ def _write_sr(network, found, images, folder, overwrite, precision):
     return [str(save_png(super_resolve(network, _small(x, network.scale, images), str(p), precision, dtype=torch.uint8), folder/f'{n}.png', overwrite).relative_to(folder.parent))
             for x,p,n in zip(found.images, found.paths, names)]
 
-def _predict_rows(network, info, found, images, is_sr):
+def _predict_rows(network, info, found, images, is_sr, mode):
     if is_sr: return pd.DataFrame(dict(file=list(map(str, found.paths)), height=[x.shape[1] for x in found.images], width=[x.shape[2] for x in found.images]))
     lr = [_small(x, network.scale, images) for x in found.images]
     wrong = [(p, x) for p,x in zip(found.paths, lr) if list(x.shape[1:]) != info.lr_size]
@@ -501,5 +512,5 @@ def _predict_rows(network, info, found, images, is_sr):
                         f'({len(wrong)} such files): use --size, or --images {"lr" if images == "hr" else "hr"} if that is what the files are.')
     lr = torch.stack([x if x.dtype == torch.uint8 else to_uint8(x) for x in lr])
     hr = torch.stack([as_float(crop_to_multiple(x, network.scale)) for x in found.images]) if network.large == 'HR' else None
-    if not is_independent(network): _say(f'Note: the model was trained as published, so each prediction depends on the other images of its batch of 32.')
-    return predict(network, lr, info.classes, hr).to_frame(found.paths)
+    if (mode or modes_of(network)[0]) == 'batch': _say('Note: the model predicts as published, so each prediction depends on the other images of its batch of 32.')
+    return predict(network, lr, info.classes, hr, mode=mode).to_frame(found.paths)
