@@ -120,7 +120,7 @@ def train_diagnosers(s, sets, student, seed, device, folder): # → name → tra
     for inputs in ('LR', 'HR', 'LR+SR'):
         torch.manual_seed(seed)
         model = SREnhancedDiagnosis(2, s.scale, inputs, lr_stem=stem_for(side), sr_stem=stem_for(side*s.scale), sr=student.config,
-                                    mutual='mean', independent_share=0.5 if '+' in inputs else 0.).to(device)
+                                    mutual='mean', mode='context' if '+' in inputs else 'solo').to(device)
         if model.sr_network is not None: model.sr_network.load_state_dict(student.state_dict())
         (folder/inputs).mkdir(parents=True, exist_ok=True)
         name = f'{inputs} with sample affinity interaction' if '+' in inputs else inputs
