@@ -17,11 +17,11 @@ LIB,NBS = ROOT/'srdiag',ROOT/'nbs'
 FLOORS = [
     'errors files precision',
     'weights',
-    'data.degradation evaluation.image_quality evaluation.diagnostic evaluation.calibration evaluation.cost evaluation.speed',
+    'data.degradation evaluation.image_quality evaluation.diagnostic evaluation.calibration evaluation.gains evaluation.cost evaluation.speed',
     'data.images data.splits data.folders',
     'data.labelled data.pairs data.samples data.slides data.builders data.datasets',
     'sr.layers sr.convlstm sr.rcf sr.mrc sr.mrcnet sr.zoo diagnosis.branches diagnosis.sai diagnosis.gate diagnosis.network diagnosis.losses',
-    'models catalogue sr.inference diagnosis.inference figures method report',
+    'models catalogue sr.inference diagnosis.inference figures caution method report',
     'training.loop training.recipes',
     'sr.training sr.distillation diagnosis.training',
     'commands runs',
