@@ -13,6 +13,7 @@ from matplotlib.ticker import MaxNLocator
 from sklearn.metrics import roc_curve
 from .evaluation.calibration import (Abstention, OperatingPoint, brier_score, design_effect, expected_calibration_error,
                                            reliability_table, risk_bound, risk_coverage)
+from .errors import DataError
 from .evaluation.diagnostic import checked_probabilities
 from .figures import COLOURS, PALETTE, style
 

@@ -128,7 +128,7 @@ def apply_temperature(
 
 # %% ../../nbs/evaluation/calibration.ipynb #c026
 MIN_IMAGES = 20 # fewer validation images set no temperature
-LIMITS = 0.05, 20. # of the temperature
+LIMITS = 0.05, 100. # of the temperature
 
 def fit_temperature(
     targets, # N true class numbers of validation images
