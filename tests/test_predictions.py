@@ -10,7 +10,8 @@ from safetensors.torch import load_file
 
 from srdiag.data.degradation import degrade
 from srdiag.data.images import as_float, find_images, read_image, to_uint8
-from srdiag.diagnosis.inference import predict
+from srdiag.diagnosis.inference import is_independent, modes_of, predict
+from srdiag.diagnosis.network import SREnhancedDiagnosis
 from srdiag.models import load_model
 
 HEADS = 'ens', 'sr', 'lr', 'aux'
@@ -100,23 +101,56 @@ def largest_difference(p, q, order=slice(None)):
     return max(*(np.abs(p.probabilities[h][order] - q.probabilities[h]).max() for h in HEADS), np.abs(p.gate[order] - q.gate).max())
 
 
-@pytest.mark.parametrize('batch_size', [1, 5, 24])
-def test_batch_size_has_no_influence(batch_size, framework, small):
-    network,info = framework
-    assert largest_difference(predict(network, small, info.classes), predict(network, small, info.classes, batch_size=batch_size)) < 1e-5
+INDEPENDENT = pytest.mark.parametrize('mode', ['context', 'solo'])
 
 
-def test_order_has_no_influence(framework, small):
+def test_the_framework_predicts_in_context_by_default(framework):
+    network,_ = framework
+    assert modes_of(network)[0] == network.mode == 'context' and is_independent(network)
+
+
+@INDEPENDENT
+def test_neither_order_nor_batch_size_has_an_influence(mode, framework, small):
+    "50 shuffles in batches of 1 to 32"
     network,info = framework
-    order = np.random.default_rng(0).permutation(len(small))
-    assert largest_difference(predict(network, small, info.classes), predict(network, small[order], info.classes, batch_size=7), order) < 1e-5
+    images = torch.cat([small, small.flip(-1)])[:33] # one more than the largest batch
+    base = predict(network, images, info.classes, mode=mode)
+    for k in range(50):
+        order = np.random.default_rng(k).permutation(len(images))
+        other = predict(network, images[order], info.classes, batch_size=(1, 2, 3, 8, 16, 32)[k%6], mode=mode)
+        assert largest_difference(base, other, order) < 1e-5
+
+
+@INDEPENDENT
+def test_single_precision_is_enough_for_an_ordinary_network(mode):
+    torch.manual_seed(0)
+    network = SREnhancedDiagnosis(2, 2, channels=1, lr_stem='3x3', sr_stem='3x3s2', sr=dict(channels=8, blocks=1), mutual='mean')
+    images = torch.rand(32, 1, 16, 16)
+    for _ in range(5): network(images)
+    network.remember((torch.rand(8, 1, 16, 16)*255).byte())
+    base = predict(network, images, 'ab', mode=mode)
+    for k,size in enumerate((1, 5, 32)):
+        order = np.random.default_rng(k).permutation(32)
+        assert largest_difference(base, predict(network, images[order], 'ab', batch_size=size, mode=mode), order) < 1e-5
 
 
 def test_the_published_mode_does_depend_on_the_batch(framework, small):
     "Otherwise the tests above would show nothing"
     network,info = framework
-    alone = predict(network, small, info.classes, batch_size=1, independent=False)
-    assert largest_difference(alone, predict(network, small, info.classes, independent=False)) > 1e-4
+    alone = predict(network, small, info.classes, batch_size=1, mode='batch')
+    assert largest_difference(alone, predict(network, small, info.classes, mode='batch')) > 1e-4
+
+
+def test_references_are_balanced_of_the_training_groups_and_saved_with_the_model(models, labelled):
+    split = rows(models.diagnosis/'split.csv')
+    chosen = [r for r in split if r['reference'] == 'True']
+    assert {r['split'] for r in chosen} == {'train'}
+    counts = [sum(r['label'] == c for r in chosen) for c in ('healthy', 'ill')]
+    assert counts[0] == counts[1] > 0
+    network,_ = load_model(models.diagnosis)
+    stored = {tuple(x.flatten().tolist()) for x in network.references.lr}
+    files = {tuple(to_uint8(degrade(as_float(read_image(labelled/r['file'], 3)), 2)).flatten().tolist()) for r in chosen}
+    assert stored == files
 
 
 def test_one_file_gives_what_the_folder_gave(predicted, models, labelled, tmp_path, succeeds):

@@ -202,7 +202,7 @@ class SREnhancedDiagnosis(FrameworkParts):
     def context(self): # → what the mode 'context' needs: for each stage the features of the references
         "Features of the reference images; ValueError if there are none"
         if self.config['references'] is None: raise ValueError('This framework has no reference images to compare with: choose them with remember(lr, hr), or predict in the mode solo or batch.')
-        images = self.references.floats()
+        images = [x.to(next(self.parameters()).dtype) for x in self.references.floats()]
         return self.network.context(images[0], self.large_image(*images))
 
     def large_image(self, lr, hr=None): # B×C×h×w, and B×C×H×W where inputs has HR → B×C×H×W

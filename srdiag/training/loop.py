@@ -73,10 +73,10 @@ class Autocast(Callback):
     "Run the network in bfloat16 on any device, and hand its output to the loss in float32"
     order = 10
     def before_batch(self):
-        self.context = computing_in('bf16', self.xb[0].device)
-        self.context.__enter__()
+        self.computing = computing_in('bf16', self.xb[0].device)
+        self.computing.__enter__()
     def after_pred(self):
-        self.context.__exit__(None, None, None)
+        self.computing.__exit__(None, None, None)
         self.learn.pred = as_float32(self.pred)
 
 # %% ../../nbs/training/loop.ipynb #c018
