@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['VALIDATED', 'RunOptions', 'pick_device', 'SRData', 'read_split', 'read_sr_folder', 'train_sr_command',
-           'distill_command', 'LabelledData', 'read_labelled', 'train_diagnosis_command', 'evaluate_labelled',
-           'evaluate_command', 'predict_command']
+           'distill_command', 'LabelledData', 'read_labelled', 'Caution', 'train_diagnosis_command',
+           'evaluate_labelled', 'evaluate_command', 'predict_command']
 
 # %% ../nbs/commands.ipynb #c003
 import sys
@@ -30,6 +30,7 @@ from .diagnosis.network import SREnhancedDiagnosis
 from .diagnosis.training import LabelledPairs, PairAugment, choose_references, train_diagnosis
 from .errors import DataError, ModelError
 from .files import write_text
+from .evaluation.calibration import brier_score, calibrate, expected_calibration_error
 from .evaluation.diagnostic import bootstrap_interval, confusion, diagnostic_metrics
 from .models import ModelInfo, check_output, json_text, load_model, save_model
 from .sr.distillation import distil
@@ -289,19 +290,32 @@ def _framework(found, classes, scale, inputs, images, sai, sr, mutual, mode, sol
     return model.to(device)
 
 # %% ../nbs/commands.ipynb #c029
-def _diagnosis_info(found, parts, model, lr_size, classes, training, metrics, notes=''):
+def _diagnosis_info(found, parts, model, lr_size, classes, training, metrics, notes='', calibration=None):
     c,groups = model.config,found.table.groups
     title = f'{c["inputs"]}{"" if c["sai"] or "+" not in c["inputs"] else " without SAI"}, {" / ".join(classes)}'
     data = dict(name=found.table.root.name, hash=found.hash, skipped=found.skipped or 'none', **{k:len(v) for k,v in parts.items()},
                 groups='unknown' if groups is None else len(set(groups)))
-    return ModelInfo(title, training['images'], training['size'], lr_size, classes, data, training, metrics, notes)
+    return ModelInfo(title, training['images'], training['size'], lr_size, classes, data, training, metrics, notes, calibration.to_dict() if calibration is not None else {})
 
 # %% ../nbs/commands.ipynb #c031
 def _check_inputs(inputs, images, sr, data):
     if inputs.endswith('HR') and images != 'hr': raise DataError(f'{inputs} needs high-resolution files: use --images hr if that is what {data} holds.')
     if sr and not inputs.endswith('SR'): raise DataError(f'{inputs} has no super-resolution network: leave out --sr {sr}, or choose --inputs LR+SR.')
 
-# %% ../nbs/commands.ipynb #c033
+# %% ../nbs/commands.ipynb #c034
+@dataclass(frozen=True)
+class Caution:
+    "What the thresholds of a model are to reach on validation images"
+    risk: float = 0.05 # share of wrong ones among the answered images, at most
+    sensitivity: float = 0.95 # of the positive class, at least
+    positive: str|None = None # the class that must not be missed; None: no operating point
+
+    def check(self, classes): # DataError for what cannot be
+        for name in ('risk', 'sensitivity'):
+            if not 0 < getattr(self, name) < 1: raise DataError(f'The {name} that is wanted lies between 0 and 1, not at {getattr(self, name)}.')
+        if self.positive is not None and self.positive not in classes: raise DataError(f'There is no class {self.positive!r} that could be positive: the data has {", ".join(classes)}.')
+
+# %% ../nbs/commands.ipynb #c036
 def train_diagnosis_command(
     data:str|Path, # a folder with one sub-folder per class, or a CSV
     out:str|Path, # the model folder to make
@@ -318,6 +332,7 @@ def train_diagnosis_command(
     mode:str='context', # of prediction: 'context' (compared with reference images), 'solo' (with nobody) or 'batch' (as published)
     solo_share:float|None=None, # of the training batches without affinity; None: 0.5 for 'solo', else 0 as published
     references:int=32, # reference images of the mode 'context', from the training groups
+    caution:Caution=Caution(), # what the thresholds are to reach
     options:RunOptions=RunOptions(), # see there
 ) -> dict: # test metrics
     "Train the framework (or a baseline) on labelled images, split 70/15/15 by group, and test it"
@@ -329,6 +344,7 @@ def train_diagnosis_command(
     parts = split_table(found.table, seed=options.seed)
     torch.manual_seed(options.seed)
     classes = list(found.table.classes)
+    caution.check(classes)
     if solo_share is None: solo_share = 0.5 if mode == 'solo' else 0.
     model = _framework(found, classes, scale, inputs, images, sai, sr, mutual, mode, solo_share, device)
     sets = {k:LabelledPairs([found.images[i] for i in idx], found.table.labels[idx], scale, images, PairAugment(options.seed) if k == 'train' else None)
@@ -337,17 +353,20 @@ def train_diagnosis_command(
     chosen = choose_references(found.table.labels[parts['train']], train_groups, references, options.seed)
     training = asdict(options) | dict(command=_command(), recipe=repr(recipe), sr=str(sr or 'from scratch'), images=images, fixed=fixed, loss=loss or 'as published', mutual=mutual,
                                       mode=model.mode, solo_share=model.solo_share, references=len(chosen) if model.mode == 'context' else 0)
-    def info(metrics, notes=''):
-        return _diagnosis_info(found, parts, model, list(sets['train'].lr.shape[-2:]), classes, training | dict(seconds=round(time.time()-start, 1)), metrics, notes)
+    def info(metrics, notes='', calibration=None):
+        return _diagnosis_info(found, parts, model, list(sets['train'].lr.shape[-2:]), classes, training | dict(seconds=round(time.time()-start, 1)), metrics, notes, calibration)
     saver = _Saver(out, model, options.overwrite, _split_frame(found.table, parts, parts['train'][chosen] if model.mode == 'context' else ()))
     _train_in(saver, lambda **kw: train_diagnosis(model, sets['train'], sets['valid'], recipe, options.epochs, fixed, options.seed, chosen, loss=DiagnosisLoss(**(loss or {})), precision=options.precision, **kw),
               lambda value, epoch: info(dict(valid_accuracy=value, epoch=epoch), 'Training had not finished when this was saved.'))
-    metrics,_ = evaluate_labelled(model, sets['test'], classes, None if found.table.groups is None else found.table.groups[parts['test']])
-    saver(info(metrics))
+    groups = {k:None if found.table.groups is None else found.table.groups[idx] for k,idx in parts.items()}
+    _,p = evaluate_labelled(model, sets['valid'], classes, groups['valid'])
+    calibration = calibrate(sets['valid'].labels.numpy(), p.probabilities['ens'], classes, groups['valid'], caution.risk, caution.sensitivity, caution.positive)
+    metrics,_ = evaluate_labelled(model, sets['test'], classes, groups['test'], calibration=calibration)
+    saver(info(metrics, calibration=calibration))
     _say(_diagnosis_sentence(metrics), f'Saved to {saver.folder}.')
     return metrics
 
-# %% ../nbs/commands.ipynb #c035
+# %% ../nbs/commands.ipynb #c038
 def _split_frame(table, parts, references=()):
     frame = table.to_frame()
     frame['split'] = ''
@@ -359,10 +378,26 @@ def _diagnosis_sentence(m):
     interval = f"95 % interval {m['accuracy_low']:.3f}–{m['accuracy_high']:.3f}, " if m['accuracy_low'] == m['accuracy_low'] else ''
     text = f"test, {m['n']} images: accuracy {m['accuracy']:.3f} ({interval}{m['interval']})"
     if m['mode'] == 'batch': text += '; as published, so each prediction depends on the other images of its batch of 32'
+    if 'coverage' in m: text += f"; {100*m['coverage']:.0f} % answered" + (f", {100*m['risk_answered']:.1f} % of them wrong" if m['coverage'] else '')
     if m.get('gate_closed'): text += f"; the gate shut all heads for {m['gate_closed']} images"
     return text + '. Not for diagnostic use.'
 
-# %% ../nbs/commands.ipynb #c037
+# %% ../nbs/commands.ipynb #c041
+def _caution_metrics(y, p, calibration): # class numbers, Predictions, Calibration or None
+    raw = p.probabilities['ens']
+    found = dict(ece=expected_calibration_error(y, raw), brier=brier_score(y, raw))
+    if calibration is None: return found
+    better = calibration.apply(raw)
+    found |= dict(ece_calibrated=expected_calibration_error(y, better), brier_calibrated=brier_score(y, better))
+    said = p.decisions(calibration, operate=False)
+    answered = said >= 0
+    found |= dict(coverage=float(answered.mean()), risk_answered=float((said != y)[answered].mean()) if answered.any() else float('nan'))
+    if calibration.operating is not None:
+        ill,called = y == calibration.classes.index(calibration.operating.positive),calibration.decide(raw, abstain=False) == calibration.classes.index(calibration.operating.positive)
+        found |= {'positive':calibration.operating.positive} | {f'operating_{k}':float(v.mean()) if len(v) else float('nan') for k,v in (('sensitivity', called[ill]), ('specificity', ~called[~ill]))}
+    return found
+
+# %% ../nbs/commands.ipynb #c043
 _MODE_WORDS = dict(context='each image compared with the reference images of the model', solo='each image by itself', batch='batches of 32 in random order')
 
 def evaluate_labelled(
@@ -371,6 +406,7 @@ def evaluate_labelled(
     classes:list, # names
     groups=None, # of each image, for the interval
     mode:str|None=None, # 'context', 'solo' or 'batch'; None: the model's own
+    calibration=None, # Calibration of the model
 ) -> tuple[dict, object]: # metrics, Predictions
     "Metrics of a framework with a bootstrap interval over groups"
     hr,y = data.hr if model.large == 'HR' else None,data.labels.numpy()
@@ -383,10 +419,11 @@ def evaluate_labelled(
     how = 'bootstrap over images' if n is None else 'no interval: all images are of one group' if n == 1 else f'bootstrap over {n} groups'
     metrics |= dict(accuracy_low=low, accuracy_high=high, interval=how,
                     gate_closed=int(p.closed.sum()), mode=mode, convention='macro averages; ' + _MODE_WORDS[mode])
+    metrics |= _caution_metrics(y, p, calibration)
     metrics |= {f'accuracy_{h}':float((v.argmax(1) == y).mean()) for h,v in p.probabilities.items() if h != 'ens'}
     return {k:v.item() if isinstance(v, np.generic) else v for k,v in metrics.items()},p
 
-# %% ../nbs/commands.ipynb #c039
+# %% ../nbs/commands.ipynb #c045
 def _test_rows(files, folder, which, same_data):
     if which == 'all' or (which == 'auto' and not same_data): return np.arange(len(files))
     split = read_split(folder)
@@ -418,7 +455,7 @@ def evaluate_command(
         _say(f'Written to {folder}.')
     return metrics
 
-# %% ../nbs/commands.ipynb #c041
+# %% ../nbs/commands.ipynb #c047
 def _evaluate_sr_folder(network, info, model, data, labels, split, mode, options):
     paths,_ = _sr_files(data)
     least = max(network.scale*network.min_size, 11 + 2*network.scale) # SSIM needs 11 px inside the border that is cropped
@@ -443,13 +480,13 @@ def _evaluate_diagnosis_folder(network, info, model, data, labels, split, mode, 
         raise DataError(f'The images of {data} give low-resolution images of {pairs.lr.shape[-2]}×{pairs.lr.shape[-1]} px, but the model was trained on '
                         f'{info.lr_size[0]}×{info.lr_size[1]}: use --size.')
     groups = None if found.table.groups is None else found.table.groups[rows]
-    metrics,p = evaluate_labelled(network, pairs, info.classes, groups, mode)
+    metrics,p = evaluate_labelled(network, pairs, info.classes, groups, mode, info.calibrated)
     _say(_diagnosis_sentence(metrics))
-    frame = p.to_frame(found.table.to_frame().file.iloc[rows]).assign(true=[info.classes[k] for k in found.table.labels[rows]])
+    frame = p.to_frame(found.table.to_frame().file.iloc[rows], info.calibrated).assign(true=[info.classes[k] for k in found.table.labels[rows]])
     matrix = pd.DataFrame(confusion(pairs.labels.numpy(), p.labels, info.classes), index=info.classes, columns=info.classes)
     return metrics,{'predictions.csv':frame.set_index('file'), 'confusion.csv':matrix}
 
-# %% ../nbs/commands.ipynb #c043
+# %% ../nbs/commands.ipynb #c049
 def predict_command(
     model:str|Path, # a model folder, super-resolution or diagnosis, or the name of a network of the package
     files:list, # images or folders
@@ -479,7 +516,7 @@ def predict_command(
     _say(f'{len(frame)} images, written to {folder}.' + ('' if is_sr else ' For teaching and research, not for diagnostic use.'))
     return frame
 
-# %% ../nbs/commands.ipynb #c045
+# %% ../nbs/commands.ipynb #c051
 def _not_below(paths, out): # images that an earlier prediction wrote are not predicted again
     out = Path(out).resolve()
     kept = [p for p in paths if out not in p.resolve().parents]
@@ -513,4 +550,4 @@ def _predict_rows(network, info, found, images, is_sr, mode):
     lr = torch.stack([x if x.dtype == torch.uint8 else to_uint8(x) for x in lr])
     hr = torch.stack([as_float(crop_to_multiple(x, network.scale)) for x in found.images]) if network.large == 'HR' else None
     if (mode or modes_of(network)[0]) == 'batch': _say('Note: the model predicts as published, so each prediction depends on the other images of its batch of 32.')
-    return predict(network, lr, info.classes, hr, mode=mode).to_frame(found.paths)
+    return predict(network, lr, info.classes, hr, mode=mode).to_frame(found.paths, info.calibrated)

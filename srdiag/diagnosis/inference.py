@@ -36,11 +36,19 @@ class Predictions:
         index = np.asarray(index)
         return Predictions(self.classes, {h:p[index] for h,p in self.probabilities.items()}, None if self.gate is None else self.gate[index], self.closed[index])
 
-    def to_frame(self, names) -> pd.DataFrame: # N names of images → one row per image
-        "Label, probability per class of each head, gate weights"
+    def decisions(self, calibration, operate=True): # Calibration → N class indices by its thresholds; -1: no answer
+        "Too little confidence, or a gate that shut all heads, is no answer"
+        said = calibration.decide(self.probabilities['ens'], operate=operate)
+        return np.where(self.closed, -1, said)
+
+    def to_frame(self, names, calibration=None) -> pd.DataFrame: # N names of images, Calibration or None → one row per image
+        "Label, probability per class of each head, gate weights; with a calibration also its probabilities and decisions"
         columns = dict(file=list(map(str, names)), label=[self.classes[k] for k in self.labels])
         for head,p in self.probabilities.items(): columns |= {f'{head}_{c}':p[:, k].round(6) for k,c in enumerate(self.classes)}
         if self.gate is not None: columns |= {f'gate_{h}':self.gate[:, k].round(6) for k,h in enumerate(('sr', 'lr', 'aux'))} | dict(gate_closed=self.closed)
+        if calibration is not None:
+            columns |= {f'calibrated_{c}':p for c,p in zip(self.classes, calibration.apply(self.probabilities['ens']).round(6).T)}
+            columns |= dict(decision=['undecided' if k < 0 else self.classes[k] for k in self.decisions(calibration)])
         return pd.DataFrame(columns)
 
 # %% ../../nbs/diagnosis/inference.ipynb #c007

@@ -399,7 +399,26 @@ class Calibration:
         "Strict: ModelError for unknown or missing entries and for values of the wrong kind"
         return _read_calibration(cls, d)
 
+    def facts(self): # → name: sentence, for a card
+        "What a reader of the model's card should know"
+        return _facts(self)
+
 # %% ../../nbs/evaluation/calibration.ipynb #c062
+def _facts(c):
+    a,o,why = c.abstention,c.operating,c.reasons
+    share = lambda v: f'{100*v:.1f} %'
+    said = {'set on': f'{c.images} validation images' + (f' of {c.groups} groups' if c.groups else ''),
+            'temperature': f'{c.temperature:.3f}' + (f' ({why["temperature"]})' if 'temperature' in why else ''),
+            'expected calibration error': f'{c.before.ece:.4f}, with the temperature {c.after.ece:.4f}',
+            'Brier score (0 to 2)': f'{c.before.brier:.4f}, with the temperature {c.after.brier:.4f}'}
+    said['abstention'] = why.get('abstention', 'not set') if a is None else (
+        f'no answer below a confidence of {a.threshold:.3f}: wanted {a.wanted} {share(a.value)}; {share(a.risk)} of the answered images wrong, upper bound {share(a.risk_bound)}; {share(a.coverage)} answered')
+    said['operating point'] = why.get('operating', 'not set') if o is None else (
+        f'{o.positive} from a probability of {o.threshold:.3f}: wanted sensitivity {share(o.wanted)}, reached {share(o.sensitivity)} ({share(o.sensitivity_low)} to {share(o.sensitivity_high)}), '
+        f'specificity {share(o.specificity)} ({share(o.specificity_low)} to {share(o.specificity_high)})')
+    return said
+
+# %% ../../nbs/evaluation/calibration.ipynb #c064
 REASONS = 'temperature', 'intervals', 'abstention', 'operating'
 
 def _read_calibration(cls, d):
@@ -419,7 +438,7 @@ def _read_calibration(cls, d):
     if operating and operating.positive not in names: raise ModelError(f'{what}, operating: the positive class {operating.positive!r} is not among {list(names)}.')
     return cls(tuple(names), d['images'], d['groups'], float(d['temperature']), part('before', Quality), part('after', Quality), abstention, operating, dict(reasons))
 
-# %% ../../nbs/evaluation/calibration.ipynb #c064
+# %% ../../nbs/evaluation/calibration.ipynb #c066
 def calibrate(
     targets, # N true class numbers of validation images
     probabilities, # N×K, rows sum to 1, as the network says it
