@@ -165,6 +165,11 @@ def _add_experiment(add):
     p.add_argument('--scale', type=int, default=4, choices=[2, 4], help='enlargement, of all tables but table10')
     p.add_argument('--images', default='hr', choices=['lr', 'hr'], help='what the files are: hr, reduced by the scale first; lr, read as they are, without the rows that need HR')
     p.add_argument('--split-seed', type=_natural, default=0, metavar='N', help='of the folds and validation parts')
+    p.add_argument('--benchmark', type=Path, metavar='FOLDER', help='a benchmark whose trained networks take part in fig6')
+    p.add_argument('--mode', default='context', choices=['context', 'solo', 'batch'], help='how rows with SAI predict: against reference images, alone, or in mixed batches as published')
+    p.add_argument('--solo-share', type=_share, metavar='SHARE', help='training batches without affinity between samples; default: 0.5 for the mode solo, otherwise 0 as published')
+    p.add_argument('--references', type=_positive, default=32, metavar='N', help='training images that the mode context compares with')
+    p.add_argument('--report-only', action='store_true', help='remake tables and figures from what is complete; trains nothing')
     p.add_argument('--only', metavar='ROWS', help='train these rows alone, by key or label with commas in between, and leave the others to other processes')
     p.add_argument('--only-fold', type=_natural, metavar='K', help='train this fold alone, counted from 0')
     p.add_argument('--only-seed', type=_natural, metavar='K', help='train this seed alone')
@@ -311,11 +316,14 @@ def _run_benchmark(a):
 def _run_experiment(a):
     from srdiag.commands import RunOptions
     from srdiag.errors import DataError
-    from srdiag.experiment import Design, budget_of, run_experiment
-    if a.data is None: raise DataError('The experiment needs labelled images: name them with --data.')
+    from srdiag.experiment import Design, Store, budget_of, report, run_experiment
+    if a.report_only: return print(f'Report: {report(Store(a.out))}')
+    if a.data is None: raise DataError('The experiment needs labelled images: name them with --data, or use --report-only.')
     budget = budget_of(a.budget, **{k:getattr(a, k) for k in ('epochs', 'batch_size', 'folds', 'seeds', 'recipe')})
     options = RunOptions(**{k:getattr(a, k) for k in ('device', 'precision', 'strict', 'channels', 'size', 'group_pattern')})
-    run_experiment(a.name, a.data, a.out, a.labels, a.sr, budget, Design(a.images, a.scale, a.split_seed), options, a.only, a.only_fold, a.only_seed, a.keep_models)
+    solo = a.solo_share if a.solo_share is not None else 0.5 if a.mode == 'solo' else 0.
+    design = Design(a.images, a.scale, a.split_seed, mode=a.mode, solo_share=solo, references=a.references)
+    run_experiment(a.name, a.data, a.out, a.labels, a.sr, budget, design, options, a.only, a.only_fold, a.only_seed, a.keep_models, a.benchmark)
 
 # %% ../nbs/cli.ipynb #c033
 def _run_build(a):
