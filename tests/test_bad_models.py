@@ -97,8 +97,59 @@ def test_small_images_are_skipped_by_name_before_ssim_fails(carn, fill, tmp_path
     assert code == 2 and 'slide0__tile.png' in err and '15 pixels' in err and 'Traceback' not in err
 
 
-def test_the_framework_takes_an_mrc_net(carn, labelled, tmp_path, refused, tiny_diagnosis):
-    refused('train-diagnosis', '--data', labelled, '--sr', carn, '--out', tmp_path/'out', '--images', 'hr', *tiny_diagnosis, naming=['CARN', 'takes an MRC-Net'])
+def test_the_framework_takes_any_network_of_the_zoo(carn, labelled, tmp_path, succeeds, tiny_diagnosis):
+    succeeds('train-diagnosis', '--data', labelled, '--sr', carn, '--out', tmp_path/'out', '--images', 'hr', *tiny_diagnosis)
+    network,_ = load_model(tmp_path/'out')
+    assert type(network.sr_network).__name__ == 'CARN' and network.config['sr_architecture'] == 'carn'
+    own,_ = load_model(carn)
+    assert max((a-b).abs().max() for a,b in zip(own.parameters(), network.sr_network.parameters())) < 1e-2 # it started from these weights
+
+
+# A framework that somebody edited
+
+@pytest.fixture
+def edited_framework(models, tmp_path):
+    "A function: a copy of the framework whose config.json was changed by `change`"
+    def edited_framework(change):
+        shutil.copytree(models.diagnosis, tmp_path/'edited')
+        path = tmp_path/'edited'/'config.json'
+        config = json.loads(path.read_text(encoding='utf-8'))
+        change(config)
+        path.write_text(json.dumps(config), encoding='utf-8')
+        return tmp_path/'edited'
+    return edited_framework
+
+
+CHANGES = { # what is wrong → change of config.json, words of the sentence
+    'references of another size': (lambda c: c['network'].update(references=[4, 3, 9, 9]), ['wrong shape', 'references.lr']),
+    'no references': (lambda c: c['network'].update(references=None), ['unknown', 'references.lr']),
+    'a mode that is none': (lambda c: c['network'].update(mode='crowd'), ['no mode', 'crowd']),
+    'classes that the calibration does not know': (lambda c: c['info'].update(classes=['cat', 'dog']), ['calibration', 'cat, dog']),
+    'a misspelt threshold': (lambda c: c['info']['calibration'].update(treshold=0.5), ['calibration', 'treshold']),
+    'a temperature of nought': (lambda c: c['info']['calibration'].update(temperature=0), ['temperature', 'positive']),
+    'a calibration that is a text': (lambda c: c['info'].update(calibration='good'), ['calibration', 'good']),
+}
+
+@pytest.mark.parametrize('name', CHANGES)
+def test_a_framework_that_somebody_edited(name, edited_framework):
+    change,words = CHANGES[name]
+    with pytest.raises(ModelError) as e: load_model(edited_framework(change))
+    for word in words: assert word in str(e.value), str(e.value)
+
+
+def test_a_model_for_other_classes(models, fill_labelled, tmp_path, refused):
+    data = fill_labelled(tmp_path/'others', classes=('benign', 'malign'))
+    refused('evaluate', '--model', models.diagnosis, '--data', data, naming=['benign, malign', 'healthy, ill'])
+
+
+def test_a_mode_that_a_model_cannot_do(models, labelled, tmp_path, refused, edited_framework, succeeds, tiny_diagnosis):
+    succeeds('train-diagnosis', '--data', labelled, '--out', tmp_path/'published', '--images', 'hr', '--mode', 'batch', '--sr', models.sr, *tiny_diagnosis)
+    refused('predict', labelled, '--model', tmp_path/'published', '--images', 'hr', '--out', tmp_path/'out', '--mode', 'context', naming=['context', 'no reference images'])
+
+
+@pytest.mark.parametrize('options,words', [(['--risk', 0], ['risk', 'between 0 and 1']), (['--sensitivity', 1.5], ['sensitivity', 'between 0 and 1']), (['--positive', 'sick'], ['sick', 'healthy, ill'])])
+def test_thresholds_that_cannot_be(options, words, labelled, tmp_path, refused, tiny_diagnosis):
+    refused('train-diagnosis', '--data', labelled, '--out', tmp_path/'out', '--inputs', 'LR', '--images', 'hr', *tiny_diagnosis, *options, naming=words)
 
 
 def test_an_empty_table_of_predictions_does_not_stop_the_next(sr_model, sr_folder, tmp_path, succeeds):

@@ -33,7 +33,7 @@ def predicted(models, labelled, succeeds, tmp_path_factory):
 def test_one_row_per_image(predicted, labelled):
     table = rows(predicted/'predictions.csv')
     assert [r['file'] for r in table] == [str(p) for p in find_images(labelled)]
-    assert list(table[0]) == ['file', 'label', *(f'{h}_{c}' for h in HEADS for c in ('healthy', 'ill')), *GATE, 'gate_closed', 'sr_image']
+    assert list(table[0]) == ['file', 'label', *(f'{h}_{c}' for h in HEADS for c in ('healthy', 'ill')), *GATE, 'gate_closed', 'calibrated_healthy', 'calibrated_ill', 'decision', 'sr_image']
 
 
 def test_json_says_what_csv_says(predicted):
@@ -49,6 +49,20 @@ def test_probabilities_sum_to_one_and_the_label_is_the_most_probable(predicted):
         p = numbers(table, [f'{head}_healthy', f'{head}_ill'])
         assert (p >= 0).all() and np.allclose(p.sum(1), 1, atol=2e-6)
         if head == 'ens': assert [r['label'] for r in table] == [('healthy', 'ill')[k] for k in p.argmax(1)]
+
+
+def test_decisions_follow_the_stored_thresholds(predicted, models):
+    _,info = load_model(models.diagnosis)
+    table,c = rows(predicted/'predictions.csv'),info.calibrated
+    raw = numbers(table, ['ens_healthy', 'ens_ill'])
+    assert np.abs(c.apply(raw) - numbers(table, ['calibrated_healthy', 'calibrated_ill'])).max() < 1e-4
+    expected = [-1 if r['gate_closed'] == 'True' else k for r,k in zip(table, c.decide(raw))]
+    assert [r['decision'] for r in table] == ['undecided' if k < 0 else ('healthy', 'ill')[k] for k in expected]
+
+
+def test_a_card_says_how_sure_the_model_is(models):
+    card = (models.diagnosis/'README.md').read_text(encoding='utf-8')
+    for words in ('Calibration and caution', 'temperature', 'expected calibration error', 'Brier', 'abstention', 'operating point', 'validation images', 'Not for diagnostic use'): assert words in card, words
 
 
 def test_gate_weights_are_there(predicted):
