@@ -11,7 +11,8 @@ MAX_BYTES,MAX_LINES = 500_000,40
 
 # Exceptions by name, each with its reason.
 NO_EXERCISES = {'index.ipynb': 'the way in: it sends the reader on'}
-NO_MODULE = {'index.ipynb': 'becomes the README, exports nothing'}
+NO_MODULE = {'index.ipynb': 'becomes the README, exports nothing', 'start.ipynb': 'the first hour: it uses the library and adds nothing to it',
+             'symbols.ipynb': 'a checked table of names', 'paper.ipynb': 'evidence about the paper, not about code'}
 MAY_SHOW_PATHS = {}
 WITHOUT_SOLUTIONS_YET = {'.', 'data', 'diagnosis', 'evaluation', 'sr', 'training'} # folders of nbs/ where an exercise may still lack its solution
 
