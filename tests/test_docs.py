@@ -144,6 +144,13 @@ def test_the_course_has_each_notebook_once():
     assert docs.course_of(index, pages) == {'data': ['data/a.ipynb', 'data/b.ipynb'], 'use': ['x.ipynb', 'y.ipynb', 'z.ipynb']}
 
 
+def test_the_thread_comes_before_the_parts():
+    index = '## The course\n\n| part | notebooks |\n|---|---|\n| data | [a](data/a.ipynb) |\n| use | [x](x.ipynb), [paper](paper.ipynb) |\n'
+    course = docs.course_of(index, ['index.ipynb', 'data/a.ipynb', 'x.ipynb', 'paper.ipynb', 'method.ipynb', 'start.ipynb'])
+    assert list(course.items())[0] == ('the thread', ['start.ipynb', 'method.ipynb']) # the index has placed paper.ipynb itself
+    assert course['use'] == ['x.ipynb', 'paper.ipynb']
+
+
 def test_solutions_stand_last_and_apart():
     index = '## The course\n\n| part | notebooks |\n|---|---|\n| data | [a](data/a.ipynb) |\n| use | [x](x.ipynb) |\n'
     pages = ['index.ipynb', 'data/a.ipynb', 'x.ipynb', 'solutions/x.ipynb']

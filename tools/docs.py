@@ -18,6 +18,7 @@ from reference import as_myst, read_cell
 
 ROOT = Path(__file__).resolve().parents[1]
 SOLUTIONS = 'solutions/' # the folder of nbs/ with the solutions to the exercises, named as their notebooks
+THREAD = 'start.ipynb', 'method.ipynb', 'symbols.ipynb', 'paper.ipynb' # what holds the course together; in this order, before its parts
 HOWTO = 'own-images', 'read-results', 'deploy', 'new-network' # in this order
 DIRECTIVES = {'default_exp', 'export', 'exporti', 'exports', 'hide', 'echo', 'eval', 'slow', 'cuda'}
 
@@ -141,9 +142,11 @@ def course_of(
     index:str, # markdown of index.ipynb
     pages, # names of all notebooks
 ) -> dict: # part → notebooks in order
-    "The table under `## The course`; a notebook it does not name joins the part with most of its folder"
+    "The table under `## The course`, after the notebooks of `THREAD`; a notebook that neither names joins the part with most of its folder"
     rows = re.findall(r'^\| ([^|\n]+) \|(.*\.ipynb.*)\|$', index.partition('## The course')[2], flags=re.M)
     course = {part.strip(): re.findall(r'\]\(([^)]+\.ipynb)\)', links) for part,links in rows}
+    thread = [p for p in THREAD if p in pages and not any(p in part for part in course.values())]
+    if thread: course = {'the thread': thread} | course
     folder = posixpath.dirname
     for page in sorted({p for p in pages if not p.startswith(SOLUTIONS)} - {'index.ipynb'} - {p for part in course.values() for p in part}):
         home = max(course, key=lambda part: (sum(folder(p) == folder(page) for p in course[part]), part == 'use'))
