@@ -4,13 +4,13 @@
 
 # %% auto #0
 __all__ = ['OURS', 'TABLES', 'BUDGETS', 'FORMAT', 'METRICS', 'NUMERALS', 'NOT_COMPARABLE', 'TITLES', 'Row', 'Budget', 'Design',
-           'changed', 'budget_of', 'make_folds', 'Job', 'Network', 'Store', 'read_predictions', 'build', 'predict_by',
-           'predictions_frame', 'do_run', 'run_all', 'Answers', 'results_table', 'summary_table', 'modes_table',
-           'pairs_of', 'gains_table', 'gap_table', 'published_diagnosis', 'published_confusion', 'measure_row',
-           'ensure_costs', 'ensure_scores', 'scores_of', 'save_panels', 'draw_panels', 'main_table', 'beside_table',
-           'gain_table', 'closed_table', 'modes_markdown', 'cost_table', 'image_table', 'confusion_of',
-           'confusion_markdown', 'limits', 'tables_of', 'Part', 'part_of', 'part_text', 'draw_part', 'report',
-           'rows_of', 'networks_of', 'prepare', 'run_experiment']
+           'changed', 'budget_of', 'make_folds', 'JobFacts', 'Job', 'Network', 'StoreFolder', 'Store',
+           'read_predictions', 'build', 'predict_by', 'predictions_frame', 'do_run', 'run_all', 'Answers',
+           'results_table', 'summary_table', 'modes_table', 'pairs_of', 'gains_table', 'gap_table',
+           'published_diagnosis', 'published_confusion', 'measure_row', 'ensure_costs', 'ensure_scores', 'scores_of',
+           'save_panels', 'draw_panels', 'main_table', 'beside_table', 'gain_table', 'closed_table', 'modes_markdown',
+           'cost_table', 'image_table', 'confusion_of', 'confusion_markdown', 'limits', 'tables_of', 'Part', 'part_of',
+           'part_text', 'draw_part', 'report', 'rows_of', 'networks_of', 'prepare', 'run_experiment']
 
 # %% ../nbs/experiment.ipynb #c004
 import copy
@@ -179,7 +179,29 @@ def make_folds(
     return out
 
 # %% ../nbs/experiment.ipynb #c022
-class Job:
+class JobFacts:
+    "What a Job records: its split, what must not change, and what a reader wants to know"
+    def split_frame(self): # file, label, group, and the part in each fold
+        frame = self.frame[['file', 'label']].copy()
+        frame['group'] = frame.file if self.groups is None else self.groups
+        for k,parts in enumerate(self.folds):
+            frame.loc[parts['test'], 'fold'] = k
+            for name,idx in parts.items(): frame.loc[idx, f'fold{k}'] = name
+        return frame.astype(dict(fold=int))
+
+    def fixed(self): # what must not change within one folder
+        table = self.split_frame().to_csv(index=False)
+        return {'data hash':self.data.hash, 'split hash':hashlib.sha256(table.encode()).hexdigest()[:16], 'channels':self.data.channels, 'size':self.options.size,
+                'device':self.device.type, 'precision':self.precision} | {k:v for k,v in asdict(self.budget).items() if k != 'seeds'} | asdict(self.design)
+
+    def about(self): # for the reader
+        counts = self.frame.label.value_counts().sort_index()
+        return dict(data='/'.join(self.data.table.root.resolve().parts[-2:]), classes=self.classes, images={str(k):int(v) for k,v in counts.items()}, grouped=self.groups is not None,
+                    groups=len(self.frame) if self.groups is None else len(set(self.groups)), skipped=self.data.skipped or 'none',
+                    parts=[{k:len(v) for k,v in parts.items()} for parts in self.folds], shape=list(self.data.images[0].shape), high=list(self.data.images[0].shape[1:]) if self.design.images == 'hr' else None)
+
+# %% ../nbs/experiment.ipynb #c024
+class Job(JobFacts):
     "Images, folds, networks and settings of an experiment"
     def __init__(self,
         data, # LabelledData
@@ -213,25 +235,7 @@ class Job:
         idx = self.folds[fold]['train']
         return choose_references(self.data.table.labels[idx], None if self.groups is None else self.groups[idx], self.design.references, seed)
 
-    def split_frame(self): # file, label, group, and the part in each fold
-        frame = self.frame[['file', 'label']].copy()
-        frame['group'] = frame.file if self.groups is None else self.groups
-        for k,parts in enumerate(self.folds):
-            frame.loc[parts['test'], 'fold'] = k
-            for name,idx in parts.items(): frame.loc[idx, f'fold{k}'] = name
-        return frame.astype(dict(fold=int))
-
-    def fixed(self): # what must not change within one folder
-        table = self.split_frame().to_csv(index=False)
-        return {'data hash':self.data.hash, 'split hash':hashlib.sha256(table.encode()).hexdigest()[:16], 'channels':self.data.channels, 'size':self.options.size,
-                'device':self.device.type, 'precision':self.precision} | {k:v for k,v in asdict(self.budget).items() if k != 'seeds'} | asdict(self.design)
-
-    def about(self): # for the reader
-        counts = self.frame.label.value_counts().sort_index()
-        return dict(data='/'.join(self.data.table.root.resolve().parts[-2:]), classes=self.classes, images={str(k):int(v) for k,v in counts.items()}, grouped=self.groups is not None,
-                    groups=len(self.frame) if self.groups is None else len(set(self.groups)), skipped=self.data.skipped or 'none',
-                    parts=[{k:len(v) for k,v in parts.items()} for parts in self.folds], shape=list(self.data.images[0].shape), high=list(self.data.images[0].shape[1:]) if self.design.images == 'hr' else None)
-
+# %% ../nbs/experiment.ipynb #c026
 class Network:
     "A super-resolution network that takes part: its model folder and what identifies its weights"
     def __init__(self,
@@ -250,14 +254,14 @@ class Network:
     def shared(self, job): # how many groups of the labelled images bear the name of a group that it has learned from
         return 0 if job.groups is None else len(self.groups() & set(job.groups))
 
-# %% ../nbs/experiment.ipynb #c024
+# %% ../nbs/experiment.ipynb #c028
 FORMAT = 'srdiag experiment 1'
 _NUMBER,_MAYBE = (int, float),(int, float, type(None))
 _SETUP = dict(format=str, fixed={}, about={})
 _RUN = dict(row={}, seed=int, fold=int, metrics=dict(accuracy=_NUMBER, n=int), mode=str, modes={}, seconds=_NUMBER, made={})
 
-class Store:
-    "The folder of an experiment"
+class StoreFolder:
+    "What the folder of an experiment holds; nothing is written"
     def __init__(self,
         folder:str|Path, # made when it is opened
     ): self.folder = Path(folder)
@@ -273,6 +277,30 @@ class Store:
         if setup['format'] != FORMAT: raise DataError(f'{self.file} is of the format {setup["format"]!r}, not {FORMAT!r}: {remedy}.')
         return setup
 
+    def networks(self): # what is known of each
+        return [read_json(p, dict(name=str, scale=int, hash=str), 'restore it from a copy') for p in sorted(self.folder.glob('networks/*/network.json'))]
+
+    def sessions(self): # in order of time
+        form = dict(date=str, command=str, machine=str, torch=str, srdiag=str)
+        return sorted((read_json(p, form, 'remove it') for p in self.folder.glob('sessions/*.json')), key=lambda s: s['date'])
+
+    def network_folder(self, name, scale): return self.folder/'networks'/f'{name}_x{scale}'
+
+    def path(self, row, seed, fold): return self.folder/'runs'/row.key/f'seed{seed}'/f'fold{fold}'
+
+    def done(self, row, seed, fold): return (self.path(row, seed, fold)/'metrics.json').is_file()
+
+    def complete(self, row): # (seed, fold) of its runs, in order
+        found = [(p.parent.parent.name.removeprefix('seed'), p.parent.name.removeprefix('fold')) for p in (self.folder/'runs'/row.key).glob('seed*/fold*/metrics.json')]
+        return sorted((int(s), int(k)) for s,k in found if s.isdecimal() and k.isdecimal())
+
+    def metrics(self, row, seed, fold): return read_json(self.path(row, seed, fold)/'metrics.json', _RUN, f'remove the folder {self.path(row, seed, fold)} to have this run made again')
+
+    def predictions(self, row, seed, fold): return read_predictions(self.path(row, seed, fold)/'predictions.csv', self.setup()['about']['classes'])
+
+# %% ../nbs/experiment.ipynb #c030
+class Store(StoreFolder):
+    "The folder of an experiment"
     def open(self, job, session): # start, or go on; DataError if the folder holds something else
         fixed = self.check(job)
         if not self.file.is_file():
@@ -298,11 +326,6 @@ class Store:
         differ = [f'{k} was {old.get(k)}, now it is {v}{hint.get(k, "")}' for k,v in fixed.items() if old.get(k) != v]
         if differ: raise DataError(f'{self.folder} was made with another configuration ({"; ".join(differ)}): choose another output folder, or the old configuration.')
 
-    def network_folder(self, name, scale): return self.folder/'networks'/f'{name}_x{scale}'
-
-    def networks(self): # what is known of each
-        return [read_json(p, dict(name=str, scale=int, hash=str), 'restore it from a copy') for p in sorted(self.folder.glob('networks/*/network.json'))]
-
     def _same(self, network): # ModelError if its name stands for other weights
         known = next((n for n in self.networks() if (n['name'], n['scale']) == (network.name, network.scale)), None)
         if known and known['hash'] != network.hash: raise ModelError(f'In {self.folder}, {network.name} x{network.scale} stands for other weights than those in {network.folder}: give the old ones, or another name with --sr NAME=FOLDER.')
@@ -314,20 +337,7 @@ class Store:
             with placing(folder, 'network.json') as new: write_text(new/'network.json', json_text(known))
         self._same(network)
 
-    def sessions(self): # in order of time
-        form = dict(date=str, command=str, machine=str, torch=str, srdiag=str)
-        return sorted((read_json(p, form, 'remove it') for p in self.folder.glob('sessions/*.json')), key=lambda s: s['date'])
-
-    def path(self, row, seed, fold): return self.folder/'runs'/row.key/f'seed{seed}'/f'fold{fold}'
-    def done(self, row, seed, fold): return (self.path(row, seed, fold)/'metrics.json').is_file()
-    def complete(self, row): # (seed, fold) of its runs, in order
-        found = [(p.parent.parent.name.removeprefix('seed'), p.parent.name.removeprefix('fold')) for p in (self.folder/'runs'/row.key).glob('seed*/fold*/metrics.json')]
-        return sorted((int(s), int(k)) for s,k in found if s.isdecimal() and k.isdecimal())
-
-    def metrics(self, row, seed, fold): return read_json(self.path(row, seed, fold)/'metrics.json', _RUN, f'remove the folder {self.path(row, seed, fold)} to have this run made again')
-    def predictions(self, row, seed, fold): return read_predictions(self.path(row, seed, fold)/'predictions.csv', self.setup()['about']['classes'])
-
-# %% ../nbs/experiment.ipynb #c026
+# %% ../nbs/experiment.ipynb #c032
 def read_predictions(
     path:Path, # of a run
     classes, # names
@@ -341,7 +351,7 @@ def read_predictions(
     if not all(pd.api.types.is_numeric_dtype(p[h]) for h in heads) or not p.true.isin(classes).all() or not len(p): raise DataError(f'{path} is not what srdiag wrote: {remedy}.')
     return p
 
-# %% ../nbs/experiment.ipynb #c028
+# %% ../nbs/experiment.ipynb #c034
 def build(
     row:Row, # of a table
     job:Job, # images, networks
@@ -368,7 +378,7 @@ def predict_by(
     found = predict(model, part.lr[order], classes, None if part.hr is None else part.hr[order], batch_size, mode)
     return found.reorder(order.argsort())
 
-# %% ../nbs/experiment.ipynb #c030
+# %% ../nbs/experiment.ipynb #c036
 def predictions_frame(
     job:Job, # images, folds
     fold:int, # whose test part was predicted
@@ -384,7 +394,7 @@ def predictions_frame(
         if len(found) > 1: columns |= {f'mode_{mode}_{c}':p.probabilities['ens'][:, k].round(8) for k,c in enumerate(job.classes)}
     return pd.DataFrame(columns)
 
-# %% ../nbs/experiment.ipynb #c032
+# %% ../nbs/experiment.ipynb #c038
 def _plain(metrics): return {k:v.item() if isinstance(v, np.generic) else v for k,v in metrics.items()}
 
 def do_run(
@@ -424,7 +434,7 @@ def _save_networks(model, row, fold, folder, keep_models):
     if row.has_sr and row.sai and fold == 0: save_model(folder/'sr', model.sr_network, info())
     if keep_models: save_model(folder/'model', model, info())
 
-# %% ../nbs/experiment.ipynb #c034
+# %% ../nbs/experiment.ipynb #c040
 def run_all(
     job:Job, # images, networks, settings
     store:Store, # open
@@ -442,7 +452,7 @@ def run_all(
                 except TrainingError as e: say(f'{row.key}, seed {seed}, fold {fold} failed and is not recorded: {e}')
     return done
 
-# %% ../nbs/experiment.ipynb #c045
+# %% ../nbs/experiment.ipynb #c051
 class Answers:
     "For each row, which image was diagnosed rightly in which seed and fold"
     def __init__(self,
@@ -481,7 +491,7 @@ class Answers:
             means.append(t.groupby('seed').right.mean())
         return (means[1]-means[0]).tolist()
 
-# %% ../nbs/experiment.ipynb #c047
+# %% ../nbs/experiment.ipynb #c053
 METRICS = ('accuracy', 'f1', 'sensitivity', 'specificity', 'kappa', 'mcc', 'auc')
 
 def results_table(
@@ -526,7 +536,7 @@ def modes_table(
             lines.append(dict(key=r.key, label=r.label, mode=mode, accuracy=mean, low=low, high=high))
     return pd.DataFrame(lines, columns=['key', 'label', 'mode', 'accuracy', 'low', 'high'])
 
-# %% ../nbs/experiment.ipynb #c049
+# %% ../nbs/experiment.ipynb #c055
 def pairs_of(
     rows, # of one table
 ) -> list: # (row, against)
@@ -568,7 +578,7 @@ def gap_table(
             if groups is not None: lines.append(dict(key=r.key, label=r.label, base=base, **gap_closed(*right, groups)))
     return pd.DataFrame(lines, columns=['key', 'label', 'base', 'gap', 'gap_low', 'gap_high', 'clear', 'closed', 'low', 'high'])
 
-# %% ../nbs/experiment.ipynb #c054
+# %% ../nbs/experiment.ipynb #c060
 NUMERALS = dict(table5='V', table6='VI', table7='VII', table8='VIII', table9='IX', table10='X')
 
 def published_diagnosis(
@@ -582,7 +592,7 @@ def published_confusion() -> pd.DataFrame: # true, predicted, percent, sd
     "Table VI as printed"
     with (resources.files('srdiag.published')/'confusion.csv').open(encoding='utf-8') as f: return pd.read_csv(f)
 
-# %% ../nbs/experiment.ipynb #c057
+# %% ../nbs/experiment.ipynb #c063
 def measure_row(
     config:dict, # of the framework, from metrics.json
     shape, # C, height and width of the low-resolution image
@@ -605,7 +615,7 @@ def ensure_costs(job, store, rows): # cost.json: measured once for each row that
         known[r.key] = measure_row(store.metrics(r, *store.complete(r)[0])['config'], list(lr.shape[1:]), Setup(str(job.device), job.precision))
         write_text(path, json_text(known))
 
-# %% ../nbs/experiment.ipynb #c059
+# %% ../nbs/experiment.ipynb #c065
 def _score(enlarge, pairs):
     s = score_images(enlarge, pairs)
     s = s[np.isfinite(s.psnr)]
@@ -632,7 +642,7 @@ def scores_of(store, row, fine_tuned=False): # dict with psnr, ssim, n, or None
     path = store.path(row, 0, 0)/'sr_scores.json' if fine_tuned else store.network_folder(row.network if row.has_sr else 'bicubic', row.scale)/'scores.json'
     return read_json(path, dict(psnr=_NUMBER, ssim=_NUMBER, n=int), 'remove it to have it made again') if path.is_file() else None
 
-# %% ../nbs/experiment.ipynb #c061
+# %% ../nbs/experiment.ipynb #c067
 def save_panels(job, store): # panels/<k>_lr.png and <k>_hr.png
     folder,d = store.folder/'panels',job.design
     if d.images != 'hr' or folder.exists() or min(job.data.images[0].shape[1:]) < 11 + 2*d.scale: return
@@ -655,7 +665,7 @@ def draw_panels(store, rows): # name → Figure: nearest, bicubic, each row's ne
         drawn[f'fig7_{path.name[0]}'] = figures.sr_panel(images, hr, convention(scale), width=1.7*(len(images) + 1))
     return drawn
 
-# %% ../nbs/experiment.ipynb #c063
+# %% ../nbs/experiment.ipynb #c069
 def _known(x): return x is not None and not (isinstance(x, float) and math.isnan(x))
 def _percent(x, sd=None): return '–' if not _known(x) else f'{100*x:.2f}' + (f' ± {100*sd:.2f}' if sd is not None and _known(sd) else '')
 def _range(low, high, form='{:.2f}'): return '–' if not _known(low) else f'{form.format(100*low)} to {form.format(100*high)}'
@@ -674,7 +684,7 @@ def beside_table(name, summary): # ours and the printed ones, column by column
     header = ['row', *(h for k in metrics for h in (f'>{k} here', *(f'>{k} printed, {d}' for d in sets)))]
     return markdown_table(header, [[s.label, *(c for k in metrics for c in (_percent(getattr(s, k), getattr(s, f'{k}_sd')), *(_printed(find(s.label, d), k) for d in sets)))] for s in summary.itertuples()])
 
-# %% ../nbs/experiment.ipynb #c065
+# %% ../nbs/experiment.ipynb #c071
 def gain_table(gains):
     header = ['row', 'against', '>gain in points', '>95 % over groups', '>seeds', '>95 % over seeds', 'what it says']
     return markdown_table(header, [[g.label, g.against, f'{100*g.gain:+.2f}', _range(g.low, g.high, '{:+.2f}'), g.seeds, _range(g.seed_low, g.seed_high, '{:+.2f}'), verdict(g.gain, g.low, g.high)] for g in gains.itertuples()])
@@ -700,7 +710,7 @@ def image_table(store, rows, printed=None): # PSNR and SSIM of the networks, bef
         if before or after: lines.append([r.label, *(_as(s and s[k], form) for s in (before, after) for k,form in (('psnr', '{:.3f}'), ('ssim', '{:.4f}'))), *theirs])
     return markdown_table(header, lines) if lines else ''
 
-# %% ../nbs/experiment.ipynb #c067
+# %% ../nbs/experiment.ipynb #c073
 def confusion_of(
     store:Store, # of an experiment
     row:Row, # with complete runs
@@ -722,7 +732,7 @@ def confusion_markdown(store, row):
     theirs = markdown_table(['true (printed, CAD-CAP)', *(f'>said {c}' for c in p.predicted.unique())], [[t, *map(cell, g.percent, g.sd)] for t,g in p.groupby('true', sort=False)])
     return f'{ours}\n\n{theirs}'
 
-# %% ../nbs/experiment.ipynb #c069
+# %% ../nbs/experiment.ipynb #c075
 NOT_COMPARABLE = 'The printed numbers are of other images (CAD-CAP, PCam), trained longer, on networks that may differ. **They cannot be set against ours**, and no difference between the two says anything about the method.'
 
 def limits(
@@ -748,7 +758,7 @@ def limits(
     if f['images'] == 'lr': said.append('The files are low-resolution, so there are no rows with true HR images, and no gap to close.')
     return '\n'.join(f'- {x}' for x in said)
 
-# %% ../nbs/experiment.ipynb #c071
+# %% ../nbs/experiment.ipynb #c077
 TITLES = dict(table5='Table V: inputs and sample affinity interaction', table6='Table VI: confusion', table7='Table VII: cost of SAI', table8='Table VIII: consistency and regularization',
               table9='Table IX: what super-resolution contributes', table10='Table X: scales', fig6='Fig. 6: other super-resolution networks', fig7='Fig. 7: images before and after')
 
@@ -776,9 +786,11 @@ def part_of(store, name, rows, results): # → Part
     missing = [f'{r.label} (seed {s}, fold {k})' for r in rows for s,k in runs if (s, k) not in store.complete(r)]
     return Part(name, answers.rows, summary_table(answers, results), gains_table(answers, pairs_of(rows)), gap_table(answers) if name == 'table5' else gap_table(Answers(store, [])), modes_table(answers), missing)
 
-# %% ../nbs/experiment.ipynb #c073
+# %% ../nbs/experiment.ipynb #c079
 def part_text(store, part, drawn): # markdown, below a heading
     said,name = [f'# {TITLES[part.name]}'],part.name
+    folds,wanted = int(part.summary.folds.max()),store.setup()['fixed']['folds']
+    if folds < wanted: said.append(f'**Not complete yet:** {folds} of {wanted} folds so far.')
     if part.missing: said.append(f'**Not complete yet:** {len(part.missing)} runs are missing, such as {part.missing[0]}. Rows are compared on the runs that both have.')
     said += ['All values in percent.', main_table(part.summary)]
     if name == 'table6': said.append(confusion_markdown(store, part.rows[0]))
@@ -800,7 +812,7 @@ def draw_part(store, part): # name of the file → Figure
         drawn[part.name] = figures.accuracy_bars(bars, title=f'{TITLES[part.name].split(":")[0]}, {store.setup()["about"]["data"].split("/")[-1]}')
     return drawn
 
-# %% ../nbs/experiment.ipynb #c075
+# %% ../nbs/experiment.ipynb #c081
 def report(
     store:Store, # of an experiment
 ) -> Path: # the README.md
@@ -828,7 +840,7 @@ def report(
     facts = '\n'.join(f'- {k}: {v}' for k,v in setup['fixed'].items())
     return write_text(store.folder/'README.md', '\n\n'.join([f'# Experiments on {setup["about"]["data"]}', head, '\n'.join(texts), '## Limits', said, '## Configuration', facts, f'## Last session\n\n{made}']) + '\n')
 
-# %% ../nbs/experiment.ipynb #c077
+# %% ../nbs/experiment.ipynb #c083
 def _head(setup, results):
     a,f = setup['about'],setup['fixed']
     return (f'{sum(a["images"].values())} images of {a["groups"]} {"groups" if a["grouped"] else "images (groups unknown)"}, {len(a["classes"])} classes; {f["folds"]} folds, {results.seed.nunique()} seed(s); '
@@ -850,7 +862,7 @@ def _add_section(page, part, drawn):
         page.table(points[['label', 'against', 'gain', 'low', 'high', 'says']], 'Paired differences in points.', dict(gain='+.2f', low='+.2f', high='+.2f'))
     if len(part.gaps): page.table(part.gaps.drop(columns='key'), 'Share of the gap to HR that is closed; without a clear gap there is no interval.', {k:'.3f' for k in ('gap', 'gap_low', 'gap_high', 'closed', 'low', 'high')})
 
-# %% ../nbs/experiment.ipynb #c079
+# %% ../nbs/experiment.ipynb #c085
 def rows_of(
     name:str, # a key of TABLES, or 'all'
     design:Design, # images, scale
@@ -886,7 +898,7 @@ def networks_of(
         out[name, scale] = folder
     return out
 
-# %% ../nbs/experiment.ipynb #c081
+# %% ../nbs/experiment.ipynb #c087
 def _check_networks(job, rows):
     for r in rows:
         if not r.has_sr: continue
@@ -920,7 +932,7 @@ def prepare(data, out, labels, rows, networks, budget, design, options): # → J
     store.check(job)
     return job,store
 
-# %% ../nbs/experiment.ipynb #c083
+# %% ../nbs/experiment.ipynb #c089
 def run_experiment(
     name:str, # a key of TABLES, or 'all'
     data:str|Path, # labelled images
