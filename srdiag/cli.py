@@ -113,7 +113,7 @@ def _add_using(add):
     p.add_argument('--model', required=True, type=Path, metavar='FOLDER', help='model folder, or the name of a network that comes with the package: histology_x2, endoscopy_x4')
     p.add_argument('--data', required=True, type=Path, metavar='PATH', help='images; for a diagnosis model: ' + _LABELLED)
     p.add_argument('--labels', type=Path, metavar='CSV', help='table whose files are relative to --data')
-    p.add_argument('--out', type=Path, metavar='FOLDER', help='where metrics.json, predictions.csv and confusion.csv go; default: only printed')
+    p.add_argument('--out', type=Path, metavar='FOLDER', help='where metrics.json and, for a diagnosis model, predictions.csv, confusion.csv and report.html go; default: only printed')
     p.add_argument('--split', default='auto', choices=['auto', 'test', 'all'], help="auto: the model's test part if it was trained on this data, else all")
     _add_mode(p); _reading(p); _running(p)
     p = add('predict', 'super-resolve images and, with a diagnosis model, predict their class. Not for diagnostic use')

@@ -17,6 +17,7 @@ import numpy as np
 import pandas as pd
 import torch
 
+from .assessment import Assessed, assessment_report
 from .data.builders import MANIFEST, read_manifest
 from .data.degradation import crop_to_multiple, degrade, upsample
 from .data.images import as_float, data_hash, find_images, read_images, save_png, to_uint8
@@ -447,11 +448,12 @@ def evaluate_command(
     if out is not None: check_output(out, options.overwrite)
     model = model_folder(model)
     network,info = load_model(model, device=pick_device(options.device))
-    metrics,tables = (_evaluate_diagnosis_folder if isinstance(network, SREnhancedDiagnosis) else _evaluate_sr_folder)(network, info, model, data, labels, split, mode, options)
+    metrics,tables,page = (_evaluate_diagnosis_folder if isinstance(network, SREnhancedDiagnosis) else _evaluate_sr_folder)(network, info, model, data, labels, split, mode, options)
     if out is not None:
         folder = Path(out); folder.mkdir(parents=True, exist_ok=True); (folder/'.srdiag').touch()
         write_text(folder/'metrics.json', json_text(metrics))
         for name,frame in tables.items(): write_text(folder/name, frame.to_csv())
+        if page is not None: page().write(folder/'report.html')
         _say(f'Written to {folder}.')
     return metrics
 
@@ -467,7 +469,7 @@ def _evaluate_sr_folder(network, info, model, data, labels, split, mode, options
     metrics,bicubic = evaluate_sr(network, pairs),evaluate_sr(lambda lr: upsample(lr, network.scale), pairs)
     metrics |= dict(bicubic_psnr=bicubic['psnr'], bicubic_ssim=bicubic['ssim'])
     _say(f"{len(rows)} images ({metrics['convention']}): bicubic {bicubic['psnr']:.2f} dB / {bicubic['ssim']:.4f}, network {metrics['psnr']:.2f} dB / {metrics['ssim']:.4f}.")
-    return metrics,dict()
+    return metrics,{},None
 
 def _evaluate_diagnosis_folder(network, info, model, data, labels, split, mode, options):
     options = replace(options, size=options.size or info.size, channels='rgb' if network.config['channels'] == 3 else 'grey')
@@ -484,7 +486,11 @@ def _evaluate_diagnosis_folder(network, info, model, data, labels, split, mode, 
     _say(_diagnosis_sentence(metrics))
     frame = p.to_frame(found.table.to_frame().file.iloc[rows], info.calibrated).assign(true=[info.classes[k] for k in found.table.labels[rows]])
     matrix = pd.DataFrame(confusion(pairs.labels.numpy(), p.labels, info.classes), index=info.classes, columns=info.classes)
-    return metrics,{'predictions.csv':frame.set_index('file'), 'confusion.csv':matrix}
+    def page(): # made only if it is to be written
+        assessed = Assessed(network, pairs.lr, pairs.hr if network.large == 'HR' else None, pairs.labels.numpy(), p, metrics, groups, list(frame.file), info.calibrated)
+        facts = {'command':_command(), 'model':str(model), 'data':str(data), 'images':len(rows), 'groups':'unknown' if groups is None else len(set(groups))}
+        return assessment_report(assessed, f'Evaluation: {info.title}', facts | {f'trained: {k}':info.training[k] for k in ('command', 'epochs', 'seed', 'mode') if k in info.training} | info.made)
+    return metrics,{'predictions.csv':frame.set_index('file'), 'confusion.csv':matrix},page
 
 # %% ../nbs/commands.ipynb #c049
 def predict_command(
