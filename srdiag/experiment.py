@@ -902,7 +902,6 @@ def networks_of(
 def _check_networks(job, rows):
     for r in rows:
         if not r.has_sr: continue
-        if (r.network, r.scale) not in job.networks: raise ModelError(f'The row {r.label} needs a super-resolution network for scale {r.scale}: train one with srdiag train-sr or srdiag distill and give its folder with --sr.')
         network = job.networks[r.network, r.scale]
         channels = network.module.config['image_channels']
         if channels != job.data.channels: raise ModelError(f'The super-resolution model in {network.folder} reads {channels} channel(s), but the images have {job.data.channels}: use --channels.')
@@ -919,6 +918,8 @@ def _chosen(rows, only): # the rows that were asked for by key or label
 
 def prepare(data, out, labels, rows, networks, budget, design, options): # → Job and Store, checked; nothing is written
     check_apart(out, data)
+    lacking = next((r for r in rows if r.has_sr and (r.network, r.scale) not in networks), None)
+    if lacking: raise ModelError(f'The row {lacking.label} needs a super-resolution network for scale {lacking.scale}: train one with srdiag train-sr or srdiag distill and give its folder with --sr.')
     if not rows: raise DataError('No row is left: Fig. 6 and tables with HR need HR files or networks.')
     if design.solo_share < 0 or design.solo_share > 1 or not 0 < design.valid_share < 1: raise DataError('Shares lie between 0 and 1.')
     try: chosen_precision(options.precision, pick_device(options.device))
