@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['student_of', 'DistillationLoss', 'PhasedLoss', 'FeatureStudent', 'RecursionDistillation', 'distil']
 
-# %% ../../nbs/sr/distillation.ipynb #c003
+# %% ../../nbs/sr/distillation.ipynb #c005
 import torch
 from fastai.callback.core import Callback
 from fastai.learner import Learner
@@ -18,7 +18,7 @@ from .training import sr_dataloaders, sr_learner
 from ..training.loop import LossComponent, as_float32
 from ..training.recipes import Recipe, fit
 
-# %% ../../nbs/sr/distillation.ipynb #c005
+# %% ../../nbs/sr/distillation.ipynb #c007
 def student_of(
     teacher:MRCNet, # trained, recursive
 ) -> MRCNet: # single-forward, with the same weights
@@ -28,7 +28,7 @@ def student_of(
     student.load_state_dict(teacher.state_dict())
     return student.to(next(teacher.parameters()).device)
 
-# %% ../../nbs/sr/distillation.ipynb #c010
+# %% ../../nbs/sr/distillation.ipynb #c012
 class DistillationLoss(nn.Module):
     "Eq. (4): mean squared errors between the features of student and teacher, weighted by γ₁ to γ₄"
     def __init__(self,
@@ -45,7 +45,7 @@ class DistillationLoss(nn.Module):
         self.components = {f'distil_{k}':v.detach() for k,v in terms.items()}
         return sum(terms.values())
 
-# %% ../../nbs/sr/distillation.ipynb #c013
+# %% ../../nbs/sr/distillation.ipynb #c015
 class PhasedLoss(nn.Module):
     "MAE, plus γ_d times the distillation loss while `teacher_features` are there (Algorithm 1, lines 7 and 11)"
     def __init__(self,
@@ -65,7 +65,7 @@ class PhasedLoss(nn.Module):
         self.components |= self.distil.components
         return mae + self.weight*distance
 
-# %% ../../nbs/sr/distillation.ipynb #c015
+# %% ../../nbs/sr/distillation.ipynb #c017
 class FeatureStudent(nn.Module):
     "The student as the training loop sees it: features while it trains, the image otherwise"
     def __init__(self,
@@ -75,7 +75,7 @@ class FeatureStudent(nn.Module):
         self.network = network
     def forward(self, lr): return self.network.features(lr) if self.training else self.network(lr)
 
-# %% ../../nbs/sr/distillation.ipynb #c017
+# %% ../../nbs/sr/distillation.ipynb #c019
 class RecursionDistillation(Callback):
     "Algorithm 1 as a callback: imitate a frozen teacher for a share of the epochs, then go on with the images alone"
     order = 15 # after `Autocast` has opened its context, so that the teacher computes in the student's precision
@@ -93,7 +93,7 @@ class RecursionDistillation(Callback):
 
     def after_fit(self): self.learn.loss_func.teacher_features = None
 
-# %% ../../nbs/sr/distillation.ipynb #c019
+# %% ../../nbs/sr/distillation.ipynb #c021
 def distil(
     teacher:MRCNet, # trained, recursive
     train:SRPairs, # the images the teacher was trained on

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['WHOLE', 'check_lr', 'enlarger', 'Tile', 'tiles_of', 'super_resolve']
 
-# %% ../../nbs/sr/inference.ipynb #c003
+# %% ../../nbs/sr/inference.ipynb #c005
 import math
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -18,7 +18,7 @@ from ..errors import DataError
 from ..precision import computing_in
 from .rcf import RefinedContextFusion
 
-# %% ../../nbs/sr/inference.ipynb #c005
+# %% ../../nbs/sr/inference.ipynb #c007
 def check_lr(
     network:nn.Module, # that is to read the image: an MRCNet or one of the zoo
     lr:torch.Tensor, # C×H×W, uint8 or float in [0, 1]
@@ -34,7 +34,7 @@ def check_lr(
     if not (low >= 0 and high <= 1): raise DataError(f'{name} has values outside [0, 1] or not finite: scale it first.')
     return lr
 
-# %% ../../nbs/sr/inference.ipynb #c007
+# %% ../../nbs/sr/inference.ipynb #c009
 def enlarger(
     network:nn.Module, # MRCNet or one of the zoo; put into eval mode and channels_last
     precision:str='auto', # 'auto', 'bf16', 'fp16' (CUDA) or 'fp32'
@@ -50,7 +50,7 @@ def enlarger(
         with computing_in(precision, device): return call(lr.to(device).contiguous(memory_format=torch.channels_last)).float()
     return enlarge
 
-# %% ../../nbs/sr/inference.ipynb #c010
+# %% ../../nbs/sr/inference.ipynb #c013
 @dataclass(frozen=True)
 class Tile:
     "A part of an image, in low-resolution px: `core` is what it answers for, `seen` what the network is shown; each (top, left, bottom, right)"
@@ -78,7 +78,7 @@ def tiles_of(
     return [Tile((t, l, b, r), (max(0, t-overlap), max(0, l-overlap), min(height, b+overlap), min(width, r+overlap)))
             for t,b in zip(rows, rows[1:]) for l,r in zip(columns, columns[1:])]
 
-# %% ../../nbs/sr/inference.ipynb #c013
+# %% ../../nbs/sr/inference.ipynb #c016
 @dataclass
 class _Pooled:
     "The means of one RCF call over several tiles"
@@ -94,7 +94,7 @@ class _Pooled:
         area,mass = torch.tensor(pixels)/sum(pixels),torch.stack(log_sum).softmax(0)
         return sum(a*m for a,m in zip(area.tolist(), mean)), (mass*torch.stack(context)).sum(0)
 
-# %% ../../nbs/sr/inference.ipynb #c015
+# %% ../../nbs/sr/inference.ipynb #c018
 @contextmanager
 def _pooling(network, answer): # answer(number of the call, module, x1, x2) → the two vectors
     modules,number = [m for m in network.modules() if isinstance(m, RefinedContextFusion)],[0]
@@ -115,7 +115,7 @@ def _cut(lr, tile, device): # uint8 or float C×H×W → B×C×h×w float on the
     t,l,b,r = tile.seen
     return as_float(lr[:, t:b, l:r].to(device)).float()[None].contiguous(memory_format=torch.channels_last)
 
-# %% ../../nbs/sr/inference.ipynb #c017
+# %% ../../nbs/sr/inference.ipynb #c020
 def _shared_context(network, lr, tiles, device, samples=16, passes=1): # → the two vectors of each RCF call, over the whole image
     if samples is not None and len(tiles) > samples: tiles = [tiles[round((i+0.5)*len(tiles)/samples - 0.5)] for i in range(samples)]
     known = []
@@ -132,7 +132,7 @@ def _shared_context(network, lr, tiles, device, samples=16, passes=1): # → the
         known = [pooled[k].result() for k in sorted(pooled)]
     return known
 
-# %% ../../nbs/sr/inference.ipynb #c019
+# %% ../../nbs/sr/inference.ipynb #c022
 def _enlarge_tiles(network, lr, tiles, device, out): # fills out, C×sH×sW
     scale = network.scale
     for tile in tiles:
@@ -141,7 +141,7 @@ def _enlarge_tiles(network, lr, tiles, device, out): # fills out, C×sH×sW
         out[:, t:b, l:r] = (to_uint8(sr) if out.dtype == torch.uint8 else sr).cpu()
     return out
 
-# %% ../../nbs/sr/inference.ipynb #c021
+# %% ../../nbs/sr/inference.ipynb #c024
 WHOLE = 2**18 # low-resolution px: images up to this size are enlarged in one piece
 
 @torch.no_grad()

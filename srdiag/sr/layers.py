@@ -6,7 +6,7 @@
 __all__ = ['PReLU', 'conv_prelu', 'ResidualBlock', 'PixelShuffleUpsampler', 'icnr_', 'initialise_', 'check_settings', 'reach_of',
            'in_bands']
 
-# %% ../../nbs/sr/layers.ipynb #c003
+# %% ../../nbs/sr/layers.ipynb #c005
 import inspect
 import math
 
@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-# %% ../../nbs/sr/layers.ipynb #c005
+# %% ../../nbs/sr/layers.ipynb #c007
 class _PReLUGradient(torch.autograd.Function):
     "PReLU whose backward pass is made of additions, products and the backward pass of ReLU"
     @staticmethod
@@ -30,14 +30,14 @@ class _PReLUGradient(torch.autograd.Function):
         negative = g - positive
         return torch.addcmul(positive, negative, slope[:, None, None]), (x*negative).sum((0, 2, 3), dtype=torch.promote_types(x.dtype, torch.float32)).to(slope.dtype)
 
-# %% ../../nbs/sr/layers.ipynb #c007
+# %% ../../nbs/sr/layers.ipynb #c009
 class PReLU(nn.PReLU):
     "nn.PReLU with a slope per channel and, for images on a CPU, a backward pass several times as fast; first derivatives only"
     def forward(self, x): # B×C×H×W → B×C×H×W
         own = x.device.type == 'cpu' and x.ndim == 4 and torch.is_grad_enabled() and not torch.compiler.is_compiling()
         return _PReLUGradient.apply(x, self.weight.to(x.dtype)) if own else super().forward(x)
 
-# %% ../../nbs/sr/layers.ipynb #c012
+# %% ../../nbs/sr/layers.ipynb #c015
 def conv_prelu(
     n_in:int, # input channels
     n_out:int, # output channels
@@ -47,7 +47,7 @@ def conv_prelu(
     "A convolution with bias and zero padding, then PReLU with a slope per channel"
     return nn.Sequential(nn.Conv2d(n_in, n_out, kernel, stride, padding=kernel//2), PReLU(n_out))
 
-# %% ../../nbs/sr/layers.ipynb #c017
+# %% ../../nbs/sr/layers.ipynb #c020
 class ResidualBlock(nn.Module):
     "conv3×3, PReLU, conv3×3, add the input, PReLU; no biases, no batch norm (section III-A, after [17])"
     def __init__(self,
@@ -62,7 +62,7 @@ class ResidualBlock(nn.Module):
     def forward(self, x): # B×C×H×W → B×C×H×W
         return self.act2(x + self.conv2(self.act1(self.conv1(x))))
 
-# %% ../../nbs/sr/layers.ipynb #c022
+# %% ../../nbs/sr/layers.ipynb #c025
 class PixelShuffleUpsampler(nn.Sequential):
     "conv3×3 to `factor`² as many channels, then pixel shuffle [21]"
     def __init__(self,
@@ -71,7 +71,7 @@ class PixelShuffleUpsampler(nn.Sequential):
     ):
         super().__init__(nn.Conv2d(channels, channels*factor**2, 3, padding=1), nn.PixelShuffle(factor))
 
-# %% ../../nbs/sr/layers.ipynb #c024
+# %% ../../nbs/sr/layers.ipynb #c027
 @torch.no_grad()
 def icnr_(
     weight:torch.Tensor, # n·factor² × C × k × k, changed in place
@@ -82,7 +82,7 @@ def icnr_(
     nn.init.kaiming_normal_(base, a=0.25, mode='fan_in', nonlinearity='leaky_relu')
     return weight.copy_(base.repeat_interleave(factor**2, 0))
 
-# %% ../../nbs/sr/layers.ipynb #c027
+# %% ../../nbs/sr/layers.ipynb #c030
 @torch.no_grad()
 def initialise_(
     network:nn.Module, # changed in place
@@ -99,7 +99,7 @@ def initialise_(
         elif isinstance(m, PixelShuffleUpsampler): icnr_(m[0].weight, m[1].upscale_factor)
     return network
 
-# %% ../../nbs/sr/layers.ipynb #c033
+# %% ../../nbs/sr/layers.ipynb #c037
 def check_settings(
     network:nn.Module, # with `config`, the arguments of its __init__
 ) -> None:
@@ -111,7 +111,7 @@ def check_settings(
         if expected is int and value < 1: raise ValueError(f'{name} needs {key} of at least 1, not {value}.')
     if network.config['scale'] not in (2, 4): raise ValueError(f'{name} has no scale {network.config["scale"]}: choose 2 or 4.')
 
-# %% ../../nbs/sr/layers.ipynb #c036
+# %% ../../nbs/sr/layers.ipynb #c040
 def reach_of(
     layers:nn.Module, # convolutions of stride 1 and pixel shuffles in a row, with anything pointwise between
 ) -> tuple[float, int]: # how far an output pixel looks, in input pixels; and the enlargement
@@ -122,7 +122,7 @@ def reach_of(
         elif isinstance(m, nn.PixelShuffle): scale *= m.upscale_factor
     return reach,scale
 
-# %% ../../nbs/sr/layers.ipynb #c038
+# %% ../../nbs/sr/layers.ipynb #c042
 def in_bands(
     layers:nn.Module, # a chain as `reach_of` understands it
     x:torch.Tensor, # B×C×H×W

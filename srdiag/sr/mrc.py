@@ -5,20 +5,20 @@
 # %% auto #0
 __all__ = ['AdditiveFusion', 'MRCStage', 'MRCModule']
 
-# %% ../../nbs/sr/mrc.ipynb #c003
+# %% ../../nbs/sr/mrc.ipynb #c005
 import torch.nn.functional as F
 from torch import nn
 
 from .layers import ResidualBlock, conv_prelu
 from .rcf import RefinedContextFusion
 
-# %% ../../nbs/sr/mrc.ipynb #c005
+# %% ../../nbs/sr/mrc.ipynb #c007
 class AdditiveFusion(nn.Module):
     "The fusion of the ablation without RCF: add what the other path sent"
     def forward(self, x1, x2): # B×C×H×W each → B×C×H×W
         return x1 + x2
 
-# %% ../../nbs/sr/mrc.ipynb #c007
+# %% ../../nbs/sr/mrc.ipynb #c009
 class MRCStage(nn.Module):
     "Residual blocks on both paths, then fusion; `last`: only the local path is fused and returned (Fig. 3c)"
     def __init__(self,
@@ -41,7 +41,7 @@ class MRCStage(nn.Module):
         if self.to_global is None: return fused,None
         return fused,F.leaky_relu(self.fuse_global(coarse, self.to_global(local)), 0.1)
 
-# %% ../../nbs/sr/mrc.ipynb #c009
+# %% ../../nbs/sr/mrc.ipynb #c011
 class MRCModule(nn.Module):
     "Multi-scale Refined Context module f of Eq. (2) (Fig. 3c); any height and width of at least 2 px"
     def __init__(self,

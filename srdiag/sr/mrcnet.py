@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Head', 'Reconstruction', 'MRCFeatures', 'Recursion', 'Pretrained', 'MRCNet']
 
-# %% ../../nbs/sr/mrcnet.ipynb #c003
+# %% ../../nbs/sr/mrcnet.ipynb #c005
 from typing import NamedTuple
 
 import torch
@@ -16,7 +16,7 @@ from .convlstm import ConvLSTMCell, GateInput, LSTMState
 from .layers import PixelShuffleUpsampler, ResidualBlock, check_settings, conv_prelu, in_bands, initialise_
 from .mrc import MRCModule
 
-# %% ../../nbs/sr/mrcnet.ipynb #c005
+# %% ../../nbs/sr/mrcnet.ipynb #c007
 class Head(nn.Sequential):
     "Image to features X: conv3×3 to 2n, residual block, conv3×3 to n, residual block (Fig. 3a)"
     def __init__(self,
@@ -26,7 +26,7 @@ class Head(nn.Sequential):
         super().__init__(conv_prelu(in_channels, 2*channels), ResidualBlock(2*channels),
                          conv_prelu(2*channels, channels), ResidualBlock(channels))
 
-# %% ../../nbs/sr/mrcnet.ipynb #c007
+# %% ../../nbs/sr/mrcnet.ipynb #c009
 class Reconstruction(nn.Module):
     "Features Y to the image residual; returns it with F_SR, the features after the last pixel shuffle"
     def __init__(self,
@@ -49,7 +49,7 @@ class Reconstruction(nn.Module):
         for layer in before: y = layer(y)
         return in_bands(nn.Sequential(last, *self.to_image), y)
 
-# %% ../../nbs/sr/mrcnet.ipynb #c009
+# %% ../../nbs/sr/mrcnet.ipynb #c011
 class MRCFeatures(NamedTuple):
     "What `MRCNet.features` returns, at the last recursion step (Algorithm 1, lines 3 and 4)"
     sr: torch.Tensor # I_SR: B×channels×sH×sW, about [0, 1], not clipped
@@ -58,7 +58,7 @@ class MRCFeatures(NamedTuple):
     cell: torch.Tensor # C: B×n×H×W
     hidden: torch.Tensor # H: B×n×H×W
 
-# %% ../../nbs/sr/mrcnet.ipynb #c011
+# %% ../../nbs/sr/mrcnet.ipynb #c013
 class Recursion(nn.Module):
     "X to Y: the ConvLSTM and the MRC module(s), Eq. (1) and (2), `steps` times with shared weights (Fig. 3b)"
     def __init__(self,
@@ -94,7 +94,7 @@ class Recursion(nn.Module):
             out.append((y, cell, hidden))
         return out
 
-# %% ../../nbs/sr/mrcnet.ipynb #c013
+# %% ../../nbs/sr/mrcnet.ipynb #c015
 class Pretrained:
     "Networks that can be built with weights of the package"
     @classmethod
@@ -107,7 +107,7 @@ class Pretrained:
         config = read_config(folder)
         return load_weights(folder, cls(**config['network']), config['weights_sha256']).eval()
 
-# %% ../../nbs/sr/mrcnet.ipynb #c015
+# %% ../../nbs/sr/mrcnet.ipynb #c017
 class MRCNet(Pretrained, nn.Module):
     "Multi-scale Refined Context Network (section III-A): a low-resolution image in [0, 1] to one `scale` times as large"
     min_size = 8 # px, the smallest side of a low-resolution image it takes: the global path then still has 4 px

@@ -5,11 +5,11 @@
 # %% auto #0
 __all__ = ['RefinedContextFusion']
 
-# %% ../../nbs/sr/rcf.ipynb #c003
+# %% ../../nbs/sr/rcf.ipynb #c005
 import torch
 from torch import nn
 
-# %% ../../nbs/sr/rcf.ipynb #c007
+# %% ../../nbs/sr/rcf.ipynb #c009
 class RefinedContextFusion(nn.Module):
     "Fuse the features of two paths of equal size (Eq. 3): self-gate of `x1`, plus global context of `x2` where `x1` looks"
     def __init__(self,

@@ -6,7 +6,7 @@
 __all__ = ['PatchBatches', 'WholeImages', 'sr_dataloaders', 'SRLoss', 'SuperviseSteps', 'ImageMetric', 'score_images',
            'evaluate_sr', 'sr_learner', 'train_sr']
 
-# %% ../../nbs/sr/training.ipynb #c003
+# %% ../../nbs/sr/training.ipynb #c005
 from pathlib import Path
 
 import pandas as pd
@@ -24,7 +24,7 @@ from .mrcnet import MRCNet
 from ..training.loop import BatchLoader, LossComponent, log_both, standard_callbacks
 from ..training.recipes import Recipe, adam, fit
 
-# %% ../../nbs/sr/training.ipynb #c005
+# %% ../../nbs/sr/training.ipynb #c007
 class PatchBatches:
     "A data set whose every batch is drawn anew from a PatchSampler"
     def __init__(self,
@@ -34,7 +34,7 @@ class PatchBatches:
     def __getitem__(self, i): return self.sampler[i]
     def batch(self, indices): return self.sampler.batch(len(indices))
 
-# %% ../../nbs/sr/training.ipynb #c007
+# %% ../../nbs/sr/training.ipynb #c009
 class WholeImages:
     "A data set whose items are ready batches (lr, hr) of whole images of one size"
     def __init__(self,
@@ -53,7 +53,7 @@ class WholeImages:
         return torch.stack(lr),torch.stack(hr)
     def batch(self, indices): return self[indices[0]]
 
-# %% ../../nbs/sr/training.ipynb #c009
+# %% ../../nbs/sr/training.ipynb #c011
 def sr_dataloaders(
     train:SRPairs, # pairs to cut patches from
     valid:SRPairs, # pairs to validate on, whole
@@ -68,7 +68,7 @@ def sr_dataloaders(
     sampler = PatchSampler(train, patch, batch_size*steps, seed=seed, augment=augment)
     return DataLoaders(BatchLoader(PatchBatches(sampler), bs=batch_size), BatchLoader(WholeImages(valid), bs=1), device=device)
 
-# %% ../../nbs/sr/training.ipynb #c013
+# %% ../../nbs/sr/training.ipynb #c016
 class SRLoss(nn.Module):
     "Mean absolute error of one image, or the mean over a list of them (one per recursion step)"
     def forward(self, sr, hr): # B×C×sH×sW, or a list of such; B×C×sH×sW → a number
@@ -77,7 +77,7 @@ class SRLoss(nn.Module):
         self.components = dict(mae=loss.detach())
         return loss
 
-# %% ../../nbs/sr/training.ipynb #c016
+# %% ../../nbs/sr/training.ipynb #c019
 class SuperviseSteps(nn.Module):
     "An MRCNet that returns the image of every recursion step while it trains, and the last one otherwise"
     def __init__(self,
@@ -87,7 +87,7 @@ class SuperviseSteps(nn.Module):
         self.network = network
     def forward(self, lr): return self.network.forward_steps(lr) if self.training else self.network(lr)
 
-# %% ../../nbs/sr/training.ipynb #c018
+# %% ../../nbs/sr/training.ipynb #c021
 class ImageMetric(Metric):
     "The mean over images of psnr or ssim, for fastai"
     def __init__(self,
@@ -104,7 +104,7 @@ class ImageMetric(Metric):
     @property
     def name(self): return self.function.__name__
 
-# %% ../../nbs/sr/training.ipynb #c020
+# %% ../../nbs/sr/training.ipynb #c023
 @torch.no_grad()
 def score_images(
     enlarge, # a function from B×C×H×W in [0, 1] to B×C×sH×sW: a network, or interpolation
@@ -122,7 +122,7 @@ def score_images(
     module.train(training)
     return pd.DataFrame([(pairs.names[k], p, s) for k,p,s in sorted(rows)], columns=['file', 'psnr', 'ssim'])
 
-# %% ../../nbs/sr/training.ipynb #c022
+# %% ../../nbs/sr/training.ipynb #c025
 def evaluate_sr(
     enlarge, # as for `score_images`
     pairs:SRPairs, # what to evaluate on, whole images
@@ -131,7 +131,7 @@ def evaluate_sr(
     scores = score_images(enlarge, pairs)
     return dict(psnr=float(scores.psnr.mean()), ssim=float(scores.ssim.mean()), n=len(scores), convention=convention(pairs.scale).describe(pairs.hr[0].shape[0]))
 
-# %% ../../nbs/sr/training.ipynb #c025
+# %% ../../nbs/sr/training.ipynb #c028
 def sr_learner(
     dls:DataLoaders, # from sr_dataloaders
     network:nn.Module, # from B×C×H×W to B×C×sH×sW
@@ -147,7 +147,7 @@ def sr_learner(
     return log_both(Learner(dls, network, loss_func=loss, opt_func=adam(recipe), metrics=[LossComponent('mae'), ImageMetric(psnr, scale)],
                             cbs=standard_callbacks(folder, 'valid_psnr', True, save, precision, dls.device or 'cpu')))
 
-# %% ../../nbs/sr/training.ipynb #c027
+# %% ../../nbs/sr/training.ipynb #c030
 def train_sr(
     network:MRCNet, # changed in place
     train:SRPairs, # pairs to train on

@@ -8,7 +8,7 @@ __all__ = ['ARCHITECTURES', 'MODELS', 'SCALES', 'SRNetwork', 'reach_after_enlarg
            'inverse_haar', 'conv_relus', 'MWCNN', 'Fractal', 'SRRFN', 'architecture_of', 'Entry', 'list_models',
            'entry_of', 'create_model', 'mrcnet_reach', 'Traits', 'traits', 'Description', 'describe']
 
-# %% ../../nbs/sr/zoo.ipynb #c003
+# %% ../../nbs/sr/zoo.ipynb #c005
 import difflib, fnmatch, inspect, math
 from dataclasses import dataclass, field
 
@@ -21,7 +21,7 @@ from ..errors import ModelError
 from .layers import PixelShuffleUpsampler, check_settings, icnr_, in_bands
 from .mrcnet import MRCNet
 
-# %% ../../nbs/sr/zoo.ipynb #c005
+# %% ../../nbs/sr/zoo.ipynb #c007
 class SRNetwork(nn.Module):
     "What every network of the zoo has; ValueError for a scale other than 2 and 4, or image channels other than 1 and 3"
     min_size = 1 # px, the smallest side of a low-resolution image it takes
@@ -37,7 +37,7 @@ class SRNetwork(nn.Module):
         check_settings(self)
         if channels not in (1, 3): raise ValueError(f'{type(self).__name__} reads 1 or 3 image channels, not {channels}.')
 
-# %% ../../nbs/sr/zoo.ipynb #c007
+# %% ../../nbs/sr/zoo.ipynb #c009
 def reach_after_enlarging(
     radius:int, # px of the large image that the convolutions see to each side
     scale:int, # 2 or 4
@@ -45,7 +45,7 @@ def reach_after_enlarging(
     "The reach of a network that enlarges by bicubic interpolation and then convolves"
     return 2 + math.ceil(radius/scale)
 
-# %% ../../nbs/sr/zoo.ipynb #c009
+# %% ../../nbs/sr/zoo.ipynb #c011
 @torch.no_grad()
 def start_(
     network:nn.Module, # changed in place
@@ -62,7 +62,7 @@ def start_(
     for conv in quiet: conv.weight.mul_(0.1)
     last.weight.mul_(0.01)
 
-# %% ../../nbs/sr/zoo.ipynb #c011
+# %% ../../nbs/sr/zoo.ipynb #c013
 def conv3(
     n_in:int, # input channels
     n_out:int, # output channels
@@ -72,7 +72,7 @@ def conv3(
     "A 3×3 convolution that keeps the size"
     return nn.Conv2d(n_in, n_out, 3, padding=dilation, dilation=dilation, bias=bias)
 
-# %% ../../nbs/sr/zoo.ipynb #c013
+# %% ../../nbs/sr/zoo.ipynb #c015
 class Bicubic(SRNetwork):
     "Bicubic enlargement (first row of Table I) in the form of a network without parameters"
     def __init__(self,
@@ -84,7 +84,7 @@ class Bicubic(SRNetwork):
     def forward(self, lr): # B×C×H×W → B×C×sH×sW
         return upsample(lr, self.scale)
 
-# %% ../../nbs/sr/zoo.ipynb #c016
+# %% ../../nbs/sr/zoo.ipynb #c018
 class SRCNN(SRNetwork):
     "Three convolutions on the enlarged image, 9-5-5 [3]"
     def __init__(self,
@@ -105,7 +105,7 @@ class SRCNN(SRNetwork):
         big = upsample(lr, self.scale)
         return self.body(big) + big if self.config['skip'] else self.body(big)
 
-# %% ../../nbs/sr/zoo.ipynb #c020
+# %% ../../nbs/sr/zoo.ipynb #c023
 class VDSR(SRNetwork):
     "Twenty 3×3 convolutions on the enlarged image that learn its residual [4]"
     def __init__(self,
@@ -124,7 +124,7 @@ class VDSR(SRNetwork):
         big = upsample(lr, self.scale)
         return big + self.body(big)
 
-# %% ../../nbs/sr/zoo.ipynb #c022
+# %% ../../nbs/sr/zoo.ipynb #c025
 class DRCN(SRNetwork):
     "One convolution used `recursions` times on the enlarged image [40]"
     def __init__(self,
@@ -157,7 +157,7 @@ class DRCN(SRNetwork):
         if self.weights is None: return big + self.paint(features[-1])
         return big + sum(w*self.paint(h) for w,h in zip(self.weights, features))
 
-# %% ../../nbs/sr/zoo.ipynb #c028
+# %% ../../nbs/sr/zoo.ipynb #c031
 class RecursiveBlock(nn.Module):
     "A convolution, then one residual unit used `units` times, each time added to the block's first features [41]"
     def __init__(self,
@@ -174,7 +174,7 @@ class RecursiveBlock(nn.Module):
         for _ in range(self.units): h = first + self.conv2(F.relu(self.conv1(F.relu(h))))
         return h
 
-# %% ../../nbs/sr/zoo.ipynb #c030
+# %% ../../nbs/sr/zoo.ipynb #c033
 class DRRN(SRNetwork):
     "Recursive residual blocks on the enlarged image, B1U9 without batch norm [41]"
     def __init__(self,
@@ -193,7 +193,7 @@ class DRRN(SRNetwork):
         big = upsample(lr, self.scale)
         return big + self.body(big)
 
-# %% ../../nbs/sr/zoo.ipynb #c033
+# %% ../../nbs/sr/zoo.ipynb #c036
 class PlainResidual(nn.Module):
     "conv3×3, ReLU, conv3×3, times `res_scale`, add the input; `after`: ReLU on the sum [5]"
     def __init__(self,
@@ -209,7 +209,7 @@ class PlainResidual(nn.Module):
         out = x + self.res_scale*self.conv2(F.relu(self.conv1(x)))
         return F.relu(out) if self.after else out
 
-# %% ../../nbs/sr/zoo.ipynb #c035
+# %% ../../nbs/sr/zoo.ipynb #c038
 class EnlargeLast(SRNetwork):
     "Head, a body at low resolution, pixel shuffles, last convolution: the frame of EDSR, CARN and SRRFN"
     def __init__(self,
@@ -231,7 +231,7 @@ class EnlargeLast(SRNetwork):
         out = in_bands(nn.Sequential(last, self.to_image), x)
         return out + upsample(lr, self.scale) if self.config['skip'] else out + 0.5
 
-# %% ../../nbs/sr/zoo.ipynb #c037
+# %% ../../nbs/sr/zoo.ipynb #c040
 class EDSR(EnlargeLast):
     "Residual blocks at low resolution and pixel shuffle; by default EDSR-baseline, EDSR* in Table I [5]"
     def __init__(self,
@@ -249,7 +249,7 @@ class EDSR(EnlargeLast):
     def body(self, x): # B×n×H×W → B×n×H×W
         return x + self.blocks(x)
 
-# %% ../../nbs/sr/zoo.ipynb #c041
+# %% ../../nbs/sr/zoo.ipynb #c044
 class Cascade(nn.Module):
     "Parts in a row; after each, a 1×1 convolution with ReLU mixes its result with all earlier ones [6]"
     def __init__(self,
@@ -267,7 +267,7 @@ class Cascade(nn.Module):
             x = F.relu(mix(torch.cat(seen, 1)))
         return x
 
-# %% ../../nbs/sr/zoo.ipynb #c043
+# %% ../../nbs/sr/zoo.ipynb #c046
 class CARN(EnlargeLast):
     "Cascades of residual blocks at low resolution, for one scale [6]"
     def __init__(self,
@@ -287,7 +287,7 @@ class CARN(EnlargeLast):
     def body(self, x): # B×n×H×W → B×n×H×W
         return self.cascade(x)
 
-# %% ../../nbs/sr/zoo.ipynb #c049
+# %% ../../nbs/sr/zoo.ipynb #c052
 def haar(
     x:torch.Tensor, # B×C×H×W, H and W even
 ) -> torch.Tensor: # B×4C×H/2×W/2: all means, then all differences left-right, top-bottom and diagonal
@@ -295,7 +295,7 @@ def haar(
     a,b,c,d = x[..., ::2, ::2], x[..., ::2, 1::2], x[..., 1::2, ::2], x[..., 1::2, 1::2]
     return torch.cat([a+b+c+d, a-b+c-d, a+b-c-d, a-b-c+d], 1)/2
 
-# %% ../../nbs/sr/zoo.ipynb #c051
+# %% ../../nbs/sr/zoo.ipynb #c054
 def inverse_haar(
     y:torch.Tensor, # B×4C×H×W, as `haar` returns it
 ) -> torch.Tensor: # B×C×2H×2W
@@ -305,7 +305,7 @@ def inverse_haar(
     c,d = mean+across-down-diagonal, mean-across-down+diagonal
     return F.pixel_shuffle(torch.stack([a, b, c, d], 2).flatten(1, 2)/2, 2)
 
-# %% ../../nbs/sr/zoo.ipynb #c054
+# %% ../../nbs/sr/zoo.ipynb #c058
 def conv_relus(
     channels:list, # features before, between and after the convolutions
     dilations:list, # of each convolution
@@ -313,7 +313,7 @@ def conv_relus(
     "3×3 convolutions, each with a ReLU"
     return [m for n_in,n_out,d in zip(channels, channels[1:], dilations) for m in (conv3(n_in, n_out, d), nn.ReLU())]
 
-# %% ../../nbs/sr/zoo.ipynb #c056
+# %% ../../nbs/sr/zoo.ipynb #c060
 class MWCNN(SRNetwork):
     "A U-shaped network on the enlarged image that reduces by Haar transforms [7]; any size, padded inside to a multiple of 2^levels"
     def __init__(self,
@@ -346,7 +346,7 @@ class MWCNN(SRNetwork):
         for stage in self.up: x = stage(inverse_haar(x) + kept.pop())
         return big + x[..., :h, :w]
 
-# %% ../../nbs/sr/zoo.ipynb #c062
+# %% ../../nbs/sr/zoo.ipynb #c066
 class Fractal(nn.Module):
     "Self-similar residual module: parts in a row, a 3×3 convolution, and usually the input added [42]"
     def __init__(self,
@@ -363,7 +363,7 @@ class Fractal(nn.Module):
     def forward(self, x): # B×n×H×W → B×n×H×W
         return x + self.body(x) if self.skip else self.body(x)
 
-# %% ../../nbs/sr/zoo.ipynb #c064
+# %% ../../nbs/sr/zoo.ipynb #c068
 class SRRFN(EnlargeLast):
     "A fractal module used `recursions` times at low resolution [42]"
     def __init__(self,
@@ -387,13 +387,13 @@ class SRRFN(EnlargeLast):
         for _ in range(self.config['recursions']): x = first + self.fractal(x)
         return x
 
-# %% ../../nbs/sr/zoo.ipynb #c067
+# %% ../../nbs/sr/zoo.ipynb #c071
 ARCHITECTURES = { # the key that a model folder stores → the class that it rebuilds
     'bicubic': Bicubic, 'srcnn': SRCNN, 'vdsr': VDSR, 'drcn': DRCN, 'drrn': DRRN, 'edsr': EDSR, 'carn': CARN, 'mwcnn': MWCNN,
     'srrfn': SRRFN, 'mrcnet': MRCNet,
 }
 
-# %% ../../nbs/sr/zoo.ipynb #c069
+# %% ../../nbs/sr/zoo.ipynb #c073
 def architecture_of(
     network:nn.Module, # a network of the zoo, or an MRCNet
 ) -> str: # its key in ARCHITECTURES
@@ -402,7 +402,7 @@ def architecture_of(
         if type(network) is cls: return key
     raise ModelError(f'{type(network).__name__} is not an architecture of srdiag: it has {", ".join(ARCHITECTURES)}.')
 
-# %% ../../nbs/sr/zoo.ipynb #c071
+# %% ../../nbs/sr/zoo.ipynb #c075
 @dataclass(frozen=True)
 class Entry:
     "One row of the list of models, for both scales"
@@ -431,14 +431,14 @@ MODELS = { # name without scale → entry, in the order of the tables
 }
 SCALES = (2, 4) # every model has them: its name ends in _x2 or _x4
 
-# %% ../../nbs/sr/zoo.ipynb #c073
+# %% ../../nbs/sr/zoo.ipynb #c077
 def list_models(
     pattern:str='*', # with wildcards as for file names, e.g. 'mrcnet*_x4'
 ) -> list[str]: # sorted
     "The names that `create_model` knows"
     return sorted(fnmatch.filter([f'{base}_x{s}' for base in MODELS for s in SCALES], pattern))
 
-# %% ../../nbs/sr/zoo.ipynb #c076
+# %% ../../nbs/sr/zoo.ipynb #c080
 def entry_of(
     name:str, # e.g. 'edsr_baseline_x4'
 ) -> tuple[Entry, int]: # its entry and its scale
@@ -451,7 +451,7 @@ def entry_of(
     close = difflib.get_close_matches(name, list_models(), n=1)
     raise ModelError(f'There is no model {name!r}.{f" Did you mean {close[0]}?" if close else ""} The models are {", ".join(list_models())}.')
 
-# %% ../../nbs/sr/zoo.ipynb #c078
+# %% ../../nbs/sr/zoo.ipynb #c082
 def create_model(
     name:str, # e.g. 'mrcnet_x4', 'edsr_baseline_x2'; see `list_models`
     image_channels:int=3, # 3 for RGB, 1 for grey
@@ -466,7 +466,7 @@ def create_model(
     if wrong: raise ModelError(f'{name} has no setting {", ".join(wrong)}: it has {", ".join(known) or "none"}.')
     return cls(scale=scale, image_channels=image_channels, **(entry.config | config))
 
-# %% ../../nbs/sr/zoo.ipynb #c083
+# %% ../../nbs/sr/zoo.ipynb #c087
 def mrcnet_reach(
     network:MRCNet, # of any configuration
 ) -> int|None: # low-resolution px, rounded up; None: the whole image
@@ -480,7 +480,7 @@ def mrcnet_reach(
     gates = 4 # trunk and gates, 3×3 convolutions in a row
     return 6 + c['steps']*(gates + c['modules']*fine) + 5 # head, steps, reconstruction
 
-# %% ../../nbs/sr/zoo.ipynb #c085
+# %% ../../nbs/sr/zoo.ipynb #c089
 @dataclass(frozen=True)
 class Traits:
     "What one needs to know in order to use a network"
@@ -501,7 +501,7 @@ def traits(
     reach = mrcnet_reach(network)
     return Traits(key, *common, reach is None, reach, 2)
 
-# %% ../../nbs/sr/zoo.ipynb #c087
+# %% ../../nbs/sr/zoo.ipynb #c091
 @dataclass(frozen=True)
 class Description(Traits):
     "The traits of a model, and where it comes from"
