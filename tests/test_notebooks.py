@@ -13,12 +13,13 @@ MAX_BYTES,MAX_LINES = 500_000,40
 NO_EXERCISES = {'index.ipynb': 'the way in: it sends the reader on'}
 NO_MODULE = {'index.ipynb': 'becomes the README, exports nothing', 'start.ipynb': 'the first hour: it uses the library and adds nothing to it',
              'symbols.ipynb': 'a checked table of names', 'paper.ipynb': 'evidence about the paper, not about code'}
+HOWTO = 'howto/' # a task for somebody who wants it done: uses the library and adds nothing to it, and sets no exercises
 MAY_SHOW_PATHS = {}
 WITHOUT_SOLUTIONS_YET = {'.', 'data', 'diagnosis', 'evaluation', 'sr', 'training'} # folders of nbs/ where an exercise may still lack its solution
 
 COURSE = [name for name in FILES if not name.startswith('solutions/')]
 SOLUTIONS = [name for name in FILES if name.startswith('solutions/')]
-MAX_BYTES_OF_SOLUTIONS = 300_000
+MAX_BYTES_OF_SOLUTIONS,MAX_BYTES_OF_HOWTO = 300_000,200_000
 
 ABSOLUTE_PATH = re.compile(r'(?<![\w.~*}])(/home/|/root/|/tmp/|/work/|/Users/)|\b[CD]:\\(?=[A-Z])')
 
@@ -70,9 +71,19 @@ def test_starts_with_title_and_summary_line(name, nb):
 
 
 def test_names_its_module(name, nb):
-    if name in NO_MODULE or is_solution(name): return
+    if name in NO_MODULE or is_solution(name) or name.startswith(HOWTO): return
     module = name.removesuffix('.ipynb').replace('/', '.')
     assert nb.cells[0].source.split('\n')[0] == f'#| default_exp {module}', f'{name}: the first cell is not `#| default_exp {module}`.'
+
+
+def test_howtos_export_nothing_and_end_with_a_summary():
+    pages = [n for n in FILES if n.startswith(HOWTO)]
+    assert pages
+    for name in pages:
+        nb = nbformat.read(FILES[name], as_version=4)
+        told = {directive for cell in code(nb) for directive in directives(cell)}
+        assert not told & {'default_exp', 'export', 'exports', 'exporti'}, f'{name}: a how-to exports nothing.'
+        assert re.findall(r'^## +(.+?)\s*$', prose(nb), flags=re.M)[-1] == 'Summary', f'{name}: does not end with ## Summary.'
 
 
 def test_prose_before_each_exported_cell(name, nb):
@@ -88,7 +99,7 @@ def test_exported_cells_are_short(name, nb):
 
 
 def test_ends_with_summary_and_exercises(name, nb):
-    if name in NO_EXERCISES or is_solution(name): return
+    if name in NO_EXERCISES or is_solution(name) or name.startswith(HOWTO): return
     headings = re.findall(r'^## +(.+?)\s*$', prose(nb), flags=re.M)
     assert headings[-2:] == ['Summary', 'Exercises'], f'{name}: ends with {headings[-2:]}, not with Summary and Exercises.'
     items = re.findall(r'^\d+\. +\S', re.split(r'^## +Exercises\s*$', prose(nb), flags=re.M)[-1], flags=re.M)
@@ -96,7 +107,7 @@ def test_ends_with_summary_and_exercises(name, nb):
 
 
 def test_is_small(name):
-    size,most = FILES[name].stat().st_size,MAX_BYTES_OF_SOLUTIONS if is_solution(name) else MAX_BYTES
+    size,most = FILES[name].stat().st_size,MAX_BYTES_OF_SOLUTIONS if is_solution(name) else MAX_BYTES_OF_HOWTO if name.startswith(HOWTO) else MAX_BYTES
     assert size < most, f'{name} has {size/1000:.0f} KB: use smaller figures or fewer.'
 
 
