@@ -5,11 +5,11 @@
 # %% auto #0
 __all__ = ['STEMS', 'BasicBlock', 'stem_for', 'ResNet18Branch']
 
-# %% ../../nbs/diagnosis/branches.ipynb #c003
+# %% ../../nbs/diagnosis/branches.ipynb #c005
 import torch
 from torch import nn
 
-# %% ../../nbs/diagnosis/branches.ipynb #c005
+# %% ../../nbs/diagnosis/branches.ipynb #c007
 class BasicBlock(nn.Module):
     "ResNet's basic block [17]"
     def __init__(self,
@@ -29,7 +29,7 @@ class BasicBlock(nn.Module):
         x = self.relu(self.bn1(self.conv1(x)))
         return self.relu(self.bn2(self.conv2(x)) + shortcut)
 
-# %% ../../nbs/diagnosis/branches.ipynb #c007
+# %% ../../nbs/diagnosis/branches.ipynb #c009
 STEMS = {'7x7': (7, 2, True), '3x3s2': (3, 2, False), '3x3': (3, 1, False)} # kernel, stride, max pool
 
 def stem_for(
@@ -38,7 +38,7 @@ def stem_for(
     "A stem that leaves the first stage at least 12 px where the image has them"
     return '7x7' if side >= 64 else '3x3s2' if side >= 32 else '3x3'
 
-# %% ../../nbs/diagnosis/branches.ipynb #c010
+# %% ../../nbs/diagnosis/branches.ipynb #c012
 class ResNet18Branch(nn.Module):
     "ResNet-18 without its classifier [17]; `stem(x)`, then each of `stages`"
     widths = (64, 128, 256, 512)

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Predictions', 'modes_of', 'is_independent', 'predict']
 
-# %% ../../nbs/diagnosis/inference.ipynb #c003
+# %% ../../nbs/diagnosis/inference.ipynb #c005
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,7 +17,7 @@ from .gate import gate_closed
 from .network import SREnhancedDiagnosis
 from ..errors import ModelError
 
-# %% ../../nbs/diagnosis/inference.ipynb #c005
+# %% ../../nbs/diagnosis/inference.ipynb #c007
 @dataclass
 class Predictions:
     "Probabilities per head and image; `probabilities['ens']` is the final diagnosis"
@@ -51,7 +51,7 @@ class Predictions:
             columns |= dict(decision=['undecided' if k < 0 else self.classes[k] for k in self.decisions(calibration)])
         return pd.DataFrame(columns)
 
-# %% ../../nbs/diagnosis/inference.ipynb #c007
+# %% ../../nbs/diagnosis/inference.ipynb #c009
 def _probabilities(out):
     heads = {h:getattr(out, h) for h in (('ens', 'sr', 'lr', 'aux') if out.gate is not None else ('ens',))}
     p = {h:y.double().softmax(1).cpu() for h,y in heads.items()}
@@ -59,7 +59,7 @@ def _probabilities(out):
     if closed.any(): p['ens'][closed] = torch.stack([p[h][closed] for h in ('sr', 'lr', 'aux')]).mean(0)
     return p,closed
 
-# %% ../../nbs/diagnosis/inference.ipynb #c009
+# %% ../../nbs/diagnosis/inference.ipynb #c011
 def modes_of(
     model:SREnhancedDiagnosis, # trained
 ) -> tuple: # its own mode first; without affinity between samples just 'solo'
@@ -74,7 +74,7 @@ def is_independent(
     "True if the model by itself predicts each image independently of the others"
     return modes_of(model)[0] != 'batch'
 
-# %% ../../nbs/diagnosis/inference.ipynb #c011
+# %% ../../nbs/diagnosis/inference.ipynb #c013
 @torch.no_grad()
 def predict(
     model:SREnhancedDiagnosis, # trained; used in eval mode

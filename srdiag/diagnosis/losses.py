@@ -6,14 +6,14 @@
 __all__ = ['soften', 'matrix_distance', 'SoftenedDistance', 'SampleAffinityConsistencyLoss', 'SampleAffinityRegularizationLoss',
            'RankLoss', 'DiagnosisLoss']
 
-# %% ../../nbs/diagnosis/losses.ipynb #c003
+# %% ../../nbs/diagnosis/losses.ipynb #c005
 import torch
 import torch.nn.functional as F
 from torch import nn
 
 from .network import DiagnosisOutput
 
-# %% ../../nbs/diagnosis/losses.ipynb #c006
+# %% ../../nbs/diagnosis/losses.ipynb #c009
 def soften(
     a:torch.Tensor, # B×B affinities
     temperature:float=1., # T; larger is softer
@@ -21,7 +21,7 @@ def soften(
     "Row-wise softmax with temperature, τ of Eq. (10) as meant"
     return (a/temperature).softmax(1)
 
-# %% ../../nbs/diagnosis/losses.ipynb #c009
+# %% ../../nbs/diagnosis/losses.ipynb #c012
 def matrix_distance(
     p:torch.Tensor, # B×B
     q:torch.Tensor, # B×B
@@ -32,7 +32,7 @@ def matrix_distance(
     if norm == 'mean_square': return (p-q).square().mean()
     raise ValueError(f"norm must be 'frobenius' or 'mean_square', not {norm!r}.")
 
-# %% ../../nbs/diagnosis/losses.ipynb #c014
+# %% ../../nbs/diagnosis/losses.ipynb #c017
 class SoftenedDistance(nn.Module):
     "Distance of two affinity matrices after softening their rows: the inner part of Eq. (9) and (11)"
     def __init__(self,
@@ -50,13 +50,13 @@ class SampleAffinityConsistencyLoss(SoftenedDistance):
     def forward(self, a_sr, a_lr): # lists of B×B, one per stage → a number
         return sum(self.distance(s, l) for s,l in zip(a_sr, a_lr, strict=True))
 
-# %% ../../nbs/diagnosis/losses.ipynb #c016
+# %% ../../nbs/diagnosis/losses.ipynb #c019
 class SampleAffinityRegularizationLoss(SoftenedDistance):
     "L_SAR (Eq. 11): distance of the softened mutual affinities of neighbouring stages, both directions, summed"
     def forward(self, mutual): # list of M_{L→S}, B×B, one per stage → a number
         return sum((self.distance(deep, shallow) + self.distance(deep.T, shallow.T))/2 for shallow,deep in zip(mutual[:-1], mutual[1:]))
 
-# %% ../../nbs/diagnosis/losses.ipynb #c019
+# %% ../../nbs/diagnosis/losses.ipynb #c022
 class RankLoss(nn.Module):
     "L_rank (Eq. 13): hinge on the true class's score of each preliminary diagnosis above the ensemble's, mean over samples"
     def __init__(self,
@@ -72,7 +72,7 @@ class RankLoss(nn.Module):
         best = true_class(ens)
         return sum(F.relu(true_class(y) - best + self.margin).mean() for y in others)
 
-# %% ../../nbs/diagnosis/losses.ipynb #c022
+# %% ../../nbs/diagnosis/losses.ipynb #c025
 class DiagnosisLoss(nn.Module):
     "L = L_CE + λ₁ L_rank + λ₂ L_SAC + λ₃ L_SAR (Eq. 14); `components` holds the weighted terms of the last call"
     names = ('ce', 'rank', 'sac', 'sar')

@@ -6,7 +6,7 @@
 __all__ = ['INPUTS', 'DiagnosisOutput', 'StageInteraction', 'Normalise', 'DiagnosisNetwork', 'SingleBranch', 'ReferenceImages',
            'FrameworkParts', 'SREnhancedDiagnosis']
 
-# %% ../../nbs/diagnosis/network.ipynb #c003
+# %% ../../nbs/diagnosis/network.ipynb #c005
 from typing import NamedTuple
 
 import torch
@@ -18,7 +18,7 @@ from .gate import GatedEnsemble
 from .sai import MODES, SampleAffinityInteraction
 from ..sr.zoo import ARCHITECTURES, architecture_of
 
-# %% ../../nbs/diagnosis/network.ipynb #c005
+# %% ../../nbs/diagnosis/network.ipynb #c007
 class DiagnosisOutput(NamedTuple):
     "What `DiagnosisNetwork` returns; scores are logits"
     ens: torch.Tensor # y_ens: B×K
@@ -30,7 +30,7 @@ class DiagnosisOutput(NamedTuple):
     a_lr: list # A_LR of each stage: likewise
     mutual: list # M_{L→S} of each stage: likewise
 
-# %% ../../nbs/diagnosis/network.ipynb #c007
+# %% ../../nbs/diagnosis/network.ipynb #c009
 def _bottleneck(channels): return nn.Sequential(nn.Conv2d(2*channels, channels, 1), nn.ReLU(inplace=True), nn.BatchNorm2d(channels))
 
 class StageInteraction(nn.Module):
@@ -50,7 +50,7 @@ class StageInteraction(nn.Module):
             SampleAffinityInteraction._resize(f_lr, f_sr), SampleAffinityInteraction._resize(f_sr, f_lr))
         return self.bottleneck_sr(torch.cat([f_sr, to_sr], 1)),self.bottleneck_lr(torch.cat([f_lr, to_lr], 1)),out
 
-# %% ../../nbs/diagnosis/network.ipynb #c009
+# %% ../../nbs/diagnosis/network.ipynb #c011
 class Normalise(nn.Module):
     "(x − mean)/sd per channel; both are buffers that `fit` sets from training images"
     def __init__(self,
@@ -68,7 +68,7 @@ class Normalise(nn.Module):
     def forward(self, x): # B×C×H×W → B×C×H×W
         return (x-self.mean)/self.sd
 
-# %% ../../nbs/diagnosis/network.ipynb #c011
+# %% ../../nbs/diagnosis/network.ipynb #c013
 class DiagnosisNetwork(nn.Module):
     "Two ResNet-18 branches with sample affinity interaction after each of four stages, and the gate (section III-B, Fig. 2)"
     def __init__(self,
@@ -110,7 +110,7 @@ class DiagnosisNetwork(nn.Module):
         gated,seen = self.ensemble(s, l, y_sr, y_lr),[out for out in seen if out is not None]
         return DiagnosisOutput(gated.ens, y_sr, y_lr, gated.aux, gated.gate, [o.a_sr for o in seen], [o.a_lr for o in seen], [o.mutual for o in seen])
 
-# %% ../../nbs/diagnosis/network.ipynb #c018
+# %% ../../nbs/diagnosis/network.ipynb #c021
 class SingleBranch(nn.Module):
     "One ResNet-18 on one image: the baselines of Table V"
     def __init__(self,
@@ -126,7 +126,7 @@ class SingleBranch(nn.Module):
         y = self.head(self.branch(self.normalise(x)))
         return DiagnosisOutput(y, None, y, None, None, [], [], [])
 
-# %% ../../nbs/diagnosis/network.ipynb #c020
+# %% ../../nbs/diagnosis/network.ipynb #c023
 class ReferenceImages(nn.Module):
     "R images as bytes: `lr` R×C×h×w and, for a framework that reads the true HR image, `hr` R×C×sh×sw"
     def __init__(self,
@@ -149,7 +149,7 @@ class ReferenceImages(nn.Module):
     def floats(self): # → the images in [0, 1]: lr, or lr and hr
         return [x.float()/255 for x in (self.lr, self.hr) if x is not None]
 
-# %% ../../nbs/diagnosis/network.ipynb #c022
+# %% ../../nbs/diagnosis/network.ipynb #c025
 INPUTS = ('LR', 'ILR', 'HR', 'SR', 'LR+LR', 'LR+ILR', 'LR+HR', 'LR+SR')
 
 def _setting(name, value, known):
@@ -184,7 +184,7 @@ class FrameworkParts(nn.Module):
         self.network = DiagnosisNetwork(classes, sai, channels, stem, lr_stem, mutual) if self.two else SingleBranch(classes, channels, stem)
         self.references = ReferenceImages(references, scale, self.large == 'HR')
 
-# %% ../../nbs/diagnosis/network.ipynb #c024
+# %% ../../nbs/diagnosis/network.ipynb #c027
 class SREnhancedDiagnosis(FrameworkParts):
     "Super-resolution network and diagnosis network in one (Fig. 2); `inputs` selects a row of Table V"
     @property

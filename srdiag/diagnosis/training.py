@@ -6,7 +6,7 @@
 __all__ = ['PairAugment', 'LabelledPairs', 'diagnosis_dataloaders', 'HeadAccuracy', 'parameter_groups', 'diagnosis_learner',
            'choose_references', 'recalibrate', 'train_diagnosis']
 
-# %% ../../nbs/diagnosis/training.ipynb #c003
+# %% ../../nbs/diagnosis/training.ipynb #c005
 from pathlib import Path
 
 import numpy as np
@@ -25,7 +25,7 @@ from ..errors import DataError
 from ..training.loop import BatchLoader, LossComponent, log_both, standard_callbacks
 from ..training.recipes import Recipe, adam, fit
 
-# %% ../../nbs/diagnosis/training.ipynb #c007
+# %% ../../nbs/diagnosis/training.ipynb #c009
 class PairAugment:
     "Random flips, quarter turns, brightness and contrast, the same for all images of a sample"
     def __init__(self,
@@ -51,7 +51,7 @@ class PairAugment:
         mean = x.mean((1, 2, 3), keepdim=True)
         return ((x-mean)*contrast + mean + brightness).clamp(0, 1)
 
-# %% ../../nbs/diagnosis/training.ipynb #c010
+# %% ../../nbs/diagnosis/training.ipynb #c012
 class LabelledPairs:
     "In-memory images with labels, in whole batches: (lr, y), or (lr, hr, y) when the high-resolution image is known"
     def __init__(self,
@@ -78,7 +78,7 @@ class LabelledPairs:
         if self.augment is not None: images = self.augment(*images)
         return *images,self.labels[indices]
 
-# %% ../../nbs/diagnosis/training.ipynb #c014
+# %% ../../nbs/diagnosis/training.ipynb #c016
 def diagnosis_dataloaders(
     train:LabelledPairs, # with augmentation
     valid:LabelledPairs, # without
@@ -96,7 +96,7 @@ def diagnosis_dataloaders(
     for loader in loaders: loader.n_inp = train.n_inp
     return DataLoaders(*loaders, device=device)
 
-# %% ../../nbs/diagnosis/training.ipynb #c016
+# %% ../../nbs/diagnosis/training.ipynb #c018
 class HeadAccuracy(Metric):
     "Accuracy of one diagnosis of a DiagnosisOutput"
     def __init__(self,
@@ -111,7 +111,7 @@ class HeadAccuracy(Metric):
     @property
     def name(self): return 'accuracy' if self.head == 'ens' else f'accuracy_{self.head}'
 
-# %% ../../nbs/diagnosis/training.ipynb #c018
+# %% ../../nbs/diagnosis/training.ipynb #c020
 def parameter_groups(
     model:SREnhancedDiagnosis, # as built
 ) -> list: # of lists of parameters: [MRC-Net's, the others'], or just the others'
@@ -119,7 +119,7 @@ def parameter_groups(
     sr = [p for p in model.sr_network.parameters() if p.requires_grad] if model.sr_network is not None else []
     return [g for g in (sr, [p for p in model.network.parameters() if p.requires_grad]) if g]
 
-# %% ../../nbs/diagnosis/training.ipynb #c020
+# %% ../../nbs/diagnosis/training.ipynb #c022
 def diagnosis_learner(
     dls:DataLoaders, # from diagnosis_dataloaders
     model:SREnhancedDiagnosis, # to be trained
@@ -136,7 +136,7 @@ def diagnosis_learner(
                             metrics=[*[LossComponent(k) for k in loss.names], *[HeadAccuracy(h) for h in heads]],
                             cbs=standard_callbacks(folder, 'valid_accuracy', True, save, precision, dls.device or 'cpu')))
 
-# %% ../../nbs/diagnosis/training.ipynb #c022
+# %% ../../nbs/diagnosis/training.ipynb #c024
 def choose_references(
     labels, # N class indices of the training images
     groups=None, # N group names; None: each image on its own
@@ -154,7 +154,7 @@ def choose_references(
     each = min(max(1, n//len(kinds)), min(len(q) for q in queues))
     return [int(q[i]) for i in range(each) for q in queues]
 
-# %% ../../nbs/diagnosis/training.ipynb #c025
+# %% ../../nbs/diagnosis/training.ipynb #c027
 @torch.no_grad()
 def recalibrate(
     model:SREnhancedDiagnosis, # trained
@@ -179,7 +179,7 @@ def recalibrate(
         m.running_var[m.running_var < m.eps] = 1.   # a feature that was silent must not be magnified when it speaks
     return model.eval()
 
-# %% ../../nbs/diagnosis/training.ipynb #c027
+# %% ../../nbs/diagnosis/training.ipynb #c029
 def train_diagnosis(
     model:SREnhancedDiagnosis, # changed in place
     train:LabelledPairs, # with augmentation
