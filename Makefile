@@ -24,7 +24,7 @@ help:
 	@echo 'make demo     train and compare small models on a sample image; the report goes to runs/demo'
 	@echo 'make test     notebooks and library in sync, all notebooks run, all tests pass'
 	@echo 'make docs     the site in _site/, from the notebooks; needs nothing but pip'
-	@echo 'make lab      open the notebooks in JupyterLab'
+	@echo 'make lab      open the notebooks in JupyterLab, beginning with nbs/start.ipynb'
 	@echo 'make export   write the library srdiag/ from the notebooks nbs/'
 	@echo 'make clean    remove what was built; .venv and runs/ stay'
 
@@ -68,7 +68,7 @@ docs: $(VENV)/.installed
 
 lab: $(VENV)/.installed
 	$(say) 'Opening JupyterLab; Ctrl-C ends it'
-	@$(BIN)/jupyter lab nbs/index.ipynb
+	@$(BIN)/jupyter lab nbs/start.ipynb
 
 export: $(VENV)/.installed
 	$(say) 'Writing srdiag/ from nbs/'
