@@ -319,7 +319,7 @@ def test_decisions():
     assert decide(p, 0.6).tolist() == [0, -1, 1] # at the threshold there is an answer
     assert decide(p, positive=1, threshold=0.4).tolist() == [1, 1, 1]
     assert decide(p, positive=1, threshold=0.8).tolist() == [0, 0, 0]
-    assert decide(p, 0.6, 1, 0.5).tolist() == [0, -1, 1]
+    assert decide(p, 0.6, 1, 0.5).tolist() == [0, 1, 1] and decide(p, 0.6, 1, 0.55).tolist() == [0, -1, 1] # an alarm is never withheld
     assert decide(np.zeros((0, 2))).tolist() == [] and apply_temperature(np.zeros((0, 2)), 2).shape == (0, 2)
     for options in (dict(positive=1), dict(threshold=0.5), dict(positive=2, threshold=0.5), dict(positive=-1, threshold=0.5)):
         with pytest.raises(ValueError): decide(p, **options)
@@ -346,7 +346,8 @@ def test_record_is_made_of_the_parts(record):
     assert (record.apply(p) == q).all()
     assert (record.decide(p, operate=False) == decide(q, record.abstention.threshold)).all()
     assert (record.decide(p, abstain=False) == decide(q, None, 2, record.operating.threshold)).all()
-    assert (record.decide(p) == -1).sum() == 400 - record.abstention.answered
+    unsure,alarm = q.max(1) < record.abstention.threshold,q[:, 2] >= record.operating.threshold # an alarm is never withheld
+    assert ((record.decide(p) == -1) == (unsure & ~alarm)).all() and (unsure & alarm).any()
     assert (record.decide(p, False, False) == p.argmax(1)).all()
 
 

@@ -272,8 +272,9 @@ class OperatingPoint:
 def _share(hit, groups): # proportion with its interval
     if groups is None: return (float(hit.mean()), *wilson_interval(int(hit.sum()), len(hit)))
     answers = np.eye(2)[hit.astype(int)] # "true class 1", column 1 chosen where it is a hit
-    exact = wilson_interval(int(hit.sum()), len(hit)) # the bootstrap of all or none collapses to a point
-    low, high = exact if hit.all() or not hit.any() or len(set(map(str, groups))) < 2 else bootstrap_interval(np.ones(len(hit), int), answers, groups)
+    n = len(set(map(str, groups)))
+    if hit.all() or not hit.any(): low, high = wilson_interval(n if hit.all() else 0, n) # the bootstrap of all or none collapses to a point; groups count, not their images
+    else: low, high = bootstrap_interval(np.ones(len(hit), int), answers, groups) if n > 1 else wilson_interval(round(hit.mean()), 1)
     return float(hit.mean()), low, high
 
 def operating_point(
@@ -317,7 +318,9 @@ def decide(
         others = p.copy()
         others[:, positive] = -1
         labels = np.where(p[:, positive] >= threshold, positive, others.argmax(1))
-    if abstain_below is not None: labels = np.where(p.max(1) >= abstain_below, labels, -1)
+    if abstain_below is not None:
+        alarm = np.zeros(len(p), bool) if positive is None else p[:, positive] >= threshold
+        labels = np.where((p.max(1) >= abstain_below) | alarm, labels, -1)
     return labels
 
 # %% ../../nbs/evaluation/calibration.ipynb #c056
@@ -407,7 +410,7 @@ class Calibration:
 def _facts(c):
     a,o,why = c.abstention,c.operating,c.reasons
     share = lambda v: f'{100*v:.1f} %'
-    said = {'set on': f'{c.images} validation images' + (f' of {c.groups} groups' if c.groups else ''),
+    said = {'set on': f'{c.images} validation images' + (f' of {c.groups} groups' if c.groups else '') + ', which also chose the epoch, so that all of this is somewhat optimistic',
             'temperature': f'{c.temperature:.3f}' + (f' ({why["temperature"]})' if 'temperature' in why else ''),
             'expected calibration error': f'{c.before.ece:.4f}, with the temperature {c.after.ece:.4f}',
             'Brier score (0 to 2)': f'{c.before.brier:.4f}, with the temperature {c.after.brier:.4f}'}
