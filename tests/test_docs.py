@@ -22,8 +22,8 @@ sys.path.insert(0, str(ROOT/'tools'))
 import docs
 import reference
 
-MODULES = {p.relative_to(ROOT/'nbs').with_suffix('').as_posix().replace('/', '.'): p for p in sorted((ROOT/'nbs').rglob('*.ipynb'))
-           if '.ipynb_checkpoints' not in p.parts and p.name != 'index.ipynb' and not p.is_relative_to(ROOT/'nbs'/'solutions')}
+PAGES = {p.relative_to(ROOT/'nbs').with_suffix('').as_posix(): p for p in sorted((ROOT/'nbs').rglob('*.ipynb')) if '.ipynb_checkpoints' not in p.parts}
+MODULES = {page.replace('/', '.'): p for page,p in PAGES.items() if '"#| default_exp' in p.read_text(encoding='utf-8')}
 SOLUTIONS = [p.relative_to(ROOT/'nbs').with_suffix('').as_posix() for p in sorted((ROOT/'nbs'/'solutions').rglob('*.ipynb')) if '.ipynb_checkpoints' not in p.parts]
 
 
@@ -175,46 +175,63 @@ def test_tables_of_results(tmp_path):
     assert docs.csv_table(tmp_path/'huge.csv') == ''
 
 
-# --- what the how-to pages say to type --------------------------------------------------------------------------
+# --- the how-to notebooks ---------------------------------------------------------------------------------------
 
-def blocks(page, language):
-    text = (ROOT/'docs'/'howto'/f'{page}.md').read_text(encoding='utf-8')
-    return re.findall(rf'^```{language}\n(.*?)^```', text, flags=re.M | re.S)
+def prose_of(page):
+    import nbformat
+    return '\n\n'.join(c.source for c in nbformat.read(PAGES[page], 4).cells if c.cell_type == 'markdown')
 
 
-def described(folder, table):
-    "read-results.md explains each file and each column that was written"
-    text = (ROOT/'docs'/'howto'/'read-results.md').read_text(encoding='utf-8')
-    files = [p.name for p in folder.iterdir() if not p.name.startswith('.')]
-    columns = [re.sub('(healthy|ill)$', '…', name) for name in table.read_text(encoding='utf-8').splitlines()[0].split(',')]
+def test_every_howto_is_listed_and_in_no_part_of_the_course():
+    assert {f'howto/{page}' for page in docs.HOWTO} == {page for page in PAGES if page.startswith('howto/')}
+    course = docs.course_of('', [f'{page}.ipynb' for page in PAGES]) if docs.THREAD else {}
+    assert not [p for part in course.values() for p in part if p.startswith('howto/')]
+
+
+@pytest.mark.parametrize('page', [f'howto/{page}' for page in docs.HOWTO])
+def test_commands_that_a_howto_shows_exist(page):
+    "What the notebooks run is tested by running them; this is what stands in their text"
+    from srdiag.cli import parser
+    text,shown = prose_of(page),[]
+    for block in re.findall(r'^```bash\n(.*?)^```', text, flags=re.M | re.S): shown += re.findall(r'\bsrdiag ([a-z].*?)(?= 2?> | +#|$)', block, flags=re.M)
+    shown += re.findall(r'`srdiag ([a-z][^`]* --data [^`]*)`', text) # an option alone is not a command
+    for command in shown:
+        if '...' not in command: parser().parse_args(shlex.split(re.sub(r'\$\w+', '1', command)))
+    if page in ('howto/reproducing_table', 'howto/several_gpus', 'howto/deploy'): assert shown
+
+
+def test_reading_results_explains_every_file_and_column(tmp_path, succeeds, labelled, models):
+    succeeds('evaluate', '--model', models.diagnosis, '--data', labelled, '--out', tmp_path/'evaluation')
+    text = prose_of('howto/reading_results')
+    files = [p.name for p in (tmp_path/'evaluation').iterdir() if not p.name.startswith('.')]
+    table = (tmp_path/'evaluation'/'predictions.csv').read_text(encoding='utf-8').splitlines()[0]
+    columns = [re.sub('^(ens|sr|lr|aux|calibrated)_.*$', r'\1_…', name) for name in table.split(',')]
     missing = [name for name in [*files, *columns] if f'`{name}`' not in text]
-    assert files and columns and not missing, f'read-results.md does not explain {missing}.'
+    assert files and columns and not missing, f'reading_results does not explain {missing}.'
 
 
-def test_every_howto_page_is_tried():
-    assert set(docs.HOWTO) == {p.stem for p in (ROOT/'docs'/'howto').glob('*.md')}
+@pytest.mark.parametrize('page', [f'{page}.ipynb' for page in PAGES if page == 'start' or page.startswith('howto/')])
+def test_badges_come_and_go(page):
+    import badges
+    import nbformat
+    assert page in badges.pages()
+    nb = nbformat.read(PAGES[page.removesuffix('.ipynb')], 4)
+    badges.mark(nb, page, None)
+    plain = nbformat.writes(nb)
+    badges.mark(nb, page, 'owner/repo')
+    once = nbformat.writes(nb)
+    badges.mark(nb, page, 'owner/repo')
+    assert nbformat.writes(nb) == once != plain
+    assert f'(https://colab.research.google.com/github/owner/repo/blob/main/nbs/{page})' in nb.cells[0].source
+    assert f'%cd -q repo/{Path("nbs", page).parent.as_posix()}' in nb.cells[1].source and 'google.colab' in nb.cells[1].source
+    badges.mark(nb, page, None)
+    assert nbformat.writes(nb) == plain
+    with pytest.raises(ValueError): badges.mark(nb, page, 'https://somewhere')
 
 
-def test_howto_commands_work(tmp_path, monkeypatch, succeeds, fill, fill_labelled, tile, tiny_sr, tiny_diagnosis):
-    from srdiag.data.images import save_png
-    monkeypatch.chdir(tmp_path)
-    fill(Path('scans'))
-    fill_labelled(Path('labelled'))
-    Path('new_scans').mkdir()
-    for k,name in enumerate(('first', 'second')): save_png(tile(200 + k, 16), Path('new_scans')/f'{name}.png')
-    tiny = {'train-sr': tiny_sr, 'distill': tiny_sr[:6], 'train-diagnosis': tiny_diagnosis}
-    for page in docs.HOWTO:
-        for folder in ('predictions', 'evaluation', 'large'): shutil.rmtree(folder, ignore_errors=True)
-        for line in ''.join(blocks(page, 'bash')).splitlines():
-            program,*words = shlex.split(line, comments=True)
-            assert program == 'srdiag'
-            succeeds(*words, *tiny.get(words[0], []))
-        code = '\n'.join(blocks(page, 'python'))
-        done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, env=os.environ | {'MPLBACKEND': 'agg'})
-        assert done.returncode == 0, f'{page}: {done.stderr}'
-        if page == 'own-images': described(Path('evaluation'), Path('predictions/predictions.csv'))
-    splits = {Path(f'models/{name}/split.csv').read_text(encoding='utf-8') for name in ('LR', 'ILR', 'diagnosis')}
-    assert len(splits) == 1, 'own-images.md says that models of the same data share a split'
+def test_binder_installs_the_tested_versions():
+    lines = (ROOT/'binder'/'requirements.txt').read_text(encoding='utf-8').splitlines()
+    assert '-c ../constraints.txt' in lines and '.[notebooks]' in lines
 
 
 # --- the site ---------------------------------------------------------------------------------------------------
@@ -233,10 +250,9 @@ def pages_of(site): return sorted(p.relative_to(site).as_posix() for p in site.r
 
 def test_every_notebook_and_module_has_a_page(site):
     pages = set(pages_of(site))
-    assert {f'{m.replace(".", "/")}.html' for m in MODULES} <= pages
+    assert {f'{page}.html' for page in PAGES} <= pages
     assert {f'reference/{m}.html' for m in MODULES} <= pages
     assert {f'{name}.html' for name in (*SOLUTIONS, 'course/solutions')} <= pages
-    assert {f'howto/{page}.html' for page in docs.HOWTO} <= pages
     assert {f'results/{p.parent.name}/index.html' for p in (ROOT/'results').glob('*/README.md')} <= pages
 
 

@@ -19,7 +19,7 @@ from reference import as_myst, read_cell
 ROOT = Path(__file__).resolve().parents[1]
 SOLUTIONS = 'solutions/' # the folder of nbs/ with the solutions to the exercises, named as their notebooks
 THREAD = 'start.ipynb', 'method.ipynb', 'symbols.ipynb', 'paper.ipynb' # what holds the course together; in this order, before its parts
-HOWTO = 'own-images', 'read-results', 'deploy', 'new-network' # in this order
+HOWTO = 'own_images', 'reading_results', 'reproducing_table', 'deploy', 'new_network', 'several_gpus' # notebooks of nbs/howto/ in this order; no part of the course
 DIRECTIVES = {'default_exp', 'export', 'exporti', 'exports', 'hide', 'echo', 'eval', 'slow', 'cuda'}
 
 
@@ -148,7 +148,7 @@ def course_of(
     thread = [p for p in THREAD if p in pages and not any(p in part for part in course.values())]
     if thread: course = {'the thread': thread} | course
     folder = posixpath.dirname
-    for page in sorted({p for p in pages if not p.startswith(SOLUTIONS)} - {'index.ipynb'} - {p for part in course.values() for p in part}):
+    for page in sorted({p for p in pages if not p.startswith((SOLUTIONS, 'howto/'))} - {'index.ipynb'} - {p for part in course.values() for p in part}):
         home = max(course, key=lambda part: (sum(folder(p) == folder(page) for p in course[part]), part == 'use'))
         course[home].append(page)
     return course
