@@ -7,20 +7,15 @@ __all__ = ['TRAININGS', 'BICUBIC', 'SCRATCH', 'DOUBLE', 'STUDENT', 'RECURSIVE', 
            'BUDGETS', 'FORMAT', 'LATER', 'REFERENCES', 'DEVIATIONS', 'UNKNOWN', 'NOT_COMPARABLE', 'Entry',
            'parse_entry', 'entries_of', 'with_teachers', 'Budget', 'budget_of', 'Store', 'entry_from', 'read_speed',
            'check_store', 'compare', 'working', 'build', 'train_entry', 'steps_of', 'exact_images', 'are_grouped',
-           'groups_known', 'Job', 'check_images', 'do_run', 'session_now', 'run_all', 'measure_speed', 'ensure_speed',
-           'image_scores', 'results_table', 'summary_table', 'paired_gain', 'seed_interval', 'gains_table',
-           'published_sr', 'markdown_table', 'draw', 'deviations', 'limits', 'about_intervals', 'report',
-           'benchmark_sr']
+           'groups_known', 'Job', 'check_images', 'do_run', 'run_all', 'measure_speed', 'ensure_speed', 'image_scores',
+           'results_table', 'summary_table', 'gains_table', 'published_sr', 'draw', 'deviations', 'limits',
+           'about_intervals', 'report', 'benchmark_sr']
 
 # %% ../nbs/benchmark.ipynb #c004
 import hashlib
 import json
 import math
-import os
-import shutil
 import time
-import uuid
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields, replace
 from importlib import resources
 from importlib.metadata import version
@@ -29,7 +24,6 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
-from scipy import stats
 
 from . import figures
 from .commands import RunOptions, SRData, _check_patch_side, pick_device, read_sr_folder
@@ -37,11 +31,13 @@ from .data.images import as_float, read_image, save_png, to_uint8
 from .data.pairs import SRPairs
 from .errors import DataError, ModelError, TrainingError
 from .evaluation.cost import format_count, measure_cost
+from .evaluation.gains import paired_gain, seed_interval
 from .evaluation.image_quality import convention
 from .evaluation.speed import Setup, compare_latency, forward_call, peak_memory
 from .files import replacing, write_text
 from .models import ModelInfo, json_text, load_model, save_model
 from .precision import chosen_precision
+from .runs import check_apart, markdown_table, misfit, placing, read_json, say, session_now
 from .sr.distillation import distil
 from .sr.training import score_images, train_sr
 from .sr.zoo import create_model, describe, entry_of, list_models
@@ -163,34 +159,7 @@ def budget_of(
     if unknown: raise DataError(f'A budget has no {", ".join(unknown)}: it has {", ".join(f.name for f in fields(Budget))}.')
     return replace(BUDGETS[name], **{k:v for k,v in changes.items() if v is not None})
 
-# %% ../nbs/benchmark.ipynb #c019
-def _misfit(
-    value, # from JSON
-    form, # a type, several types, [form of each item], or {name: form of its value}
-    name='it', # of the value, for the sentence
-) -> str: # a clause, '' if `value` has the form
-    "The first place where a value is not as it should be"
-    if isinstance(form, dict):
-        if not isinstance(value, dict): return f'{name} is not an object'
-        if gone := [key for key in form if key not in value]: return f'{gone[0]} is missing'
-        return next(filter(None, (_misfit(value[key], inner, key) for key,inner in form.items())), '')
-    if isinstance(form, list):
-        if not isinstance(value, list): return f'{name} is not a list'
-        return next(filter(None, (_misfit(x, form[0], f'an item of {name}') for x in value)), '')
-    return '' if isinstance(value, form) else f'{name} is of the kind {type(value).__name__}'
-
-def _read_json(
-    path, # of the file
-    form, # see `_misfit`
-    remedy, # what to do if it is damaged
-):
-    "The content of a JSON file; DataError if it is damaged or has another form"
-    try: value = json.loads(Path(path).read_text(encoding='utf-8'))
-    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as e: raise DataError(f'{path} is not readable as JSON ({e}): {remedy}.') from e
-    if wrong := _misfit(value, form): raise DataError(f'{path} is not what srdiag wrote ({wrong}): {remedy}.')
-    return value
-
-# %% ../nbs/benchmark.ipynb #c022
+# %% ../nbs/benchmark.ipynb #c020
 FORMAT = 'srdiag benchmark 1'
 _NUMBER,_PARTS = (int, float),dict(train=int, valid=int, test=int)
 _MAYBE = (int, float, type(None)) # JSON knows no infinity and no "not a number": both are null
@@ -203,7 +172,7 @@ _METRICS = dict(psnr=_MAYBE, ssim=_MAYBE, n=int, seconds=_NUMBER, seconds_per_st
 _SPEED = dict(setup=str, side=int, entries={}, made={})
 _TIMES = dict(median=_NUMBER, low=_NUMBER, high=_NUMBER, peak_bytes=_MAYBE)
 
-# %% ../nbs/benchmark.ipynb #c024
+# %% ../nbs/benchmark.ipynb #c022
 class Store:
     "The folder of a benchmark"
     def __init__(self,
@@ -218,7 +187,7 @@ class Store:
         if not self.file.is_file():
             if (self.folder/'runs').exists(): raise DataError(f'{self.file} is missing, and nothing else says what the runs in {self.folder} have in common: {remedy}.')
             raise DataError(f'{self.folder} holds no benchmark (run.json is missing): check the path, or start one with --data.')
-        head = _read_json(self.file, form, remedy)
+        head = read_json(self.file, form, remedy)
         if not head['sessions']: raise DataError(f'{self.file} is not what srdiag wrote (no session is in it): {remedy}.')
         if head.get('format') != FORMAT: raise DataError(f'{self.file} is of the format {head.get("format")!r}, not {FORMAT!r}: {remedy}.')
         return head
@@ -249,7 +218,7 @@ class Store:
         found = (p.parent.name.removeprefix('seed') for p in (self.folder/'runs'/entry.key).glob('seed*/metrics.json'))
         return sorted(int(s) for s in found if s.isdecimal())
 
-# %% ../nbs/benchmark.ipynb #c026
+# %% ../nbs/benchmark.ipynb #c024
 def entry_from(
     d:dict, # of an Entry
     file:Path, # where it stands
@@ -260,7 +229,7 @@ def entry_from(
 
 def _read_metrics(path):
     remedy = f'remove the folder {path.parent} to have this run made again'
-    found = _read_json(path, _METRICS, remedy)
+    found = read_json(path, _METRICS, remedy)
     if len({len(found['images'][k]) for k in _METRICS['images']}) > 1: raise DataError(f'{path} is not what srdiag wrote (its lists of images differ in length): {remedy}.')
     return found
 
@@ -270,11 +239,11 @@ def read_speed(
     "What speed.json says; DataError if it is damaged"
     path,remedy = store.folder/'speed.json','remove it to have the networks timed again'
     if not path.is_file(): return None
-    found = _read_json(path, _SPEED, remedy)
-    if wrong := _misfit(found['entries'], {k:_TIMES for k in found['entries']}, 'entries'): raise DataError(f'{path} is not what srdiag wrote ({wrong}): {remedy}.')
+    found = read_json(path, _SPEED, remedy)
+    if wrong := misfit(found['entries'], {k:_TIMES for k in found['entries']}, 'entries'): raise DataError(f'{path} is not what srdiag wrote ({wrong}): {remedy}.')
     return found
 
-# %% ../nbs/benchmark.ipynb #c028
+# %% ../nbs/benchmark.ipynb #c026
 LATER = ('split hash', 'size') # of what must not change: these are not in the oldest stores
 
 def _check_free(store): # DataError if something else stands in the place of its folder
@@ -307,29 +276,16 @@ def compare(
     if differ: raise DataError(f'{store.folder} was made with another configuration ({"; ".join(differ)}): choose another output folder, or the old configuration.')
     return fixed
 
-# %% ../nbs/benchmark.ipynb #c030
-@contextmanager
+# %% ../nbs/benchmark.ipynb #c028
 def working(
     store:Store, # where the run belongs
     entry:Entry, # its entry
     seed:int, # its seed
-): # yields a folder to work in, which becomes the run's folder
+): # a context manager: yields a folder to work in, which becomes the run's folder
     "All or nothing: the folder takes its place when the block ends, and vanishes if it fails or is interrupted"
-    final = store.path(entry, seed)
-    folder = final.with_name(f'.seed{seed}-{uuid.uuid4().hex[:8]}')
-    folder.mkdir(parents=True)
-    try:
-        yield folder
-        if final.exists() and not store.done(entry, seed):
-            aside = final.with_name(f'{final.name}-incomplete-{uuid.uuid4().hex[:8]}')
-            final.rename(aside)
-            print(f'Note: {final} was incomplete and is now {aside.name}.', flush=True)
-        try: folder.rename(final)
-        except OSError:
-            if not store.done(entry, seed): raise # else another process was faster, and its result is kept
-    finally: shutil.rmtree(folder, ignore_errors=True)
+    return placing(store.path(entry, seed))
 
-# %% ../nbs/benchmark.ipynb #c034
+# %% ../nbs/benchmark.ipynb #c032
 def build(
     entry:Entry, # of the benchmark
     scale:int, # enlargement
@@ -368,14 +324,14 @@ def steps_of(
     own = budget.epochs*budget.steps*dict(none=0, scratch2x=2).get(entry.training, 1)
     return dict(own=own, with_teacher=own + (steps_of(entry.teacher, budget)['own'] if entry.teacher else 0))
 
-# %% ../nbs/benchmark.ipynb #c039
+# %% ../nbs/benchmark.ipynb #c037
 def exact_images(
     tables, # each with file and psnr; infinite or None where there is no error
 ) -> list: # names, sorted
     "Images that somebody reproduces without any error"
     return sorted({file for t in tables for file,finite in zip(t.file, np.isfinite(t.psnr.astype(float))) if not finite})
 
-# %% ../nbs/benchmark.ipynb #c042
+# %% ../nbs/benchmark.ipynb #c040
 def are_grouped(
     files, # N file names
     groups, # N names of groups
@@ -392,7 +348,7 @@ def groups_known(
     images = next(store.metrics(e, k)['images'] for e in store.entries() for k in store.seeds(e))
     return are_grouped(images['file'], images['group'])
 
-# %% ../nbs/benchmark.ipynb #c045
+# %% ../nbs/benchmark.ipynb #c043
 class Job:
     "Data, budget and device of a benchmark, with what is derived from them"
     def __init__(self,
@@ -432,7 +388,7 @@ class Job:
         return dict(grouped=are_grouped(self.data.table.file, self.data.table.group), data='/'.join(self.data.root.resolve().parts[-2:]), skipped=self.data.skipped or 'none', groups={k:int(of(k).group.nunique()) for k in ('train', 'valid', 'test')},
                     images={k:len(of(k)) for k in ('train', 'valid', 'test')}, convention=convention(self.scale).describe(self.data.channels), panel=self.pairs['test'].names[self.panel])
 
-# %% ../nbs/benchmark.ipynb #c047
+# %% ../nbs/benchmark.ipynb #c045
 def check_images(
     job:Job, # that is to go on
     store:Store, # with its runs so far
@@ -451,9 +407,7 @@ def check_images(
     image = to_uint8(job.pairs['test'][job.pairs['test'].names.index(name)][1])
     if not torch.equal(read_image(truth), image): raise DataError(f'The test image {name} is not the one in {truth}: choose another output folder, or the old --size and --channels.')
 
-# %% ../nbs/benchmark.ipynb #c049
-def _say(*text): print(*text, flush=True)
-
+# %% ../nbs/benchmark.ipynb #c047
 def _teacher_for(job, store, entry, seed): # the trained teacher, from the store
     if entry.teacher is None: return None
     do_run(job, store, entry.teacher, seed)
@@ -473,7 +427,7 @@ def do_run(
     "Train, score and store one entry with one seed, unless that is done"
     if store.done(entry, seed): return False
     teacher = _teacher_for(job, store, entry, seed)
-    _say(f'{entry.label}, seed {seed}: {steps_of(entry, job.budget)["own"]} steps')
+    say(f'{entry.label}, seed {seed}: {steps_of(entry, job.budget)["own"]} steps')
     with working(store, entry, seed) as folder:
         start = time.perf_counter()
         network = train_entry(entry, seed, job.pairs, job.budget, job.data.channels, job.device, job.precision, folder, teacher)
@@ -488,10 +442,10 @@ def do_run(
         metrics = dict(psnr=kept.psnr.mean(), ssim=kept.ssim.mean(), n=len(kept), convention=job.about()['convention'], seconds=seconds, seconds_per_step=seconds/steps if steps else None,
                        steps=steps_of(entry, job.budget), parameters=cost.parameters, flops=cost.flops, input_size=side, entry=asdict(entry), seed=seed, made=session_now(), images=scores.to_dict('list'))
         (folder/'metrics.json').write_text(json_text(metrics), encoding='utf-8')
-    _say(f'    {metrics["psnr"]:.3f} dB, SSIM {metrics["ssim"]:.4f}, {seconds:.0f} s')
+    say(f'    {metrics["psnr"]:.3f} dB, SSIM {metrics["ssim"]:.4f}, {seconds:.0f} s')
     return True
 
-# %% ../nbs/benchmark.ipynb #c051
+# %% ../nbs/benchmark.ipynb #c049
 @torch.no_grad()
 def _save_panel(job, network, path):
     lr,_ = job.pairs['test'][job.panel]
@@ -504,15 +458,7 @@ def _save_truth(job, store): # what the panel images are to be compared with: th
     for name,x in zip(('lr', 'hr'), job.pairs['test'][job.panel]):
         with replacing(folder/f'{name}.png') as temporary: save_png(to_uint8(x), temporary)
 
-def session_now() -> dict:
-    "When, where and with what"
-    import platform, sys
-    name = torch.cuda.get_device_name() if torch.cuda.is_available() else torch.cpu.get_capabilities().get('cpu_name') or platform.processor()
-    command = ' '.join(['srdiag', *sys.argv[1:]]) if Path(sys.argv[0]).stem == 'srdiag' else 'called from Python'
-    return dict(date=time.strftime('%Y-%m-%d %H:%M'), command=command, machine=f'{platform.system()} {platform.machine()}, {os.cpu_count()} cores, {name}',
-                python=platform.python_version(), torch=torch.__version__, srdiag=version('srdiag'))
-
-# %% ../nbs/benchmark.ipynb #c053
+# %% ../nbs/benchmark.ipynb #c051
 def run_all(
     job:Job, # data, budget, device
     store:Store, # open
@@ -526,15 +472,15 @@ def run_all(
         failed = set()
         for entry in (e for e in entries if only is None or e.key == only):
             if entry.teacher and entry.teacher.key in failed:
-                _say(f'{entry.label}, seed {seed}: left out, for it has no teacher.')
+                say(f'{entry.label}, seed {seed}: left out, for it has no teacher.')
                 continue
             try: done += do_run(job, store, entry, seed)
             except TrainingError as e:
                 failed.add(entry.key)
-                _say(f'{entry.label}, seed {seed}, failed and is not recorded: {e}')
+                say(f'{entry.label}, seed {seed}, failed and is not recorded: {e}')
     return done
 
-# %% ../nbs/benchmark.ipynb #c055
+# %% ../nbs/benchmark.ipynb #c053
 def measure_speed(
     entries, # of the benchmark
     scale:int, # enlargement
@@ -556,10 +502,10 @@ def measure_speed(
 def ensure_speed(store, job, entries): # measure if an entry is missing or the machine is another
     path,old = store.folder/'speed.json',read_speed(store) or dict(entries={}, made={})
     if all(e.key in old['entries'] for e in entries) and old['made'].get('machine') == session_now()['machine']: return
-    _say(f'Timing {len(entries)} entries.')
+    say(f'Timing {len(entries)} entries.')
     write_text(path, json_text(measure_speed(entries, job.scale, job.data.channels, Setup(str(job.device), job.precision), job.budget.rounds)))
 
-# %% ../nbs/benchmark.ipynb #c057
+# %% ../nbs/benchmark.ipynb #c055
 def image_scores(
     store:Store, # of a benchmark
 ) -> tuple: # {(key of the entry, seed): table with file, group, psnr, ssim}, and the names of images left out
@@ -575,7 +521,7 @@ def image_scores(
     if out and not len(tables[first, seed]): raise DataError(f'In {store.folder}, each of the {len(out)} test images is reproduced without any error by at least one run, so no PSNR can be averaged: use other test images.')
     return tables,out
 
-# %% ../nbs/benchmark.ipynb #c059
+# %% ../nbs/benchmark.ipynb #c057
 def results_table(
     store:Store, # of a benchmark
 ) -> pd.DataFrame: # a row per entry and seed
@@ -599,38 +545,7 @@ def summary_table(
         out[column] = [timed[e][key]*factor if e in timed and timed[e][key] is not None else np.nan for e in out.index]
     return out.reset_index()
 
-# %% ../nbs/benchmark.ipynb #c061
-def paired_gain(
-    a, # N scores of one network, an image each
-    b, # N scores of another, for the same images in the same order
-    groups, # N names; images of one group are drawn together
-    n:int=2000, # resamples
-    level:float=0.95, # of the interval
-    seed:int=0, # of the resampling
-) -> tuple: # mean of b - a over images, low, high; low and high are nan with fewer than two groups
-    "Mean gain of b over a, with a bootstrap interval over groups. Raises ValueError for lengths that differ"
-    a,b,groups = np.asarray(a, float),np.asarray(b, float),np.asarray(groups).astype(str)
-    if not (a.ndim == 1 and len(a) and a.shape == b.shape == groups.shape): raise ValueError(f'Scores and groups have the shapes {a.shape}, {b.shape} and {groups.shape}: they must be of the same images.')
-    names,index = np.unique(groups, return_inverse=True)
-    total,count = np.bincount(index, weights=b-a),np.bincount(index)
-    if len(names) < 2: return float((b-a).mean()),math.nan,math.nan
-    drawn = np.random.default_rng(seed).integers(len(names), size=(n, len(names)))
-    means = total[drawn].sum(1)/count[drawn].sum(1)
-    low,high = np.quantile(means, [(1-level)/2, (1+level)/2])
-    return float((b-a).mean()),float(low),float(high)
-
-# %% ../nbs/benchmark.ipynb #c066
-def seed_interval(
-    gains, # one per seed, each a mean over the same test images
-    level:float=0.95, # of the interval
-) -> tuple: # low, high; nan for one seed
-    "Student's interval for the mean gain over trainings, the test images being fixed"
-    gains = np.asarray(gains, float)
-    if len(gains) < 2: return math.nan,math.nan
-    half = stats.t.ppf((1+level)/2, len(gains)-1)*gains.std(ddof=1)/math.sqrt(len(gains))
-    return float(gains.mean()-half),float(gains.mean()+half)
-
-# %% ../nbs/benchmark.ipynb #c072
+# %% ../nbs/benchmark.ipynb #c069
 REFERENCES = ('mrcnet', 'edsr_baseline')
 
 def gains_table(
@@ -651,7 +566,7 @@ def gains_table(
             rows.append(dict(label=e.label, against=ref.label, gain=gain, low=low, high=high, sd=sd, seed_low=seed_low, seed_high=seed_high, seeds=len(seeds), groups=groups.nunique()))
     return pd.DataFrame(rows, columns=['label', 'against', 'gain', 'low', 'high', 'sd', 'seed_low', 'seed_high', 'seeds', 'groups'])
 
-# %% ../nbs/benchmark.ipynb #c074
+# %% ../nbs/benchmark.ipynb #c071
 def published_sr(
     scale:int|None=None, # 2 or 4; None: both
 ) -> pd.DataFrame: # table, data, scale, input_size, name, psnr, ssim, parameters, flops, memory_mb
@@ -663,18 +578,10 @@ def _published_row(published, label): # the row of Table I or else of Table II, 
     found = published[published.name == label]
     return None if found.empty else found.iloc[0]
 
-# %% ../nbs/benchmark.ipynb #c077
+# %% ../nbs/benchmark.ipynb #c074
 def _number(x, form='{:.3f}'): return '–' if x is None or (isinstance(x, float) and math.isnan(x)) else form.format(x)
 def _count(x): return '–' if x is None or (isinstance(x, float) and math.isnan(x)) else format_count(x)
 def _spread(mean, sd, digits): return _number(mean, f'{{:.{digits}f}}') + ('' if math.isnan(sd) else f' ± {sd:.{digits}f}')
-
-def markdown_table(
-    header, # names of columns; a leading '>' aligns to the right
-    rows, # lists of texts
-) -> str:
-    "A markdown table"
-    lines = ['| ' + ' | '.join(h.lstrip('>') for h in header) + ' |', '|' + '|'.join('---:' if h.startswith('>') else '---' for h in header) + '|']
-    return '\n'.join(lines + ['| ' + ' | '.join(map(str, r)) + ' |' for r in rows])
 
 def _main_table(summary):
     header = ['network', 'training', '>steps (with teacher)', '>seeds', '>PSNR in dB', '>SSIM', '>parameters', '>FLOPs', '>latency in ms', '>peak memory in MB']
@@ -690,7 +597,7 @@ def _gain_rows(gains, grouped):
     header = ['network', 'against', '>gain in dB', f'>95 % over test {what}', '>95 % over seeds', '>seeds', f'>test {what}']
     return markdown_table(header, [[r.label, r.against, f'{r.gain:+.3f}', _interval(r.low, r.high), _interval(r.seed_low, r.seed_high), r.seeds, r.groups] for r in gains.itertuples()])
 
-# %% ../nbs/benchmark.ipynb #c079
+# %% ../nbs/benchmark.ipynb #c076
 def _published_table(summary, scale):
     header = ['network', '>PSNR here', '>printed', '>SSIM here', '>printed', '>parameters here', '>printed', '>FLOPs here', '>printed', '>memory here in MB', '>printed', 'table']
     published,rows = published_sr(scale),[]
@@ -701,7 +608,7 @@ def _published_table(summary, scale):
                      _number(r.peak_mb, '{:.0f}'), _number(p.memory_mb, '{:.0f}'), f'{p.table} ({p.data})'])
     return markdown_table(header, rows) if rows else 'None of these networks stands in the tables of the paper.'
 
-# %% ../nbs/benchmark.ipynb #c081
+# %% ../nbs/benchmark.ipynb #c078
 def _validation(path): # PSNR after each epoch
     try: return pd.read_csv(path).valid_psnr.astype(float)
     except (ValueError, AttributeError) as e: raise DataError(f'{path} is not a log of a training ({e}): restore it from a copy, or remove the folder {path.parent} to have this run made again.') from e
@@ -724,7 +631,7 @@ def draw(
     if logs: drawn['curves'] = figures.learning_curves(logs, head['fixed']['steps'], title='Validation while training, first seed')
     return drawn
 
-# %% ../nbs/benchmark.ipynb #c083
+# %% ../nbs/benchmark.ipynb #c080
 DEVIATIONS = (
     (('srcnn', 'edsr_baseline', 'carn', 'srrfn'), ('skip', False), 'Added here, not in the published networks: the bicubic image at the output of {}.'),
     (('mrcnet', 'mrcnet_stack', 'mrcnet_recursive', 'mrcnet_recursive_no_lstm', 'mrcnet_recursive_no_rcf'), ('skip', 'nearest'), 'The enlarged image that {} adds to its output is bicubic; the paper leaves the kind open.'),
@@ -746,7 +653,7 @@ def deviations(
     if not any('skip' in dict(e.config) for e in entries): said.append('Every network starts from the bicubic image, and none has to learn it.')
     return [*said, 'One recipe of learning rates for all, searched for none: each might do better with its own.']
 
-# %% ../nbs/benchmark.ipynb #c086
+# %% ../nbs/benchmark.ipynb #c083
 def limits(
     entries, # that are in the report
     exact=(), # names of test images that are left out, see `exact_images`
@@ -775,7 +682,7 @@ def about_intervals(
     if 1 < groups < 10: said.append(f'There are {groups} test {what}: fewer than ten make a bootstrap interval too narrow.')
     return '\n'.join(f'- {x}' for x in said)
 
-# %% ../nbs/benchmark.ipynb #c089
+# %% ../nbs/benchmark.ipynb #c086
 NOT_COMPARABLE = '''The printed PSNR, SSIM and memory are of other images, a longer training and another machine. **They cannot be compared with ours**, and no difference between the two says anything about a network. Parameters and FLOPs are counts and should agree.'''
 
 def report(
@@ -797,7 +704,7 @@ def _missing(store): # entries and seeds that others have and they have not
     seeds = sorted({k for e in store.entries() for k in store.seeds(e)})
     return [f'{e.label}, seed {k}' for e in store.entries() for k in seeds if k not in store.seeds(e)]
 
-# %% ../nbs/benchmark.ipynb #c091
+# %% ../nbs/benchmark.ipynb #c088
 def _amount(about, part, grouped): return f'{about["images"][part]} images' + (f' of {about["groups"][part]} groups' if grouped else '')
 
 def _readme(store, speed, summary, gains, drawn):
@@ -818,7 +725,7 @@ def _readme(store, speed, summary, gains, drawn):
     parts.append(f'## How it was made\n\n`{last["command"]}`, {last["date"]}; {last["machine"]}; Python {last["python"]}, torch {last["torch"]}, srdiag {last["srdiag"]}. Everything is in run.json, every run in runs/.')
     return '\n\n'.join(parts) + '\n'
 
-# %% ../nbs/benchmark.ipynb #c093
+# %% ../nbs/benchmark.ipynb #c090
 def _check_settings(
     entries, # that take part
     scale:int, # enlargement
@@ -838,15 +745,7 @@ def _check_settings(
     with torch.device('meta'):
         for e in entries: build(e, scale) # a wrong setting fails here, not after hours
 
-def _check_place(
-    out:Path, # where the benchmark goes, or where it is
-    data:Path, # where the images are
-):
-    "DataError if what is written would be read as data"
-    a,b = out.resolve(),data.resolve()
-    if a.is_relative_to(b) or b.is_relative_to(a): raise DataError(f'{out} and {data} lie in one another, so the next start would take our figures for images: choose an output folder elsewhere.')
-
-# %% ../nbs/benchmark.ipynb #c095
+# %% ../nbs/benchmark.ipynb #c092
 def benchmark_sr(
     data:str|Path, # a folder with images
     out:str|Path, # the folder of the benchmark; one that is there is continued
@@ -860,7 +759,7 @@ def benchmark_sr(
     "Train, test and time every entry; what is complete in `out` is kept. DataError and ModelError are sentences"
     entries,store,device,only = with_teachers(entries),Store(out),pick_device(options.device),only and only.replace(':', '-')
     _check_settings(entries, scale, budget, options, only, only_seed)
-    _check_place(store.folder, Path(data))
+    check_apart(store.folder, data)
     check_store(store)
     found = read_sr_folder(data, scale, budget.patch, options)
     job = Job(found, scale, budget, device, options.precision, options.size)
@@ -868,15 +767,15 @@ def benchmark_sr(
     compare(store, fixed)
     check_images(job, store)
     store.open(fixed, entries, session_now(), about)
-    if job.exact: _say(f'Note: {len(job.exact)} test images are blank, and left out of all means: {", ".join(job.exact)}.')
-    if there := sorted(store.folder.glob('runs/*/.seed*')): _say(f'Note: {", ".join(map(str, there))} belong to processes that were killed or go on elsewhere. Nothing reads them; remove them if no other benchmark works in {store.folder}.')
-    _say(f'{len(entries)} entries, {budget}, {job.precision} on {device}; test: {_amount(about, "test", about["grouped"])}. {about["convention"]}.')
-    if not about['grouped']: _say(f'Note: {UNKNOWN}. Name groups with --group-pattern.')
-    if about['groups']['test'] < 2: _say('Note: the test images are of one group, so there will be no intervals over groups.')
+    if job.exact: say(f'Note: {len(job.exact)} test images are blank, and left out of all means: {", ".join(job.exact)}.')
+    if there := sorted(store.folder.glob('runs/*/.seed*')): say(f'Note: {", ".join(map(str, there))} belong to processes that were killed or go on elsewhere. Nothing reads them; remove them if no other benchmark works in {store.folder}.')
+    say(f'{len(entries)} entries, {budget}, {job.precision} on {device}; test: {_amount(about, "test", about["grouped"])}. {about["convention"]}.')
+    if not about['grouped']: say(f'Note: {UNKNOWN}. Name groups with --group-pattern.')
+    if about['groups']['test'] < 2: say('Note: the test images are of one group, so there will be no intervals over groups.')
     _save_truth(job, store)
     done = run_all(job, store, entries, only, only_seed)
-    _say(f'{done} runs done now, the others were complete.')
+    say(f'{done} runs done now, the others were complete.')
     if only is None and only_seed is None: ensure_speed(store, job, store.entries())
     path = report(store)
-    _say(f'Report: {path}')
+    say(f'Report: {path}')
     return path

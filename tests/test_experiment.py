@@ -11,11 +11,11 @@ import pandas as pd
 import pytest
 
 from srdiag import experiment
-from srdiag.commands import RunOptions, read_labelled
+from srdiag.commands import RunOptions
 from srdiag.errors import DataError, ModelError
 from srdiag.evaluation.gains import gap_closed, group_means, mean_interval, paired_gain, verdict
-from srdiag.experiment import (BUDGETS, METRICS, NUMERALS, OURS, TABLES, Answers, Budget, Design, Job, Row, Store, budget_of, confusion_of, limits, make_folds, networks_of, pairs_of,
-                               published_confusion, published_diagnosis, report, results_table, rows_of, run_all, run_experiment, summary_table, tables_of)
+from srdiag.experiment import (BUDGETS, NUMERALS, OURS, TABLES, Design, Row, Store, budget_of, confusion_of, limits, make_folds, networks_of, pairs_of, published_confusion, published_diagnosis, report, rows_of,
+                               run_experiment, tables_of)
 
 CPU = RunOptions(device='cpu', precision='fp32')
 TINY = budget_of('smoke')
@@ -48,6 +48,7 @@ def quick(monkeypatch):
     monkeypatch.setattr(experiment, 'train_diagnosis', train_diagnosis)
     monkeypatch.setattr(experiment, 'predict_by', predict_by)
     monkeypatch.setattr(experiment, 'save_model', lambda *_: None)
+    monkeypatch.setattr(experiment, 'peak_memory', lambda *_: 10**6)
 
 
 # Rows and tables
