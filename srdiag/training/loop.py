@@ -6,7 +6,7 @@
 __all__ = ['BatchLoader', 'LossComponent', 'StepLog', 'Autocast', 'as_float32', 'precision_callbacks', 'StopOnNonFinite',
            'KeepBest', 'standard_callbacks', 'log_both']
 
-# %% ../../nbs/training/loop.ipynb #c003
+# %% ../../nbs/training/loop.ipynb #c005
 import csv
 from pathlib import Path
 
@@ -22,7 +22,7 @@ from torch import nn
 from ..errors import TrainingError
 from ..precision import chosen_precision, computing_in
 
-# %% ../../nbs/training/loop.ipynb #c007
+# %% ../../nbs/training/loop.ipynb #c010
 class BatchLoader(DataLoader):
     "A fastai DataLoader that asks its dataset for whole batches: `dataset.batch(indices)` returns a tuple of tensors"
     def create_batches(self, samples):
@@ -30,7 +30,7 @@ class BatchLoader(DataLoader):
         stop = len(indices) - (len(indices)%self.bs if self.drop_last else 0)
         for i in range(0, stop, self.bs): yield self.dataset.batch(indices[i:i+self.bs])
 
-# %% ../../nbs/training/loop.ipynb #c012
+# %% ../../nbs/training/loop.ipynb #c023
 class LossComponent(Metric):
     "The mean over an epoch of one entry of `learn.loss_func.components`"
     def __init__(self,
@@ -45,7 +45,7 @@ class LossComponent(Metric):
     @property
     def name(self): return self.key
 
-# %% ../../nbs/training/loop.ipynb #c014
+# %% ../../nbs/training/loop.ipynb #c025
 class StepLog(Callback):
     "Write step, learning rate, loss and its components to a CSV file, one row per training step"
     order = 55
@@ -68,7 +68,7 @@ class StepLog(Callback):
     def after_epoch(self): self.file.flush()
     def after_fit(self): self.file.close()
 
-# %% ../../nbs/training/loop.ipynb #c016
+# %% ../../nbs/training/loop.ipynb #c027
 class Autocast(Callback):
     "Run the network in bfloat16 on any device, and hand its output to the loss in float32"
     order = 10
@@ -79,7 +79,7 @@ class Autocast(Callback):
         self.computing.__exit__(None, None, None)
         self.learn.pred = as_float32(self.pred)
 
-# %% ../../nbs/training/loop.ipynb #c018
+# %% ../../nbs/training/loop.ipynb #c029
 def as_float32(
     value, # a tensor, or tuples, named tuples, lists and None around tensors
 ): # the same structure
@@ -90,7 +90,7 @@ def as_float32(
         return type(value)(*parts) if hasattr(value, '_fields') else type(value)(parts)
     return value
 
-# %% ../../nbs/training/loop.ipynb #c020
+# %% ../../nbs/training/loop.ipynb #c031
 def precision_callbacks(
     precision:str='auto', # 'auto', 'bf16', 'fp16' or 'fp32'
     device:torch.device|str='cpu', # where the network runs
@@ -100,7 +100,7 @@ def precision_callbacks(
     precision = chosen_precision(precision, device)
     return [ChannelsLast(), *{'bf16':[Autocast()], 'fp16':[MixedPrecision()], 'fp32':[]}[precision]]
 
-# %% ../../nbs/training/loop.ipynb #c023
+# %% ../../nbs/training/loop.ipynb #c035
 class StopOnNonFinite(Callback):
     "End the fit as soon as a training loss is NaN or infinite, before it reaches the weights; `error` then says why"
     order = 20
@@ -113,7 +113,7 @@ class StopOnNonFinite(Callback):
                                 'Try a smaller learning rate, or look for constant or corrupt images in the training data.')
             raise CancelFitException()
 
-# %% ../../nbs/training/loop.ipynb #c025
+# %% ../../nbs/training/loop.ipynb #c037
 class KeepBest(Callback):
     "Copy (and save) the weights whenever the monitored value improves; load the best ones at the end"
     order = 65
@@ -136,7 +136,7 @@ class KeepBest(Callback):
         if self.state is not None: self.model.load_state_dict(self.state)
     def after_fit(self): self.restore()
 
-# %% ../../nbs/training/loop.ipynb #c029
+# %% ../../nbs/training/loop.ipynb #c041
 def standard_callbacks(
     folder:str|Path|None=None, # where log.csv (epochs) and steps.csv (steps) go; None: no files
     monitor:str='valid_loss', # what the best model is judged by
@@ -149,7 +149,7 @@ def standard_callbacks(
     logs = [] if folder is None else [CSVLogger(Path(folder).resolve()/'log.csv'), StepLog(Path(folder)/'steps.csv')]
     return [*precision_callbacks(precision, device), StopOnNonFinite(), KeepBest(monitor, higher, save), *logs]
 
-# %% ../../nbs/training/loop.ipynb #c031
+# %% ../../nbs/training/loop.ipynb #c043
 def log_both(
     learn, # a fastai Learner
 ): # the same Learner
