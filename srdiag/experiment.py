@@ -809,7 +809,7 @@ def draw_part(store, part): # name of the file → Figure
         drawn['table6'] = figures.confusion_figure(confusion_of(store, part.rows[0])[2], store.setup()['about']['classes'], 'all folds together')
     elif part.name != 'fig7':
         bars = [dict(name=s.label, accuracy=s.pooled, low=s.low, high=s.high) for s in part.summary.itertuples()]
-        drawn[part.name] = figures.accuracy_bars(bars, title=f'{TITLES[part.name].split(":")[0]}, {store.setup()["about"]["data"].split("/")[-1]}')
+        drawn[part.name] = figures.accuracy_bars(bars, title=f'{TITLES[part.name].split(":")[0]}, {store.setup()["about"]["data"]}')
     return drawn
 
 # %% ../nbs/experiment.ipynb #c081
