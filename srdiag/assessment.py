@@ -82,6 +82,8 @@ def add_caution(
     report.figure(risk_coverage_figure(a.labels, c.apply(a.p), c.abstention, a.groups), 'Share of wrong answers when the least confident images get none' + (f'. By the stored threshold {100*m["coverage"]:.1f} % of these images are answered' if c.abstention else '') + '.', 'Risk-coverage curve')
     if c.operating is not None and len(np.unique(a.labels)) > 1:
         report.figure(operating_figure(a.labels, c.apply(a.p), a.classes, c.operating), f'The stored operating point for {c.operating.positive}, on these images: sensitivity {m["operating_sensitivity"]:.3f}, specificity {m["operating_specificity"]:.3f}.', 'Operating point')
+        report.table([{f'{c.operating.positive}, found':m['decision_found'], 'undecided':m['decision_undecided'], 'missed':m['decision_missed']}],
+                     'What the column "decision" of predictions.csv makes of these images: an alarm is never withheld, but a negative answer needs confidence.', {f'{c.operating.positive}, found':'.3f', 'undecided':'.3f', 'missed':'.3f'})
 
 # %% ../nbs/assessment.ipynb #c011
 def add_gate(

@@ -317,6 +317,15 @@ class Caution:
         if self.positive is not None and self.positive not in classes: raise DataError(f'There is no class {self.positive!r} that could be positive: the data has {", ".join(classes)}.')
 
 # %% ../nbs/commands.ipynb #c036
+def _calibrated(y, p, groups, caution): # class numbers and Predictions of the validation images
+    open_ = ~p.closed if not p.closed.all() else np.ones(len(y), bool)
+    return calibrate(y[open_], p.probabilities['ens'][open_], p.classes, None if groups is None else groups[open_], caution.risk, caution.sensitivity, caution.positive)
+
+def _calibration_for(network, info, mode): # Calibration or None: it belongs to the model's own mode of prediction
+    if info.calibrated is None or mode is None or not network.mixes or mode == network.mode: return info.calibrated
+    _say(f'Note: temperature and thresholds were set in the mode {network.mode}, so they are not used in the mode {mode}.')
+
+# %% ../nbs/commands.ipynb #c038
 def train_diagnosis_command(
     data:str|Path, # a folder with one sub-folder per class, or a CSV
     out:str|Path, # the model folder to make
@@ -361,13 +370,13 @@ def train_diagnosis_command(
               lambda value, epoch: info(dict(valid_accuracy=value, epoch=epoch), 'Training had not finished when this was saved.'))
     groups = {k:None if found.table.groups is None else found.table.groups[idx] for k,idx in parts.items()}
     _,p = evaluate_labelled(model, sets['valid'], classes, groups['valid'])
-    calibration = calibrate(sets['valid'].labels.numpy(), p.probabilities['ens'], classes, groups['valid'], caution.risk, caution.sensitivity, caution.positive)
+    calibration = _calibrated(sets['valid'].labels.numpy(), p, groups['valid'], caution)
     metrics,_ = evaluate_labelled(model, sets['test'], classes, groups['test'], calibration=calibration)
     saver(info(metrics, calibration=calibration))
     _say(_diagnosis_sentence(metrics), f'Saved to {saver.folder}.')
     return metrics
 
-# %% ../nbs/commands.ipynb #c038
+# %% ../nbs/commands.ipynb #c040
 def _split_frame(table, parts, references=()):
     frame = table.to_frame()
     frame['split'] = ''
@@ -380,10 +389,11 @@ def _diagnosis_sentence(m):
     text = f"test, {m['n']} images: accuracy {m['accuracy']:.3f} ({interval}{m['interval']})"
     if m['mode'] == 'batch': text += '; as published, so each prediction depends on the other images of its batch of 32'
     if 'coverage' in m: text += f"; {100*m['coverage']:.0f} % answered" + (f", {100*m['risk_answered']:.1f} % of them wrong" if m['coverage'] else '')
+    if 'decision_found' in m: text += f"; of {m['positive']} {100*m['decision_found']:.0f} % are found, {100*m['decision_undecided']:.0f} % undecided, {100*m['decision_missed']:.0f} % missed"
     if m.get('gate_closed'): text += f"; the gate shut all heads for {m['gate_closed']} images"
     return text + '. Not for diagnostic use.'
 
-# %% ../nbs/commands.ipynb #c041
+# %% ../nbs/commands.ipynb #c043
 def _caution_metrics(y, p, calibration): # class numbers, Predictions, Calibration or None
     raw = p.probabilities['ens']
     found = dict(ece=expected_calibration_error(y, raw), brier=brier_score(y, raw))
@@ -394,11 +404,14 @@ def _caution_metrics(y, p, calibration): # class numbers, Predictions, Calibrati
     answered = said >= 0
     found |= dict(coverage=float(answered.mean()), risk_answered=float((said != y)[answered].mean()) if answered.any() else float('nan'))
     if calibration.operating is not None:
-        ill,called = y == calibration.classes.index(calibration.operating.positive),calibration.decide(raw, abstain=False) == calibration.classes.index(calibration.operating.positive)
+        ill_class = calibration.classes.index(calibration.operating.positive)
+        ill,called = y == ill_class,calibration.decide(raw, abstain=False) == ill_class
+        both = p.decisions(calibration)
+        found |= {f'decision_{k}':float(v[ill].mean()) if ill.any() else float('nan') for k,v in dict(found=both == ill_class, undecided=both < 0, missed=(both >= 0) & (both != ill_class)).items()}
         found |= {'positive':calibration.operating.positive} | {f'operating_{k}':float(v.mean()) if len(v) else float('nan') for k,v in (('sensitivity', called[ill]), ('specificity', ~called[~ill]))}
     return found
 
-# %% ../nbs/commands.ipynb #c043
+# %% ../nbs/commands.ipynb #c045
 _MODE_WORDS = dict(context='each image compared with the reference images of the model', solo='each image by itself', batch='batches of 32 in random order')
 
 def evaluate_labelled(
@@ -424,7 +437,7 @@ def evaluate_labelled(
     metrics |= {f'accuracy_{h}':float((v.argmax(1) == y).mean()) for h,v in p.probabilities.items() if h != 'ens'}
     return {k:v.item() if isinstance(v, np.generic) else v for k,v in metrics.items()},p
 
-# %% ../nbs/commands.ipynb #c045
+# %% ../nbs/commands.ipynb #c047
 def _test_rows(files, folder, which, same_data):
     if which == 'all' or (which == 'auto' and not same_data): return np.arange(len(files))
     split = read_split(folder)
@@ -457,7 +470,7 @@ def evaluate_command(
         _say(f'Written to {folder}.')
     return metrics
 
-# %% ../nbs/commands.ipynb #c047
+# %% ../nbs/commands.ipynb #c049
 def _evaluate_sr_folder(network, info, model, data, labels, split, mode, options):
     paths,_ = _sr_files(data)
     least = max(network.scale*network.min_size, 11 + 2*network.scale) # SSIM needs 11 px inside the border that is cropped
@@ -482,17 +495,18 @@ def _evaluate_diagnosis_folder(network, info, model, data, labels, split, mode, 
         raise DataError(f'The images of {data} give low-resolution images of {pairs.lr.shape[-2]}×{pairs.lr.shape[-1]} px, but the model was trained on '
                         f'{info.lr_size[0]}×{info.lr_size[1]}: use --size.')
     groups = None if found.table.groups is None else found.table.groups[rows]
-    metrics,p = evaluate_labelled(network, pairs, info.classes, groups, mode, info.calibrated)
+    calibration = _calibration_for(network, info, mode)
+    metrics,p = evaluate_labelled(network, pairs, info.classes, groups, mode, calibration)
     _say(_diagnosis_sentence(metrics))
-    frame = p.to_frame(found.table.to_frame().file.iloc[rows], info.calibrated).assign(true=[info.classes[k] for k in found.table.labels[rows]])
+    frame = p.to_frame(found.table.to_frame().file.iloc[rows], calibration).assign(true=[info.classes[k] for k in found.table.labels[rows]])
     matrix = pd.DataFrame(confusion(pairs.labels.numpy(), p.labels, info.classes), index=info.classes, columns=info.classes)
     def page(): # made only if it is to be written
-        assessed = Assessed(network, pairs.lr, pairs.hr if network.large == 'HR' else None, pairs.labels.numpy(), p, metrics, groups, list(frame.file), info.calibrated)
+        assessed = Assessed(network, pairs.lr, pairs.hr if network.large == 'HR' else None, pairs.labels.numpy(), p, metrics, groups, list(frame.file), calibration)
         facts = {'command':_command(), 'model':str(model), 'data':str(data), 'images':len(rows), 'groups':'unknown' if groups is None else len(set(groups))}
         return assessment_report(assessed, f'Evaluation: {info.title}', facts | {f'trained: {k}':info.training[k] for k in ('command', 'epochs', 'seed', 'mode') if k in info.training} | info.made)
     return metrics,{'predictions.csv':frame.set_index('file'), 'confusion.csv':matrix},page
 
-# %% ../nbs/commands.ipynb #c049
+# %% ../nbs/commands.ipynb #c051
 def predict_command(
     model:str|Path, # a model folder, super-resolution or diagnosis, or the name of a network of the package
     files:list, # images or folders
@@ -522,7 +536,7 @@ def predict_command(
     _say(f'{len(frame)} images, written to {folder}.' + ('' if is_sr else ' For teaching and research, not for diagnostic use.'))
     return frame
 
-# %% ../nbs/commands.ipynb #c051
+# %% ../nbs/commands.ipynb #c053
 def _not_below(paths, out): # images that an earlier prediction wrote are not predicted again
     out = Path(out).resolve()
     kept = [p for p in paths if out not in p.resolve().parents]
@@ -556,4 +570,4 @@ def _predict_rows(network, info, found, images, is_sr, mode):
     lr = torch.stack([x if x.dtype == torch.uint8 else to_uint8(x) for x in lr])
     hr = torch.stack([as_float(crop_to_multiple(x, network.scale)) for x in found.images]) if network.large == 'HR' else None
     if (mode or modes_of(network)[0]) == 'batch': _say('Note: the model predicts as published, so each prediction depends on the other images of its batch of 32.')
-    return predict(network, lr, info.classes, hr, mode=mode).to_frame(found.paths, info.calibrated)
+    return predict(network, lr, info.classes, hr, mode=mode).to_frame(found.paths, _calibration_for(network, info, mode))

@@ -10,6 +10,7 @@ from safetensors.torch import load_file
 
 from srdiag.data.degradation import degrade
 from srdiag.data.images import as_float, find_images, read_image, to_uint8
+from srdiag.diagnosis.dependence import batch_dependence, spread_of
 from srdiag.diagnosis.inference import is_independent, modes_of, predict
 from srdiag.diagnosis.network import SREnhancedDiagnosis
 from srdiag.models import load_model
@@ -287,3 +288,49 @@ def test_a_share_of_the_epochs_distils(epochs, phase1, distilled, models, sr_fol
     succeeds('distill', '--data', sr_folder, '--teacher', models.teacher, '--out', tmp_path/'out', '--patch', 16, '--device', 'cpu',
              '--epochs', epochs, '--steps', 2, '--phase1', phase1)
     assert sum(float(r['distil_f_lr']) > 0 for r in rows(tmp_path/'out/steps.csv')) == distilled
+
+
+# The report, and the dependence on the batch
+
+@pytest.fixture(scope='module')
+def report_of(models, labelled, succeeds, tmp_path_factory):
+    "A function: name of a model → report.html of its evaluation"
+    def report_of(name, *more):
+        out = tmp_path_factory.mktemp('report')/'out'
+        succeeds('evaluate', '--model', getattr(models, name), '--data', labelled, '--split', 'all', '--out', out, '--device', 'cpu', *more)
+        return (out/'report.html').read_text(encoding='utf-8')
+    return report_of
+
+
+def sections(page): return [s.split('<')[0] for s in page.split('<h2>')[1:]]
+
+
+def test_the_report_shows_everything_and_needs_no_network(report_of):
+    page = report_of('diagnosis')
+    assert sections(page) == ['Right and wrong', 'How sure it may be', 'Whom the gate trusts', 'What it looked at', 'How it was made']
+    for words in ('Reliability diagram', 'Risk-coverage', 'Grad-CAM', 'Affinity matrices', 'Embedding, pca', 'Embedding, tsne', 'Not for diagnostic use', 'temperature'): assert words in page, words
+    assert 'src="http' not in page and 'href="http' not in page
+
+
+def test_the_report_of_a_single_branch_leaves_out_what_it_has_not(report_of):
+    page = report_of('lr')
+    assert 'Whom the gate trusts' not in sections(page) and 'Affinity matrices' not in page and 'Grad-CAM' in page
+
+
+def test_the_report_says_when_the_answers_depend_on_the_batch(report_of):
+    assert 'depends on the other images' in report_of('diagnosis', '--mode', 'batch')
+    assert 'not the one that this model was trained for' in report_of('diagnosis', '--mode', 'solo')
+
+
+def test_batch_dependence_is_found_where_it_is_and_nowhere_else(framework, small, labelled):
+    network,info = framework
+    table = batch_dependence(network, small, np.arange(len(small))%2, info.classes, sizes=(2, 8), shuffles=4).set_index(['mode', 'batch_size', 'order'])
+    assert set(table.index.get_level_values('mode')) == {'context', 'solo', 'batch'}
+    for size in (2, 8):
+        for mode in ('context', 'solo'): assert table.loc[(mode, size, 'shuffled'), 'largest'] < 1e-5 and table.loc[(mode, size, 'shuffled'), 'flips'] == 0
+        assert table.loc[('batch', size, 'shuffled'), 'largest'] > 1e-4
+
+
+def test_spread_by_hand():
+    found = spread_of([[0, 1, 1, 0], [0, 0, 1, 0], [0, 1, 1, 1]], [[0.9, 0.4, 0.2, 0.6], [0.8, 0.6, 0.2, 0.6], [0.9, 0.4, 0.2, 0.3]])
+    assert found == pytest.approx(dict(flips=2/8, unstable=2/4, spread=0.15, largest=0.3))

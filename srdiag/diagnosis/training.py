@@ -201,5 +201,6 @@ def train_diagnosis(
         model.remember(train.lr[at], None if train.hr is None else train.hr[at])
     dls = diagnosis_dataloaders(train, valid, recipe.batch_size, seed, next(model.parameters()).device, recipe.batch_size*(1 if mode == 'batch' else 4))
     learn = fit(diagnosis_learner(dls, model, recipe, **kwargs), recipe, epochs)
-    if model.solo_share: recalibrate(model, train, recipe.batch_size, mode='solo' if mode == 'solo' else 'batch', seed=seed)
+    if mode == 'context' and model.config['mutual'] != 'mean': recalibrate(model, train, len(at)+1, mode='batch', seed=seed) # sums over a batch grow with it
+    elif model.mixes and (model.solo_share or mode == 'solo'): recalibrate(model, train, recipe.batch_size, mode='solo' if mode == 'solo' else 'batch', seed=seed)
     return learn
