@@ -59,26 +59,19 @@ def test_weights_of_the_map_are_what_a_nudge_of_a_channel_does_to_the_score(mode
     "Finite differences in double precision instead of gradients, through the whole framework"
     network,lr = copy.deepcopy(model.network).double(),images[:1].double()
     large = torch.nn.functional.interpolate(lr, scale_factor=2, mode='bilinear')
-    cam = grad_cam(network, lr, large, target=1, stage=3, head='sr')
-    layer,seen,nudge = getattr(network, f'branch_{branch}').layer3,{},[None, 0.]
+    cam = grad_cam(network, lr, large, target=1, stage=1, head='sr')
+    seen,copies = {},[x.expand(64, -1, -1, -1) for x in (lr, large)] # of the image: in the k-th, channel k is nudged
 
-    def hook(module, args, output):
-        seen['f'] = output
-        k,eps = nudge
-        if k is None: return output
-        moved = output.clone(); moved[:, k] += eps
-        return moved
-    handle = layer.register_forward_hook(hook)
-    with torch.no_grad():
-        network(lr, large, 'solo'); f = seen['f']
-        heat,eps = torch.zeros_like(f[0, 0]),1e-5
-        for k in range(f.shape[1]):
-            scores = []
-            for sign in (1, -1):
-                nudge[:] = k,sign*eps
-                scores.append(network(lr, large, 'solo').sr[0, 1])
-            heat += (scores[0]-scores[1])/(2*eps)/heat.numel()*f[0, k]
-    handle.remove()
+    def scores(eps):
+        def hook(module, args, output):
+            seen['f'] = output[0]
+            return output + eps*torch.eye(64, dtype=torch.double).view(64, 64, 1, 1)
+        handle = getattr(network, f'branch_{branch}').layer1.register_forward_hook(hook)
+        with torch.no_grad(): out = network(*copies, 'solo')
+        handle.remove()
+        return out.sr[:, 1]
+    gradients = (scores(1e-5) - scores(-1e-5))/2e-5 # of all cells of a channel together
+    heat = (gradients.view(64, 1, 1)/seen['f'][0].numel()*seen['f']).sum(0)
     image = dict(lr=lr, sr=large)[branch]
     expected = torch.nn.functional.interpolate(heat.clamp(min=0)[None, None], size=image.shape[2:], mode='bilinear', align_corners=False)[0, 0]
     found = getattr(cam, branch)[0]
