@@ -169,6 +169,8 @@ def _add_experiment(add):
     p.add_argument('--mode', default='context', choices=['context', 'solo', 'batch'], help='how rows with SAI predict: against reference images, alone, or in mixed batches as published')
     p.add_argument('--solo-share', type=_share, metavar='SHARE', help='training batches without affinity between samples; default: 0.5 for the mode solo, otherwise 0 as published')
     p.add_argument('--references', type=_positive, default=32, metavar='N', help='training images that the mode context compares with')
+    p.add_argument('--mutual', default='mean', choices=['printed', 'l2', 'mean'], help='rows of the mutual affinity in Eq. (7), as in train-diagnosis')
+    p.add_argument('--affinity-norm', default='mean_square', choices=['frobenius', 'mean_square'], help='norm in Eq. (9) and (11), as in train-diagnosis')
     p.add_argument('--report-only', action='store_true', help='remake tables and figures from what is complete; trains nothing')
     p.add_argument('--only', metavar='ROWS', help='train these rows alone, by key or label with commas in between, and leave the others to other processes')
     p.add_argument('--only-fold', type=_natural, metavar='K', help='train this fold alone, counted from 0')
@@ -322,7 +324,7 @@ def _run_experiment(a):
     budget = budget_of(a.budget, **{k:getattr(a, k) for k in ('epochs', 'batch_size', 'folds', 'seeds', 'recipe')})
     options = RunOptions(**{k:getattr(a, k) for k in ('device', 'precision', 'strict', 'channels', 'size', 'group_pattern')})
     solo = a.solo_share if a.solo_share is not None else 0.5 if a.mode == 'solo' else 0.
-    design = Design(a.images, a.scale, a.split_seed, mode=a.mode, solo_share=solo, references=a.references)
+    design = Design(a.images, a.scale, a.split_seed, mutual=a.mutual, mode=a.mode, solo_share=solo, references=a.references, norm=a.affinity_norm)
     run_experiment(a.name, a.data, a.out, a.labels, a.sr, budget, design, options, a.only, a.only_fold, a.only_seed, a.keep_models, a.benchmark)
 
 # %% ../nbs/cli.ipynb #c033

@@ -37,6 +37,7 @@ from .diagnosis.branches import stem_for
 from .diagnosis.inference import modes_of, predict
 from .diagnosis.losses import DiagnosisLoss
 from .diagnosis.network import SREnhancedDiagnosis
+from .diagnosis.sai import MODES
 from .diagnosis.training import LabelledPairs, PairAugment, choose_references, train_diagnosis
 from .errors import DataError, ModelError, TrainingError
 from .evaluation.cost import count_flops, count_parameters, format_count
@@ -48,7 +49,7 @@ from .files import replacing, write_text
 from .models import ModelInfo, json_text, load_model, save_model
 from .precision import chosen_precision
 from .report import Report
-from .runs import check_apart, markdown_table, placing, read_json, say, session_now
+from .runs import misfit, check_apart, markdown_table, placing, read_json, say, session_now
 from .sr.mrcnet import MRCNet
 from .sr.training import score_images
 from .sr.zoo import architecture_of
@@ -258,7 +259,10 @@ class Network:
 FORMAT = 'srdiag experiment 1'
 _NUMBER,_MAYBE = (int, float),(int, float, type(None))
 _SETUP = dict(format=str, fixed={}, about={})
-_RUN = dict(row={}, seed=int, fold=int, metrics=dict(accuracy=_NUMBER, n=int), mode=str, modes={}, seconds=_NUMBER, made={})
+_FACTS = dict(fixed=dict(folds=int, epochs=int, batch_size=int, scale=int, recipe=str, mode=str, images=str, valid_share=_NUMBER, precision=str, device=str),
+              about=dict(data=str, classes=[str], images={}, grouped=bool, groups=int))
+_RUN = dict(row={}, seed=int, fold=int, metrics=dict.fromkeys(('f1', 'sensitivity', 'specificity', 'kappa', 'mcc', 'auc'), _MAYBE) | dict(accuracy=_NUMBER, n=int), mode=str, modes={}, gate_closed=int,
+            seconds=_NUMBER, made={})
 
 class StoreFolder:
     "What the folder of an experiment holds; nothing is written"
@@ -275,6 +279,7 @@ class StoreFolder:
         if not self.file.is_file(): raise DataError(f'{self.folder} holds no experiment (setup/config.json is missing): check the path, or start one with --data.')
         setup = read_json(self.file, _SETUP, remedy)
         if setup['format'] != FORMAT: raise DataError(f'{self.file} is of the format {setup["format"]!r}, not {FORMAT!r}: {remedy}.')
+        if wrong := misfit(setup, _FACTS): raise DataError(f'{self.file} is not what srdiag wrote ({wrong}): {remedy}.')
         return setup
 
     def networks(self): # what is known of each
@@ -294,9 +299,20 @@ class StoreFolder:
         found = [(p.parent.parent.name.removeprefix('seed'), p.parent.name.removeprefix('fold')) for p in (self.folder/'runs'/row.key).glob('seed*/fold*/metrics.json')]
         return sorted((int(s), int(k)) for s,k in found if s.isdecimal() and k.isdecimal())
 
-    def metrics(self, row, seed, fold): return read_json(self.path(row, seed, fold)/'metrics.json', _RUN, f'remove the folder {self.path(row, seed, fold)} to have this run made again')
+    def metrics(self, row, seed, fold):
+        path = self.path(row, seed, fold)
+        remedy = f'remove the folder {path} to have this run made again'
+        m = read_json(path/'metrics.json', _RUN, remedy)
+        if strange := {m['mode'], *m['modes']} - set(MODES): raise DataError(f'{path/"metrics.json"} is not what srdiag wrote (there is no mode {min(strange)}): {remedy}.')
+        return m
 
-    def predictions(self, row, seed, fold): return read_predictions(self.path(row, seed, fold)/'predictions.csv', self.setup()['about']['classes'])
+    def predictions(self, row, seed, fold): # DataError if they are not those that metrics.json speaks of
+        path,classes = self.path(row, seed, fold),self.setup()['about']['classes']
+        p,m = read_predictions(path/'predictions.csv', classes),self.metrics(row, seed, fold)
+        right = (np.array(classes)[p[[f'ens_{c}' for c in classes]].to_numpy().argmax(1)] == p.true).mean()
+        if m['metrics']['n'] != len(p) or not abs(m['metrics']['accuracy'] - right) <= 1.5/len(p): # one image may be tied by rounding
+            raise DataError(f'{path/"predictions.csv"} and metrics.json beside it do not belong together: remove the folder {path} to have this run made again.')
+        return p
 
 # %% ../nbs/experiment.ipynb #c030
 class Store(StoreFolder):
@@ -348,7 +364,10 @@ def read_predictions(
     except (OSError, ValueError) as e: raise DataError(f'{path} is not readable as a table ({e}): {remedy}.') from e
     heads = [f'ens_{c}' for c in classes]
     if missing := [c for c in ('file', 'group', 'true', *heads) if c not in p]: raise DataError(f'{path} has no column {missing[0]}: {remedy}.')
-    if not all(pd.api.types.is_numeric_dtype(p[h]) for h in heads) or not p.true.isin(classes).all() or not len(p): raise DataError(f'{path} is not what srdiag wrote: {remedy}.')
+    numbers = [*heads, *(c for c in p if c.startswith('mode_'))]
+    if not all(pd.api.types.is_numeric_dtype(p[h]) for h in numbers) or not p.true.isin(classes).all() or not len(p): raise DataError(f'{path} is not what srdiag wrote: {remedy}.')
+    q = p[numbers].to_numpy(float)
+    if p.file.duplicated().any() or not ((q >= 0) & (q <= 1)).all() or not np.allclose(p[heads].sum(1), 1, atol=1e-4): raise DataError(f'{path} is not what srdiag wrote (a file twice, or numbers that are no probabilities): {remedy}.')
     return p
 
 # %% ../nbs/experiment.ipynb #c034
@@ -753,6 +772,8 @@ def limits(
             'Whether a super-resolution network has learned from images of the same patients is known only as far as names of groups tell: its training images should be of others.',
             'A network from scratch learns at 0.01 times the rate, like a pretrained one, as section IV-A has it for the framework.',
             'Rows with SAI: predicted ' + dict(context='against reference images of the training part, which a model keeps, so that no prediction depends on other test images', solo='one by one', batch='in mixed batches, as published, so that each prediction depends on the other images of its batch')[f['mode']] + '.']
+    if (f['mutual'], f['norm']) != ('printed', 'frobenius'): said.append(f'Rows with SAI are not the printed design: the rows of M in Eq. (7) are weighed by "{f["mutual"]}" (printed: as they are), and Eq. (9) and (11) use "{f["norm"]}" (printed: the Frobenius norm).')
+    if f['mode'] != 'solo' and not f['solo_share']: said.append('The way of prediction called "alone" is one that these frameworks were not trained for: their statistics are those of mixed features.')
     if not a['grouped']: said.insert(0, '**Groups are unknown: each image stands for itself, and images of one patient may be on both sides of a split.** Intervals are too narrow then.')
     elif a['groups'] < 10: said.append(f'There are {a["groups"]} groups: fewer than ten make a bootstrap interval too narrow.')
     if f['images'] == 'lr': said.append('The files are low-resolution, so there are no rows with true HR images, and no gap to close.')
@@ -796,6 +817,7 @@ def part_text(store, part, drawn): # markdown, below a heading
     if name == 'table6': said.append(confusion_markdown(store, part.rows[0]))
     if name == 'table7' and (store.folder/'cost.json').is_file(): said.append('For one image; counts and memory depend on its size, so they differ from the printed ones.\n\n' + cost_table(store, part.rows))
     if name in ('table9', 'table10', 'fig6', 'fig7') and (images := image_table(store, part.rows, published_diagnosis('X') if name == 'table10' else None)): said.append('PSNR in dB and SSIM of the super-resolution network on test images of fold 0, before and after the training for diagnosis.\n\n' + images)
+    if name == 'table10' and store.setup()['fixed']['images'] == 'hr': said.append('Both rows start from the same HR files, so x2 reads an LR image of twice the side (four times the pixels) of x4. In the paper both read the same LR image: this table mixes the scale with how much was thrown away. `--images lr` compares as the paper does.')
     said += [f'![{TITLES[name]}]({k}.png)' for k in drawn]
     if len(part.gains): said += ['## Paired differences', gain_table(part.gains)]
     if len(part.gaps): said += ['## The gap between LR and HR', 'Of what high-resolution images would bring, how much is closed? The larger grid alone (ILR, nothing but bicubic enlargement) closes a part, so only the second line of each row is about super-resolution.', closed_table(part.gaps)]
@@ -835,8 +857,8 @@ def report(
     said = limits(setup, results.seed.nunique(), store.networks())
     page.section('Limits').text('\n\n'.join(line[2:] for line in said.split('\n'))).section('How it was made').facts({k:'none' if v is None else v for k,v in setup['fixed'].items()})
     page.write(store.folder/'report.html')
-    session = store.sessions()[-1]
-    made = f'`{session["command"]}`, {session["date"]}; {session["machine"]}; torch {session["torch"]}, srdiag {session["srdiag"]}.'
+    session = next(iter(store.sessions()[-1:]), None)
+    made = 'Not known: no session is recorded.' if session is None else f'`{session["command"]}`, {session["date"]}; {session["machine"]}; torch {session["torch"]}, srdiag {session["srdiag"]}.'
     facts = '\n'.join(f'- {k}: {v}' for k,v in setup['fixed'].items())
     return write_text(store.folder/'README.md', '\n\n'.join([f'# Experiments on {setup["about"]["data"]}', head, '\n'.join(texts), '## Limits', said, '## Configuration', facts, f'## Last session\n\n{made}']) + '\n')
 
@@ -893,6 +915,7 @@ def networks_of(
         name,sep,folder = text.partition('=')
         if not sep: name,folder = 'mrcnet',text
         if not name.replace('_', '').isalnum(): raise ModelError(f'{text!r}: the name of a network has letters, digits and underscores.')
+        if name.lower() in ('sai', 'nosac', 'nosar', 'scratch', 'fixed', 'bicubic'): raise ModelError(f'{name!r} already means something in the names of rows: give the network another name, as --sr NAME=FOLDER.')
         scale = load_model(folder, 'sr')[0].scale
         if (name, scale) in out: raise ModelError(f'Two networks are called {name} and enlarge {scale} times: name one of them, as --sr NAME=FOLDER.')
         out[name, scale] = folder

@@ -4,16 +4,18 @@ import shutil
 
 import pytest
 
-from srdiag.errors import DataError
-from srdiag.experiment import Design, Store, make_folds, read_predictions, rows_of
+from srdiag.errors import DataError, ModelError
+from srdiag.experiment import Design, Store, make_folds, networks_of, read_predictions, rows_of
 
 FORM = 'srdiag experiment 1'
+FIXED = dict(folds=2, epochs=1, batch_size=8, scale=2, recipe='fast', mode='context', images='hr', valid_share=0.15, precision='fp32', device='cpu')
+ABOUT = dict(data='a/b', classes=['healthy', 'ill'], images=dict(healthy=12, ill=12), grouped=True, groups=12)
 
 
 @pytest.fixture
 def empty(tmp_path):
     "A function: content of setup/config.json → a folder of an experiment without runs"
-    def empty(text=json.dumps(dict(format=FORM, fixed={}, about=dict(classes=['healthy', 'ill'])))):
+    def empty(text=json.dumps(dict(format=FORM, fixed=FIXED, about=ABOUT))):
         folder = tmp_path/'x'
         (folder/'setup').mkdir(parents=True)
         (folder/'setup'/'config.json').write_bytes(text if isinstance(text, bytes) else text.encode())
@@ -95,3 +97,23 @@ def test_a_file_in_place_of_the_output(labelled, tmp_path, refused):
 @pytest.mark.parametrize('labels,groups', [(['a']*8 + ['b'], [f'p{k}' for k in range(9)]), (['a', 'b']*2, ['p', 'p', 'p', 'p']), (['a', 'b'], None)])
 def test_folds_that_cannot_be(labels, groups):
     with pytest.raises(DataError): make_folds(labels, groups, 3)
+
+
+@pytest.mark.parametrize('part,change,words', [('fixed', dict(folds='many'), 'folds'), ('fixed', dict(mode=3), 'mode'), ('about', dict(groups=None), 'groups'), ('about', dict(classes='ill'), 'classes')])
+def test_a_setup_that_somebody_edited(part, change, words, empty, refused):
+    setup = dict(format=FORM, fixed=FIXED, about=ABOUT)
+    setup[part] = setup[part] | change
+    refused('experiment', 'table5', '--out', empty(json.dumps(setup)), '--report-only', naming=['config.json', words, 'restore it'])
+
+
+@pytest.mark.parametrize('name', ['fixed', 'scratch', 'nosac', 'Bicubic'])
+def test_names_of_networks_that_mean_something_in_a_row(name):
+    with pytest.raises(ModelError, match='another name'): networks_of([f'{name}=histology_x2'])
+
+
+PREDICTED = 'file,group,true,ens_healthy,ens_ill,mode_solo_healthy\n'
+
+@pytest.mark.parametrize('rows', ['a,g,ill,0.5,0.5,0.5\na,g,ill,0.5,0.5,0.5\n', 'a,g,ill,-5,6,0.5\n', 'a,g,ill,0.9,0.5,0.5\n', 'a,g,ill,0.5,0.5,x\n', 'a,g,ill,inf,0.5,0.5\n'])
+def test_numbers_that_are_no_probabilities(rows, tmp_path):
+    (tmp_path/'predictions.csv').write_text(PREDICTED + rows)
+    with pytest.raises(DataError, match='remove the folder'): read_predictions(tmp_path/'predictions.csv', ['healthy', 'ill'])
