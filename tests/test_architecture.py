@@ -21,7 +21,7 @@ FLOORS = [
     'data.images data.splits data.folders',
     'data.labelled data.pairs data.samples data.slides data.builders data.datasets',
     'sr.layers sr.convlstm sr.rcf sr.mrc sr.mrcnet sr.zoo diagnosis.branches diagnosis.sai diagnosis.gate diagnosis.network diagnosis.losses',
-    'models catalogue sr.inference diagnosis.inference diagnosis.interpretation figures caution method report widgets assessment',
+    'models catalogue sr.inference diagnosis.inference diagnosis.interpretation diagnosis.dependence figures caution method report widgets assessment',
     'training.loop training.recipes',
     'sr.training sr.distillation diagnosis.training',
     'commands runs',

@@ -10,7 +10,7 @@ def row(folder):
     "What one model folder says about itself, flat"
     config = json.loads((folder/'config.json').read_text())
     info = config['info']
-    keep = {k: info['training'].get(k) for k in ('command', 'epochs', 'seed', 'seconds', 'precision', 'mutual', 'independent_share')}
+    keep = {k: info['training'].get(k) for k in ('command', 'epochs', 'seed', 'seconds', 'precision', 'mutual', 'mode', 'solo_share')}
     data = {f'data_{k}': info['data'].get(k) for k in ('name', 'hash', 'train', 'valid', 'test', 'groups')}
     return dict(name=folder.name, kind=config['kind'], **info['metrics'], **data, **keep, **info['made'])
 
