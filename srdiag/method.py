@@ -188,6 +188,7 @@ def method_map(
     within = set().union(*map(parts_within, lit)) if lit else None
     head = '; '.join(f'{PARTS[p][0]}: {PARTS[p][2]}' for p in lit) if lit and title else ''
     height = SIZE[1] + 2*bool(head)
+    plt.switch_backend(plt.get_backend()) # settled outside the style: a notebook would otherwise lose the figures that follow
     with style(), plt.rc_context({'font.size': 7}):
         fig = plt.figure(figsize=(SIZE[0]/10, height/10), dpi=dpi, layout='none')
         ax = fig.add_axes((0, 0, 1, 1))
