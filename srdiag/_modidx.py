@@ -147,6 +147,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                  'srdiag/commands.py'),
                                  'srdiag.commands._evaluate_sr_folder': ('commands.html#_evaluate_sr_folder', 'srdiag/commands.py'),
                                  'srdiag.commands._file_names': ('commands.html#_file_names', 'srdiag/commands.py'),
+                                 'srdiag.commands._finish_diagnosis': ('commands.html#_finish_diagnosis', 'srdiag/commands.py'),
                                  'srdiag.commands._finish_sr': ('commands.html#_finish_sr', 'srdiag/commands.py'),
                                  'srdiag.commands._forget': ('commands.html#_forget', 'srdiag/commands.py'),
                                  'srdiag.commands._framework': ('commands.html#_framework', 'srdiag/commands.py'),

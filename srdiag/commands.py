@@ -311,15 +311,24 @@ class Caution:
     sensitivity: float = 0.95 # of the positive class, at least
     positive: str|None = None # the class that must not be missed; None: no operating point
 
-    def check(self, classes): # DataError for what cannot be
+    def check(self, classes): # → the same names; DataError for what cannot be
         for name in ('risk', 'sensitivity'):
             if not 0 < getattr(self, name) < 1: raise DataError(f'The {name} that is wanted lies between 0 and 1, not at {getattr(self, name)}.')
         if self.positive is not None and self.positive not in classes: raise DataError(f'There is no class {self.positive!r} that could be positive: the data has {", ".join(classes)}.')
+        return classes
 
 # %% ../nbs/commands.ipynb #c036
 def _calibrated(y, p, groups, caution): # class numbers and Predictions of the validation images
     open_ = ~p.closed if not p.closed.all() else np.ones(len(y), bool)
     return calibrate(y[open_], p.probabilities['ens'][open_], p.classes, None if groups is None else groups[open_], caution.risk, caution.sensitivity, caution.positive)
+
+def _finish_diagnosis(saver, model, sets, classes, groups, caution, info): # calibrate, test, save → test metrics
+    _,p = evaluate_labelled(model, sets['valid'], classes, groups['valid'])
+    calibration = _calibrated(sets['valid'].labels.numpy(), p, groups['valid'], caution)
+    metrics,_ = evaluate_labelled(model, sets['test'], classes, groups['test'], calibration=calibration)
+    saver(info(metrics, calibration=calibration))
+    _say(_diagnosis_sentence(metrics), f'Saved to {saver.folder}.')
+    return metrics
 
 def _calibration_for(network, info, mode): # Calibration or None: it belongs to the model's own mode of prediction
     if info.calibrated is None or mode is None or not network.mixes or mode == network.mode: return info.calibrated
@@ -347,34 +356,25 @@ def train_diagnosis_command(
 ) -> dict: # test metrics
     "Train the framework (or a baseline) on labelled images, split 70/15/15 by group, and test it"
     start,device,recipe = time.time(),pick_device(options.device),DIAGNOSIS_RECIPES[options.recipe]
-    if batch_size: recipe = replace(recipe, batch_size=batch_size)
+    recipe = replace(recipe, batch_size=batch_size or recipe.batch_size)
     check_output(out, options.overwrite)
     _check_inputs(inputs, images, sr, data)
     found = read_labelled(data, labels, options, MRCNet.min_size*(scale if images == 'hr' else 1))
     parts = split_table(found.table, seed=options.seed)
     torch.manual_seed(options.seed)
-    classes = list(found.table.classes)
-    caution.check(classes)
+    classes = caution.check(list(found.table.classes))
     if solo_share is None: solo_share = 0.5 if mode == 'solo' else 0.
     model = _framework(found, classes, scale, inputs, images, sai, sr, mutual, mode, solo_share, device)
-    sets = {k:LabelledPairs([found.images[i] for i in idx], found.table.labels[idx], scale, images, PairAugment(options.seed) if k == 'train' else None)
-            for k,idx in parts.items()}
-    train_groups = None if found.table.groups is None else found.table.groups[parts['train']]
-    chosen = choose_references(found.table.labels[parts['train']], train_groups, references, options.seed)
+    sets = {k:LabelledPairs([found.images[i] for i in idx], found.table.labels[idx], scale, images, PairAugment(options.seed) if k == 'train' else None) for k,idx in parts.items()}
+    groups = {k:None if found.table.groups is None else found.table.groups[idx] for k,idx in parts.items()}
+    chosen = choose_references(found.table.labels[parts['train']], groups['train'], references, options.seed)
     training = asdict(options) | dict(command=_command(), recipe=repr(recipe), sr=str(sr or 'from scratch'), images=images, fixed=fixed, loss=loss or 'as published', mutual=mutual,
                                       mode=model.mode, solo_share=model.solo_share, references=len(chosen) if model.mode == 'context' else 0)
-    def info(metrics, notes='', calibration=None):
-        return _diagnosis_info(found, parts, model, list(sets['train'].lr.shape[-2:]), classes, training | dict(seconds=round(time.time()-start, 1)), metrics, notes, calibration)
+    def info(metrics, notes='', calibration=None): return _diagnosis_info(found, parts, model, list(sets['train'].lr.shape[-2:]), classes, training | dict(seconds=round(time.time()-start, 1)), metrics, notes, calibration)
     saver = _Saver(out, model, options.overwrite, _split_frame(found.table, parts, parts['train'][chosen] if model.mode == 'context' else ()))
     _train_in(saver, lambda **kw: train_diagnosis(model, sets['train'], sets['valid'], recipe, options.epochs, fixed, options.seed, chosen, loss=DiagnosisLoss(**(loss or {})), precision=options.precision, **kw),
               lambda value, epoch: info(dict(valid_accuracy=value, epoch=epoch), 'Training had not finished when this was saved.'))
-    groups = {k:None if found.table.groups is None else found.table.groups[idx] for k,idx in parts.items()}
-    _,p = evaluate_labelled(model, sets['valid'], classes, groups['valid'])
-    calibration = _calibrated(sets['valid'].labels.numpy(), p, groups['valid'], caution)
-    metrics,_ = evaluate_labelled(model, sets['test'], classes, groups['test'], calibration=calibration)
-    saver(info(metrics, calibration=calibration))
-    _say(_diagnosis_sentence(metrics), f'Saved to {saver.folder}.')
-    return metrics
+    return _finish_diagnosis(saver, model, sets, classes, groups, caution, info)
 
 # %% ../nbs/commands.ipynb #c040
 def _split_frame(table, parts, references=()):
