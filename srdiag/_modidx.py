@@ -457,6 +457,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                                'srdiag/diagnosis/interpretation.py'),
                                                  'srdiag.diagnosis.interpretation._plain_image': ( 'diagnosis/interpretation.html#_plain_image',
                                                                                                    'srdiag/diagnosis/interpretation.py'),
+                                                 'srdiag.diagnosis.interpretation._readable_stage': ( 'diagnosis/interpretation.html#_readable_stage',
+                                                                                                      'srdiag/diagnosis/interpretation.py'),
                                                  'srdiag.diagnosis.interpretation._row_label': ( 'diagnosis/interpretation.html#_row_label',
                                                                                                  'srdiag/diagnosis/interpretation.py'),
                                                  'srdiag.diagnosis.interpretation._stage_heat': ( 'diagnosis/interpretation.html#_stage_heat',
