@@ -226,8 +226,8 @@ def results_page(
     readme = folder/'README.md'
     text = names.link(readme.read_text(encoding='utf-8').strip()) if readme.is_file() else f'# {folder.name}'
     parts = [re.sub(r'/README\.md\)', '/index.md)', text)]
-    below = sorted(p.parent.name for p in folder.glob('*/README.md'))
-    if below: parts.append(toctree([f'{name}/index' for name in below]))
+    below = [f'{p.parent.name}/index' for p in sorted(folder.glob('*/README.md'))] + [p.stem for p in sorted(folder.glob('*.md')) if p != readme]
+    if below: parts.append(toctree(below))
     for path in sorted(folder.glob('*.csv')): parts.append(f'## {path.name}\n\nThe file: [{path.name}]({path.name})\n\n{csv_table(path)}')
     return '\n\n'.join(parts) + '\n'
 
