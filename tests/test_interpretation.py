@@ -144,6 +144,14 @@ def test_shut_gate_gets_a_sentence_and_the_answer_of_predict(model, images):
     assert not open_.closed.any() and 'all gates shut' not in text_of(grad_cam_figure(open_, CLASSES))
 
 
+def test_readable_stage_is_the_last_with_six_cells(model, images):
+    for enlarged,stage in ((1, 2), (2, 3), (4, 4)): # 16 px: 16, 8, 4, 2 cells a side
+        lr = torch.nn.functional.interpolate(images[:1], scale_factor=enlarged)
+        cam = grad_cam(model, lr, stage=None)
+        assert cam.stage == stage and min(cam.cells['lr'] + cam.cells['sr']) >= 6
+    assert grad_cam(model, images[:1, :, :4, :4], stage=None).stage == 1
+
+
 def test_labels_stand_beside_the_images(model, images):
     cam = grad_cam(model, images[:2], target=[0, 2], head='sr', stage=1)
     assert cam.target.tolist() == [0, 2]

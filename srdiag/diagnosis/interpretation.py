@@ -103,7 +103,7 @@ def _stage_heat(features, gradient, size): # N×C×h×w each → N×H×W
     return F.interpolate(heat, size=size, mode='bilinear', align_corners=False)[:, 0]
 
 def _check_cam(model, stage, head):
-    if stage not in (1, 2, 3, 4): raise ValueError(f'stage must be 1, 2, 3 or 4, not {stage!r}.')
+    if stage not in (None, 1, 2, 3, 4): raise ValueError(f'stage must be 1, 2, 3, 4 or None, not {stage!r}.')
     if head not in ('ens', 'sr', 'lr'): raise ValueError(f"head must be 'ens', 'sr' or 'lr', not {head!r}.")
     if head != 'ens' and len(_branches(model)) == 1: raise ModelError(f"This model has one branch and one head: ask for head='ens', not {head!r}.")
 
@@ -130,18 +130,28 @@ def _cam_part(model, lr, hr, target, stage, head, mode, context): # → dict of 
     return {k:v.detach().cpu() for k,v in part.items()},{name:tuple(f.shape[-2:]) for name,f in seen.items()}
 
 # %% ../../nbs/diagnosis/interpretation.ipynb #c022
+@torch.no_grad()
+def _readable_stage(model, lr, hr, cells=6): # → 1 to 4
+    sides = {}
+    def measure(k): return lambda module, args, output: sides.setdefault(k, []).append(min(output.shape[-2:]))
+    with _watch(model, [(b.stages[k-1], measure(k)) for b in _branches(model).values() for k in (1, 2, 3, 4)]):
+        _diagnose(model, *_images(model, lr, hr), 'solo')
+    return max((k for k,s in sides.items() if min(s) >= cells), default=1)
+
+# %% ../../nbs/diagnosis/interpretation.ipynb #c024
 def grad_cam(
     model:SREnhancedDiagnosis, # trained; or a bare DiagnosisNetwork or SingleBranch. Left as it was
     lr:torch.Tensor, # N×C×h×w, uint8 or float in [0, 1]
     hr:torch.Tensor|None=None, # N×C×H×W, for the inputs that need it; for a bare DiagnosisNetwork the large image
     target=None, # class to explain: one number, or N; None: what the head predicts
-    stage:int=4, # 1 to 4, whose output is explained; early stages have finer maps, late ones mean more
+    stage:int|None=4, # 1 to 4, whose output is explained; early stages have finer maps, late ones mean more. None: the last one with 6×6 cells
     head:str='ens', # 'ens', or with two branches 'sr' or 'lr'
     batch_size:int=32, # images at a time; no effect on the result
 ) -> GradCam: # maps of both branches
     "Grad-CAM of each branch, one image independently of the others. ModelError for a head that the model lacks"
     _check_cam(model, stage, head)
     n,(mode,context) = len(lr),_mode_of(model, batch=False)
+    if stage is None: stage = _readable_stage(model, lr[:1], None if hr is None else hr[:1])
     if target is not None:
         target = torch.as_tensor(target).long()
         if target.ndim and len(target) != n: raise ValueError(f'There are {n} images, but {len(target)} classes to explain: give one for each, or one number.')
@@ -151,12 +161,12 @@ def grad_cam(
     fields = {k:torch.cat([p[k] for p,_ in parts]) for k in parts[0][0]}
     return GradCam(**dict.fromkeys(('lr', 'sr', 'image_lr', 'image_sr')) | fields, cells=parts[0][1], large=getattr(model, 'large', 'SR'), stage=stage, head=head)
 
-# %% ../../nbs/diagnosis/interpretation.ipynb #c030
+# %% ../../nbs/diagnosis/interpretation.ipynb #c032
 def _overlay(ax, image, heat):
     "The image in grey under its heat, which is transparent where it is weak"
     grey = image.float().mean(0).numpy()
     ax.imshow(grey, cmap='gray', vmin=0, vmax=1)
-    if heat is not None: return ax.imshow(heat, cmap='inferno', vmin=0, vmax=1, alpha=0.15 + 0.6*heat, interpolation='bilinear')
+    if heat is not None: return ax.imshow(heat, cmap='inferno', vmin=0, vmax=1, alpha=0.15 + 0.6*heat)
 
 def _no_map(cam, i, heat): # → why image i has no map, or ''
     if cam.closed[i]: return 'all gates shut:\nno ensemble,\nno map'
@@ -165,7 +175,7 @@ def _no_map(cam, i, heat): # → why image i has no map, or ''
 
 def _plain_image(ax, image): ax.imshow(image[0] if len(image) == 1 else image.permute(1, 2, 0).clamp(0, 1), cmap='gray', vmin=0, vmax=1)
 
-# %% ../../nbs/diagnosis/interpretation.ipynb #c032
+# %% ../../nbs/diagnosis/interpretation.ipynb #c034
 def _row_label(cam, i, classes, labels, names):
     predicted,target = cam.predicted[i],cam.target[i]
     lines = [str(names[i])] if names is not None else []
@@ -203,7 +213,7 @@ def grad_cam_figure(
     plt.close(fig)
     return fig
 
-# %% ../../nbs/diagnosis/interpretation.ipynb #c034
+# %% ../../nbs/diagnosis/interpretation.ipynb #c036
 def pick_examples(
     predictions:Predictions, # of a labelled set
     labels, # N true class numbers
@@ -218,7 +228,7 @@ def pick_examples(
             chosen += at[np.argsort(-sure[at], kind='stable')][:each].tolist()
     return chosen
 
-# %% ../../nbs/diagnosis/interpretation.ipynb #c039
+# %% ../../nbs/diagnosis/interpretation.ipynb #c041
 def _fresh(module, seed): # new random weights and statistics, in place
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -233,7 +243,7 @@ def _layers(model): # → from the top down: name and the modules that are rando
     stems = [m for b in branches for m in (b.conv1, b.bn1)]
     return [('heads', heads), *[(name, [m for m in modules if isinstance(m, nn.Module)]) for name,modules in stages], ('stem', stems)]
 
-# %% ../../nbs/diagnosis/interpretation.ipynb #c041
+# %% ../../nbs/diagnosis/interpretation.ipynb #c043
 def map_similarity(
     a:torch.Tensor, # N×H×W heat maps
     b:torch.Tensor, # N×H×W, of the same images
@@ -246,12 +256,13 @@ def sanity_check(
     model:SREnhancedDiagnosis, # trained; a copy of it is randomised
     lr:torch.Tensor, # N×C×h×w, a few dozen images
     hr:torch.Tensor|None=None, # N×C×H×W, for the inputs that need it
-    stage:int=4, # as in `grad_cam`
+    stage:int|None=4, # as in `grad_cam`
     head:str='ens', # as in `grad_cam`
     seed:int=0, # of the random weights
 ) -> pd.DataFrame: # a row per step: what is random by now, mean similarity and number of maps compared for each branch
     "Cascading randomisation [Adebayo et al., 2018]: similarity of the maps before and after, which should fall"
     first,other,rows = grad_cam(model, lr, hr, stage=stage, head=head),copy.deepcopy(model),[]
+    stage = first.stage
     for step,(name,modules) in enumerate(_layers(other)):
         for module in modules: _fresh(module, seed + step)
         now,row = grad_cam(other, lr, hr, target=first.target, stage=stage, head=head),dict(random=name if not rows else f'+ {name}')
@@ -262,7 +273,7 @@ def sanity_check(
         rows.append(row)
     return pd.DataFrame(rows)
 
-# %% ../../nbs/diagnosis/interpretation.ipynb #c049
+# %% ../../nbs/diagnosis/interpretation.ipynb #c051
 def class_contrast(
     matrix, # B×B affinities
     labels, # B class numbers
@@ -276,7 +287,7 @@ def class_contrast(
     within,between = values[same].mean(),values[~same].mean()
     return dict(within=within, between=between, contrast=within - between, auc=roc_auc_score(same, values))
 
-# %% ../../nbs/diagnosis/interpretation.ipynb #c051
+# %% ../../nbs/diagnosis/interpretation.ipynb #c053
 @torch.no_grad()
 def stage_affinities(
     model:SREnhancedDiagnosis, # trained, with sample affinity interaction. Left as it was
@@ -295,7 +306,7 @@ def affinity_table(
     "Mean affinity within classes minus between them, per stage"
     return pd.DataFrame([dict(matrix=name, stage=k) | class_contrast(m, labels) for name,ms in matrices.items() for k,m in enumerate(ms, 1)])
 
-# %% ../../nbs/diagnosis/interpretation.ipynb #c053
+# %% ../../nbs/diagnosis/interpretation.ipynb #c055
 def affinity_stages_figure(
     model:SREnhancedDiagnosis, # trained, with sample affinity interaction
     lr:torch.Tensor, # B×C×h×w: one batch
@@ -316,7 +327,7 @@ def affinity_stages_figure(
     with style(): fig.supxlabel(f'{len(labels)} images as one batch. Above each panel: within minus between classes; where its colours begin and end\n(2nd and 98th percentile off the diagonal; each panel has its own scale).', fontsize=8, color='#555555')
     return fig
 
-# %% ../../nbs/diagnosis/interpretation.ipynb #c056
+# %% ../../nbs/diagnosis/interpretation.ipynb #c058
 def _with_gate(predictions):
     if predictions.gate is None: raise ModelError('These predictions come from a network with one branch, which has no gate to look at.')
     return predictions.gate
@@ -336,7 +347,7 @@ def gate_table(
             rows.append(row | {f'{head} first':int((open_.argmax(1) == h).sum()) for h,head in enumerate(('SR', 'LR', 'aux'))})
     return pd.DataFrame(rows)
 
-# %% ../../nbs/diagnosis/interpretation.ipynb #c058
+# %% ../../nbs/diagnosis/interpretation.ipynb #c060
 def gate_figure(
     predictions:Predictions, # of a labelled set
     labels, # N true class numbers
@@ -357,7 +368,7 @@ def gate_figure(
     ax.set_ylim(-0.42 - 0.06*((len(closed)-1)//per_row), 1.03)
     return fig
 
-# %% ../../nbs/diagnosis/interpretation.ipynb #c064
+# %% ../../nbs/diagnosis/interpretation.ipynb #c065
 @torch.no_grad()
 def branch_features(
     model:SREnhancedDiagnosis, # trained. Left as it was
@@ -377,7 +388,7 @@ def branch_features(
         for i in range(0, len(lr), batch_size): _diagnose(model, *_images(model, lr[i:i+batch_size], None if hr is None else hr[i:i+batch_size]), mode, context)
     return {key:torch.cat(v).numpy() for key,v in found.items()}
 
-# %% ../../nbs/diagnosis/interpretation.ipynb #c067
+# %% ../../nbs/diagnosis/interpretation.ipynb #c068
 def _standardised(x): # N×C → the same, mean 0 and sd 1 in each channel; silent channels stay 0
     x = np.asarray(x, float)
     sd = x.std(0)
@@ -397,7 +408,7 @@ def neighbour_accuracy(
     votes = F.one_hot(y[nearest], int(y.max()) + 1).sum(1)
     return float(balanced_accuracy_score(y.numpy(), votes.argmax(1).numpy()))
 
-# %% ../../nbs/diagnosis/interpretation.ipynb #c069
+# %% ../../nbs/diagnosis/interpretation.ipynb #c070
 def embedding_table(
     features:dict, # from `branch_features`
     labels, # N class numbers, of at least two classes
@@ -412,7 +423,7 @@ def embedding_table(
         row |= {f'neighbours_{when}':neighbour_accuracy(x, labels, groups, neighbours), f'silhouette_{when}':float(silhouette_score(_standardised(x), np.asarray(labels)))}
     return pd.DataFrame([rows[key] for key in sorted(rows, reverse=True)]).sort_values(['branch', 'stage'], ascending=[False, True], ignore_index=True)
 
-# %% ../../nbs/diagnosis/interpretation.ipynb #c073
+# %% ../../nbs/diagnosis/interpretation.ipynb #c074
 def project(
     x, # N×C features
     method:str='pca', # 'pca' or 't-sne' (also 'tsne')
@@ -431,7 +442,7 @@ def project(
     points = points - (points.max(0) + points.min(0))/2
     return points/np.abs(points).max(),['', '']
 
-# %% ../../nbs/diagnosis/interpretation.ipynb #c075
+# %% ../../nbs/diagnosis/interpretation.ipynb #c076
 def embedding_figure(
     features:dict, # from `branch_features`
     labels, # N class numbers
