@@ -15,7 +15,7 @@ from .evaluation.calibration import (Abstention, OperatingPoint, brier_score, de
                                            reliability_table, risk_bound, risk_coverage)
 from .errors import DataError
 from .evaluation.diagnostic import checked_probabilities
-from .figures import COLOURS, PALETTE, style
+from .figures import COLOURS, PALETTE, finished, style
 
 # %% ../nbs/caution.ipynb #c010
 def _reliability_column(above, below, rows, colour):
@@ -51,8 +51,7 @@ def reliability_figure(
         axes[0, 0].set_ylabel('share that is right')
         axes[1, 0].set_ylabel('images')
         if title: fig.suptitle(title)
-    plt.close(fig)
-    return fig
+    return finished(fig)
 
 # %% ../nbs/caution.ipynb #c015
 def risk_coverage_figure(
@@ -75,8 +74,7 @@ def risk_coverage_figure(
         if abstention is not None: top = max(top, _mark(ax, curve, abstention))
         ax.set(xlabel='share of images that get an answer', ylabel='risk', title=title, xlim=(0, 1.01), ylim=(0, min(top, 1)))
         ax.legend(loc='upper left' if curve.risk.argmax() > len(curve.risk)/4 else 'upper right')
-    plt.close(fig)
-    return fig
+    return finished(fig)
 
 def _mark(ax, curve, abstention): # the threshold on this curve; how high the axis must reach
     answered = np.flatnonzero(curve.threshold >= abstention.threshold)
@@ -116,5 +114,4 @@ def operating_figure(
         ax.plot(plain[~y].mean(), plain[y].mean(), 's', ms=7, mfc='none', mec='k', label='most probable class')
         ax.set(xlabel='alarmed for nothing (1 - specificity)', ylabel='found (sensitivity)', title=title, xlim=(-0.02, 1.02), ylim=(-0.02, 1.02), aspect='equal')
         ax.legend(loc='lower right')
-    plt.close(fig)
-    return fig
+    return finished(fig)

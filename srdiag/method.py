@@ -14,7 +14,7 @@ from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.patches import FancyBboxPatch
 
-from .figures import colour_of, style
+from .figures import colour_of, finished, style
 
 # %% ../nbs/method.ipynb #c005
 PARTS = { # part → title, notebook, place in the paper
@@ -188,7 +188,6 @@ def method_map(
     within = set().union(*map(parts_within, lit)) if lit else None
     head = '; '.join(f'{PARTS[p][0]}: {PARTS[p][2]}' for p in lit) if lit and title else ''
     height = SIZE[1] + 2*bool(head)
-    plt.switch_backend(plt.get_backend()) # settled outside the style: a notebook would otherwise lose the figures that follow
     with style(), plt.rc_context({'font.size': 7}):
         fig = plt.figure(figsize=(SIZE[0]/10, height/10), dpi=dpi, layout='none')
         ax = fig.add_axes((0, 0, 1, 1))
@@ -200,6 +199,5 @@ def method_map(
         for join in JOINS: pen.join(*join)
         for word in WORDS: pen.word(*word)
         ax.text(0.8, height - 1.2, head, va='center', fontsize=8.5, fontweight='bold')
-    plt.close(fig) # shown by whoever receives it, and once
-    _SmallCanvas(fig) # takes the place of the canvas it had
+    _SmallCanvas(finished(fig)) # takes the place of the canvas it had
     return fig

@@ -23,7 +23,7 @@ from .diagnosis.gate import gate_closed
 from .diagnosis.losses import matrix_distance, soften
 from .errors import ModelError, SrdiagError
 from .evaluation.image_quality import Convention, convention, error_map, psnr, ssim
-from .figures import COLOURS, PALETTE, figure_to_html, simplex_points, sr_panel, style
+from .figures import COLOURS, PALETTE, figure_to_html, finished, simplex_points, sr_panel, style
 from .sr.rcf import RefinedContextFusion
 
 # %% ../nbs/widgets.ipynb #c007
@@ -156,10 +156,6 @@ def live_view(
     return w.VBox([w.HBox(list(controls.values()), layout=w.Layout(flex_flow='row wrap')), picture, text])
 
 # %% ../nbs/widgets.ipynb #c018
-def _finished(fig): # out of pyplot's list: a notebook shows it once
-    plt.close(fig)
-    return fig
-
 def _image(ax, x, title=''): # C×H×W in about [0, 1]
     ax.imshow(x.detach().float().clamp(0, 1).permute(1, 2, 0).numpy())
     ax.set(title=title, xticks=[], yticks=[])
@@ -212,7 +208,7 @@ class RecursionExplorer(Explorer):
             axes[3].plot(step, self.psnr[step], color=COLOURS['sr'], marker='o', markersize=9)
             if len(self.images) - 1 > self.trained: axes[3].axvline(self.trained + 0.5, color='#555555', ls=':', lw=1)
             axes[3].set(title='PSNR (dB)', xlabel='step (0: bicubic)', xticks=range(len(self.psnr)))
-        return _finished(fig)
+        return finished(fig)
 
 # %% ../nbs/widgets.ipynb #c030
 def _contexts(network, lr): # C×h×w → {(stage, path): (attention H×W, size of the correction over that of the gated features)}
@@ -273,7 +269,7 @@ class AttentionExplorer(Explorer):
                 ax.invert_yaxis()
                 ax.set(title=f'{what} (%)')
             axes[3].set_yticks([])
-        return _finished(fig)
+        return finished(fig)
 
 # %% ../nbs/widgets.ipynb #c046
 class _Asked:
@@ -364,7 +360,7 @@ def _affinity_figure(explorer, v):
         if n['usual'] is not None: axes[3].hlines(n['usual'], [k - 0.48 for k in range(len(explorer.classes))], [k + 0.48 for k in range(len(explorer.classes))], color='#333333', lw=2)
         axes[3].set_title('the patient\n(line: usual batch)')
         fig.suptitle(f'mode {v["mode"]}, stage {v["stage"]}, T = {v["temperature"]:.2g}')
-    return _finished(fig)
+    return finished(fig)
 
 # %% ../nbs/widgets.ipynb #c061
 HEADS = 'sr','lr','aux'
@@ -422,7 +418,7 @@ class GateExplorer(Explorer):
             bars.legend(ncols=4, loc='upper center')
             bars.set(title='probabilities' + (' (ens: no answer)' if n['closed'] else ''), yticks=(0, 0.5, 1))
             if n['closed']: fig.suptitle('All three heads are shut: Eq. (8) gives no diagnosis')
-        return _finished(fig)
+        return finished(fig)
 
 # %% ../nbs/widgets.ipynb #c071
 KERNELS = {

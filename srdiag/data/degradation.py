@@ -5,11 +5,11 @@
 # %% auto #0
 __all__ = ['degrade', 'crop_to_multiple', 'upsample']
 
-# %% ../../nbs/data/degradation.ipynb #c006
+# %% ../../nbs/data/degradation.ipynb #c005
 import torch
 import torch.nn.functional as F
 
-# %% ../../nbs/data/degradation.ipynb #c014
+# %% ../../nbs/data/degradation.ipynb #c013
 def _pad_symmetric(
     x:torch.Tensor, # B×C×H×W
     pad:int, # pixels added on each of the four sides
@@ -25,7 +25,7 @@ def _pad_symmetric(
             left -= n
     return x
 
-# %% ../../nbs/data/degradation.ipynb #c017
+# %% ../../nbs/data/degradation.ipynb #c016
 def _as_batch(
     x:torch.Tensor, # C×H×W or B×C×H×W, float
     scale:int, # a whole number, 1 or more
@@ -42,7 +42,7 @@ def _as_batch(
     x = x[None] if x.dim() == 3 else x
     return x if x.dtype == torch.float64 else x.float()
 
-# %% ../../nbs/data/degradation.ipynb #c019
+# %% ../../nbs/data/degradation.ipynb #c018
 def degrade(
     hr:torch.Tensor, # C×H×W or B×C×H×W, float in [0, 1]; H and W divisible by `scale`
     scale:int, # how many times smaller
@@ -64,7 +64,7 @@ def degrade(
     x = (x.clamp(0, 1) if clip else x).to(hr.dtype)
     return x[0] if hr.dim() == 3 else x
 
-# %% ../../nbs/data/degradation.ipynb #c028
+# %% ../../nbs/data/degradation.ipynb #c027
 def crop_to_multiple(
     x:torch.Tensor, # ...×H×W, any dtype
     multiple:int, # usually the scale
@@ -75,7 +75,7 @@ def crop_to_multiple(
         raise ValueError(f'crop_to_multiple cannot cut {h}×{w} to a multiple of {multiple}: the image is too small.')
     return x[..., :h - h%multiple, :w - w%multiple]
 
-# %% ../../nbs/data/degradation.ipynb #c031
+# %% ../../nbs/data/degradation.ipynb #c030
 def upsample(
     lr:torch.Tensor, # C×h×w or B×C×h×w, float
     scale:int, # how many times larger

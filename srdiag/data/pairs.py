@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['SRPairs', 'PatchSampler']
 
-# %% ../../nbs/data/pairs.ipynb #c006
+# %% ../../nbs/data/pairs.ipynb #c005
 import copy
 
 import torch
@@ -15,7 +15,7 @@ from .degradation import crop_to_multiple,degrade
 from .images import as_float,to_uint8
 from ..errors import DataError
 
-# %% ../../nbs/data/pairs.ipynb #c013
+# %% ../../nbs/data/pairs.ipynb #c012
 class SRPairs(Dataset):
     "HR images with the LR images made from them; `scale`, `names` and the stored tensors `hr` and `lr` are public"
     def __init__(self,
@@ -54,7 +54,7 @@ class SRPairs(Dataset):
         some.names,some.hr,some.lr = ([of[i] for i in keep] for of in (self.names, self.hr, self.lr))
         return some
 
-# %% ../../nbs/data/pairs.ipynb #c015
+# %% ../../nbs/data/pairs.ipynb #c014
 def _shrink(
     hr:torch.Tensor, # C×H×W, uint8 or float32
     scale:int, # how many times smaller
@@ -65,7 +65,7 @@ def _shrink(
     if not quantise: return lr
     return to_uint8(lr) if hr.dtype == torch.uint8 else lr.mul(65535).round_().div_(65535)
 
-# %% ../../nbs/data/pairs.ipynb #c019
+# %% ../../nbs/data/pairs.ipynb #c018
 def _turn(
     a, # C×H×W NumPy array
     k:int, # 0..7
@@ -76,7 +76,7 @@ def _turn(
     if k & 4: a = a[:, :, ::-1]
     return a
 
-# %% ../../nbs/data/pairs.ipynb #c022
+# %% ../../nbs/data/pairs.ipynb #c021
 class _Places:
     "An endless, reproducible sequence of (image, top, left, turn) for patches of `side` LR pixels"
     def __init__(self,
@@ -107,7 +107,7 @@ class _Places:
         if not self.drawn: self.draw()
         return self.drawn.pop()
 
-# %% ../../nbs/data/pairs.ipynb #c024
+# %% ../../nbs/data/pairs.ipynb #c023
 def _check_patch(
     pairs:SRPairs, # where to cut from
     patch:int, # side of the HR patch in pixels
@@ -121,7 +121,7 @@ def _check_patch(
         raise DataError(f'Image {pairs.names[small]}, the smallest, is {h}×{w} pixels after cutting to a multiple of {s}: '
                         f'patches of {patch} do not fit. Use at most {min(h, w)}, or leave small images out.')
 
-# %% ../../nbs/data/pairs.ipynb #c026
+# %% ../../nbs/data/pairs.ipynb #c025
 class PatchSampler(Dataset):
     "`n` random pairs of matching patches per epoch, other ones in each epoch; see `batch` for many at once"
     def __init__(self,

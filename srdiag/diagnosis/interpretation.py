@@ -29,7 +29,7 @@ from .gate import gate_closed
 from .inference import Predictions, modes_of
 from .network import DiagnosisOutput, SREnhancedDiagnosis
 from ..errors import DataError, ModelError
-from ..figures import PALETTE, affinity_figure, gate_simplex, simplex_points, style
+from ..figures import PALETTE, affinity_figure, finished, gate_simplex, simplex_points, style
 
 # %% ../../nbs/diagnosis/interpretation.ipynb #c010
 def _network(model): return getattr(model, 'network', model) # SREnhancedDiagnosis, DiagnosisNetwork or SingleBranch → the part that diagnoses
@@ -210,8 +210,7 @@ def grad_cam_figure(
         for i in range(n): axes[i, 0].set_ylabel(_row_label(cam, i, classes, labels, names), rotation=0, ha='right', va='center', fontsize=8)
         for ax in axes.flat: ax.set(xticks=[], yticks=[]); ax.grid(False); ax.spines[:].set_visible(False)
         fig.supxlabel(f'Grad-CAM, stage {cam.stage}, head {cam.head}; each map by its own maximum.\nNot for diagnostic use.', fontsize=8, color='#555555')
-    plt.close(fig)
-    return fig
+    return finished(fig)
 
 # %% ../../nbs/diagnosis/interpretation.ipynb #c036
 def pick_examples(
@@ -469,5 +468,4 @@ def embedding_figure(
         fig.legend(*axes[0, 0].get_legend_handles_labels(), loc='outside right center')
         note = 'PCA of standardised features, one pair of axes for each panel' if method == 'pca' else 't-SNE: axes, sizes of clusters and distances between them mean nothing'
         fig.supxlabel(f'{note}.\nFeatures of stage {stage}, {len(labels)} images. The neighbours are counted in all dimensions.', fontsize=8, color='#555555')
-    plt.close(fig)
-    return fig
+    return finished(fig)

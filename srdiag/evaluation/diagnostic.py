@@ -6,14 +6,14 @@
 __all__ = ['confusion', 'checked_probabilities', 'diagnostic_metrics', 'wilson_interval', 'group_index', 'resample_counts',
            'percentile_interval', 'bootstrap_interval', 'paired_difference']
 
-# %% ../../nbs/evaluation/diagnostic.ipynb #c006
+# %% ../../nbs/evaluation/diagnostic.ipynb #c005
 import math
 from statistics import NormalDist
 import numpy as np
 from sklearn.metrics import roc_auc_score
 from ..errors import DataError
 
-# %% ../../nbs/evaluation/diagnostic.ipynb #c011
+# %% ../../nbs/evaluation/diagnostic.ipynb #c010
 def _labels(labels, k, what):
     labels = np.asarray(labels)
     if labels.ndim != 1 or labels.size == 0:
@@ -38,7 +38,7 @@ def confusion(
         raise DataError(f'There are {len(targets)} targets but {len(predictions)} predictions; give one prediction per image.')
     return np.bincount(targets*k + predictions, minlength=k*k).reshape(k, k)
 
-# %% ../../nbs/evaluation/diagnostic.ipynb #c016
+# %% ../../nbs/evaluation/diagnostic.ipynb #c015
 def _ratio(a, b):
     "a/b, and nan where b is 0"
     return np.divide(a, b, out=np.full(np.broadcast_shapes(a.shape, b.shape), np.nan), where=b > 0)
@@ -65,7 +65,7 @@ def _rates(tables, average='macro', positive=1):
     f1 = _mean_defined(_ratio(2*tp, true + said))
     return dict(accuracy=accuracy, f1=f1, sensitivity=pick(sens), specificity=pick(spec), **whole)
 
-# %% ../../nbs/evaluation/diagnostic.ipynb #c018
+# %% ../../nbs/evaluation/diagnostic.ipynb #c017
 def checked_probabilities(
     targets, # N true class numbers
     probabilities, # N×K
@@ -97,7 +97,7 @@ def _auc(targets, p, weights=None):
     if len(np.unique(seen)) < p.shape[1]: return float('nan')
     return float(np.mean([roc_auc_score(targets == c, p[:, c], sample_weight=weights) for c in range(p.shape[1])]))
 
-# %% ../../nbs/evaluation/diagnostic.ipynb #c020
+# %% ../../nbs/evaluation/diagnostic.ipynb #c019
 def diagnostic_metrics(
     targets, # N true class numbers, 0..K-1
     probabilities, # N×K, rows sum to 1
@@ -121,7 +121,7 @@ def _averaging(average, positive, classes):
         raise ValueError(f'The positive class {positive!r} is not among {classes}.')
     return average, 1 if positive is None else classes.index(positive)
 
-# %% ../../nbs/evaluation/diagnostic.ipynb #c032
+# %% ../../nbs/evaluation/diagnostic.ipynb #c031
 def wilson_interval(
     k:int, # number of successes, 0..n
     n:int, # number of independent trials, at least 1
@@ -137,7 +137,7 @@ def wilson_interval(
     half = z*math.sqrt(p*(1 - p)/n + z*z/(4*n*n))/shrink
     return max(0., centre - half), min(1., centre + half)
 
-# %% ../../nbs/evaluation/diagnostic.ipynb #c037
+# %% ../../nbs/evaluation/diagnostic.ipynb #c036
 def group_index(
     groups, # n patient, video or slide names; None: each image is a group of its own
     n:int, # number of images
@@ -173,7 +173,7 @@ def percentile_interval(
     low, high = np.quantile(values, [(1 - level)/2, (1 + level)/2])
     return float(low), float(high)
 
-# %% ../../nbs/evaluation/diagnostic.ipynb #c039
+# %% ../../nbs/evaluation/diagnostic.ipynb #c038
 def bootstrap_interval(
     targets, # N true class numbers, 0..K-1
     probabilities, # N×K, rows sum to 1
@@ -198,7 +198,7 @@ def bootstrap_interval(
     tables = (draws @ cells).reshape(n, k, k)
     return percentile_interval(_rates(tables, average, positive)[metric], level)
 
-# %% ../../nbs/evaluation/diagnostic.ipynb #c047
+# %% ../../nbs/evaluation/diagnostic.ipynb #c046
 def paired_difference(
     targets, # N true class numbers
     predictions_a, # N class numbers predicted by model a

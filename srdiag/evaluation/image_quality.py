@@ -5,12 +5,12 @@
 # %% auto #0
 __all__ = ['Convention', 'convention', 'to_y', 'psnr', 'ssim', 'error_map']
 
-# %% ../../nbs/evaluation/image_quality.ipynb #c006
+# %% ../../nbs/evaluation/image_quality.ipynb #c005
 from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 
-# %% ../../nbs/evaluation/image_quality.ipynb #c013
+# %% ../../nbs/evaluation/image_quality.ipynb #c012
 _WINDOWS = {'gaussian11': '11x11 Gaussian', 'uniform7': '7x7 uniform'} # name: as it is printed
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class Convention:
 
     def __str__(self): return self.describe()
 
-# %% ../../nbs/evaluation/image_quality.ipynb #c015
+# %% ../../nbs/evaluation/image_quality.ipynb #c014
 def convention(
     scale:int, # scale factor of the super-resolution, also the pixels cropped from each side
     colour:str='rgb', # 'rgb' or 'y_bt601'
@@ -47,7 +47,7 @@ def convention(
     "The project's default convention for a scale factor"
     return Convention(colour=colour, crop=scale, quantised=True)
 
-# %% ../../nbs/evaluation/image_quality.ipynb #c018
+# %% ../../nbs/evaluation/image_quality.ipynb #c017
 def to_y(
     rgb:torch.Tensor, # B×3×H×W or 3×H×W, float, 0..1
 ) -> torch.Tensor: # B×1×H×W or 1×H×W, float, 16/255..235/255
@@ -58,7 +58,7 @@ def to_y(
     weights = torch.tensor([65.481, 128.553, 24.966], dtype=rgb.dtype, device=rgb.device).view(3, 1, 1)
     return ((rgb*weights).sum(-3, keepdim=True) + 16)/255
 
-# %% ../../nbs/evaluation/image_quality.ipynb #c022
+# %% ../../nbs/evaluation/image_quality.ipynb #c021
 def _batch(x, name):
     if not torch.is_tensor(x) or not x.is_floating_point():
         kind = getattr(x, 'dtype', type(x).__name__)
@@ -94,7 +94,7 @@ def _prepared(sr, hr, convention, smallest=1):
         pair.append(x[..., c:x.shape[-2]-c, c:x.shape[-1]-c])
     return pair
 
-# %% ../../nbs/evaluation/image_quality.ipynb #c024
+# %% ../../nbs/evaluation/image_quality.ipynb #c023
 def psnr(
     sr:torch.Tensor, # B×C×H×W or C×H×W, float, 0..1 (overshoot allowed)
     hr:torch.Tensor, # the same shape, float, 0..1
@@ -105,7 +105,7 @@ def psnr(
     mse = ((sr - hr)**2).flatten(1).mean(1)
     return -10*torch.log10(mse)
 
-# %% ../../nbs/evaluation/image_quality.ipynb #c030
+# %% ../../nbs/evaluation/image_quality.ipynb #c029
 def _gaussian(size, sigma):
     x = torch.arange(size, dtype=torch.float64) - (size - 1)/2
     g = torch.exp(-x**2/(2*sigma**2))
@@ -126,7 +126,7 @@ def _blur(x, g):
         x = total
     return x
 
-# %% ../../nbs/evaluation/image_quality.ipynb #c032
+# %% ../../nbs/evaluation/image_quality.ipynb #c031
 def _ssim_map(
     x:torch.Tensor, # ...×H×W, float64
     y:torch.Tensor, # the same shape
@@ -152,7 +152,7 @@ def ssim(
     each = [torch.stack([_ssim_map(a, b, g, factor).mean() for a, b in zip(*channels)]).mean() for channels in zip(x, y)]
     return torch.stack(each) if each else x.new_zeros(0)
 
-# %% ../../nbs/evaluation/image_quality.ipynb #c046
+# %% ../../nbs/evaluation/image_quality.ipynb #c045
 def error_map(
     sr:torch.Tensor, # C×H×W, float, 0..1
     hr:torch.Tensor, # C×H×W, float, 0..1
