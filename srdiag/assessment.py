@@ -10,7 +10,6 @@ __all__ = ['EXAMPLES', 'BATCH', 'EMBEDDED', 'Assessed', 'add_numbers', 'add_caut
 from dataclasses import dataclass
 
 import numpy as np
-import pandas as pd
 import torch
 
 from . import figures

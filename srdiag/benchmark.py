@@ -37,7 +37,7 @@ from .evaluation.speed import Setup, compare_latency, forward_call, peak_memory
 from .files import replacing, write_text
 from .models import ModelInfo, json_text, load_model, save_model
 from .precision import chosen_precision
-from .runs import check_apart, markdown_table, misfit, placing, read_json, say, session_now
+from .runs import check_apart, markdown_table, misfit, named_budget, placing, read_json, say, session_now
 from .sr.distillation import distil
 from .sr.training import score_images, train_sr
 from .sr.zoo import create_model, describe, entry_of, list_models
@@ -154,10 +154,7 @@ def budget_of(
     **changes, # fields of Budget; None leaves a field as it is
 ) -> Budget:
     "A named budget with changes; DataError for names that do not exist"
-    if name not in BUDGETS: raise DataError(f'There is no budget {name!r}: choose one of {", ".join(BUDGETS)}.')
-    unknown = sorted(changes.keys() - {f.name for f in fields(Budget)})
-    if unknown: raise DataError(f'A budget has no {", ".join(unknown)}: it has {", ".join(f.name for f in fields(Budget))}.')
-    return replace(BUDGETS[name], **{k:v for k,v in changes.items() if v is not None})
+    return named_budget(BUDGETS, name, **changes)
 
 # %% ../nbs/benchmark.ipynb #c020
 FORMAT = 'srdiag benchmark 1'

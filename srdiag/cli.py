@@ -128,6 +128,13 @@ def _add_mode(p):
     p.add_argument('--mode', choices=['context', 'solo', 'batch'], help="how a diagnosis model compares images: with its reference images, with nobody, or with their batch as published; default: the model's own")
 
 # %% ../nbs/cli.ipynb #c015
+def _comparing(p): # what a benchmark and an experiment have in common
+    p.add_argument('--report-only', action='store_true', help='remake tables and figures from what is complete; trains nothing')
+    p.add_argument('--device', default='auto', help='auto, cpu, cuda or mps')
+    p.add_argument('--precision', default='auto', choices=['auto', 'bf16', 'fp16', 'fp32'], help='auto: what the device computes natively')
+    p.add_argument('--channels', default='auto', choices=['auto', 'rgb', 'grey'], help='auto: grey if every image is')
+    _reading(p)
+
 def _add_benchmark(add):
     p = add('benchmark', 'train, test and time super-resolution networks with the same images, patches, steps and seeds')
     p.add_argument('task', choices=['sr'], help='sr: super-resolution')
@@ -144,11 +151,7 @@ def _add_benchmark(add):
     p.add_argument('--split-seed', type=_natural, default=0, metavar='N', help='of the split into training, validation and test groups')
     p.add_argument('--only', metavar='NAME', help='train this network alone (e.g. mrcnet-distilled) and leave the others to other processes')
     p.add_argument('--only-seed', type=_natural, metavar='N', help='train this seed alone')
-    p.add_argument('--report-only', action='store_true', help='remake tables and figures from what is complete; trains nothing')
-    p.add_argument('--device', default='auto', help='auto, cpu, cuda or mps')
-    p.add_argument('--precision', default='auto', choices=['auto', 'bf16', 'fp16', 'fp32'], help='auto: what the device computes natively')
-    p.add_argument('--channels', default='auto', choices=['auto', 'rgb', 'grey'], help='auto: grey if every image is')
-    _reading(p)
+    _comparing(p)
 
 # %% ../nbs/cli.ipynb #c017
 def _add_experiment(add):
@@ -171,15 +174,11 @@ def _add_experiment(add):
     p.add_argument('--references', type=_positive, default=32, metavar='N', help='training images that the mode context compares with')
     p.add_argument('--mutual', default='mean', choices=['printed', 'l2', 'mean'], help='rows of the mutual affinity in Eq. (7), as in train-diagnosis')
     p.add_argument('--affinity-norm', default='mean_square', choices=['frobenius', 'mean_square'], help='norm in Eq. (9) and (11), as in train-diagnosis')
-    p.add_argument('--report-only', action='store_true', help='remake tables and figures from what is complete; trains nothing')
     p.add_argument('--only', metavar='ROWS', help='train these rows alone, by key or label with commas in between, and leave the others to other processes')
     p.add_argument('--only-fold', type=_natural, metavar='K', help='train this fold alone, counted from 0')
     p.add_argument('--only-seed', type=_natural, metavar='K', help='train this seed alone')
     p.add_argument('--keep-models', action='store_true', help='save every trained framework (about 100 MB each)')
-    p.add_argument('--device', default='auto', help='auto, cpu, cuda or mps')
-    p.add_argument('--precision', default='auto', choices=['auto', 'bf16', 'fp16', 'fp32'], help='auto: what the device computes natively')
-    p.add_argument('--channels', default='auto', choices=['auto', 'rgb', 'grey'], help='auto: grey if every image is')
-    _reading(p)
+    _comparing(p)
 
 # %% ../nbs/cli.ipynb #c019
 def _add_build(add):

@@ -4,11 +4,10 @@
 
 # %% auto #0
 __all__ = ['VALIDATED', 'RunOptions', 'pick_device', 'SRData', 'read_split', 'read_sr_folder', 'train_sr_command',
-           'distill_command', 'LabelledData', 'read_labelled', 'Caution', 'train_diagnosis_command',
-           'evaluate_labelled', 'evaluate_command', 'predict_command']
+           'distill_command', 'LabelledData', 'read_labelled', 'check_channels', 'say_if_recursive', 'build_framework',
+           'Caution', 'train_diagnosis_command', 'evaluate_labelled', 'evaluate_command', 'predict_command']
 
 # %% ../nbs/commands.ipynb #c003
-import sys
 import time
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -16,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
+from torch import nn
 
 from .assessment import Assessed, assessment_report
 from .data.builders import MANIFEST, read_manifest
@@ -33,6 +33,7 @@ from .errors import DataError, ModelError
 from .files import write_text
 from .evaluation.calibration import brier_score, calibrate, expected_calibration_error
 from .evaluation.diagnostic import bootstrap_interval, confusion, diagnostic_metrics
+from .runs import command_line, say
 from .models import ModelInfo, check_output, json_text, load_model, save_model
 from .sr.distillation import distil
 from .sr.inference import super_resolve
@@ -70,8 +71,6 @@ def pick_device(
     return device
 
 def _wanted_channels(name): return dict(auto=None, rgb=3, grey=1)[name]
-def _say(*text): print(*text, flush=True)
-def _command(): return ' '.join([Path(sys.argv[0]).name, *sys.argv[1:]]) if Path(sys.argv[0]).stem == 'srdiag' else 'called from Python'
 
 # %% ../nbs/commands.ipynb #c009
 @dataclass
@@ -125,7 +124,7 @@ def read_sr_folder(
     "Read and split the images of a folder (80/10/10 by group; a built set keeps its test part); DataError if there are too few"
     root,(paths,built) = Path(data),_sr_files(data)
     images = read_images(paths, _wanted_channels(options.channels), options.strict, min_size=max(patch, scale*MRCNet.min_size), size=options.size)
-    if images.skipped: _say(images.skipped_sentence())
+    if images.skipped: say(images.skipped_sentence())
     files = _file_names(images.paths, data)
     groups = np.array([built[f]['group'] for f in files]) if built else groups_from_names(images.paths, options.group_pattern)
     if groups is None: groups = np.array(files)
@@ -164,7 +163,7 @@ def _finish_sr(saver, network, data, title, training, start):
     bicubic = evaluate_sr(lambda lr: upsample(lr, network.scale), test)
     metrics |= dict(bicubic_psnr=bicubic['psnr'], bicubic_ssim=bicubic['ssim'])
     saver(_sr_info(title, data, metrics, training | dict(seconds=round(time.time()-start, 1))))
-    _say(f"test, {metrics['n']} images ({metrics['convention']}): bicubic {bicubic['psnr']:.2f} dB / {bicubic['ssim']:.4f}, "
+    say(f"test, {metrics['n']} images ({metrics['convention']}): bicubic {bicubic['psnr']:.2f} dB / {bicubic['ssim']:.4f}, "
          f"network {metrics['psnr']:.2f} dB / {metrics['ssim']:.4f}. Saved to {saver.folder}.")
     return metrics
 
@@ -177,7 +176,7 @@ def _train_in(saver, train, info):
     finally:
         try:
             for p in logs.iterdir() if saver.saved else (): shutil.copyfile(p, saver.folder/p.name)
-        except OSError as e: _say(f'The logs could not be copied to {saver.folder} ({e.strerror}).')
+        except OSError as e: say(f'The logs could not be copied to {saver.folder} ({e.strerror}).')
         shutil.rmtree(logs, ignore_errors=True)
 
 # %% ../nbs/commands.ipynb #c021
@@ -210,7 +209,7 @@ def train_sr_command(
     network = create_model(name, found.channels, **(dict(steps=recursions) if recursions > 1 else {})).to(device)
     kind = f', {"recursive" if recursions > 1 else "single-forward"}' if model == 'mrcnet' else ''
     saver,title = _Saver(out, network, options.overwrite, found.table),f'{entry_of(name)[0].title} x{scale}{kind}'
-    training = asdict(options) | dict(command=_command(), model=name, recipe=repr(recipe), steps=steps, patch=patch)
+    training = asdict(options) | dict(command=command_line(), model=name, recipe=repr(recipe), steps=steps, patch=patch)
     def info(value, epoch): return _sr_info(title, found, dict(valid_psnr=value, epoch=epoch), training, 'Training had not finished when this was saved.')
     def train(**kw): return train_sr(network, found.pairs('train', scale), found.pairs('valid', scale).few(VALIDATED), recipe, options.epochs, steps, patch,
                                      options.seed, supervise_steps, precision=options.precision, **kw)
@@ -236,11 +235,11 @@ def distill_command(
     _check_patch_side(patch, master.scale)
     split,options = read_split(teacher),replace(options, channels='rgb' if master.config['image_channels'] == 3 else 'grey')
     found = read_sr_folder(data, master.scale, patch, options, split)
-    if split is None: _say(f'Note: {teacher} has no split.csv, so a new split is drawn: the student may be tested on images that its teacher learned from.')
-    elif found.hash != known.data.get('hash'): _say(f'Note: {data} is not exactly the data of the teacher; its split is followed where files agree.')
+    if split is None: say(f'Note: {teacher} has no split.csv, so a new split is drawn: the student may be tested on images that its teacher learned from.')
+    elif found.hash != known.data.get('hash'): say(f'Note: {data} is not exactly the data of the teacher; its split is followed where files agree.')
     network,title = MRCNet(**(master.config | dict(steps=1))),f'MRC-Net x{master.scale}, distilled'
     saver = _Saver(out, network, options.overwrite, found.table)
-    training = asdict(options) | dict(command=_command(), teacher=str(teacher), recipe=repr(recipe), steps=steps, patch=patch, phase1=phase1, weight=weight)
+    training = asdict(options) | dict(command=command_line(), teacher=str(teacher), recipe=repr(recipe), steps=steps, patch=patch, phase1=phase1, weight=weight)
     def info(value, epoch): return _sr_info(title, found, dict(valid_psnr=value, epoch=epoch), training, 'Training had not finished when this was saved.')
     def train(folder, save):
         def keep(model, value, epoch): network.load_state_dict(model.network.state_dict()); save(model, value, epoch)
@@ -269,28 +268,59 @@ def read_labelled(
     "Read a labelled data set; unreadable images are left out and counted"
     table = load_table(data, labels, options.group_pattern)
     images = read_images(table.files, _wanted_channels(options.channels), options.strict, min_size, options.size)
-    if images.skipped: _say(images.skipped_sentence())
+    if images.skipped: say(images.skipped_sentence())
     where = {p:i for i,p in enumerate(table.files)}
     table = table.subset([where[p] for p in images.paths])
     check_classes(table)
     return LabelledData(table, images.images, images.channels, images.skipped_sentence(), data_hash(table.files, table.root))
 
 # %% ../nbs/commands.ipynb #c027
-def _framework(found, classes, scale, inputs, images, sai, sr, mutual, mode, solo_share, device):
-    side = min(min(x.shape[1:]) for x in found.images)
-    small,large = (side//scale, side) if images == 'hr' else (side, side*scale)
-    pretrained = load_model(sr, 'sr', scale)[0] if sr else None
-    if pretrained is not None and pretrained.config['image_channels'] != found.channels:
-        raise ModelError(f'The super-resolution model in {sr} reads {pretrained.config["image_channels"]} channel(s), but the images have {found.channels}: use --channels.')
-    if pretrained is not None and pretrained.config.get('steps', 1) > 1: _say(f'Note: {sr} is recursive; the paper uses the distilled single-forward network here.')
-    mixes = sai and '+' in inputs # without affinity there is nothing to be independent of
-    model = SREnhancedDiagnosis(len(classes), scale, inputs, sai, found.channels, stem_for(small), stem_for(large),
-                                pretrained.config if pretrained is not None else None, mutual, mode if mixes else 'solo', solo_share if mixes else 0.,
-                                sr_architecture='mrcnet' if pretrained is None else architecture_of(pretrained))
-    if pretrained is not None and model.sr_network is not None: model.sr_network.load_state_dict(pretrained.state_dict())
-    return model.to(device)
+def check_channels(
+    network:nn.Module, # a super-resolution network
+    folder, # where it came from, for the sentence
+    channels:int, # of the images that it is to read
+) -> None:
+    "ModelError if it reads other images"
+    own = network.config['image_channels']
+    if own != channels: raise ModelError(f'The super-resolution model in {folder} reads {own} channel(s), but the images have {channels}: use --channels.')
+
+def say_if_recursive(
+    network:nn.Module, # a super-resolution network
+    folder, # where it came from, for the sentence
+) -> None:
+    "A note that the paper distils first"
+    if network.config.get('steps', 1) > 1: say(f'Note: {folder} is recursive; the paper uses the distilled single-forward network here.')
+
+def _sr_network(sr, scale, channels): # model folder or None → the network, or None
+    if not sr: return None
+    network = load_model(sr, 'sr', scale)[0]
+    check_channels(network, sr, channels)
+    say_if_recursive(network, sr)
+    return network
 
 # %% ../nbs/commands.ipynb #c029
+def build_framework(
+    found:LabelledData, # its images decide stems and channels
+    scale:int, # of the super-resolution
+    inputs:str, # a row of Table V
+    images:str, # what the files are: 'lr' or 'hr'
+    sai:bool, # sample affinity interaction
+    network:nn.Module|None, # the super-resolution network; None: an MRCNet of the default size
+    pretrained:bool, # start from the weights of `network`, not from fresh ones
+    mutual:str, # rows of M in Eq. (7)
+    mode:str, # of prediction
+    solo_share:float, # of the training batches
+) -> SREnhancedDiagnosis: # untrained, but for its super-resolution network
+    "The framework that fits these images"
+    side,classes = min(min(x.shape[1:]) for x in found.images),len(found.table.classes)
+    small,large = (side//scale, side) if images == 'hr' else (side, side*scale)
+    mixes = sai and '+' in inputs # without affinity there is nothing to be independent of
+    model = SREnhancedDiagnosis(classes, scale, inputs, sai, found.channels, stem_for(small), stem_for(large), None if network is None else network.config, mutual,
+                                mode if mixes else 'solo', solo_share if mixes else 0., sr_architecture='mrcnet' if network is None else architecture_of(network))
+    if pretrained and network is not None and model.sr_network is not None: model.sr_network.load_state_dict(network.state_dict())
+    return model
+
+# %% ../nbs/commands.ipynb #c031
 def _diagnosis_info(found, parts, model, lr_size, classes, training, metrics, notes='', calibration=None):
     c,groups = model.config,found.table.groups
     title = f'{c["inputs"]}{"" if c["sai"] or "+" not in c["inputs"] else " without SAI"}, {" / ".join(classes)}'
@@ -298,12 +328,12 @@ def _diagnosis_info(found, parts, model, lr_size, classes, training, metrics, no
                 groups='unknown' if groups is None else len(set(groups)))
     return ModelInfo(title, training['images'], training['size'], lr_size, classes, data, training, metrics, notes, calibration.to_dict() if calibration is not None else {})
 
-# %% ../nbs/commands.ipynb #c031
+# %% ../nbs/commands.ipynb #c033
 def _check_inputs(inputs, images, sr, data):
     if inputs.endswith('HR') and images != 'hr': raise DataError(f'{inputs} needs high-resolution files: use --images hr if that is what {data} holds.')
     if sr and not inputs.endswith('SR'): raise DataError(f'{inputs} has no super-resolution network: leave out --sr {sr}, or choose --inputs LR+SR.')
 
-# %% ../nbs/commands.ipynb #c034
+# %% ../nbs/commands.ipynb #c036
 @dataclass(frozen=True)
 class Caution:
     "What the thresholds of a model are to reach on validation images"
@@ -317,7 +347,7 @@ class Caution:
         if self.positive is not None and self.positive not in classes: raise DataError(f'There is no class {self.positive!r} that could be positive: the data has {", ".join(classes)}.')
         return classes
 
-# %% ../nbs/commands.ipynb #c036
+# %% ../nbs/commands.ipynb #c038
 def _calibrated(y, p, groups, caution): # class numbers and Predictions of the validation images
     open_ = ~p.closed if not p.closed.all() else np.ones(len(y), bool)
     return calibrate(y[open_], p.probabilities['ens'][open_], p.classes, None if groups is None else groups[open_], caution.risk, caution.sensitivity, caution.positive)
@@ -327,14 +357,14 @@ def _finish_diagnosis(saver, model, sets, classes, groups, caution, info): # cal
     calibration = _calibrated(sets['valid'].labels.numpy(), p, groups['valid'], caution)
     metrics,_ = evaluate_labelled(model, sets['test'], classes, groups['test'], calibration=calibration)
     saver(info(metrics, calibration=calibration))
-    _say(_diagnosis_sentence(metrics), f'Saved to {saver.folder}.')
+    say(_diagnosis_sentence(metrics), f'Saved to {saver.folder}.')
     return metrics
 
 def _calibration_for(network, info, mode): # Calibration or None: it belongs to the model's own mode of prediction
     if info.calibrated is None or mode is None or not network.mixes or mode == network.mode: return info.calibrated
-    _say(f'Note: temperature and thresholds were set in the mode {network.mode}, so they are not used in the mode {mode}.')
+    say(f'Note: temperature and thresholds were set in the mode {network.mode}, so they are not used in the mode {mode}.')
 
-# %% ../nbs/commands.ipynb #c038
+# %% ../nbs/commands.ipynb #c040
 def train_diagnosis_command(
     data:str|Path, # a folder with one sub-folder per class, or a CSV
     out:str|Path, # the model folder to make
@@ -364,11 +394,11 @@ def train_diagnosis_command(
     torch.manual_seed(options.seed)
     classes = caution.check(list(found.table.classes))
     if solo_share is None: solo_share = 0.5 if mode == 'solo' else 0.
-    model = _framework(found, classes, scale, inputs, images, sai, sr, mutual, mode, solo_share, device)
+    model = build_framework(found, scale, inputs, images, sai, _sr_network(sr, scale, found.channels), True, mutual, mode, solo_share).to(device)
     sets = {k:LabelledPairs([found.images[i] for i in idx], found.table.labels[idx], scale, images, PairAugment(options.seed) if k == 'train' else None) for k,idx in parts.items()}
     groups = {k:None if found.table.groups is None else found.table.groups[idx] for k,idx in parts.items()}
     chosen = choose_references(found.table.labels[parts['train']], groups['train'], references, options.seed)
-    training = asdict(options) | dict(command=_command(), recipe=repr(recipe), sr=str(sr or 'from scratch'), images=images, fixed=fixed, loss=loss or 'as published', mutual=mutual,
+    training = asdict(options) | dict(command=command_line(), recipe=repr(recipe), sr=str(sr or 'from scratch'), images=images, fixed=fixed, loss=loss or 'as published', mutual=mutual,
                                       mode=model.mode, solo_share=model.solo_share, references=len(chosen) if model.mode == 'context' else 0)
     def info(metrics, notes='', calibration=None): return _diagnosis_info(found, parts, model, list(sets['train'].lr.shape[-2:]), classes, training | dict(seconds=round(time.time()-start, 1)), metrics, notes, calibration)
     saver = _Saver(out, model, options.overwrite, _split_frame(found.table, parts, parts['train'][chosen] if model.mode == 'context' else ()))
@@ -376,7 +406,7 @@ def train_diagnosis_command(
               lambda value, epoch: info(dict(valid_accuracy=value, epoch=epoch), 'Training had not finished when this was saved.'))
     return _finish_diagnosis(saver, model, sets, classes, groups, caution, info)
 
-# %% ../nbs/commands.ipynb #c040
+# %% ../nbs/commands.ipynb #c042
 def _split_frame(table, parts, references=()):
     frame = table.to_frame()
     frame['split'] = ''
@@ -393,7 +423,7 @@ def _diagnosis_sentence(m):
     if m.get('gate_closed'): text += f"; the gate shut all heads for {m['gate_closed']} images"
     return text + '. Not for diagnostic use.'
 
-# %% ../nbs/commands.ipynb #c043
+# %% ../nbs/commands.ipynb #c045
 def _caution_metrics(y, p, calibration): # class numbers, Predictions, Calibration or None
     raw = p.probabilities['ens']
     found = dict(ece=expected_calibration_error(y, raw), brier=brier_score(y, raw))
@@ -411,7 +441,7 @@ def _caution_metrics(y, p, calibration): # class numbers, Predictions, Calibrati
         found |= {'positive':calibration.operating.positive} | {f'operating_{k}':float(v.mean()) if len(v) else float('nan') for k,v in (('sensitivity', called[ill]), ('specificity', ~called[~ill]))}
     return found
 
-# %% ../nbs/commands.ipynb #c045
+# %% ../nbs/commands.ipynb #c047
 _MODE_WORDS = dict(context='each image compared with the reference images of the model', solo='each image by itself', batch='batches of 32 in random order')
 
 def evaluate_labelled(
@@ -424,9 +454,8 @@ def evaluate_labelled(
 ) -> tuple[dict, object]: # metrics, Predictions
     "Metrics of a framework with a bootstrap interval over groups"
     hr,y = data.hr if model.large == 'HR' else None,data.labels.numpy()
-    order = torch.randperm(len(y), generator=torch.Generator().manual_seed(0))
     mode = mode if mode is not None and model.mixes else modes_of(model)[0]
-    p = predict(model, data.lr[order], classes, None if hr is None else hr[order], mode=mode).reorder(order.argsort())
+    p = predict(model, data.lr, classes, hr, mode=mode, order=torch.randperm(len(y), generator=torch.Generator().manual_seed(0)))
     metrics = diagnostic_metrics(y, p.probabilities['ens'], classes)
     n = None if groups is None else len(set(groups))
     low,high = (float('nan'),)*2 if n == 1 else bootstrap_interval(y, p.probabilities['ens'], groups)
@@ -437,7 +466,7 @@ def evaluate_labelled(
     metrics |= {f'accuracy_{h}':float((v.argmax(1) == y).mean()) for h,v in p.probabilities.items() if h != 'ens'}
     return {k:v.item() if isinstance(v, np.generic) else v for k,v in metrics.items()},p
 
-# %% ../nbs/commands.ipynb #c047
+# %% ../nbs/commands.ipynb #c049
 def _test_rows(files, folder, which, same_data):
     if which == 'all' or (which == 'auto' and not same_data): return np.arange(len(files))
     split = read_split(folder)
@@ -467,21 +496,21 @@ def evaluate_command(
         write_text(folder/'metrics.json', json_text(metrics))
         for name,frame in tables.items(): write_text(folder/name, frame.to_csv())
         if page is not None: page().write(folder/'report.html')
-        _say(f'Written to {folder}.')
+        say(f'Written to {folder}.')
     return metrics
 
-# %% ../nbs/commands.ipynb #c049
+# %% ../nbs/commands.ipynb #c051
 def _evaluate_sr_folder(network, info, model, data, labels, split, mode, options):
     paths,_ = _sr_files(data)
     least = max(network.scale*network.min_size, 11 + 2*network.scale) # SSIM needs 11 px inside the border that is cropped
     images = read_images(paths, network.config['image_channels'], options.strict, least, options.size or info.size)
-    if images.skipped: _say(images.skipped_sentence())
+    if images.skipped: say(images.skipped_sentence())
     root,files = Path(data),_file_names(images.paths, data)
     rows = _test_rows(files, model, split, data_hash(images.paths, root if root.is_dir() else None) == info.data.get('hash'))
     pairs = SRPairs([images.images[i] for i in rows], network.scale, [files[i] for i in rows])
     metrics,bicubic = evaluate_sr(network, pairs),evaluate_sr(lambda lr: upsample(lr, network.scale), pairs)
     metrics |= dict(bicubic_psnr=bicubic['psnr'], bicubic_ssim=bicubic['ssim'])
-    _say(f"{len(rows)} images ({metrics['convention']}): bicubic {bicubic['psnr']:.2f} dB / {bicubic['ssim']:.4f}, network {metrics['psnr']:.2f} dB / {metrics['ssim']:.4f}.")
+    say(f"{len(rows)} images ({metrics['convention']}): bicubic {bicubic['psnr']:.2f} dB / {bicubic['ssim']:.4f}, network {metrics['psnr']:.2f} dB / {metrics['ssim']:.4f}.")
     return metrics,{},None
 
 def _evaluate_diagnosis_folder(network, info, model, data, labels, split, mode, options):
@@ -497,16 +526,16 @@ def _evaluate_diagnosis_folder(network, info, model, data, labels, split, mode, 
     groups = None if found.table.groups is None else found.table.groups[rows]
     calibration = _calibration_for(network, info, mode)
     metrics,p = evaluate_labelled(network, pairs, info.classes, groups, mode, calibration)
-    _say(_diagnosis_sentence(metrics))
+    say(_diagnosis_sentence(metrics))
     frame = p.to_frame(found.table.to_frame().file.iloc[rows], calibration).assign(true=[info.classes[k] for k in found.table.labels[rows]])
     matrix = pd.DataFrame(confusion(pairs.labels.numpy(), p.labels, info.classes), index=info.classes, columns=info.classes)
     def page(): # made only if it is to be written
         assessed = Assessed(network, pairs.lr, pairs.hr if network.large == 'HR' else None, pairs.labels.numpy(), p, metrics, groups, list(frame.file), calibration)
-        facts = {'command':_command(), 'model':str(model), 'data':str(data), 'images':len(rows), 'groups':'unknown' if groups is None else len(set(groups))}
+        facts = {'command':command_line(), 'model':str(model), 'data':str(data), 'images':len(rows), 'groups':'unknown' if groups is None else len(set(groups))}
         return assessment_report(assessed, f'Evaluation: {info.title}', facts | {f'trained: {k}':info.training[k] for k in ('command', 'epochs', 'seed', 'mode') if k in info.training} | info.made)
     return metrics,{'predictions.csv':frame.set_index('file'), 'confusion.csv':matrix},page
 
-# %% ../nbs/commands.ipynb #c051
+# %% ../nbs/commands.ipynb #c053
 def predict_command(
     model:str|Path, # a model folder, super-resolution or diagnosis, or the name of a network of the package
     files:list, # images or folders
@@ -525,7 +554,7 @@ def predict_command(
     if not is_sr and network.large == 'HR' and images != 'hr': raise DataError(f'The model in {model} reads the true high-resolution image: use --images hr.')
     least = (network.min_size if is_sr else MRCNet.min_size)*(network.scale if images == 'hr' else 1)
     found = read_images(_not_below(find_images(files), out), channels, options.strict, least, options.size or (info.size if images == info.images else None))
-    if found.skipped: _say(found.skipped_sentence())
+    if found.skipped: say(found.skipped_sentence())
     frame = _predict_rows(network, info, found, images, is_sr, mode)
     folder = Path(out)
     _forget(folder)
@@ -533,10 +562,10 @@ def predict_command(
     if save_images and sr_network is not None: frame['sr_image'] = _write_sr(sr_network, found, images, folder/'sr', options.overwrite, options.precision)
     write_text(folder/'predictions.csv', frame.to_csv(index=False))
     write_text(folder/'predictions.json', frame.to_json(orient='records', indent=2, force_ascii=False))
-    _say(f'{len(frame)} images, written to {folder}.' + ('' if is_sr else ' For teaching and research, not for diagnostic use.'))
+    say(f'{len(frame)} images, written to {folder}.' + ('' if is_sr else ' For teaching and research, not for diagnostic use.'))
     return frame
 
-# %% ../nbs/commands.ipynb #c053
+# %% ../nbs/commands.ipynb #c055
 def _not_below(paths, out): # images that an earlier prediction wrote are not predicted again
     out = Path(out).resolve()
     kept = [p for p in paths if out not in p.resolve().parents]
@@ -569,5 +598,5 @@ def _predict_rows(network, info, found, images, is_sr, mode):
                         f'({len(wrong)} such files): use --size, or --images {"lr" if images == "hr" else "hr"} if that is what the files are.')
     lr = torch.stack([x if x.dtype == torch.uint8 else to_uint8(x) for x in lr])
     hr = torch.stack([as_float(crop_to_multiple(x, network.scale)) for x in found.images]) if network.large == 'HR' else None
-    if (mode or modes_of(network)[0]) == 'batch': _say('Note: the model predicts as published, so each prediction depends on the other images of its batch of 32.')
+    if (mode or modes_of(network)[0]) == 'batch': say('Note: the model predicts as published, so each prediction depends on the other images of its batch of 32.')
     return predict(network, lr, info.classes, hr, mode=mode).to_frame(found.paths, _calibration_for(network, info, mode))

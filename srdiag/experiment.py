@@ -4,13 +4,13 @@
 
 # %% auto #0
 __all__ = ['OURS', 'TABLES', 'BUDGETS', 'FORMAT', 'METRICS', 'NUMERALS', 'NOT_COMPARABLE', 'TITLES', 'Row', 'Budget', 'Design',
-           'changed', 'budget_of', 'make_folds', 'JobFacts', 'Job', 'Network', 'StoreFolder', 'Store',
-           'read_predictions', 'build', 'predict_by', 'predictions_frame', 'do_run', 'run_all', 'Answers',
-           'results_table', 'summary_table', 'modes_table', 'pairs_of', 'gains_table', 'gap_table',
-           'published_diagnosis', 'published_confusion', 'measure_row', 'ensure_costs', 'ensure_scores', 'scores_of',
-           'save_panels', 'draw_panels', 'main_table', 'beside_table', 'gain_table', 'closed_table', 'modes_markdown',
-           'cost_table', 'image_table', 'confusion_of', 'confusion_markdown', 'limits', 'tables_of', 'Part', 'part_of',
-           'part_text', 'draw_part', 'report', 'rows_of', 'networks_of', 'prepare', 'run_experiment']
+           'budget_of', 'make_folds', 'JobFacts', 'Job', 'Network', 'StoreFolder', 'Store', 'read_predictions', 'build',
+           'predict_by', 'predictions_frame', 'do_run', 'run_all', 'Answers', 'results_table', 'summary_table',
+           'modes_table', 'pairs_of', 'gains_table', 'gap_table', 'published_diagnosis', 'published_confusion',
+           'measure_row', 'ensure_costs', 'ensure_scores', 'scores_of', 'save_panels', 'draw_panels', 'main_table',
+           'beside_table', 'gain_table', 'closed_table', 'modes_markdown', 'cost_table', 'image_table', 'confusion_of',
+           'confusion_markdown', 'limits', 'tables_of', 'Part', 'part_of', 'part_text', 'draw_part', 'report',
+           'rows_of', 'networks_of', 'prepare', 'run_experiment']
 
 # %% ../nbs/experiment.ipynb #c004
 import copy
@@ -28,12 +28,11 @@ import pandas as pd
 import torch
 
 from . import benchmark, figures
-from .commands import RunOptions, pick_device, read_labelled, read_split
+from .commands import RunOptions, build_framework, check_channels, pick_device, read_labelled, read_split, say_if_recursive
 from .data.degradation import upsample
 from .data.images import as_float, read_image, save_png
 from .data.pairs import SRPairs
 from .data.splits import grouped_folds, grouped_split
-from .diagnosis.branches import stem_for
 from .diagnosis.inference import modes_of, predict
 from .diagnosis.losses import DiagnosisLoss
 from .diagnosis.network import SREnhancedDiagnosis
@@ -49,12 +48,11 @@ from .files import replacing, write_text
 from .models import ModelInfo, json_text, load_model, save_model
 from .precision import chosen_precision
 from .report import Report
-from .runs import misfit, check_apart, markdown_table, placing, read_json, say, session_now
+from .runs import check_apart, markdown_table, misfit, named_budget, placing, read_json, say, session_now
 from .sr.mrcnet import MRCNet
 from .sr.training import score_images
-from .sr.zoo import architecture_of
 from .training.recipes import DIAGNOSIS_RECIPES
-from .weights import model_folder
+from .weights import model_folder, read_config
 
 # %% ../nbs/experiment.ipynb #c006
 @dataclass(frozen=True)
@@ -97,8 +95,8 @@ TABLES = {
     'table9': (Row('Scratch+Fine-tune', 'LR+SR', True, start='scratch'), Row('Pretrain+Fixed', 'LR+SR', True, fixed=True), replace(OURS, label='Pretrain+Fine-tune (Ours)')),
     'table10': (replace(OURS, label='x2', scale=2), replace(OURS, label='x4', scale=4)),
     'fig6': (Row('ILR', 'LR+ILR', True),),
-    'fig7': (Row('Scratch+Fine-tune', 'LR+SR', True, start='scratch'), Row('Pretrain+Fixed', 'LR+SR', True, fixed=True), replace(OURS, label='Pretrain+Fine-tune (Ours)')),
 }
+TABLES['fig7'] = TABLES['table9'] # the images of the same three
 
 # %% ../nbs/experiment.ipynb #c012
 @dataclass(frozen=True)
@@ -140,23 +138,12 @@ class Design:
         return DiagnosisLoss(self.rank, self.sac if row.sac else 0., self.sar if row.sar else 0., norm=self.norm)
 
 # %% ../nbs/experiment.ipynb #c014
-def changed(
-    of, # a dataclass object
-    what:str, # for the sentence
-    **changes, # its fields; None leaves a field as it is
-): # the same with changes
-    "DataError for a field that there is not"
-    unknown = sorted(changes.keys() - {f.name for f in fields(of)})
-    if unknown: raise DataError(f'{what} has no {", ".join(unknown)}: it has {", ".join(f.name for f in fields(of))}.')
-    return replace(of, **{k:v for k,v in changes.items() if v is not None})
-
 def budget_of(
     name:str, # a key of BUDGETS
     **changes, # fields of Budget; None leaves a field as it is
 ) -> Budget:
     "A named budget with changes; DataError for names that do not exist"
-    if name not in BUDGETS: raise DataError(f'There is no budget {name!r}: choose one of {", ".join(BUDGETS)}.')
-    return changed(BUDGETS[name], 'A budget', **changes)
+    return named_budget(BUDGETS, name, **changes)
 
 # %% ../nbs/experiment.ipynb #c017
 def make_folds(
@@ -246,7 +233,7 @@ class Network:
     ):
         self.name,self.scale,self.folder = name,scale,folder
         self.module,self.info = load_model(folder, 'sr', scale)
-        self.hash = json.loads((model_folder(folder)/'config.json').read_text(encoding='utf-8'))['weights_sha256']
+        self.hash = read_config(model_folder(folder))['weights_sha256']
 
     def groups(self): # names of the groups that it has learned from; empty if they are not known
         split = read_split(self.folder)
@@ -377,14 +364,8 @@ def build(
     job:Job, # images, networks
 ) -> SREnhancedDiagnosis: # untrained, but for its super-resolution network
     "The framework of a row; the same stems for every row"
-    d,side = job.design,min(min(x.shape[1:]) for x in job.data.images)
-    small,large = (side//row.scale, side) if d.images == 'hr' else (side, side*row.scale)
-    network = job.networks[row.network, row.scale].module if row.has_sr else None
-    model = SREnhancedDiagnosis(len(job.classes), row.scale, row.inputs, row.sai, job.data.channels, stem_for(small), stem_for(large),
-                                network.config if network is not None else None, d.mutual, d.mode if row.sai else 'solo', d.solo_share if row.sai else 0.,
-                                sr_architecture=architecture_of(network) if network is not None else 'mrcnet')
-    if row.has_sr and row.start == 'pretrained': model.sr_network.load_state_dict(network.state_dict())
-    return model.to(job.device)
+    d,network = job.design,job.networks[row.network, row.scale].module if row.has_sr else None
+    return build_framework(job.data, row.scale, row.inputs, d.images, row.sai, network, row.start == 'pretrained', d.mutual, d.mode, d.solo_share).to(job.device)
 
 def predict_by(
     model:SREnhancedDiagnosis, # trained
@@ -394,9 +375,7 @@ def predict_by(
     batch_size:int, # images that meet in mode 'batch'
 ): # Predictions, in the order of `part`
     "Predict in a fixed random order, so that a batch is a mix of groups and classes"
-    order = torch.randperm(len(part), generator=torch.Generator().manual_seed(0))
-    found = predict(model, part.lr[order], classes, None if part.hr is None else part.hr[order], batch_size, mode)
-    return found.reorder(order.argsort())
+    return predict(model, part.lr, classes, part.hr, batch_size, mode, torch.randperm(len(part), generator=torch.Generator().manual_seed(0)))
 
 # %% ../nbs/experiment.ipynb #c038
 def predictions_frame(
@@ -415,8 +394,6 @@ def predictions_frame(
     return pd.DataFrame(columns)
 
 # %% ../nbs/experiment.ipynb #c040
-def _plain(metrics): return {k:v.item() if isinstance(v, np.generic) else v for k,v in metrics.items()}
-
 def do_run(
     job:Job, # images, networks, settings
     store:Store, # where results go
@@ -439,12 +416,12 @@ def do_run(
         seconds = time.perf_counter()-start
         found = {mode:predict_by(model, mode, test, job.classes, job.budget.batch_size) for mode in modes_of(model)}
         write_text(folder/'predictions.csv', predictions_frame(job, fold, found).to_csv(index=False))
-        scores = {mode:_plain(diagnostic_metrics(test.labels.numpy(), p.probabilities['ens'], job.classes)) for mode,p in found.items()}
+        scores = {mode:diagnostic_metrics(test.labels.numpy(), p.probabilities['ens'], job.classes) for mode,p in found.items()}
         own = next(iter(scores))
         _save_networks(model, row, fold, folder, keep_models)
         metrics = dict(row=asdict(row), seed=seed, fold=fold, metrics=scores[own], mode=own, modes=scores, gate_closed=int(found[own].closed.sum()), best_epoch=best['epoch'], valid_accuracy=best['value'],
                        epochs=job.budget.epochs, steps=job.budget.epochs*max(1, len(train)//recipe.batch_size), seconds=seconds, predict_seconds=time.perf_counter()-start-seconds,
-                       parameters=sum(p.numel() for p in model.parameters()), network=job.networks[row.network, row.scale].hash if row.has_sr else None, config=model.config, made=session_now())
+                       parameters=count_parameters(model), network=job.networks[row.network, row.scale].hash if row.has_sr else None, config=model.config, made=session_now())
         write_text(folder/'metrics.json', json_text(metrics))
     say(f'    accuracy {scores[own]["accuracy"]:.4f}, {seconds:.0f} s')
     return True
@@ -492,13 +469,16 @@ class Answers:
         said = np.array(classes)[p[[f'{head}_{c}' for c in classes]].to_numpy().argmax(1)]
         return pd.DataFrame(dict(file=p.file, group=p.group, right=(said == p.true).astype(float)))
 
+    def _of(self, row, runs): # the part of its table that belongs to these (seed, fold)
+        t = self.table(row)
+        return t[pd.MultiIndex.from_frame(t[['seed', 'fold']]).isin(runs)]
+
     def aligned(self, *rows): # groups, one list per row: the share of seeds in which each image was right; and the seeds
         common = sorted(set.intersection(*({*self.store.complete(r)} for r in rows)))
         if not common: return None,[],[]
         tables = []
         for r in rows:
-            t = self.table(r)
-            t = t[pd.MultiIndex.from_frame(t[['seed', 'fold']]).isin(common)]
+            t = self._of(r, common)
             tables.append(t.groupby('file', sort=True).agg(right=('right', 'mean'), group=('group', 'first')))
         if any(not t.index.equals(tables[0].index) for t in tables): raise DataError(f'In {self.store.folder}, runs of one fold are of different images: they were not made by one experiment.')
         return tables[0].group.to_numpy(),[t.right.to_numpy() for t in tables],common
@@ -506,9 +486,7 @@ class Answers:
     def gains_by_seed(self, a, b, common): # mean gain of b over a in each seed
         means = []
         for r in (a, b):
-            t = self.table(r)
-            t = t[pd.MultiIndex.from_frame(t[['seed', 'fold']]).isin(common)]
-            means.append(t.groupby('seed').right.mean())
+            means.append(self._of(r, common).groupby('seed').right.mean())
         return (means[1]-means[0]).tolist()
 
 # %% ../nbs/experiment.ipynb #c055
@@ -924,13 +902,9 @@ def networks_of(
 
 # %% ../nbs/experiment.ipynb #c089
 def _check_networks(job, rows):
-    for r in rows:
-        if not r.has_sr: continue
-        network = job.networks[r.network, r.scale]
-        channels = network.module.config['image_channels']
-        if channels != job.data.channels: raise ModelError(f'The super-resolution model in {network.folder} reads {channels} channel(s), but the images have {job.data.channels}: use --channels.')
+    for n in (job.networks[r.network, r.scale] for r in rows if r.has_sr): check_channels(n.module, n.folder, job.data.channels)
     for n in job.networks.values():
-        if n.module.config.get('steps', 1) > 1: say(f'Note: {n.folder} is recursive; the paper uses the distilled single-forward network here.')
+        say_if_recursive(n.module, n.folder)
         if shared := n.shared(job): say(f'Note: {shared} groups of the labelled images have names of groups that {n.folder} has learned from. If they are the same patients, rows with super-resolution have seen their test images.')
 
 def _chosen(rows, only): # the rows that were asked for by key or label

@@ -50,7 +50,8 @@ class ModelInfo:
         if self.images not in ('lr', 'hr'): raise ValueError(f"images is 'lr' or 'hr', not {self.images!r}")
         for key in ('data', 'training', 'metrics', 'calibration', 'made'):
             if not isinstance(getattr(self, key), dict): raise ValueError(f'{key} is a dictionary, not {getattr(self, key)!r}')
-        if self.calibration and list(self.calibrated.classes) != list(self.classes): raise ValueError(f'the calibration is for the classes {", ".join(self.calibrated.classes)}, the model for {", ".join(self.classes)}')
+        calibrated = self.calibrated
+        if calibrated is not None and list(calibrated.classes) != list(self.classes): raise ValueError(f'the calibration is for the classes {", ".join(calibrated.classes)}, the model for {", ".join(self.classes)}')
 
     @property
     def calibrated(self): # Calibration, or None

@@ -23,16 +23,20 @@ def carn(sr_folder, succeeds, tiny_sr, tmp_path_factory):
 
 
 @pytest.fixture
-def edited(sr_model, tmp_path):
-    "A function: a copy of the model whose config.json was changed by `change`"
-    def edited(change):
-        shutil.copytree(sr_model, tmp_path/'edited')
+def copy_of(tmp_path):
+    "A function: model folder, change → a copy whose config.json was changed by it"
+    def copy_of(model, change):
+        shutil.copytree(model, tmp_path/'edited')
         path = tmp_path/'edited'/'config.json'
         config = json.loads(path.read_text(encoding='utf-8'))
         change(config)
         path.write_text(json.dumps(config), encoding='utf-8')
         return tmp_path/'edited'
-    return edited
+    return copy_of
+
+
+@pytest.fixture
+def edited(sr_model, copy_of): return lambda change: copy_of(sr_model, change)
 
 
 @pytest.mark.parametrize('part,key,value', [('network', 'skip', 'lanczos'), ('network', 'scale', 2.), ('network', 'steps', 1.5), ('network', 'image_channels', True),
@@ -108,16 +112,7 @@ def test_the_framework_takes_any_network_of_the_zoo(carn, labelled, tmp_path, su
 # A framework that somebody edited
 
 @pytest.fixture
-def edited_framework(models, tmp_path):
-    "A function: a copy of the framework whose config.json was changed by `change`"
-    def edited_framework(change):
-        shutil.copytree(models.diagnosis, tmp_path/'edited')
-        path = tmp_path/'edited'/'config.json'
-        config = json.loads(path.read_text(encoding='utf-8'))
-        change(config)
-        path.write_text(json.dumps(config), encoding='utf-8')
-        return tmp_path/'edited'
-    return edited_framework
+def edited_framework(models, copy_of): return lambda change: copy_of(models.diagnosis, change)
 
 
 CHANGES = { # what is wrong → change of config.json, words of the sentence

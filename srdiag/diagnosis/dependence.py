@@ -39,7 +39,7 @@ def batch_dependence(
     labels,rows = np.asarray(labels),[]
     orders = [torch.randperm(len(lr), generator=torch.Generator().manual_seed(k)) for k in range(shuffles)]
     def run(mode, size, order):
-        p = predict(model, lr[order], classes, None if hr is None else hr[order], size, mode).reorder(order.argsort())
+        p = predict(model, lr, classes, hr, size, mode, order)
         return p.labels,p.probabilities['ens'][:, 0]
     for mode in modes_of(model):
         for size in sizes:

@@ -83,13 +83,15 @@ def predict(
     hr:torch.Tensor|None=None, # N×C×H×W, for the inputs that need it
     batch_size:int=32, # images at a time; no effect on the result but in the mode 'batch'
     mode:str|None=None, # 'context', 'solo' or 'batch'; None: the model's own
-) -> Predictions:
+    order:torch.Tensor|None=None, # N positions: who comes after whom, which matters in the mode 'batch'; None: as they are
+) -> Predictions: # in the order of `lr`
     "Diagnose every image; in the modes 'context' and 'solo' no answer depends on the others. ModelError for a mode that the model cannot do"
     modes = modes_of(model)
     if mode is not None and mode not in modes and model.mixes:
         raise ModelError(f'This model cannot predict in the mode {mode!r}: it can do {", ".join(modes)}' + (', but has no reference images to compare with.' if mode == 'context' else '.'))
     mode = mode if mode in modes else modes[0]
     device,training,parts = next(model.parameters()).device,model.training,[]
+    if order is not None: lr,hr = lr[order],None if hr is None else hr[order]
     model.eval().to(memory_format=torch.channels_last)
     context = model.context() if mode == 'context' else None
     for i in range(0, len(lr), batch_size):
@@ -99,4 +101,5 @@ def predict(
     model.train(training)
     probabilities = {h:torch.cat([p[h] for p,_,_ in parts]).numpy() for h in parts[0][0]}
     gate = None if parts[0][2] is None else torch.cat([g for _,_,g in parts]).numpy()
-    return Predictions(list(classes), probabilities, gate, torch.cat([c for _,c,_ in parts]).numpy())
+    found = Predictions(list(classes), probabilities, gate, torch.cat([c for _,c,_ in parts]).numpy())
+    return found if order is None else found.reorder(order.argsort())

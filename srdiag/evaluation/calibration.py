@@ -312,15 +312,14 @@ def decide(
     if p.ndim == 2 and len(p) == 0: return np.zeros(0, int)
     _, p = checked_probabilities(np.zeros(len(p) if p.ndim else 0, int), p)
     if (positive is None) != (threshold is None): raise ValueError('A positive class needs a threshold, and a threshold a positive class.')
-    labels = p.argmax(1)
+    labels,alarm = p.argmax(1),np.zeros(len(p), bool)
     if positive is not None:
         if not 0 <= positive < p.shape[1]: raise ValueError(f'The positive class {positive} is not a number from 0 to {p.shape[1] - 1}.')
         others = p.copy()
         others[:, positive] = -1
-        labels = np.where(p[:, positive] >= threshold, positive, others.argmax(1))
-    if abstain_below is not None:
-        alarm = np.zeros(len(p), bool) if positive is None else p[:, positive] >= threshold
-        labels = np.where((p.max(1) >= abstain_below) | alarm, labels, -1)
+        alarm = p[:, positive] >= threshold
+        labels = np.where(alarm, positive, others.argmax(1))
+    if abstain_below is not None: labels = np.where((p.max(1) >= abstain_below) | alarm, labels, -1)
     return labels
 
 # %% ../../nbs/evaluation/calibration.ipynb #c056
