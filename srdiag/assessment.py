@@ -107,7 +107,7 @@ def add_inside(
     "Grad-CAM of both branches, affinities by stage, embeddings before and after the exchange"
     report.section('What it looked at', 'These pictures describe the model, not the disease. A map can look plausible and be wrong; the notebook on interpretation shows how to check one.')
     at = pick_examples(a.predictions, a.labels)[:EXAMPLES]
-    cam = grad_cam(a.model, *a.images(at))
+    cam = grad_cam(a.model, *a.images(at), stage=None) # the last stage whose map can be read
     report.figure(grad_cam_figure(cam, a.classes, a.labels[at], None if a.names is None else [str(a.names[i]).split('/')[-1][:18] for i in at]),
                   'The most confident right and the most confident wrong answer of each class, where there are any.', 'Grad-CAM of both branches')
     if a.model.mixes:
