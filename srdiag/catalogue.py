@@ -29,7 +29,9 @@ NETWORKS = [ # name in the paper's tables, scale, input side in px, builder
 def network_costs(
     names:list|None=None, # only these names; None: all
 ) -> list[Cost]: # in the order of NETWORKS
-    "Parameters and FLOPs of the paper's networks, counted layer by layer"
+    "Parameters and FLOPs of the paper's networks, counted layer by layer; raises `ValueError` for a name that is not in `NETWORKS`"
+    known = dict.fromkeys(name for name,*_ in NETWORKS)
+    if unknown := [name for name in names or () if name not in known]: raise ValueError(f'No network of the catalogue is called {unknown[0]!r}. There are {", ".join(known)}.')
     rows = [r for r in NETWORKS if names is None or r[0] in names]
     with torch.device('meta'): return [measure_cost(name, build().eval(), scale, side) for name,scale,side,build in rows]
 

@@ -1,5 +1,7 @@
 "The grammar of the notebooks, as far as it can be measured."
+import ast
 import re
+from functools import cache
 from pathlib import Path
 
 import nbformat
@@ -24,12 +26,16 @@ MAX_BYTES_OF_SOLUTIONS,MAX_BYTES_OF_HOWTO = 300_000,200_000
 ABSOLUTE_PATH = re.compile(r'(?<![\w.~*}])(/home/|/root/|/tmp/|/work/|/Users/)|\b[CD]:\\(?=[A-Z])')
 
 
+@cache # each notebook once for all tests: they only look
+def read(name): return nbformat.read(FILES[name], as_version=4)
+
+
 @pytest.fixture(params=FILES)
 def name(request): return request.param
 
 
 @pytest.fixture
-def nb(name): return nbformat.read(FILES[name], as_version=4)
+def nb(name): return read(name)
 
 
 def code(nb): return [c for c in nb.cells if c.cell_type == 'code' and c.source.strip()]
@@ -80,7 +86,7 @@ def test_howtos_export_nothing_and_end_with_a_summary():
     pages = [n for n in FILES if n.startswith(HOWTO)]
     assert pages
     for name in pages:
-        nb = nbformat.read(FILES[name], as_version=4)
+        nb = read(name)
         told = {directive for cell in code(nb) for directive in directives(cell)}
         assert not told & {'default_exp', 'export', 'exports', 'exporti'}, f'{name}: a how-to exports nothing.'
         assert re.findall(r'^## +(.+?)\s*$', prose(nb), flags=re.M)[-1] == 'Summary', f'{name}: does not end with ## Summary.'
@@ -134,6 +140,67 @@ def test_no_absolute_paths(name, nb):
             assert not found, f'{name}: absolute path near {text[max(0, found.start()-30):found.end()+30]!r}.'
 
 
+# --- each cell has a purpose ------------------------------------------------------------------------------------
+
+def statements(cell): # of a cell of code; lines for the shell or IPython do not count
+    return ast.parse('\n'.join(line for line in cell.source.splitlines() if not re.match(r'\s*[%!]', line))).body
+
+
+def is_import(statement): return isinstance(statement, (ast.Import, ast.ImportFrom))
+
+
+def bound(cell): # names that a cell makes for the cells after it
+    for statement in statements(cell):
+        if is_import(statement): yield from (alias.asname or alias.name.split('.')[0] for alias in statement.names)
+        elif isinstance(statement, (ast.FunctionDef, ast.ClassDef)): yield statement.name
+        else: yield from (node.id for node in ast.walk(statement) if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store))
+
+
+def has_effect(statement): # beyond binding a name: a check, a call for its own sake, a change of something that exists
+    if isinstance(statement, ast.Expr): return isinstance(statement.value, ast.Call)
+    if isinstance(statement, (ast.Assign, ast.AnnAssign, ast.AugAssign)):
+        targets = statement.targets if isinstance(statement, ast.Assign) else [statement.target]
+        return any(isinstance(t, (ast.Attribute, ast.Subscript)) for t in targets)
+    return not (is_import(statement) or isinstance(statement, (ast.FunctionDef, ast.ClassDef, ast.Pass)))
+
+
+def test_no_cell_is_without_a_purpose(name, nb):
+    empty = [i for i,c in enumerate(nb.cells) if not c.source.strip()]
+    assert not empty, f'{name}: empty cells, counted from 0: {empty}.'
+    idle = []
+    for i,cell in enumerate(nb.cells):
+        if cell.cell_type != 'code' or exported(cell) or cell.outputs or directives(cell) & {'default_exp', 'cuda', 'eval'}: continue
+        if any(map(has_effect, statements(cell))): continue
+        later = {word for c in nb.cells[i+1:] if c.cell_type == 'code' for word in re.findall(r'[^\W\d]\w*', c.source)}
+        if not set(bound(cell)) & later: idle.append(where(cell))
+    assert not idle, f'{name}: cells that show nothing, check nothing, and make nothing that a later cell uses: {", ".join(idle)}.'
+
+
+def test_what_is_imported_is_used(name, nb):
+    idle = []
+    for i,cell in enumerate(nb.cells):
+        if cell.cell_type != 'code' or exported(cell): continue
+        later = {word for c in nb.cells[i+1:] if c.cell_type == 'code' for word in re.findall(r'[^\W\d]\w*', re.sub(r'^\s*(from|import) .*$', '', c.source, flags=re.M))}
+        here = {word for word in re.findall(r'[^\W\d]\w*', re.sub(r'^\s*(from|import) .*$', '', cell.source, flags=re.M))}
+        for s in filter(is_import, statements(cell)):
+            idle += [n for a in s.names if (n := a.asname or a.name.split('.')[0]) not in later | here and '*' not in n]
+    assert not idle, f'{name}: imported and never used: {", ".join(idle)}.'
+
+
+def test_examples_have_their_imports_in_cells_of_their_own(name, nb):
+    """`nbdev-docs` runs a cell with an import without the cells before it: what else stands in such a cell fails there."""
+    if is_solution(name): return
+    mixed = [where(c) for c in code(nb) if not exported(c) and len({is_import(s) for s in statements(c)}) > 1]
+    assert not mixed, f'{name}: imports and other statements in one cell: {", ".join(mixed)}.'
+
+
+def test_shows_a_test_and_a_failure(name, nb):
+    if name in NO_MODULE or is_solution(name) or name.startswith(HOWTO): return
+    visible = '\n'.join(c.source for c in code(nb) if not exported(c) and not directives(c) & {'hide'})
+    assert re.search(r'\bassert\b|\btest_\w+\(|\bassert_\w+\(', visible), f'{name}: no test that a reader can see.'
+    assert re.search(r'^\s*except .+ as \w+:', visible, flags=re.M), f'{name}: no failure that a reader can see (try, except ... as e, print).'
+
+
 # --- solutions --------------------------------------------------------------------------------------------------
 #
 # The solutions to nbs/sr/rcf.ipynb are in nbs/solutions/sr/rcf.ipynb. Each exercise has its heading, its text as a quotation, and after it code that was run:
@@ -167,7 +234,7 @@ def test_each_exercise_has_its_solution(name, nb):
     if solution not in FILES:
         assert folder in WITHOUT_SOLUTIONS_YET, f'{name} has exercises, but there is no nbs/{solution}.'
         return
-    solved = solved_in(nbformat.read(FILES[solution], as_version=4))
+    solved = solved_in(read(solution))
     assert list(solved) == list(asked), f'{name} has the exercises {list(asked)}; {solution} has headings (## Exercise 1) for {list(solved)}.'
     for number,text in asked.items():
         quoted,cells = solved[number]
@@ -182,7 +249,7 @@ def test_solutions_belong_to_a_notebook_and_export_nothing(name, nb):
     of = name.removeprefix('solutions/')
     assert of in COURSE, f'There is no nbs/{of} that {name} could be the solutions of.'
     title = lambda nb: re.search(r'^# +(.+?)\s*$', prose(nb), flags=re.M)[1]
-    assert title(nb) == f'Solutions: {title(nbformat.read(FILES[of], as_version=4))}', f'{name}: the title is not "Solutions: " and the title of {of}.'
+    assert title(nb) == f'Solutions: {title(read(of))}', f'{name}: the title is not "Solutions: " and the title of {of}.'
     told = {directive for cell in code(nb) for directive in directives(cell)}
     assert not told & {'default_exp', 'export', 'exports', 'exporti'}, f'{name}: solutions export nothing.'
 
