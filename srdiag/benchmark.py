@@ -11,7 +11,7 @@ __all__ = ['TRAININGS', 'BICUBIC', 'SCRATCH', 'DOUBLE', 'STUDENT', 'RECURSIVE', 
            'results_table', 'summary_table', 'gains_table', 'published_sr', 'draw', 'deviations', 'limits',
            'about_intervals', 'report', 'benchmark_sr']
 
-# %% ../nbs/benchmark.ipynb #c004
+# %% ../nbs/benchmark.ipynb #c005
 import hashlib
 import json
 import math
@@ -43,7 +43,7 @@ from .sr.training import score_images, train_sr
 from .sr.zoo import create_model, describe, entry_of, list_models
 from .training.recipes import SR_RECIPES
 
-# %% ../nbs/benchmark.ipynb #c006
+# %% ../nbs/benchmark.ipynb #c007
 TRAININGS = ('none', 'scratch', 'scratch2x', 'distilled')
 
 @dataclass(frozen=True)
@@ -72,7 +72,7 @@ class Entry:
     def teacher(self): # the entry that must be trained before, or None
         return Entry('Recursive', 'mrcnet_recursive', config=self.config) if self.training == 'distilled' else None
 
-# %% ../nbs/benchmark.ipynb #c009
+# %% ../nbs/benchmark.ipynb #c010
 BICUBIC = Entry('Bicubic', 'bicubic', 'none')
 SCRATCH,DOUBLE,STUDENT = Entry('Scratch', 'mrcnet'),Entry('Scratch, double', 'mrcnet', 'scratch2x'),Entry('MRC-Net', 'mrcnet', 'distilled')
 RECURSIVE = STUDENT.teacher
@@ -85,7 +85,7 @@ PRESETS = {
     'light': (BICUBIC, CARN, EDSR, SCRATCH, DOUBLE, RECURSIVE, STUDENT),
 }
 
-# %% ../nbs/benchmark.ipynb #c011
+# %% ../nbs/benchmark.ipynb #c012
 def parse_entry(
     text:str, # 'carn', 'carn_x2', 'mrcnet:distilled' or 'mrcnet-distilled'
     scale:int, # of the benchmark
@@ -126,7 +126,7 @@ def with_teachers(
         if not first.is_like(x): raise ValueError(f'Two entries would share the folder {x.key}: {first} and {x}.')
     return tuple(out.values())
 
-# %% ../nbs/benchmark.ipynb #c014
+# %% ../nbs/benchmark.ipynb #c015
 @dataclass(frozen=True)
 class Budget:
     "What every entry may use. Raises DataError for a number that makes no training"
@@ -156,7 +156,7 @@ def budget_of(
     "A named budget with changes; DataError for names that do not exist"
     return named_budget(BUDGETS, name, **changes)
 
-# %% ../nbs/benchmark.ipynb #c020
+# %% ../nbs/benchmark.ipynb #c022
 FORMAT = 'srdiag benchmark 1'
 _NUMBER,_PARTS = (int, float),dict(train=int, valid=int, test=int)
 _MAYBE = (int, float, type(None)) # JSON knows no infinity and no "not a number": both are null
@@ -169,7 +169,7 @@ _METRICS = dict(psnr=_MAYBE, ssim=_MAYBE, n=int, seconds=_NUMBER, seconds_per_st
 _SPEED = dict(setup=str, side=int, entries={}, made={})
 _TIMES = dict(median=_NUMBER, low=_NUMBER, high=_NUMBER, peak_bytes=_MAYBE)
 
-# %% ../nbs/benchmark.ipynb #c022
+# %% ../nbs/benchmark.ipynb #c024
 class Store:
     "The folder of a benchmark"
     def __init__(self,
@@ -215,7 +215,7 @@ class Store:
         found = (p.parent.name.removeprefix('seed') for p in (self.folder/'runs'/entry.key).glob('seed*/metrics.json'))
         return sorted(int(s) for s in found if s.isdecimal())
 
-# %% ../nbs/benchmark.ipynb #c024
+# %% ../nbs/benchmark.ipynb #c026
 def entry_from(
     d:dict, # of an Entry
     file:Path, # where it stands
@@ -240,7 +240,7 @@ def read_speed(
     if wrong := misfit(found['entries'], {k:_TIMES for k in found['entries']}, 'entries'): raise DataError(f'{path} is not what srdiag wrote ({wrong}): {remedy}.')
     return found
 
-# %% ../nbs/benchmark.ipynb #c026
+# %% ../nbs/benchmark.ipynb #c028
 LATER = ('split hash', 'size') # of what must not change: these are not in the oldest stores
 
 def _check_free(store): # DataError if something else stands in the place of its folder
@@ -273,7 +273,7 @@ def compare(
     if differ: raise DataError(f'{store.folder} was made with another configuration ({"; ".join(differ)}): choose another output folder, or the old configuration.')
     return fixed
 
-# %% ../nbs/benchmark.ipynb #c028
+# %% ../nbs/benchmark.ipynb #c030
 def working(
     store:Store, # where the run belongs
     entry:Entry, # its entry
@@ -282,7 +282,7 @@ def working(
     "All or nothing: the folder takes its place when the block ends, and vanishes if it fails or is interrupted"
     return placing(store.path(entry, seed))
 
-# %% ../nbs/benchmark.ipynb #c032
+# %% ../nbs/benchmark.ipynb #c035
 def build(
     entry:Entry, # of the benchmark
     scale:int, # enlargement
@@ -321,14 +321,14 @@ def steps_of(
     own = budget.epochs*budget.steps*dict(none=0, scratch2x=2).get(entry.training, 1)
     return dict(own=own, with_teacher=own + (steps_of(entry.teacher, budget)['own'] if entry.teacher else 0))
 
-# %% ../nbs/benchmark.ipynb #c037
+# %% ../nbs/benchmark.ipynb #c041
 def exact_images(
     tables, # each with file and psnr; infinite or None where there is no error
 ) -> list: # names, sorted
     "Images that somebody reproduces without any error"
     return sorted({file for t in tables for file,finite in zip(t.file, np.isfinite(t.psnr.astype(float))) if not finite})
 
-# %% ../nbs/benchmark.ipynb #c040
+# %% ../nbs/benchmark.ipynb #c044
 def are_grouped(
     files, # N file names
     groups, # N names of groups
@@ -345,7 +345,7 @@ def groups_known(
     images = next(store.metrics(e, k)['images'] for e in store.entries() for k in store.seeds(e))
     return are_grouped(images['file'], images['group'])
 
-# %% ../nbs/benchmark.ipynb #c043
+# %% ../nbs/benchmark.ipynb #c047
 class Job:
     "Data, budget and device of a benchmark, with what is derived from them"
     def __init__(self,
@@ -385,7 +385,7 @@ class Job:
         return dict(grouped=are_grouped(self.data.table.file, self.data.table.group), data='/'.join(self.data.root.resolve().parts[-2:]), skipped=self.data.skipped or 'none', groups={k:int(of(k).group.nunique()) for k in ('train', 'valid', 'test')},
                     images={k:len(of(k)) for k in ('train', 'valid', 'test')}, convention=convention(self.scale).describe(self.data.channels), panel=self.pairs['test'].names[self.panel])
 
-# %% ../nbs/benchmark.ipynb #c045
+# %% ../nbs/benchmark.ipynb #c049
 def check_images(
     job:Job, # that is to go on
     store:Store, # with its runs so far
@@ -404,7 +404,7 @@ def check_images(
     image = to_uint8(job.pairs['test'][job.pairs['test'].names.index(name)][1])
     if not torch.equal(read_image(truth), image): raise DataError(f'The test image {name} is not the one in {truth}: choose another output folder, or the old --size and --channels.')
 
-# %% ../nbs/benchmark.ipynb #c047
+# %% ../nbs/benchmark.ipynb #c051
 def _teacher_for(job, store, entry, seed): # the trained teacher, from the store
     if entry.teacher is None: return None
     do_run(job, store, entry.teacher, seed)
@@ -442,7 +442,7 @@ def do_run(
     say(f'    {metrics["psnr"]:.3f} dB, SSIM {metrics["ssim"]:.4f}, {seconds:.0f} s')
     return True
 
-# %% ../nbs/benchmark.ipynb #c049
+# %% ../nbs/benchmark.ipynb #c053
 @torch.no_grad()
 def _save_panel(job, network, path):
     lr,_ = job.pairs['test'][job.panel]
@@ -455,7 +455,7 @@ def _save_truth(job, store): # what the panel images are to be compared with: th
     for name,x in zip(('lr', 'hr'), job.pairs['test'][job.panel]):
         with replacing(folder/f'{name}.png') as temporary: save_png(to_uint8(x), temporary)
 
-# %% ../nbs/benchmark.ipynb #c051
+# %% ../nbs/benchmark.ipynb #c055
 def run_all(
     job:Job, # data, budget, device
     store:Store, # open
@@ -477,7 +477,7 @@ def run_all(
                 say(f'{entry.label}, seed {seed}, failed and is not recorded: {e}')
     return done
 
-# %% ../nbs/benchmark.ipynb #c053
+# %% ../nbs/benchmark.ipynb #c057
 def measure_speed(
     entries, # of the benchmark
     scale:int, # enlargement
@@ -502,7 +502,7 @@ def ensure_speed(store, job, entries): # measure if an entry is missing or the m
     say(f'Timing {len(entries)} entries.')
     write_text(path, json_text(measure_speed(entries, job.scale, job.data.channels, Setup(str(job.device), job.precision), job.budget.rounds)))
 
-# %% ../nbs/benchmark.ipynb #c055
+# %% ../nbs/benchmark.ipynb #c059
 def image_scores(
     store:Store, # of a benchmark
 ) -> tuple: # {(key of the entry, seed): table with file, group, psnr, ssim}, and the names of images left out
@@ -518,7 +518,7 @@ def image_scores(
     if out and not len(tables[first, seed]): raise DataError(f'In {store.folder}, each of the {len(out)} test images is reproduced without any error by at least one run, so no PSNR can be averaged: use other test images.')
     return tables,out
 
-# %% ../nbs/benchmark.ipynb #c057
+# %% ../nbs/benchmark.ipynb #c061
 def results_table(
     store:Store, # of a benchmark
 ) -> pd.DataFrame: # a row per entry and seed
@@ -542,7 +542,7 @@ def summary_table(
         out[column] = [timed[e][key]*factor if e in timed and timed[e][key] is not None else np.nan for e in out.index]
     return out.reset_index()
 
-# %% ../nbs/benchmark.ipynb #c069
+# %% ../nbs/benchmark.ipynb #c073
 REFERENCES = ('mrcnet', 'edsr_baseline')
 
 def gains_table(
@@ -563,7 +563,7 @@ def gains_table(
             rows.append(dict(label=e.label, against=ref.label, gain=gain, low=low, high=high, sd=sd, seed_low=seed_low, seed_high=seed_high, seeds=len(seeds), groups=groups.nunique()))
     return pd.DataFrame(rows, columns=['label', 'against', 'gain', 'low', 'high', 'sd', 'seed_low', 'seed_high', 'seeds', 'groups'])
 
-# %% ../nbs/benchmark.ipynb #c071
+# %% ../nbs/benchmark.ipynb #c075
 def published_sr(
     scale:int|None=None, # 2 or 4; None: both
 ) -> pd.DataFrame: # table, data, scale, input_size, name, psnr, ssim, parameters, flops, memory_mb
@@ -575,7 +575,7 @@ def _published_row(published, label): # the row of Table I or else of Table II, 
     found = published[published.name == label]
     return None if found.empty else found.iloc[0]
 
-# %% ../nbs/benchmark.ipynb #c074
+# %% ../nbs/benchmark.ipynb #c078
 def _number(x, form='{:.3f}'): return '–' if x is None or (isinstance(x, float) and math.isnan(x)) else form.format(x)
 def _count(x): return '–' if x is None or (isinstance(x, float) and math.isnan(x)) else format_count(x)
 def _spread(mean, sd, digits): return _number(mean, f'{{:.{digits}f}}') + ('' if math.isnan(sd) else f' ± {sd:.{digits}f}')
@@ -594,7 +594,7 @@ def _gain_rows(gains, grouped):
     header = ['network', 'against', '>gain in dB', f'>95 % over test {what}', '>95 % over seeds', '>seeds', f'>test {what}']
     return markdown_table(header, [[r.label, r.against, f'{r.gain:+.3f}', _interval(r.low, r.high), _interval(r.seed_low, r.seed_high), r.seeds, r.groups] for r in gains.itertuples()])
 
-# %% ../nbs/benchmark.ipynb #c076
+# %% ../nbs/benchmark.ipynb #c080
 def _published_table(summary, scale):
     header = ['network', '>PSNR here', '>printed', '>SSIM here', '>printed', '>parameters here', '>printed', '>FLOPs here', '>printed', '>memory here in MB', '>printed', 'table']
     published,rows = published_sr(scale),[]
@@ -605,7 +605,7 @@ def _published_table(summary, scale):
                      _number(r.peak_mb, '{:.0f}'), _number(p.memory_mb, '{:.0f}'), f'{p.table} ({p.data})'])
     return markdown_table(header, rows) if rows else 'None of these networks stands in the tables of the paper.'
 
-# %% ../nbs/benchmark.ipynb #c078
+# %% ../nbs/benchmark.ipynb #c082
 def _validation(path): # PSNR after each epoch
     try: return pd.read_csv(path).valid_psnr.astype(float)
     except (ValueError, AttributeError) as e: raise DataError(f'{path} is not a log of a training ({e}): restore it from a copy, or remove the folder {path.parent} to have this run made again.') from e
@@ -628,7 +628,7 @@ def draw(
     if logs: drawn['curves'] = figures.learning_curves(logs, head['fixed']['steps'], title='Validation while training, first seed')
     return drawn
 
-# %% ../nbs/benchmark.ipynb #c080
+# %% ../nbs/benchmark.ipynb #c084
 DEVIATIONS = (
     (('srcnn', 'edsr_baseline', 'carn', 'srrfn'), ('skip', False), 'Added here, not in the published networks: the bicubic image at the output of {}.'),
     (('mrcnet', 'mrcnet_stack', 'mrcnet_recursive', 'mrcnet_recursive_no_lstm', 'mrcnet_recursive_no_rcf'), ('skip', 'nearest'), 'The enlarged image that {} adds to its output is bicubic; the paper leaves the kind open.'),
@@ -650,7 +650,7 @@ def deviations(
     if not any('skip' in dict(e.config) for e in entries): said.append('Every network starts from the bicubic image, and none has to learn it.')
     return [*said, 'One recipe of learning rates for all, searched for none: each might do better with its own.']
 
-# %% ../nbs/benchmark.ipynb #c083
+# %% ../nbs/benchmark.ipynb #c087
 def limits(
     entries, # that are in the report
     exact=(), # names of test images that are left out, see `exact_images`
@@ -679,7 +679,7 @@ def about_intervals(
     if 1 < groups < 10: said.append(f'There are {groups} test {what}: fewer than ten make a bootstrap interval too narrow.')
     return '\n'.join(f'- {x}' for x in said)
 
-# %% ../nbs/benchmark.ipynb #c086
+# %% ../nbs/benchmark.ipynb #c090
 NOT_COMPARABLE = '''The printed PSNR, SSIM and memory are of other images, a longer training and another machine. **They cannot be compared with ours**, and no difference between the two says anything about a network. Parameters and FLOPs are counts and should agree.'''
 
 def report(
@@ -701,7 +701,7 @@ def _missing(store): # entries and seeds that others have and they have not
     seeds = sorted({k for e in store.entries() for k in store.seeds(e)})
     return [f'{e.label}, seed {k}' for e in store.entries() for k in seeds if k not in store.seeds(e)]
 
-# %% ../nbs/benchmark.ipynb #c088
+# %% ../nbs/benchmark.ipynb #c092
 def _amount(about, part, grouped): return f'{about["images"][part]} images' + (f' of {about["groups"][part]} groups' if grouped else '')
 
 def _readme(store, speed, summary, gains, drawn):
@@ -722,7 +722,7 @@ def _readme(store, speed, summary, gains, drawn):
     parts.append(f'## How it was made\n\n`{last["command"]}`, {last["date"]}; {last["machine"]}; Python {last["python"]}, torch {last["torch"]}, srdiag {last["srdiag"]}. Everything is in run.json, every run in runs/.')
     return '\n\n'.join(parts) + '\n'
 
-# %% ../nbs/benchmark.ipynb #c090
+# %% ../nbs/benchmark.ipynb #c094
 def _check_settings(
     entries, # that take part
     scale:int, # enlargement
@@ -742,7 +742,7 @@ def _check_settings(
     with torch.device('meta'):
         for e in entries: build(e, scale) # a wrong setting fails here, not after hours
 
-# %% ../nbs/benchmark.ipynb #c092
+# %% ../nbs/benchmark.ipynb #c096
 def benchmark_sr(
     data:str|Path, # a folder with images
     out:str|Path, # the folder of the benchmark; one that is there is continued

@@ -63,7 +63,7 @@ def blocks() -> dict: # part → list of uint8 3×112×112
         for j in range(4): out[part_of((i, j))].append(image[:, 128*i+8:128*i+120, 128*j+8:128*j+120].contiguous())
     return out
 
-# %% ../nbs/demo.ipynb #c010
+# %% ../nbs/demo.ipynb #c011
 def _timed(text, function, *args, **kwargs):
     start = time.time()
     print(f'{text} …', flush=True)
@@ -92,12 +92,12 @@ def train_networks(
                        s.student_steps//4, folder=logs('distilled'), **options)
     return nets | dict(distilled=student)
 
-# %% ../nbs/demo.ipynb #c012
+# %% ../nbs/demo.ipynb #c013
 def compare_networks(nets, test, scale): # name → MRCNet, SRPairs → rows with name, psnr, ssim
     rows = [dict(network='bicubic') | evaluate_sr(lambda lr: upsample(lr, scale), test)]
     return rows + [dict(network=name) | evaluate_sr(net, test) for name,net in nets.items()]
 
-# %% ../nbs/demo.ipynb #c014
+# %% ../nbs/demo.ipynb #c015
 def labelled_tiles(
     s:DemoSettings, # tile and stride
     parts:dict, # from blocks()
@@ -114,7 +114,7 @@ def labelled_tiles(
         out[part] = LabelledPairs([tiles[n] for n in keep], (lost[keep] > thresholds[1]).long(), s.scale, 'hr', PairAugment(seed) if part == 'train' else None)
     return out,thresholds,[f'block {places[n][0]}' for n in keep]
 
-# %% ../nbs/demo.ipynb #c017
+# %% ../nbs/demo.ipynb #c018
 def train_diagnosers(s, sets, student, seed, device, folder): # → name → trained SREnhancedDiagnosis
     side,models = sets['train'].lr.shape[-1],{}
     for inputs in ('LR', 'HR', 'LR+SR'):
@@ -129,7 +129,7 @@ def train_diagnosers(s, sets, student, seed, device, folder): # → name → tra
         models[inputs] = model
     return models
 
-# %% ../nbs/demo.ipynb #c019
+# %% ../nbs/demo.ipynb #c020
 def _sr_section(report, s, nets, test, rows, folder):
     (lr,hr),best = test[0],{r['network']:r for r in rows}
     report.section('Super-resolution', f'Networks at ×{s.scale}, trained on ten blocks of the image, tested on the {len(test)} test blocks. {rows[0]["convention"]}.')
@@ -145,7 +145,7 @@ def _sr_section(report, s, nets, test, rows, folder):
     report.text(f'The distilled network is **{gain:+.2f} dB** from bicubic, and {best["distilled"]["psnr"]-best["scratch"]["psnr"]:+.2f} dB from the one trained from scratch. '
                 'One seed and a few hundred steps: the second number may have either sign; the paper trains for hundreds of epochs.')
 
-# %% ../nbs/demo.ipynb #c021
+# %% ../nbs/demo.ipynb #c022
 def _diagnosis_section(report, results, sets, thresholds, folder):
     y = sets['test'].labels.numpy()
     rows = [dict(name=name, accuracy=m['accuracy'], low=m['accuracy_low'], high=m['accuracy_high']) for name,(m,_) in results.items()]
@@ -160,7 +160,7 @@ def _diagnosis_section(report, results, sets, thresholds, folder):
     log = pd.read_csv(folder/'LR+SR'/'steps.csv')
     report.figure(figures.training_curves(log.rolling(5, min_periods=1).mean(), keys=['loss', 'ce', 'rank', 'sac', 'sar'], x='step'), 'Components of the loss of the framework, weighted as in Eq. (14).', 'Loss components')
 
-# %% ../nbs/demo.ipynb #c023
+# %% ../nbs/demo.ipynb #c024
 def honest_sentence(
     results:dict, # input → (metrics, predictions)
 ) -> str:
@@ -172,7 +172,7 @@ def honest_sentence(
     return (f'{order} With one image, one seed and {n} overlapping test tiles this shows that the machinery works. It does not show that the method is better than another: '
             'the intervals overlap widely, and the labels are computed from pixels, not given by a pathologist.')
 
-# %% ../nbs/demo.ipynb #c025
+# %% ../nbs/demo.ipynb #c026
 def demo(
     out:str|Path='runs/demo', # where the report and the models go
     seed:int=0, # of everything
@@ -201,7 +201,7 @@ def demo(
     _print_summary(rows, results, folder, start)
     return dict(sr=rows, diagnosis={k:m for k,(m,_) in results.items()})
 
-# %% ../nbs/demo.ipynb #c027
+# %% ../nbs/demo.ipynb #c028
 def _save(folder, s, seed, nets, models, rows, results):
     note = 'Trained for minutes on a part of one image: for demonstration only.'
     facts = dict(data=dict(name='scikit-image immunohistochemistry', blocks='10 train, 2 validation, 4 test'), training=dict(command='srdiag demo', seed=seed, settings=repr(s)), notes=note)

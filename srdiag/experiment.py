@@ -12,7 +12,7 @@ __all__ = ['OURS', 'TABLES', 'BUDGETS', 'FORMAT', 'METRICS', 'NUMERALS', 'NOT_CO
            'confusion_markdown', 'limits', 'tables_of', 'Part', 'part_of', 'part_text', 'draw_part', 'report',
            'rows_of', 'networks_of', 'prepare', 'run_experiment']
 
-# %% ../nbs/experiment.ipynb #c004
+# %% ../nbs/experiment.ipynb #c005
 import copy
 import hashlib
 import json
@@ -54,7 +54,7 @@ from .sr.training import score_images
 from .training.recipes import DIAGNOSIS_RECIPES
 from .weights import model_folder, read_config
 
-# %% ../nbs/experiment.ipynb #c006
+# %% ../nbs/experiment.ipynb #c007
 @dataclass(frozen=True)
 class Row:
     "One row of a table: what the framework reads, and how it is trained. Raises ValueError for what does not fit"
@@ -83,7 +83,7 @@ class Row:
                 (self.network, self.has_sr and self.network != 'mrcnet')]
         return '-'.join([self.inputs, *(word for word,on in said if on), f'x{self.scale}'])
 
-# %% ../nbs/experiment.ipynb #c009
+# %% ../nbs/experiment.ipynb #c010
 OURS = Row('LR+SR w/ SAI (Ours)', 'LR+SR', True)
 
 TABLES = {
@@ -98,7 +98,7 @@ TABLES = {
 }
 TABLES['fig7'] = TABLES['table9'] # the images of the same three
 
-# %% ../nbs/experiment.ipynb #c012
+# %% ../nbs/experiment.ipynb #c013
 @dataclass(frozen=True)
 class Budget:
     "How long every row is trained, and how often. Raises DataError for a number that makes no training"
@@ -137,7 +137,7 @@ class Design:
     def loss(self, row): # DiagnosisLoss of a row
         return DiagnosisLoss(self.rank, self.sac if row.sac else 0., self.sar if row.sar else 0., norm=self.norm)
 
-# %% ../nbs/experiment.ipynb #c014
+# %% ../nbs/experiment.ipynb #c015
 def budget_of(
     name:str, # a key of BUDGETS
     **changes, # fields of Budget; None leaves a field as it is
@@ -145,7 +145,7 @@ def budget_of(
     "A named budget with changes; DataError for names that do not exist"
     return named_budget(BUDGETS, name, **changes)
 
-# %% ../nbs/experiment.ipynb #c017
+# %% ../nbs/experiment.ipynb #c018
 def make_folds(
     labels, # N class names
     groups, # N names of groups, or None: each image on its own
@@ -166,7 +166,7 @@ def make_folds(
         out.append(parts)
     return out
 
-# %% ../nbs/experiment.ipynb #c022
+# %% ../nbs/experiment.ipynb #c023
 class JobFacts:
     "What a Job records: its split, what must not change, and what a reader wants to know"
     def split_frame(self): # file, label, group, and the part in each fold
@@ -188,7 +188,7 @@ class JobFacts:
                     groups=len(self.frame) if self.groups is None else len(set(self.groups)), skipped=self.data.skipped or 'none',
                     parts=[{k:len(v) for k,v in parts.items()} for parts in self.folds], shape=list(self.data.images[0].shape), high=list(self.data.images[0].shape[1:]) if self.design.images == 'hr' else None)
 
-# %% ../nbs/experiment.ipynb #c024
+# %% ../nbs/experiment.ipynb #c025
 class Job(JobFacts):
     "Images, folds, networks and settings of an experiment"
     def __init__(self,
@@ -223,7 +223,7 @@ class Job(JobFacts):
         idx = self.folds[fold]['train']
         return choose_references(self.data.table.labels[idx], None if self.groups is None else self.groups[idx], self.design.references, seed)
 
-# %% ../nbs/experiment.ipynb #c026
+# %% ../nbs/experiment.ipynb #c027
 class Network:
     "A super-resolution network that takes part: its model folder and what identifies its weights"
     def __init__(self,
@@ -242,7 +242,7 @@ class Network:
     def shared(self, job): # how many groups of the labelled images bear the name of a group that it has learned from
         return 0 if job.groups is None else len(self.groups() & set(job.groups))
 
-# %% ../nbs/experiment.ipynb #c028
+# %% ../nbs/experiment.ipynb #c029
 FORMAT = 'srdiag experiment 1'
 _NUMBER,_MAYBE = (int, float),(int, float, type(None))
 _SETUP = dict(format=str, fixed={}, about={})
@@ -251,7 +251,7 @@ _FACTS = dict(fixed=dict(folds=int, epochs=int, batch_size=int, scale=int, recip
 _RUN = dict(row={}, seed=int, fold=int, metrics=dict.fromkeys(('f1', 'sensitivity', 'specificity', 'kappa', 'mcc', 'auc'), _MAYBE) | dict(accuracy=_NUMBER, n=int), mode=str, modes={}, gate_closed=int,
             seconds=_NUMBER, made={})
 
-# %% ../nbs/experiment.ipynb #c030
+# %% ../nbs/experiment.ipynb #c031
 class StoreFolder:
     "What the folder of an experiment holds; nothing is written"
     def __init__(self,
@@ -302,7 +302,7 @@ class StoreFolder:
             raise DataError(f'{path/"predictions.csv"} and metrics.json beside it do not belong together: remove the folder {path} to have this run made again.')
         return p
 
-# %% ../nbs/experiment.ipynb #c032
+# %% ../nbs/experiment.ipynb #c033
 class Store(StoreFolder):
     "The folder of an experiment"
     def open(self, job, session): # start, or go on; DataError if the folder holds something else
@@ -341,7 +341,7 @@ class Store(StoreFolder):
             with placing(folder, 'network.json') as new: write_text(new/'network.json', json_text(known))
         self._same(network)
 
-# %% ../nbs/experiment.ipynb #c034
+# %% ../nbs/experiment.ipynb #c035
 def read_predictions(
     path:Path, # of a run
     classes, # names
@@ -358,7 +358,7 @@ def read_predictions(
     if p.file.duplicated().any() or not ((q >= 0) & (q <= 1)).all() or not np.allclose(p[heads].sum(1), 1, atol=1e-4): raise DataError(f'{path} is not what srdiag wrote (a file twice, or numbers that are no probabilities): {remedy}.')
     return p
 
-# %% ../nbs/experiment.ipynb #c036
+# %% ../nbs/experiment.ipynb #c037
 def build(
     row:Row, # of a table
     job:Job, # images, networks
@@ -377,7 +377,7 @@ def predict_by(
     "Predict in a fixed random order, so that a batch is a mix of groups and classes"
     return predict(model, part.lr, classes, part.hr, batch_size, mode, torch.randperm(len(part), generator=torch.Generator().manual_seed(0)))
 
-# %% ../nbs/experiment.ipynb #c038
+# %% ../nbs/experiment.ipynb #c039
 def predictions_frame(
     job:Job, # images, folds
     fold:int, # whose test part was predicted
@@ -393,7 +393,7 @@ def predictions_frame(
         if len(found) > 1: columns |= {f'mode_{mode}_{c}':p.probabilities['ens'][:, k].round(8) for k,c in enumerate(job.classes)}
     return pd.DataFrame(columns)
 
-# %% ../nbs/experiment.ipynb #c040
+# %% ../nbs/experiment.ipynb #c041
 def do_run(
     job:Job, # images, networks, settings
     store:Store, # where results go
@@ -431,7 +431,7 @@ def _save_networks(model, row, fold, folder, keep_models):
     if row.has_sr and row.sai and fold == 0: save_model(folder/'sr', model.sr_network, info())
     if keep_models: save_model(folder/'model', model, info())
 
-# %% ../nbs/experiment.ipynb #c042
+# %% ../nbs/experiment.ipynb #c043
 def run_all(
     job:Job, # images, networks, settings
     store:Store, # open
@@ -449,7 +449,7 @@ def run_all(
                 except TrainingError as e: say(f'{row.key}, seed {seed}, fold {fold} failed and is not recorded: {e}')
     return done
 
-# %% ../nbs/experiment.ipynb #c053
+# %% ../nbs/experiment.ipynb #c054
 class Answers:
     "For each row, which image was diagnosed rightly in which seed and fold"
     def __init__(self,
@@ -489,7 +489,7 @@ class Answers:
             means.append(self._of(r, common).groupby('seed').right.mean())
         return (means[1]-means[0]).tolist()
 
-# %% ../nbs/experiment.ipynb #c055
+# %% ../nbs/experiment.ipynb #c056
 METRICS = ('accuracy', 'f1', 'sensitivity', 'specificity', 'kappa', 'mcc', 'auc')
 
 def results_table(
@@ -534,7 +534,7 @@ def modes_table(
             lines.append(dict(key=r.key, label=r.label, mode=mode, accuracy=mean, low=low, high=high))
     return pd.DataFrame(lines, columns=['key', 'label', 'mode', 'accuracy', 'low', 'high'])
 
-# %% ../nbs/experiment.ipynb #c057
+# %% ../nbs/experiment.ipynb #c058
 def pairs_of(
     rows, # of one table
 ) -> list: # (row, against)
@@ -576,7 +576,7 @@ def gap_table(
             if groups is not None: lines.append(dict(key=r.key, label=r.label, base=base, **gap_closed(*right, groups)))
     return pd.DataFrame(lines, columns=['key', 'label', 'base', 'gap', 'gap_low', 'gap_high', 'clear', 'closed', 'low', 'high'])
 
-# %% ../nbs/experiment.ipynb #c062
+# %% ../nbs/experiment.ipynb #c063
 NUMERALS = dict(table5='V', table6='VI', table7='VII', table8='VIII', table9='IX', table10='X')
 
 def published_diagnosis(
@@ -590,7 +590,7 @@ def published_confusion() -> pd.DataFrame: # true, predicted, percent, sd
     "Table VI as printed"
     with (resources.files('srdiag.published')/'confusion.csv').open(encoding='utf-8') as f: return pd.read_csv(f)
 
-# %% ../nbs/experiment.ipynb #c065
+# %% ../nbs/experiment.ipynb #c066
 def measure_row(
     config:dict, # of the framework, from metrics.json
     shape, # C, height and width of the low-resolution image
@@ -613,7 +613,7 @@ def ensure_costs(job, store, rows): # cost.json: measured once for each row that
         known[r.key] = measure_row(store.metrics(r, *store.complete(r)[0])['config'], list(lr.shape[1:]), Setup(str(job.device), job.precision))
         write_text(path, json_text(known))
 
-# %% ../nbs/experiment.ipynb #c067
+# %% ../nbs/experiment.ipynb #c068
 def _score(enlarge, pairs):
     s = score_images(enlarge, pairs)
     s = s[np.isfinite(s.psnr)]
@@ -640,7 +640,7 @@ def scores_of(store, row, fine_tuned=False): # dict with psnr, ssim, n, or None
     path = store.path(row, 0, 0)/'sr_scores.json' if fine_tuned else store.network_folder(row.network if row.has_sr else 'bicubic', row.scale)/'scores.json'
     return read_json(path, dict(psnr=_NUMBER, ssim=_NUMBER, n=int), 'remove it to have it made again') if path.is_file() else None
 
-# %% ../nbs/experiment.ipynb #c069
+# %% ../nbs/experiment.ipynb #c070
 def save_panels(job, store): # panels/<k>_lr.png and <k>_hr.png
     folder,d = store.folder/'panels',job.design
     if d.images != 'hr' or folder.exists() or min(job.data.images[0].shape[1:]) < 11 + 2*d.scale: return
@@ -663,7 +663,7 @@ def draw_panels(store, rows): # name → Figure: nearest, bicubic, each row's ne
         drawn[f'fig7_{path.name[0]}'] = figures.sr_panel(images, hr, convention(scale), width=1.7*(len(images) + 1))
     return drawn
 
-# %% ../nbs/experiment.ipynb #c071
+# %% ../nbs/experiment.ipynb #c072
 def _known(x): return x is not None and not (isinstance(x, float) and math.isnan(x))
 def _percent(x, sd=None): return '–' if not _known(x) else f'{100*x:.2f}' + (f' ± {100*sd:.2f}' if sd is not None and _known(sd) else '')
 def _range(low, high, form='{:.2f}'): return '–' if not _known(low) else f'{form.format(100*low)} to {form.format(100*high)}'
@@ -682,7 +682,7 @@ def beside_table(name, summary): # ours and the printed ones, column by column
     header = ['row', *(h for k in metrics for h in (f'>{k} here', *(f'>{k} printed, {d}' for d in sets)))]
     return markdown_table(header, [[s.label, *(c for k in metrics for c in (_percent(getattr(s, k), getattr(s, f'{k}_sd')), *(_printed(find(s.label, d), k) for d in sets)))] for s in summary.itertuples()])
 
-# %% ../nbs/experiment.ipynb #c073
+# %% ../nbs/experiment.ipynb #c074
 def gain_table(gains):
     header = ['row', 'against', '>gain in points', '>95 % over groups', '>seeds', '>95 % over seeds', 'what it says']
     return markdown_table(header, [[g.label, g.against, f'{100*g.gain:+.2f}', _range(g.low, g.high, '{:+.2f}'), g.seeds, _range(g.seed_low, g.seed_high, '{:+.2f}'), verdict(g.gain, g.low, g.high)] for g in gains.itertuples()])
@@ -708,7 +708,7 @@ def image_table(store, rows, printed=None): # PSNR and SSIM of the networks, bef
         if before or after: lines.append([r.label, *(_as(s and s[k], form) for s in (before, after) for k,form in (('psnr', '{:.3f}'), ('ssim', '{:.4f}'))), *theirs])
     return markdown_table(header, lines) if lines else ''
 
-# %% ../nbs/experiment.ipynb #c075
+# %% ../nbs/experiment.ipynb #c076
 def confusion_of(
     store:Store, # of an experiment
     row:Row, # with complete runs
@@ -730,7 +730,7 @@ def confusion_markdown(store, row):
     theirs = markdown_table(['true (printed, CAD-CAP)', *(f'>said {c}' for c in p.predicted.unique())], [[t, *map(cell, g.percent, g.sd)] for t,g in p.groupby('true', sort=False)])
     return f'{ours}\n\n{theirs}'
 
-# %% ../nbs/experiment.ipynb #c077
+# %% ../nbs/experiment.ipynb #c078
 NOT_COMPARABLE = 'The printed numbers are of other images (CAD-CAP, PCam), trained longer, on networks that may differ. **They cannot be set against ours**, and no difference between the two says anything about the method.'
 
 def limits(
@@ -758,7 +758,7 @@ def limits(
     if f['images'] == 'lr': said.append('The files are low-resolution, so there are no rows with true HR images, and no gap to close.')
     return '\n'.join(f'- {x}' for x in said)
 
-# %% ../nbs/experiment.ipynb #c079
+# %% ../nbs/experiment.ipynb #c080
 TITLES = dict(table5='Table V: inputs and sample affinity interaction', table6='Table VI: confusion', table7='Table VII: cost of SAI', table8='Table VIII: consistency and regularization',
               table9='Table IX: what super-resolution contributes', table10='Table X: scales', fig6='Fig. 6: other super-resolution networks', fig7='Fig. 7: images before and after')
 
@@ -786,7 +786,7 @@ def part_of(store, name, rows, results): # → Part
     missing = [f'{r.label} (seed {s}, fold {k})' for r in rows for s,k in runs if (s, k) not in store.complete(r)]
     return Part(name, answers.rows, summary_table(answers, results), gains_table(answers, pairs_of(rows)), gap_table(answers) if name == 'table5' else gap_table(Answers(store, [])), modes_table(answers), missing)
 
-# %% ../nbs/experiment.ipynb #c081
+# %% ../nbs/experiment.ipynb #c082
 def part_text(store, part, drawn): # markdown, below a heading
     said,name = [f'# {TITLES[part.name]}'],part.name
     folds,wanted = int(part.summary.folds.max()),store.setup()['fixed']['folds']
@@ -813,7 +813,7 @@ def draw_part(store, part): # name of the file → Figure
         drawn[part.name] = figures.accuracy_bars(bars, title=f'{TITLES[part.name].split(":")[0]}, {store.setup()["about"]["data"]}')
     return drawn
 
-# %% ../nbs/experiment.ipynb #c083
+# %% ../nbs/experiment.ipynb #c084
 def report(
     store:Store, # of an experiment
 ) -> Path: # the README.md
@@ -841,7 +841,7 @@ def report(
     facts = '\n'.join(f'- {k}: {v}' for k,v in setup['fixed'].items())
     return write_text(store.folder/'README.md', '\n\n'.join([f'# Experiments on {setup["about"]["data"]}', head, '\n'.join(texts), '## Limits', said, '## Configuration', facts, f'## Last session\n\n{made}']) + '\n')
 
-# %% ../nbs/experiment.ipynb #c085
+# %% ../nbs/experiment.ipynb #c086
 def _head(setup, results):
     a,f = setup['about'],setup['fixed']
     return (f'{sum(a["images"].values())} images of {a["groups"]} {"groups" if a["grouped"] else "images (groups unknown)"}, {len(a["classes"])} classes; {f["folds"]} folds, {results.seed.nunique()} seed(s); '
@@ -863,7 +863,7 @@ def _add_section(page, part, drawn):
         page.table(points[['label', 'against', 'gain', 'low', 'high', 'says']], 'Paired differences in points.', dict(gain='+.2f', low='+.2f', high='+.2f'))
     if len(part.gaps): page.table(part.gaps.drop(columns='key'), 'Share of the gap to HR that is closed; without a clear gap there is no interval.', {k:'.3f' for k in ('gap', 'gap_low', 'gap_high', 'closed', 'low', 'high')})
 
-# %% ../nbs/experiment.ipynb #c087
+# %% ../nbs/experiment.ipynb #c088
 def rows_of(
     name:str, # a key of TABLES, or 'all'
     design:Design, # images, scale
@@ -900,7 +900,7 @@ def networks_of(
         out[name, scale] = folder
     return out
 
-# %% ../nbs/experiment.ipynb #c089
+# %% ../nbs/experiment.ipynb #c090
 def _check_networks(job, rows):
     for n in (job.networks[r.network, r.scale] for r in rows if r.has_sr): check_channels(n.module, n.folder, job.data.channels)
     for n in job.networks.values():
@@ -931,7 +931,7 @@ def prepare(data, out, labels, rows, networks, budget, design, options): # → J
     store.check(job)
     return job,store
 
-# %% ../nbs/experiment.ipynb #c091
+# %% ../nbs/experiment.ipynb #c092
 def run_experiment(
     name:str, # a key of TABLES, or 'all'
     data:str|Path, # labelled images

@@ -287,7 +287,7 @@ def accuracy_bars(
         ax.tick_params(axis='y', length=0)
     return finished(fig)
 
-# %% ../nbs/figures.ipynb #c045
+# %% ../nbs/figures.ipynb #c046
 def affinity_figure(
     matrices:dict, # name -> B×B affinities of one batch
     labels, # B class numbers or names, in the order of the batch
@@ -324,7 +324,7 @@ def affinity_figure(
         fig.colorbar(shown, ax=axes, shrink=0.8, aspect=25).outline.set_visible(False)
     return finished(fig)
 
-# %% ../nbs/figures.ipynb #c048
+# %% ../nbs/figures.ipynb #c049
 def _place_labels(fig, ax, points):
     "Write each label beside its bubble at (x, y) with radius r in points, avoiding bubbles and labels already placed"
     fig.canvas.draw()
@@ -351,7 +351,7 @@ def _floor_line(ax, row): # a method that computes nothing that is counted, as a
     ax.axhline(row['psnr'], color=COLOURS['ilr'], ls='--', lw=1.2, zorder=1)
     ax.annotate(row['name'], (0.99, row['psnr']), xycoords=('axes fraction', 'data'), xytext=(0, 3), textcoords='offset points', ha='right', fontsize=8)
 
-# %% ../nbs/figures.ipynb #c050
+# %% ../nbs/figures.ipynb #c051
 def psnr_flops(
     rows:list[dict], # name, psnr in dB, flops, parameters; and sd in dB, if known. Without flops: a dashed line
     highlight:str='MRC-Net', # networks whose name starts so are drawn in the colour of SR
@@ -380,7 +380,7 @@ def psnr_flops(
         _place_labels(fig, ax, [(r['flops'], r['psnr'], math.sqrt(s/math.pi), label) for r, s, label in zip(bubbles, area, labels)])
     return finished(fig)
 
-# %% ../nbs/figures.ipynb #c055
+# %% ../nbs/figures.ipynb #c056
 def figure_to_html(
     fig:Figure, # any matplotlib figure; it is closed
     alt:str='', # description for readers who do not see the picture; '' takes the figure's titles

@@ -158,12 +158,12 @@ def save_model(
         if temporary is not None and temporary.exists(): shutil.rmtree(temporary, ignore_errors=True)
     return folder
 
-# %% ../nbs/models.ipynb #c018
+# %% ../nbs/models.ipynb #c019
 def _build(config): # the network that config.json describes, with fresh weights
     cls = ARCHITECTURES[config.get('architecture', 'mrcnet')] if config['kind'] == 'sr' else SREnhancedDiagnosis
     return cls(**config['network'])
 
-# %% ../nbs/models.ipynb #c020
+# %% ../nbs/models.ipynb #c021
 def load_model(
     folder:str|Path, # a model folder, or the name of a network of the package, e.g. 'histology_x2'
     kind:str|None=None, # 'sr' or 'diagnosis'; None: either

@@ -21,7 +21,7 @@ from PIL import Image,ImageOps,UnidentifiedImageError
 from ..errors import DataError,ImageError
 from ..files import replacing
 
-# %% ../../nbs/data/images.ipynb #c010
+# %% ../../nbs/data/images.ipynb #c011
 def as_float(
     x:torch.Tensor, # uint8 in 0..255, or float
 ) -> torch.Tensor: # float32 in [0, 1] from uint8; a float tensor passes through
@@ -40,7 +40,7 @@ def to_uint8(
     if torch.isnan(x).any(): raise ValueError('to_uint8 was given NaN, which no byte can hold.')
     return x.mul(255).round_().clamp_(0, 255).to(torch.uint8)
 
-# %% ../../nbs/data/images.ipynb #c014
+# %% ../../nbs/data/images.ipynb #c015
 def luma(
     x:torch.Tensor, # ...×3×H×W or ...×1×H×W, uint8 or float
 ) -> torch.Tensor: # ...×1×H×W, same type: 0.299 R + 0.587 G + 0.114 B, bytes rounded
@@ -59,7 +59,7 @@ def _with_channels(
     if channels is None or x.shape[0] == channels: return x
     return luma(x) if channels == 1 else x.repeat(3, 1, 1)
 
-# %% ../../nbs/data/images.ipynb #c017
+# %% ../../nbs/data/images.ipynb #c018
 def _too_large(
     h:int, # height in pixels
     w:int, # width in pixels
@@ -86,7 +86,7 @@ def _check_tiff(
                                'as 16-bit TIFF')
     return page
 
-# %% ../../nbs/data/images.ipynb #c019
+# %% ../../nbs/data/images.ipynb #c020
 def _upright(
     a:np.ndarray, # H×W×C as stored
     code:int, # the orientation tag, 1..8
@@ -115,7 +115,7 @@ def _read_deep_tiff(
     a, rest = a[..., :n], a[..., n:]
     return a*rest[..., :1] + (1 - rest[..., :1]) if rest.shape[-1] and page.extrasamples else a
 
-# %% ../../nbs/data/images.ipynb #c021
+# %% ../../nbs/data/images.ipynb #c022
 def _from_pil(
     path:Path, # the file, for messages
     im:Image.Image, # decoded and upright
@@ -140,7 +140,7 @@ def _from_pil(
     grey = grey or (paletted and (a == a[..., :1]).all())
     return a[..., :1] if grey else a
 
-# %% ../../nbs/data/images.ipynb #c023
+# %% ../../nbs/data/images.ipynb #c024
 @contextmanager
 def quietly():
     "No warnings and no log lines from the decoders while images are read"
@@ -170,7 +170,7 @@ def _decode(
         im.load()
         return _from_pil(path, ImageOps.exif_transpose(im), raw)
 
-# %% ../../nbs/data/images.ipynb #c025
+# %% ../../nbs/data/images.ipynb #c026
 def _read(
     path:Path, # the file
     channels:int|None, # 1, 3 or None
@@ -202,7 +202,7 @@ def read_image(
     if channels not in (None, 1, 3): raise ValueError(f'read_image needs channels to be 1, 3 or None, but got {channels!r}.')
     with quietly(): return _read(Path(path), channels)
 
-# %% ../../nbs/data/images.ipynb #c035
+# %% ../../nbs/data/images.ipynb #c036
 def save_png(
     x:torch.Tensor, # C×H×W with C = 1 or 3, uint8 or float in [0, 1]
     path:str|Path, # ends in .png; its folder must exist
@@ -219,7 +219,7 @@ def save_png(
     with replacing(path) as part, open(part, 'xb') as f: Image.fromarray(a[..., 0] if a.shape[-1] == 1 else a).save(f, format='PNG')
     return path
 
-# %% ../../nbs/data/images.ipynb #c039
+# %% ../../nbs/data/images.ipynb #c040
 EXTENSIONS = ('.png', '.jpg', '.jpeg', '.tif', '.tiff', '.bmp', '.webp')
 
 def _in_folder(
@@ -249,7 +249,7 @@ def find_images(
         except UnicodeEncodeError: raise DataError(f'{str(p).encode(errors="backslashreplace").decode()} has a name that is not UTF-8: rename the file.') from None
     return sorted(found, key=lambda p: p.as_posix())
 
-# %% ../../nbs/data/images.ipynb #c043
+# %% ../../nbs/data/images.ipynb #c044
 @dataclass
 class ImageSet:
     "Images that were read, and the files that were not"
@@ -272,7 +272,7 @@ class ImageSet:
         more = f'; and {n-5} more' if n > 5 else ''
         return f'{n} of {n+len(self)} images {"was" if n == 1 else "were"} skipped: {named}{more}.'
 
-# %% ../../nbs/data/images.ipynb #c045
+# %% ../../nbs/data/images.ipynb #c046
 def _read_or_error(
     path:Path, # the file
     channels:int|None, # 1, 3 or None
@@ -311,7 +311,7 @@ def read_images(
     res.images = [_with_channels(x, n) for x in res.images]
     return res
 
-# %% ../../nbs/data/images.ipynb #c050
+# %% ../../nbs/data/images.ipynb #c051
 def file_hash(
     path:str|Path, # the file
 ) -> str: # 64 hexadecimal digits

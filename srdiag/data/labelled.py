@@ -18,7 +18,7 @@ from .images import find_images
 from .splits import grouped_split
 from ..errors import DataError
 
-# %% ../../nbs/data/labelled.ipynb #c010
+# %% ../../nbs/data/labelled.ipynb #c011
 @dataclass(frozen=True, eq=False)
 class LabelledTable:
     "Files with labels, and with groups and a split if known; row i of each belongs together"
@@ -55,7 +55,7 @@ class LabelledTable:
         if self.groups is not None: df['groups'] = [len(set(self.groups[self.labels == k])) for k in range(K)]
         return df
 
-# %% ../../nbs/data/labelled.ipynb #c012
+# %% ../../nbs/data/labelled.ipynb #c013
 def _relative(
     path:Path, # a file
     root:Path, # a folder
@@ -70,7 +70,7 @@ def _names(
     "The class name of each row"
     return np.array(table.classes, dtype=object)[table.labels].astype(str)
 
-# %% ../../nbs/data/labelled.ipynb #c014
+# %% ../../nbs/data/labelled.ipynb #c015
 def groups_from_names(
     files:list[Path], # the files
     pattern:str, # 'auto', 'none', or a regular expression with one capture group, searched in the file name
@@ -93,7 +93,7 @@ def groups_from_names(
         out.append(m[1])
     return np.array(out)
 
-# %% ../../nbs/data/labelled.ipynb #c016
+# %% ../../nbs/data/labelled.ipynb #c017
 def from_folder(
     root:str|Path, # one sub-folder per class
     group_pattern:str='auto', # 'auto', 'none' or a regular expression: see `groups_from_names`
@@ -110,7 +110,7 @@ def from_folder(
     labels = np.repeat(np.arange(len(folders)), [len(ps) for ps in found])
     return LabelledTable(files, labels, [p.name for p in folders], groups_from_names(files, group_pattern), root=root)
 
-# %% ../../nbs/data/labelled.ipynb #c022
+# %% ../../nbs/data/labelled.ipynb #c023
 def _read_csv(
     csv:Path, # the file
 ) -> pd.DataFrame: # all cells as stripped text, column names in small letters
@@ -133,7 +133,7 @@ def _read_csv(
                             'in or remove the row.')
     return df
 
-# %% ../../nbs/data/labelled.ipynb #c024
+# %% ../../nbs/data/labelled.ipynb #c025
 def _sorted_classes(
     names:list[str], # labels, with repetitions
 ) -> list[str]: # each once
@@ -159,7 +159,7 @@ def _check_files(
         if p in seen: raise DataError(f'{csv} names the file {n} twice: keep one of the rows.')
         seen.add(p)
 
-# %% ../../nbs/data/labelled.ipynb #c026
+# %% ../../nbs/data/labelled.ipynb #c027
 def from_csv(
     csv:str|Path, # columns file, label and, if wanted, group and split
     root:str|Path|None=None, # paths are relative to it; None: to the folder of `csv`
@@ -180,7 +180,7 @@ def from_csv(
         raise DataError(f"{csv} has the split value '{bad[0]}': only train, valid and test are known.")
     return LabelledTable(files, labels, classes, groups, split, root)
 
-# %% ../../nbs/data/labelled.ipynb #c033
+# %% ../../nbs/data/labelled.ipynb #c034
 def load_table(
     data:str|Path, # a folder with class folders, one made by `srdiag import`, a .csv file, or a folder of images described by `labels`
     labels:str|Path|None=None, # a .csv file whose paths are relative to `data`
@@ -200,7 +200,7 @@ def load_table(
     check_classes(table)
     return table
 
-# %% ../../nbs/data/labelled.ipynb #c035
+# %% ../../nbs/data/labelled.ipynb #c036
 def check_classes(
     table:LabelledTable, # the labelled images
     min_images:int=1, # each class needs as many
@@ -232,7 +232,7 @@ def check_split(
             raise DataError(f'The class {table.classes[min(new)]} is in the {name} part but not in the train part: '
                             'nothing could be learned about it.')
 
-# %% ../../nbs/data/labelled.ipynb #c037
+# %% ../../nbs/data/labelled.ipynb #c038
 def split_table(
     table:LabelledTable, # the labelled images
     fractions:tuple=(0.7, 0.15, 0.15), # of train, valid and test; used where the table does not say

@@ -17,12 +17,12 @@ from .images import as_float,luma,save_png
 from .splits import spatial_split
 from ..errors import DataError
 
-# %% ../../nbs/data/samples.ipynb #c007
+# %% ../../nbs/data/samples.ipynb #c008
 def tissue() -> torch.Tensor: # uint8 3×512×512, RGB
     "scikit-image's `immunohistochemistry`: stained colon tissue, inside the package, no download"
     return torch.from_numpy(skdata.immunohistochemistry()).permute(2, 0, 1).contiguous()
 
-# %% ../../nbs/data/samples.ipynb #c012
+# %% ../../nbs/data/samples.ipynb #c013
 def _grid(
     box:tuple, # (top, left, bottom, right) in pixels, bottom and right exclusive
     size:int, # side of a patch in pixels
@@ -48,7 +48,7 @@ def tissue_patches(
         out[name] = [x[:, a:c, b:d].clone() for a,b,c,d in boxes], boxes
     return out
 
-# %% ../../nbs/data/samples.ipynb #c020
+# %% ../../nbs/data/samples.ipynb #c021
 CLASSES = ('coarse', 'fine')
 
 def lost_energy(
@@ -71,7 +71,7 @@ def detail_labels(
     if threshold is None: threshold = q.median().item()
     return (q > threshold).long(), threshold
 
-# %% ../../nbs/data/samples.ipynb #c026
+# %% ../../nbs/data/samples.ipynb #c027
 def _labelled_patches(
     sets:dict, # what `tissue_patches` returned
     bands:int, # horizontal bands per side

@@ -10,7 +10,7 @@ import numpy as np
 
 from ..errors import DataError
 
-# %% ../../nbs/data/splits.ipynb #c009
+# %% ../../nbs/data/splits.ipynb #c010
 def _change(
     c:np.ndarray, # K, the images of each class in one group
     have:np.ndarray, # P×K, what each part holds now
@@ -44,7 +44,7 @@ def _deal(
         if not moved: break
     return part, float(((have - want)**2/want).sum())
 
-# %% ../../nbs/data/splits.ipynb #c012
+# %% ../../nbs/data/splits.ipynb #c013
 def _repair(
     part:np.ndarray, # G, changed in place
     counts:np.ndarray, # G×K
@@ -81,7 +81,7 @@ def _deal_well(
         if best is None or rank < best[0]: best = rank, part
     return best[1]
 
-# %% ../../nbs/data/splits.ipynb #c014
+# %% ../../nbs/data/splits.ipynb #c015
 def _count_table(
     labels, # N labels, or None
     groups, # N groups, or None: each item on its own
@@ -98,7 +98,7 @@ def _count_table(
     np.add.at(counts, (g, y), 1)
     return g, counts, classes
 
-# %% ../../nbs/data/splits.ipynb #c016
+# %% ../../nbs/data/splits.ipynb #c017
 def _all_classes(
     counts:np.ndarray, # G×K
     inside:np.ndarray, # G, True for the groups trained on
@@ -127,7 +127,7 @@ def grouped_split(
     _all_classes(counts, part == 0, classes)
     return tuple(np.flatnonzero(part[g] == p) for p in range(len(f)))
 
-# %% ../../nbs/data/splits.ipynb #c026
+# %% ../../nbs/data/splits.ipynb #c027
 def grouped_folds(
     labels, # N class labels, or None
     groups, # N group names, or None: each item on its own
@@ -147,7 +147,7 @@ def grouped_folds(
         out.append((train, test))
     return out
 
-# %% ../../nbs/data/splits.ipynb #c031
+# %% ../../nbs/data/splits.ipynb #c032
 def spatial_split(
     height:int, # of the image, in pixels
     width:int, # of the image, in pixels

@@ -100,7 +100,7 @@ def precision_callbacks(
     precision = chosen_precision(precision, device)
     return [ChannelsLast(), *{'bf16':[Autocast()], 'fp16':[MixedPrecision()], 'fp32':[]}[precision]]
 
-# %% ../../nbs/training/loop.ipynb #c035
+# %% ../../nbs/training/loop.ipynb #c037
 class StopOnNonFinite(Callback):
     "End the fit as soon as a training loss is NaN or infinite, before it reaches the weights; `error` then says why"
     order = 20
@@ -113,7 +113,7 @@ class StopOnNonFinite(Callback):
                                 'Try a smaller learning rate, or look for constant or corrupt images in the training data.')
             raise CancelFitException()
 
-# %% ../../nbs/training/loop.ipynb #c037
+# %% ../../nbs/training/loop.ipynb #c039
 class KeepBest(Callback):
     "Copy (and save) the weights whenever the monitored value improves; load the best ones at the end"
     order = 65
@@ -136,7 +136,7 @@ class KeepBest(Callback):
         if self.state is not None: self.model.load_state_dict(self.state)
     def after_fit(self): self.restore()
 
-# %% ../../nbs/training/loop.ipynb #c041
+# %% ../../nbs/training/loop.ipynb #c043
 def standard_callbacks(
     folder:str|Path|None=None, # where log.csv (epochs) and steps.csv (steps) go; None: no files
     monitor:str='valid_loss', # what the best model is judged by
@@ -149,7 +149,7 @@ def standard_callbacks(
     logs = [] if folder is None else [CSVLogger(Path(folder).resolve()/'log.csv'), StepLog(Path(folder)/'steps.csv')]
     return [*precision_callbacks(precision, device), StopOnNonFinite(), KeepBest(monitor, higher, save), *logs]
 
-# %% ../../nbs/training/loop.ipynb #c043
+# %% ../../nbs/training/loop.ipynb #c045
 def log_both(
     learn, # a fastai Learner
 ): # the same Learner
