@@ -11,8 +11,8 @@ import matplotlib.pyplot as plt
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from sklearn.metrics import roc_curve
-from .evaluation.calibration import (Abstention, OperatingPoint, brier_score, design_effect, expected_calibration_error,
-                                           reliability_table, risk_bound, risk_coverage)
+from .evaluation.calibration import (Abstention, OperatingPoint, brier_score, curve_bound, expected_calibration_error,
+                                           reliability_table, risk_coverage)
 from .errors import DataError
 from .evaluation.diagnostic import checked_probabilities
 from .figures import COLOURS, PALETTE, finished, style
@@ -65,7 +65,7 @@ def risk_coverage_figure(
     "What abstention buys. Raises DataError for tables and groups that do not fit, ValueError for a level outside 0..1"
     targets, p = checked_probabilities(targets, probabilities)
     curve = risk_coverage(targets, p)
-    bound = risk_bound(curve.errors, curve.answered, level, design_effect(p.argmax(1) != targets, groups))
+    bound = curve_bound(curve, p.argmax(1) != targets, level, groups)
     with style():
         fig, ax = plt.subplots(figsize=(5.2, 3))
         ax.fill_between(curve.coverage, curve.risk, bound, color=PALETTE[0], alpha=0.2, lw=0, label=f'up to the {100*level:g} % bound')

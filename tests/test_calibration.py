@@ -8,12 +8,13 @@ import numpy as np
 import pytest
 from scipy.optimize import minimize_scalar
 from scipy.stats import binomtest
+from scipy.stats import t as student
 from sklearn.calibration import calibration_curve
 from sklearn.metrics import brier_score_loss, log_loss, roc_curve
 
 from srdiag.errors import DataError, ModelError
 from srdiag.evaluation.calibration import (Calibration, abstention_threshold, apply_temperature, area_under_risk_coverage, brier_score, calibrate,
-                                           calibration_interval, decide, design_effect, expected_calibration_error, fit_temperature,
+                                           calibration_interval, curve_bound, decide, design_effect, expected_calibration_error, fit_temperature,
                                            negative_log_likelihood, operating_point, reliability_table, risk_bound, risk_coverage)
 
 TWO,THREE = ['normal', 'tumour'],['a', 'b', 'c']
@@ -509,3 +510,15 @@ def test_figures_refuse_what_does_not_fit():
     with pytest.raises(DataError): risk_coverage_figure(t[:5], p)
     with pytest.raises(ValueError, match='not among'): operating_figure(t, p, ['x', 'y', 'z'], o)
     with pytest.raises(DataError, match='of others'): operating_figure(np.zeros(50, int), p, THREE, o)
+
+
+def test_few_groups_widen_the_bound():
+    few,many = (float(risk_bound(10, 100, design=4, n_groups=g)) for g in (3, 1000))
+    assert few > many >= float(risk_bound(10, 100, design=4))
+    ratio = (student.ppf(0.95, 2)/student.ppf(0.95, 99))**2
+    assert few == pytest.approx(float(risk_bound(10, 100, design=4*ratio)))
+    assert float(risk_bound(10, 100, design=100, n_groups=1)) == float(risk_bound(10, 100, design=100)) # one group: as one image
+    t,p = invented(600)
+    wrong,curve = p.argmax(1) != t,risk_coverage(t, p)
+    bounds = [curve_bound(curve, wrong, groups=g)[-1] for g in (None, np.arange(600)//5, np.arange(600)//200, ['p']*600)]
+    assert bounds == sorted(bounds) and bounds[-1] > 0.9

@@ -5,8 +5,9 @@
 # %% auto #0
 __all__ = ['FLOOR', 'MIN_IMAGES', 'LIMITS', 'NOT_A_SHARE', 'REASONS', 'reliability_table', 'expected_calibration_error',
            'brier_score', 'negative_log_likelihood', 'calibration_interval', 'apply_temperature', 'fit_temperature',
-           'RiskCoverage', 'risk_coverage', 'area_under_risk_coverage', 'risk_bound', 'design_effect', 'Abstention',
-           'abstention_threshold', 'OperatingPoint', 'operating_point', 'decide', 'Quality', 'Calibration', 'calibrate']
+           'RiskCoverage', 'risk_coverage', 'area_under_risk_coverage', 'risk_bound', 'design_effect', 'curve_bound',
+           'Abstention', 'abstention_threshold', 'OperatingPoint', 'operating_point', 'decide', 'Quality',
+           'Calibration', 'calibrate']
 
 # %% ../../nbs/evaluation/calibration.ipynb #c003
 import math
@@ -14,6 +15,7 @@ from dataclasses import asdict, dataclass, fields
 import numpy as np
 from scipy.optimize import minimize_scalar
 from scipy.stats import beta
+from scipy.stats import t as student
 from ..errors import DataError, ModelError
 from .diagnostic import bootstrap_interval, checked_probabilities, group_index, percentile_interval, resample_counts, wilson_interval
 
@@ -186,10 +188,14 @@ def risk_bound(
     answered, # number of answered images, at least 1
     level:float=0.95, # one-sided confidence
     design:float=1., # design effect: errors and answered are divided by it
+    n_groups:int|None=None, # number of groups that the design effect was estimated from; None: it is known
 ) -> np.ndarray: # 0..1, of the shape of `errors`
     "Clopper and Pearson's upper bound of a proportion, for clusters as Korn and Graubard (1998). Raises ValueError for a level outside 0..1"
     if not 0 < level < 1: raise ValueError(f'A confidence level lies between 0 and 1, not at {level}.')
-    k, n = np.asarray(errors, float)/design, np.asarray(answered, float)/design
+    k, n = np.asarray(errors, float), np.asarray(answered, float)
+    if n_groups is not None and n_groups > 1: # few groups: the estimate itself is uncertain, as with t in place of z
+        design = design*np.maximum(1, student.ppf(level, n_groups - 1)/student.ppf(level, np.maximum(n - 1, 1)))**2
+    k, n = k/design, n/design
     free = np.where(n > k, n - k, 1)
     return np.where(n > k, beta.ppf(level, k + 1, free), 1.)
 
@@ -198,19 +204,31 @@ def design_effect(
     groups=None, # N patient, video or slide names; None: images are independent
 ) -> float: # at least 1
     "How many images of these groups say as much as one independent image. Raises DataError for groups that do not fit"
+    return _design(wrong, groups)[0]
+
+def _design(wrong, groups): # design effect, number of groups or None
     wrong = np.asarray(wrong, float)
-    if groups is None: return 1.
+    if groups is None: return 1., None
     n = len(wrong)
     index, n_groups = (np.zeros(n, int), 1) if _one_group(groups, n) else group_index(groups, n)
     size, errors = np.bincount(index), np.bincount(index, weights=wrong)
     risk = wrong.mean()
-    if n_groups == 1 or risk in (0, 1): return float((size**2).sum()/n) # nothing to estimate from: as if the images of a group were one
+    if n_groups == 1 or risk in (0, 1): return float((size**2).sum()/n), n_groups # nothing to estimate from: as if the images of a group were one
     variance = n_groups/(n_groups - 1)*((errors - risk*size)**2).sum()/n**2
-    return float(max(1, variance/(risk*(1 - risk)/n)))
+    return float(max(1, variance/(risk*(1 - risk)/n))), n_groups
 
 def _one_group(groups, n):
     groups = list(groups)
     return len(groups) == n and groups[0] is not None and groups[0] == groups[0] and len(set(map(str, groups))) == 1
+
+def curve_bound(
+    curve:RiskCoverage, # of the same images
+    wrong, # N booleans: the image was diagnosed wrongly
+    level:float=0.95, # one-sided confidence
+    groups=None, # N patient, video or slide names; None: images are independent
+) -> np.ndarray: # 0..1, for each threshold of the curve
+    "Upper bound of the risk beyond each threshold. Raises DataError for groups that do not fit, ValueError for a level outside 0..1"
+    return risk_bound(curve.errors, curve.answered, level, *_design(wrong, groups))
 
 # %% ../../nbs/evaluation/calibration.ipynb #c042
 @dataclass(frozen=True)
@@ -244,7 +262,7 @@ def abstention_threshold(
         if value is not None and not 0 < value < 1: raise ValueError(f'The wanted {name} lies between 0 and 1, not at {value}.')
     targets, p = checked_probabilities(targets, probabilities)
     curve = risk_coverage(targets, p)
-    bound = risk_bound(curve.errors, curve.answered, level or 0.95, design_effect(p.argmax(1) != targets, groups))
+    bound = curve_bound(curve, p.argmax(1) != targets, level or 0.95, groups)
     if coverage is not None:
         i = int(np.flatnonzero(curve.coverage >= coverage - 1e-12)[0])
         return _chosen(curve, i, bound, 'coverage', coverage, level or 0.95, False)
