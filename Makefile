@@ -59,8 +59,8 @@ test: $(VENV)/.installed
 	@$(BIN)/python -m pytest -q -o addopts= tests/test_architecture.py -k in_sync
 	$(say) 'Running all notebooks, $(WORKERS) at a time'
 	@OMP_NUM_THREADS=1 $(BIN)/nbdev-test --n-workers $(WORKERS) --do-print --timing
-	$(say) 'Running the tests'
-	@MPLBACKEND=agg $(BIN)/python -m pytest
+	$(say) 'Running the tests, $(WORKERS) files at a time'
+	@MPLBACKEND=agg OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
 
 docs: $(VENV)/.installed
 	$(say) 'Making the site'

@@ -317,7 +317,8 @@ def _run_benchmark(a):
 def _run_experiment(a):
     from srdiag.commands import RunOptions
     from srdiag.errors import DataError
-    from srdiag.experiment import Design, Store, budget_of, report, run_experiment
+    from srdiag.experiment import Design, Store, budget_of, check_name, report, run_experiment
+    check_name(a.name)
     if a.report_only: return print(f'Report: {report(Store(a.out))}')
     if a.data is None: raise DataError('The experiment needs labelled images: name them with --data, or use --report-only.')
     budget = budget_of(a.budget, **{k:getattr(a, k) for k in ('epochs', 'batch_size', 'folds', 'seeds', 'recipe')})

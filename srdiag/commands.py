@@ -365,6 +365,14 @@ def _calibration_for(network, info, mode): # Calibration or None: it belongs to 
     say(f'Note: temperature and thresholds were set in the mode {network.mode}, so they are not used in the mode {mode}.')
 
 # %% ../nbs/commands.ipynb #c040
+_PURPOSE = dict(valid='the epoch, the temperature and the thresholds are chosen without them', test='nothing is known about how well they are found')
+
+def _say_missing_classes(table, parts): # `check_split` has seen to the training part
+    for part,loss in _PURPOSE.items():
+        missing = [name for k,name in enumerate(table.classes) if not (table.labels[parts[part]] == k).any()]
+        if missing: say(f'Note: the {part} part has no image of {", ".join(missing)}, so {loss}. More groups, another --seed or a split column of your own would help.')
+
+# %% ../nbs/commands.ipynb #c042
 def train_diagnosis_command(
     data:str|Path, # a folder with one sub-folder per class, or a CSV
     out:str|Path, # the model folder to make
@@ -397,6 +405,7 @@ def train_diagnosis_command(
     model = build_framework(found, scale, inputs, images, sai, _sr_network(sr, scale, found.channels), True, mutual, mode, solo_share).to(device)
     sets = {k:LabelledPairs([found.images[i] for i in idx], found.table.labels[idx], scale, images, PairAugment(options.seed) if k == 'train' else None) for k,idx in parts.items()}
     groups = {k:None if found.table.groups is None else found.table.groups[idx] for k,idx in parts.items()}
+    _say_missing_classes(found.table, parts)
     chosen = choose_references(found.table.labels[parts['train']], groups['train'], references, options.seed)
     training = asdict(options) | dict(command=command_line(), recipe=repr(recipe), sr=str(sr or 'from scratch'), images=images, fixed=fixed, loss=loss or 'as published', mutual=mutual,
                                       mode=model.mode, solo_share=model.solo_share, references=len(chosen) if model.mode == 'context' else 0)
@@ -406,7 +415,7 @@ def train_diagnosis_command(
               lambda value, epoch: info(dict(valid_accuracy=value, epoch=epoch), 'Training had not finished when this was saved.'))
     return _finish_diagnosis(saver, model, sets, classes, groups, caution, info)
 
-# %% ../nbs/commands.ipynb #c042
+# %% ../nbs/commands.ipynb #c044
 def _split_frame(table, parts, references=()):
     frame = table.to_frame()
     frame['split'] = ''
@@ -423,7 +432,7 @@ def _diagnosis_sentence(m):
     if m.get('gate_closed'): text += f"; the gate shut all heads for {m['gate_closed']} images"
     return text + '. Not for diagnostic use.'
 
-# %% ../nbs/commands.ipynb #c045
+# %% ../nbs/commands.ipynb #c047
 def _caution_metrics(y, p, calibration): # class numbers, Predictions, Calibration or None
     raw = p.probabilities['ens']
     found = dict(ece=expected_calibration_error(y, raw), brier=brier_score(y, raw))
@@ -441,7 +450,7 @@ def _caution_metrics(y, p, calibration): # class numbers, Predictions, Calibrati
         found |= {'positive':calibration.operating.positive} | {f'operating_{k}':float(v.mean()) if len(v) else float('nan') for k,v in (('sensitivity', called[ill]), ('specificity', ~called[~ill]))}
     return found
 
-# %% ../nbs/commands.ipynb #c047
+# %% ../nbs/commands.ipynb #c049
 _MODE_WORDS = dict(context='each image compared with the reference images of the model', solo='each image by itself', batch='batches of 32 in random order')
 
 def evaluate_labelled(
@@ -466,7 +475,7 @@ def evaluate_labelled(
     metrics |= {f'accuracy_{h}':float((v.argmax(1) == y).mean()) for h,v in p.probabilities.items() if h != 'ens'}
     return {k:v.item() if isinstance(v, np.generic) else v for k,v in metrics.items()},p
 
-# %% ../nbs/commands.ipynb #c049
+# %% ../nbs/commands.ipynb #c051
 def _test_rows(files, folder, which, same_data):
     if which == 'all' or (which == 'auto' and not same_data): return np.arange(len(files))
     split = read_split(folder)
@@ -499,7 +508,7 @@ def evaluate_command(
         say(f'Written to {folder}.')
     return metrics
 
-# %% ../nbs/commands.ipynb #c051
+# %% ../nbs/commands.ipynb #c053
 def _evaluate_sr_folder(network, info, model, data, labels, split, mode, options):
     paths,_ = _sr_files(data)
     least = max(network.scale*network.min_size, 11 + 2*network.scale) # SSIM needs 11 px inside the border that is cropped
@@ -535,7 +544,7 @@ def _evaluate_diagnosis_folder(network, info, model, data, labels, split, mode, 
         return assessment_report(assessed, f'Evaluation: {info.title}', facts | {f'trained: {k}':info.training[k] for k in ('command', 'epochs', 'seed', 'mode') if k in info.training} | info.made)
     return metrics,{'predictions.csv':frame.set_index('file'), 'confusion.csv':matrix},page
 
-# %% ../nbs/commands.ipynb #c053
+# %% ../nbs/commands.ipynb #c055
 def predict_command(
     model:str|Path, # a model folder, super-resolution or diagnosis, or the name of a network of the package
     files:list, # images or folders
@@ -565,7 +574,7 @@ def predict_command(
     say(f'{len(frame)} images, written to {folder}.' + ('' if is_sr else ' For teaching and research, not for diagnostic use.'))
     return frame
 
-# %% ../nbs/commands.ipynb #c055
+# %% ../nbs/commands.ipynb #c057
 def _not_below(paths, out): # images that an earlier prediction wrote are not predicted again
     out = Path(out).resolve()
     kept = [p for p in paths if out not in p.resolve().parents]

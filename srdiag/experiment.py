@@ -10,7 +10,7 @@ __all__ = ['OURS', 'TABLES', 'BUDGETS', 'FORMAT', 'METRICS', 'NUMERALS', 'NOT_CO
            'measure_row', 'ensure_costs', 'ensure_scores', 'scores_of', 'save_panels', 'draw_panels', 'main_table',
            'beside_table', 'gain_table', 'closed_table', 'modes_markdown', 'cost_table', 'image_table', 'confusion_of',
            'confusion_markdown', 'limits', 'tables_of', 'Part', 'part_of', 'part_text', 'draw_part', 'report',
-           'rows_of', 'networks_of', 'prepare', 'run_experiment']
+           'check_name', 'rows_of', 'networks_of', 'chosen_rows', 'prepare', 'run_experiment']
 
 # %% ../nbs/experiment.ipynb #c005
 import copy
@@ -864,13 +864,16 @@ def _add_section(page, part, drawn):
     if len(part.gaps): page.table(part.gaps.drop(columns='key'), 'Share of the gap to HR that is closed; without a clear gap there is no interval.', {k:'.3f' for k in ('gap', 'gap_low', 'gap_high', 'closed', 'low', 'high')})
 
 # %% ../nbs/experiment.ipynb #c088
+def check_name(name): # of an experiment
+    if name != 'all' and name not in TABLES: raise DataError(f'There is no experiment {name!r}: choose one of {", ".join(TABLES)}, or all.')
+
 def rows_of(
     name:str, # a key of TABLES, or 'all'
     design:Design, # images, scale
     networks, # (name, scale) of the super-resolution networks that are there
 ) -> tuple: # rows, each key once
     "The rows of a table for this scale and these networks; DataError for a name that there is not"
-    if name != 'all' and name not in TABLES: raise DataError(f'There is no experiment {name!r}: choose one of {", ".join(TABLES)}, or all.')
+    check_name(name)
     out = {}
     for table in TABLES if name == 'all' else [name]:
         rows = TABLES[table] if table == 'table10' else [replace(r, scale=design.scale) for r in TABLES[table]]
@@ -907,9 +910,9 @@ def _check_networks(job, rows):
         say_if_recursive(n.module, n.folder)
         if shared := n.shared(job): say(f'Note: {shared} groups of the labelled images have names of groups that {n.folder} has learned from. If they are the same patients, rows with super-resolution have seen their test images.')
 
-def _chosen(rows, only): # the rows that were asked for by key or label
+def chosen_rows(rows, only): # the rows that were asked for by key or label
     if only is None: return rows
-    wanted = [x.strip() for x in only.split(',') if x.strip()]
+    wanted = [only] if only in [r.label for r in rows] else [x.strip() for x in only.split(',') if x.strip()] # a label may have commas of its own
     unknown = [x for x in wanted if not any(x in (r.key, r.label) for r in rows)]
     if unknown or not wanted: raise DataError(f'{", ".join(unknown) or "Nothing"} is not a row of this experiment: choose from {", ".join(r.key for r in rows)}.')
     return tuple(r for r in rows if r.key in wanted or r.label in wanted)
@@ -949,8 +952,9 @@ def run_experiment(
 ) -> Path: # the folder
     "Train and test every row; what is complete in `out` is kept. DataError and ModelError are sentences"
     networks = networks_of(sr, bench)
-    rows = _chosen(rows_of(name, design, networks), only)
-    if only_fold is not None and not 0 <= only_fold < budget.folds: raise DataError(f'There is no fold {only_fold}: they are 0 to {budget.folds-1}.')
+    rows = chosen_rows(rows_of(name, design, networks), only)
+    for what,asked,there in (('fold', only_fold, budget.folds), ('seed', only_seed, budget.seeds)):
+        if asked is not None and not 0 <= asked < there: raise DataError(f'There is no {what} {asked}: this budget has {"only number 0" if there == 1 else f"0 to {there-1}"}.')
     job,store = prepare(data, out, labels, rows, networks, budget, design, options)
     store.open(job, session_now() | dict(name=name))
     about = job.about()

@@ -67,7 +67,7 @@ def read_json(
 ): # the content
     "The content of a JSON file; DataError if it is damaged or has another form"
     try: value = json.loads(Path(path).read_text(encoding='utf-8'))
-    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as e: raise DataError(f'{path} is not readable as JSON ({e}): {remedy}.') from e
+    except (ValueError, RecursionError) as e: raise DataError(f'{path} is not readable as JSON ({e}): {remedy}.') from e
     if wrong := misfit(value, form): raise DataError(f'{path} is not what srdiag wrote ({wrong}): {remedy}.')
     return value
 

@@ -37,7 +37,7 @@ def read_config(
     missing = [n for n in MODEL_FILES if not (folder/n).is_file()]
     if missing: raise ModelError(f'{folder} is not a model folder: {" and ".join(missing)} missing.')
     try: config = json.loads((folder/'config.json').read_text(encoding='utf-8'))
-    except (json.JSONDecodeError, UnicodeDecodeError) as e: raise ModelError(f'{folder}/config.json is not readable as JSON ({e}): restore it from a copy.') from e
+    except (ValueError, RecursionError) as e: raise ModelError(f'{folder}/config.json is not readable as JSON ({e}): restore it from a copy.') from e
     lacking = [k for k in ('format', 'kind', 'network', 'info', 'weights_sha256') if k not in config] if isinstance(config, dict) else ['format']
     odd = [] if lacking else [k for k,t in (('kind', str), ('network', dict), ('info', dict)) if not isinstance(config[k], t)]
     if odd: raise ModelError(f'{folder}/config.json is not a configuration of srdiag: {odd[0]} is {config[odd[0]]!r}.')

@@ -264,8 +264,8 @@ def test_the_table_does_not_exist(tmp_path, labelled, train_labelled, refused):
     refused(*train_labelled(labelled, '--labels', tmp_path/'gone.csv'), naming=['gone.csv', 'does not exist'])
 
 
-def with_split(data, split, change_group=None):
-    "labels.csv with a split column: `split` is a function of (label, group)"
+def with_split(data, split):
+    "labels.csv with a split column: `split` is a function of (label, group, row)"
     table = rows(data/'labels.csv')
     with open(data/'labels.csv', 'w', newline='', encoding='utf-8') as f:
         out = csv.writer(f)
@@ -275,6 +275,13 @@ def with_split(data, split, change_group=None):
 
 
 PART = dict(p0='train', p1='train', p2='train', p3='train', p4='valid', p5='test')
+
+
+def test_a_part_without_a_class_is_said(tmp_path, fill_labelled, train_labelled, succeeds):
+    table = with_split(fill_labelled(tmp_path/'data', groups=6), lambda label, group, k: PART[group])
+    write(table, '\n'.join(r for r in table.read_text(encoding='utf-8').splitlines() if not r.endswith(',ill,p4,valid')) + '\n')
+    printed = succeeds(*train_labelled(table))
+    assert 'the valid part has no image of ill' in printed and 'the test part' not in printed
 
 
 def test_a_class_seen_in_test_but_not_in_training(tmp_path, fill_labelled, train_labelled, refused):

@@ -46,6 +46,13 @@ def test_changed_values_are_refused_when_loading(edited, part, key, value):
     with pytest.raises(ModelError, match='does not describe'): load_model(folder)
 
 
+def test_a_number_that_python_does_not_read(edited):
+    folder = edited(lambda c: None)
+    path = folder/'config.json'
+    path.write_text(path.read_text(encoding='utf-8').replace('"scale": 2', '"scale": ' + '9'*5000), encoding='utf-8')
+    with pytest.raises(ModelError, match='not readable as JSON'): load_model(folder)
+
+
 def test_an_architecture_that_does_not_exist(edited):
     with pytest.raises(ModelError, match='does not describe'): load_model(edited(lambda c: c.update(architecture='swinir')))
 

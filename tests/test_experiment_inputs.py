@@ -5,7 +5,7 @@ import shutil
 import pytest
 
 from srdiag.errors import DataError, ModelError
-from srdiag.experiment import Design, Store, make_folds, networks_of, read_predictions, rows_of
+from srdiag.experiment import Design, Store, chosen_rows, make_folds, networks_of, read_predictions, rows_of
 
 FORM = 'srdiag experiment 1'
 FIXED = dict(folds=2, epochs=1, batch_size=8, scale=2, recipe='fast', mode='context', images='hr', valid_share=0.15, precision='fp32', device='cpu')
@@ -26,7 +26,7 @@ def empty(tmp_path):
 # Folders
 
 @pytest.mark.parametrize('text,words', [
-    ('', 'not readable as JSON'), ('{"format": "srd', 'not readable as JSON'), (b'\xff\xfe\x00', 'not readable as JSON'), ('null', 'not an object'), ('{}', 'format is missing'),
+    ('', 'not readable as JSON'), ('9'*5000, 'not readable as JSON'), ('{"format": "srd', 'not readable as JSON'), (b'\xff\xfe\x00', 'not readable as JSON'), ('null', 'not an object'), ('{}', 'format is missing'),
     (json.dumps(dict(format=FORM, fixed=[], about={})), 'fixed is not an object'), (json.dumps(dict(format='srdiag benchmark 1', fixed={}, about={})), 'is of the format')])
 def test_a_damaged_configuration_is_named(empty, refused, text, words):
     folder = empty(text)
@@ -37,6 +37,15 @@ def test_no_runs_make_no_report(empty, refused): refused('experiment', 'table5',
 
 
 def test_a_folder_that_is_not_there_is_not_made(tmp_path, refused): refused('experiment', 'all', '--out', tmp_path/'none', '--report-only', naming=[tmp_path/'none', 'holds no experiment'])
+
+
+def test_the_name_is_checked_even_where_nothing_is_trained(empty, refused): refused('experiment', 'table55', '--out', empty(), '--report-only', naming=['table55', 'table5, table6'])
+
+
+def test_rows_by_label_with_commas():
+    rows = rows_of('table8', Design(), ())
+    assert [r.label for r in chosen_rows(rows, 'SAC no, SAR yes')] == ['SAC no, SAR yes']
+    assert [r.key for r in chosen_rows(rows, f'{rows[2].key}, {rows[0].key}')] == [rows[0].key, rows[2].key]
 
 
 def test_what_a_killed_run_leaves_is_no_run(empty):
@@ -63,7 +72,7 @@ def test_absurd_numbers(tmp_path, run_cli, option, value):
     assert code == 2 and option in err and 'Traceback' not in err and not (tmp_path/'x').exists()
 
 
-@pytest.mark.parametrize('args,words', [(['--folds', 1], 'folds of 2'), (['--batch-size', 1], 'batch_size of 2'), (['--only', ','], 'not a row'), (['--sr', 'none'], 'no model folder')])
+@pytest.mark.parametrize('args,words', [(['--folds', 1], 'folds of 2'), (['--batch-size', 1], 'batch_size of 2'), (['--only', ','], 'not a row'), (['--only-seed', 1], 'only number 0'), (['--only-fold', 9], 'no fold 9'), (['--sr', 'none'], 'no model folder')])
 def test_budgets_and_names(labelled, tmp_path, refused, args, words):
     refused('experiment', 'table5', '--data', labelled/'labels.csv', '--out', tmp_path/'x', '--device', 'cpu', *args, naming=[words])
 

@@ -13,7 +13,6 @@ import pandas as pd
 import torch
 
 from ..data.images import as_float
-from .gate import gate_closed
 from .network import SREnhancedDiagnosis
 from ..errors import ModelError
 
@@ -52,14 +51,6 @@ class Predictions:
         return pd.DataFrame(columns)
 
 # %% ../../nbs/diagnosis/inference.ipynb #c009
-def _probabilities(out):
-    heads = {h:getattr(out, h) for h in (('ens', 'sr', 'lr', 'aux') if out.gate is not None else ('ens',))}
-    p = {h:y.double().softmax(1).cpu() for h,y in heads.items()}
-    closed = torch.zeros(len(out.ens), dtype=torch.bool) if out.gate is None else gate_closed(out.gate).cpu()
-    if closed.any(): p['ens'][closed] = torch.stack([p[h][closed] for h in ('sr', 'lr', 'aux')]).mean(0)
-    return p,closed
-
-# %% ../../nbs/diagnosis/inference.ipynb #c011
 def modes_of(
     model:SREnhancedDiagnosis, # trained
 ) -> tuple: # its own mode first; without affinity between samples just 'solo'
@@ -74,7 +65,7 @@ def is_independent(
     "True if the model by itself predicts each image independently of the others"
     return modes_of(model)[0] != 'batch'
 
-# %% ../../nbs/diagnosis/inference.ipynb #c013
+# %% ../../nbs/diagnosis/inference.ipynb #c011
 @torch.no_grad()
 def predict(
     model:SREnhancedDiagnosis, # trained; used in eval mode
@@ -97,7 +88,8 @@ def predict(
     for i in range(0, len(lr), batch_size):
         images = [as_float(t[i:i+batch_size]).to(device).contiguous(memory_format=torch.channels_last) for t in (lr, hr) if t is not None]
         out = model(*images, mode=mode, context=context)
-        parts.append((*_probabilities(out), None if out.gate is None else out.gate.float().cpu()))
+        p,closed = out.answers()
+        parts.append(({h:v.cpu() for h,v in p.items()}, closed.cpu(), None if out.gate is None else out.gate.float().cpu()))
     model.train(training)
     probabilities = {h:torch.cat([p[h] for p,_,_ in parts]).numpy() for h in parts[0][0]}
     gate = None if parts[0][2] is None else torch.cat([g for _,_,g in parts]).numpy()

@@ -25,7 +25,6 @@ from sklearn.metrics import balanced_accuracy_score, roc_auc_score, silhouette_s
 from torch import nn
 
 from ..data.images import as_float
-from .gate import gate_closed
 from .inference import Predictions, modes_of
 from .network import DiagnosisOutput, SREnhancedDiagnosis
 from ..errors import DataError, ModelError
@@ -89,14 +88,6 @@ class GradCam(NamedTuple):
     head: str # 'ens', 'sr' or 'lr'
 
 # %% ../../nbs/diagnosis/interpretation.ipynb #c018
-def _answers(out, head): # → N×K probabilities of a head, N bool: closed gate
-    probabilities = getattr(out, head).detach().float().softmax(1)
-    closed = torch.zeros(len(out.ens), dtype=torch.bool, device=out.ens.device)
-    if head == 'ens' and out.gate is not None:
-        closed = gate_closed(out.gate.detach())
-        if closed.any(): probabilities[closed] = torch.stack([y.detach()[closed].float().softmax(1) for y in (out.sr, out.lr, out.aux)]).mean(0)
-    return probabilities,closed
-
 def _stage_heat(features, gradient, size): # N×C×h×w each → N×H×W
     weights = gradient.mean((2, 3), keepdim=True)
     heat = (weights*features).sum(1, keepdim=True).clamp(min=0)
@@ -118,7 +109,8 @@ def _cam_part(model, lr, hr, target, stage, head, mode, context): # → dict of 
         return hook
     with torch.enable_grad(), _watch(model, [(b.stages[stage-1], keep(name)) for name,b in branches.items()]):
         out = _diagnose(model, lr, large, mode, context)
-        probabilities,closed = _answers(out, head)
+        probabilities,closed = out.answers()
+        probabilities,closed = probabilities[head].float(),closed & (head == 'ens')
         target = probabilities.argmax(1) if target is None else target.to(lr.device)
         score = getattr(out, head).gather(1, target[:, None]).sum()
         gradients = torch.autograd.grad(score, list(seen.values()), allow_unused=True)

@@ -14,7 +14,7 @@ from torch import nn
 
 from ..data.degradation import upsample
 from .branches import ResNet18Branch
-from .gate import GatedEnsemble
+from .gate import GatedEnsemble, gate_closed
 from .sai import MODES, SampleAffinityInteraction
 from ..sr.zoo import ARCHITECTURES, architecture_of
 
@@ -29,6 +29,14 @@ class DiagnosisOutput(NamedTuple):
     a_sr: list # A_SR of each stage: B×B, or B×(1+R) with R references; empty without SAI
     a_lr: list # A_LR of each stage: likewise
     mutual: list # M_{L→S} of each stage: likewise
+
+    def answers(self): # → dict of head → B×K probabilities, and B booleans: the gate shut all heads
+        "Softmax of each head's scores. Eq. (8) gives a closed gate the zero vector, which would read as a uniform answer: there the three heads' mean stands in"
+        names = ('ens',) if self.gate is None else ('ens', 'sr', 'lr', 'aux')
+        p = {name:getattr(self, name).detach().double().softmax(1) for name in names}
+        closed = torch.zeros(len(self.ens), dtype=torch.bool, device=self.ens.device) if self.gate is None else gate_closed(self.gate.detach())
+        if closed.any(): p['ens'][closed] = torch.stack([p[name][closed] for name in names[1:]]).mean(0)
+        return p,closed
 
 # %% ../../nbs/diagnosis/network.ipynb #c009
 def _bottleneck(channels): return nn.Sequential(nn.Conv2d(2*channels, channels, 1), nn.ReLU(inplace=True), nn.BatchNorm2d(channels))
