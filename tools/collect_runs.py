@@ -6,9 +6,9 @@ from pathlib import Path
 
 # What says that a folder is one, and what is copied.
 BENCHMARK = Path('run.json'),('README.md', '*.json', '*.csv', 'fig4.*', 'curves.png', 'runs/*/seed*/metrics.json', 'runs/*/seed*/log.csv')
-EXPERIMENT = Path('setup/config.json'),('README.md', '*.csv', 'table*.md', 'table*.png', 'fig6.*', 'fig7.md', 'setup/config.json', 'sessions/*.json', 'networks/*/network.json', 'networks/*/scores.json',
+EXPERIMENT = Path('setup/config.json'),('README.md', '*.csv', 'cost.json', 'table*.md', 'table*.png', 'fig6.*', 'fig7.md', 'setup/config.json', 'sessions/*.json', 'networks/*/network.json', 'networks/*/scores.json',
                                         'runs/*/seed*/fold*/metrics.json')
-HIDDEN = r'(?:!\[[^]]*\]\((?:fig5|fig7)[^)]*\)\n+)+(?:\*[^*]*\*\n+)?','*This figure shows images of the data set and is not part of the repository; the command below draws it.*\n\n'
+HIDDEN = r'(?:!\[[^]]*\]\((?:fig5|fig7)[^)]*\)\n+)+(?:\*[^*]*\*\n+)?','*This figure shows images of the data set and is not part of the repository; the command that made these results draws it.*\n\n'
 
 
 def collect(source, out):
