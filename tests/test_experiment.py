@@ -14,7 +14,7 @@ from srdiag import experiment
 from srdiag.commands import RunOptions
 from srdiag.errors import DataError, ModelError
 from srdiag.evaluation.gains import gap_closed, group_means, mean_interval, paired_gain, verdict
-from srdiag.experiment import (BUDGETS, NUMERALS, OURS, TABLES, Design, Row, Store, budget_of, confusion_of, limits, make_folds, networks_of, pairs_of, published_confusion, published_diagnosis, report, rows_of,
+from srdiag.experiment import (Answers, BUDGETS, NUMERALS, OURS, TABLES, Design, Row, Store, budget_of, confusion_of, limits, make_folds, networks_of, pairs_of, published_confusion, published_diagnosis, report, rows_of,
                                run_experiment, tables_of)
 
 CPU = RunOptions(device='cpu', precision='fp32')
@@ -296,6 +296,20 @@ def test_two_processes_share_one_folder(labelled, sr_model, tmp_path):
     assert [store.complete(Row(i, i, scale=2)) for i in ('LR', 'ILR')] == [[(0, 0), (0, 1)]]*2
     assert len(store.sessions()) == 2 and not [*store.folder.rglob('.*')]
     assert report(store).is_file()
+
+
+def test_a_run_that_ends_while_the_report_is_made_waits_for_the_next(finished, tmp_path):
+    shutil.copytree(finished, tmp_path/'x')
+    store = Store(tmp_path/'x')
+    small,large = (Row(i, i, scale=2) for i in ('LR', 'ILR'))
+    late = store.folder/'runs'/small.key/'seed0'/'fold1'
+    late.rename(tmp_path/'late')
+    answers = Answers(store, [small, large])
+    before = len(answers.table(small))
+    (tmp_path/'late').rename(late)
+    answers.table(large)
+    assert store.complete(small) == [(0, 0), (0, 1)]
+    assert len(answers.aligned(small, large)[0]) == before == len(answers.table(small))
 
 
 # The command line

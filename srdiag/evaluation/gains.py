@@ -87,9 +87,12 @@ def verdict(
     gain:float, # of the first over the second
     low:float, # of its interval
     high:float, # of its interval
+    seed_low:float=math.nan, # of its interval over seeds; NaN with one seed
+    seed_high:float=math.nan, # of its interval over seeds
 ) -> str: # a clause
-    "What an interval allows to say about a gain"
+    "What the intervals over groups and over seeds allow to say about a gain"
     if math.isnan(low): return 'no interval, so nothing can be said beyond these images'
-    if low > 0: return 'better here by more than the choice of patients explains'
-    if high < 0: return 'worse here by more than the choice of patients explains'
-    return 'the interval holds zero: no difference is shown, and none is excluded within it'
+    if low <= 0 <= high: return 'the interval holds zero: no difference is shown, and none is excluded within it'
+    said = f'{"better" if low > 0 else "worse"} here by more than the choice of patients explains'
+    if math.isnan(seed_low): return said + '; one seed, so what another training would say is not known'
+    return said + ('; over seeds the interval holds zero' if seed_low <= 0 <= seed_high else ', and of seeds')
