@@ -1,6 +1,9 @@
 "The grammar of the notebooks, as far as it can be measured."
 import ast
+import os
 import re
+import subprocess
+import sys
 from functools import cache
 from pathlib import Path
 
@@ -258,3 +261,21 @@ def test_solutions_are_still_missing_where_it_is_said():
     for folder in WITHOUT_SOLUTIONS_YET:
         missing = [n for n in COURSE if Path(n).parent.as_posix() == folder and n not in NO_EXERCISES and f'solutions/{n}' not in FILES]
         assert missing, f'Every notebook of nbs/{folder} has its solutions: take {folder!r} out of WITHOUT_SOLUTIONS_YET in tests/test_notebooks.py.'
+
+
+PREPARE = '''
+import contextlib,io,sys
+from pathlib import Path
+from nbdev.processors import FilterDefaults
+from nbdev.serve_drv import exec_nb
+for name in sys.argv[2:]:
+    out = io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(out): exec_nb(Path(name), Path(sys.argv[1])/name.replace('/', '.'), FilterDefaults)
+    if 'Error' in out.getvalue(): sys.exit(f'{name}: {out.getvalue()[-500:]}')
+'''
+
+def test_nbdev_prepares_the_notebooks_as_well(tmp_path):
+    "`nbdev-docs` does this before it hands them to Quarto, which is not asked for here; it runs cells with an import without the cells before them"
+    done = subprocess.run([sys.executable, '-c', PREPARE, tmp_path, *COURSE], cwd=NBS, capture_output=True, text=True, env=os.environ | {'IN_TEST':'1', 'OMP_NUM_THREADS':'1'})
+    assert done.returncode == 0, done.stderr[-1500:]
+    assert len([*tmp_path.glob('*.ipynb')]) == len(COURSE)
