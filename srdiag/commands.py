@@ -479,7 +479,9 @@ def evaluate_labelled(
 def _test_rows(files, folder, which, same_data):
     if which == 'all' or (which == 'auto' and not same_data): return np.arange(len(files))
     split = read_split(folder)
-    if split is None and which == 'auto': return np.arange(len(files))
+    if split is None and which == 'auto':
+        say(f'Note: {folder} has no split.csv, so it is not known which of these images the model was trained on. All are taken: the scores are those of images that it has seen.')
+        return np.arange(len(files))
     if split is None: raise DataError(f'{folder} has no split.csv, so its test part is not known: use --split all.')
     part = dict(zip(split.file, split.split))
     rows = np.flatnonzero([part.get(f) == 'test' for f in files])

@@ -456,11 +456,12 @@ class Answers:
         store:Store, # of an experiment
         rows, # whose runs are read
     ):
-        self.store,self.rows,self.tables = store,[r for r in rows if store.complete(r)],{}
+        runs = {r.key:store.complete(r) for r in rows} # once: another process may finish a run while this one reads
+        self.store,self.rows,self.runs,self.tables = store,[r for r in rows if runs[r.key]],runs,{}
 
     def table(self, row, mode=None): # file, group, right, seed, fold; mode None: the model's own
         if (row.key, mode) not in self.tables:
-            parts = [self._right(self.store.predictions(row, *run), mode).assign(seed=run[0], fold=run[1]) for run in self.store.complete(row)]
+            parts = [self._right(self.store.predictions(row, *run), mode).assign(seed=run[0], fold=run[1]) for run in self.runs[row.key]]
             self.tables[row.key, mode] = pd.concat(parts, ignore_index=True)
         return self.tables[row.key, mode]
 
@@ -474,7 +475,7 @@ class Answers:
         return t[pd.MultiIndex.from_frame(t[['seed', 'fold']]).isin(runs)]
 
     def aligned(self, *rows): # groups, one list per row: the share of seeds in which each image was right; and the seeds
-        common = sorted(set.intersection(*({*self.store.complete(r)} for r in rows)))
+        common = sorted(set.intersection(*({*self.runs[r.key]} for r in rows)))
         if not common: return None,[],[]
         tables = []
         for r in rows:
@@ -528,7 +529,7 @@ def modes_table(
     lines = []
     for r in answers.rows:
         if not r.sai: continue
-        for mode in answers.store.metrics(r, *answers.store.complete(r)[0])['modes']:
+        for mode in answers.store.metrics(r, *answers.runs[r.key][0])['modes']:
             by = answers.table(r, mode).groupby('file').agg(right=('right', 'mean'), group=('group', 'first'))
             mean,low,high = mean_interval(by.right, by.group)
             lines.append(dict(key=r.key, label=r.label, mode=mode, accuracy=mean, low=low, high=high))
@@ -685,7 +686,7 @@ def beside_table(name, summary): # ours and the printed ones, column by column
 # %% ../nbs/experiment.ipynb #c074
 def gain_table(gains):
     header = ['row', 'against', '>gain in points', '>95 % over groups', '>seeds', '>95 % over seeds', 'what it says']
-    return markdown_table(header, [[g.label, g.against, f'{100*g.gain:+.2f}', _range(g.low, g.high, '{:+.2f}'), g.seeds, _range(g.seed_low, g.seed_high, '{:+.2f}'), verdict(g.gain, g.low, g.high)] for g in gains.itertuples()])
+    return markdown_table(header, [[g.label, g.against, f'{100*g.gain:+.2f}', _range(g.low, g.high, '{:+.2f}'), g.seeds, _range(g.seed_low, g.seed_high, '{:+.2f}'), verdict(g.gain, g.low, g.high, g.seed_low, g.seed_high)] for g in gains.itertuples()])
 
 def closed_table(gaps):
     header = ['row', 'gap', '>gap in points', '>95 % over groups', '>closed', '>95 % over groups']
@@ -792,7 +793,8 @@ def part_text(store, part, drawn): # markdown, below a heading
     folds,wanted = int(part.summary.folds.max()),store.setup()['fixed']['folds']
     if folds < wanted: said.append(f'**Not complete yet:** {folds} of {wanted} folds so far.')
     if part.missing: said.append(f'**Not complete yet:** {len(part.missing)} runs are missing, such as {part.missing[0]}. Rows are compared on the runs that both have.')
-    said += ['All values in percent.', main_table(part.summary)]
+    about,fixed = store.setup()['about'],store.setup()['fixed']
+    said += [f'{about["data"]}: {sum(about["images"].values())} images' + (f' of {about["groups"]} groups' if about['groups'] else '') + f'; {fixed["epochs"]} epochs. All values in percent; intervals over groups say what other patients would change, not what another training would. [Limits, configuration and command](README.md).', main_table(part.summary)]
     if name == 'table6': said.append(confusion_markdown(store, part.rows[0]))
     if name == 'table7' and (store.folder/'cost.json').is_file(): said.append('For one image; counts and memory depend on its size, so they differ from the printed ones.\n\n' + cost_table(store, part.rows))
     if name in ('table9', 'table10', 'fig6', 'fig7') and (images := image_table(store, part.rows, published_diagnosis('X') if name == 'table10' else None)): said.append('PSNR in dB and SSIM of the super-resolution network on test images of fold 0, before and after the training for diagnosis.\n\n' + images)
@@ -817,7 +819,7 @@ def draw_part(store, part): # name of the file → Figure
 def report(
     store:Store, # of an experiment
 ) -> Path: # the README.md
-    "Write results.csv, summary.csv, gains.csv, gap.csv, modes.csv, a file per table, figures, README.md and report.html from what is complete"
+    "Write results.csv, summary.csv, gains.csv, gaps.csv, modes.csv, a file per table, figures, README.md and report.html from what is complete"
     setup,tables = store.setup(),tables_of(store)
     rows = list({r.key:r for rs in tables.values() for r in rs}.values())
     if not rows: raise DataError(f'{store.folder} holds too few complete runs for a table yet: let the experiment train first.')
@@ -859,7 +861,7 @@ def _add_section(page, part, drawn):
     for k,fig in drawn.items(): page.figure(fig, 'Pooled accuracy with 95 % intervals over groups.' if k.startswith(('table', 'fig6')) and k != 'table6' else 'All folds together.' if k == 'table6' else 'A test image of fold 0.', TITLES[part.name])
     page.table(100*part.summary.set_index('label')[['pooled', 'low', 'high', *METRICS]], 'Percent: pooled accuracy with its interval, then means over folds.', {k:'.2f' for k in ('pooled', 'low', 'high', *METRICS)})
     if len(part.gains):
-        points = part.gains.assign(gain=100*part.gains.gain, low=100*part.gains.low, high=100*part.gains.high, says=[verdict(g.gain, g.low, g.high) for g in part.gains.itertuples()])
+        points = part.gains.assign(gain=100*part.gains.gain, low=100*part.gains.low, high=100*part.gains.high, says=[verdict(g.gain, g.low, g.high, g.seed_low, g.seed_high) for g in part.gains.itertuples()])
         page.table(points[['label', 'against', 'gain', 'low', 'high', 'says']], 'Paired differences in points.', dict(gain='+.2f', low='+.2f', high='+.2f'))
     if len(part.gaps): page.table(part.gaps.drop(columns='key'), 'Share of the gap to HR that is closed; without a clear gap there is no interval.', {k:'.3f' for k in ('gap', 'gap_low', 'gap_high', 'closed', 'low', 'high')})
 

@@ -199,6 +199,7 @@ def risk_bound(
     free = np.where(n > k, n - k, 1)
     return np.where(n > k, beta.ppf(level, k + 1, free), 1.)
 
+# %% ../../nbs/evaluation/calibration.ipynb #c041
 def design_effect(
     wrong, # N booleans: the image was diagnosed wrongly
     groups=None, # N patient, video or slide names; None: images are independent
@@ -230,7 +231,7 @@ def curve_bound(
     "Upper bound of the risk beyond each threshold. Raises DataError for groups that do not fit, ValueError for a level outside 0..1"
     return risk_bound(curve.errors, curve.answered, level, *_design(wrong, groups))
 
-# %% ../../nbs/evaluation/calibration.ipynb #c042
+# %% ../../nbs/evaluation/calibration.ipynb #c044
 @dataclass(frozen=True)
 class Abstention:
     "A confidence threshold, and what it promised on validation images"
@@ -273,7 +274,7 @@ def abstention_threshold(
     raise DataError(f'No confidence threshold keeps the share of wrong answers at {risk:g} or below: the best answers {curve.answered[i]} of {len(p)} validation images, '
                     f'{curve.errors[i]} of them wrongly{"" if level is None else f", which permits a risk of {bound[i]:.2g}"}. Allow a larger risk, or validate on more images{"" if groups is None else " and groups"}.')
 
-# %% ../../nbs/evaluation/calibration.ipynb #c050
+# %% ../../nbs/evaluation/calibration.ipynb #c052
 @dataclass(frozen=True)
 class OperatingPoint:
     "A threshold for the class that must not be missed, and what it costs on validation images"
@@ -318,7 +319,7 @@ def operating_point(
     part = lambda which: None if groups is None else np.asarray(groups)[which]
     return OperatingPoint(positive, float(threshold), float(sensitivity), *_share(found[is_positive], part(is_positive)), *_share(~found[~is_positive], part(~is_positive)))
 
-# %% ../../nbs/evaluation/calibration.ipynb #c053
+# %% ../../nbs/evaluation/calibration.ipynb #c055
 def decide(
     probabilities, # N×K, rows sum to 1; calibrated, if the thresholds are
     abstain_below:float|None=None, # images with a smaller confidence get no answer
@@ -340,7 +341,7 @@ def decide(
     if abstain_below is not None: labels = np.where((p.max(1) >= abstain_below) | alarm, labels, -1)
     return labels
 
-# %% ../../nbs/evaluation/calibration.ipynb #c056
+# %% ../../nbs/evaluation/calibration.ipynb #c058
 @dataclass(frozen=True)
 class Quality:
     "Calibration on validation images; intervals are None where there are too few groups"
@@ -354,7 +355,7 @@ def _quality(targets, p, groups, intervals):
     pair = lambda metric: calibration_interval(targets, p, groups, metric) if intervals else None
     return Quality(expected_calibration_error(targets, p), brier_score(targets, p), negative_log_likelihood(targets, p), pair('ece'), pair('brier'))
 
-# %% ../../nbs/evaluation/calibration.ipynb #c058
+# %% ../../nbs/evaluation/calibration.ipynb #c060
 NOT_A_SHARE = {'brier': 2, 'nll': math.inf, 'answered': math.inf} # numbers that may be above 1, and their largest value
 
 def _is(value, kind): return isinstance(value, kind) and (type(value) is not bool or kind is bool)
@@ -383,7 +384,7 @@ def _record(cls, d, what):
         values[f.name] = v
     return cls(**values)
 
-# %% ../../nbs/evaluation/calibration.ipynb #c060
+# %% ../../nbs/evaluation/calibration.ipynb #c062
 @dataclass(frozen=True)
 class Calibration:
     "Everything that was set on validation images; None and a reason where it could not be set"
@@ -423,7 +424,7 @@ class Calibration:
         "What a reader of the model's card should know"
         return _facts(self)
 
-# %% ../../nbs/evaluation/calibration.ipynb #c062
+# %% ../../nbs/evaluation/calibration.ipynb #c064
 def _facts(c):
     a,o,why = c.abstention,c.operating,c.reasons
     share = lambda v: f'{100*v:.1f} %'
@@ -438,7 +439,7 @@ def _facts(c):
         f'specificity {share(o.specificity)} ({share(o.specificity_low)} to {share(o.specificity_high)})')
     return said
 
-# %% ../../nbs/evaluation/calibration.ipynb #c064
+# %% ../../nbs/evaluation/calibration.ipynb #c066
 REASONS = 'temperature', 'intervals', 'abstention', 'operating'
 
 def _read_calibration(cls, d):
@@ -458,7 +459,7 @@ def _read_calibration(cls, d):
     if operating and operating.positive not in names: raise ModelError(f'{what}, operating: the positive class {operating.positive!r} is not among {list(names)}.')
     return cls(tuple(names), d['images'], d['groups'], float(d['temperature']), part('before', Quality), part('after', Quality), abstention, operating, dict(reasons))
 
-# %% ../../nbs/evaluation/calibration.ipynb #c066
+# %% ../../nbs/evaluation/calibration.ipynb #c068
 def calibrate(
     targets, # N true class numbers of validation images
     probabilities, # N×K, rows sum to 1, as the network says it
