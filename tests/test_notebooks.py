@@ -20,7 +20,7 @@ NO_MODULE = {'index.ipynb': 'becomes the README, exports nothing', 'start.ipynb'
              'symbols.ipynb': 'a checked table of names', 'paper.ipynb': 'evidence about the paper, not about code'}
 HOWTO = 'howto/' # a task for somebody who wants it done: uses the library and adds nothing to it, and sets no exercises
 MAY_SHOW_PATHS = {}
-WITHOUT_SOLUTIONS_YET = {'.', 'diagnosis', 'evaluation'} # folders of nbs/ where an exercise may still lack its solution
+WITHOUT_SOLUTIONS_YET = {'diagnosis', 'evaluation'} # folders of nbs/ where an exercise may still lack its solution
 
 COURSE = [name for name in FILES if not name.startswith('solutions/')]
 SOLUTIONS = [name for name in FILES if name.startswith('solutions/')]
