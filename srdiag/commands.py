@@ -367,10 +367,12 @@ def _calibration_for(network, info, mode): # Calibration or None: it belongs to 
 # %% ../nbs/commands.ipynb #c040
 _PURPOSE = dict(valid='the epoch, the temperature and the thresholds are chosen without them', test='nothing is known about how well they are found')
 
-def _say_missing_classes(table, parts): # `check_split` has seen to the training part
+def _parts_of(table, seed): # `check_split` has seen to the training part
+    parts = split_table(table, seed=seed)
     for part,loss in _PURPOSE.items():
         missing = [name for k,name in enumerate(table.classes) if not (table.labels[parts[part]] == k).any()]
         if missing: say(f'Note: the {part} part has no image of {", ".join(missing)}, so {loss}. More groups, another --seed or a split column of your own would help.')
+    return parts
 
 # %% ../nbs/commands.ipynb #c042
 def train_diagnosis_command(
@@ -398,14 +400,13 @@ def train_diagnosis_command(
     check_output(out, options.overwrite)
     _check_inputs(inputs, images, sr, data)
     found = read_labelled(data, labels, options, MRCNet.min_size*(scale if images == 'hr' else 1))
-    parts = split_table(found.table, seed=options.seed)
+    parts = _parts_of(found.table, options.seed)
     torch.manual_seed(options.seed)
     classes = caution.check(list(found.table.classes))
     if solo_share is None: solo_share = 0.5 if mode == 'solo' else 0.
     model = build_framework(found, scale, inputs, images, sai, _sr_network(sr, scale, found.channels), True, mutual, mode, solo_share).to(device)
     sets = {k:LabelledPairs([found.images[i] for i in idx], found.table.labels[idx], scale, images, PairAugment(options.seed) if k == 'train' else None) for k,idx in parts.items()}
     groups = {k:None if found.table.groups is None else found.table.groups[idx] for k,idx in parts.items()}
-    _say_missing_classes(found.table, parts)
     chosen = choose_references(found.table.labels[parts['train']], groups['train'], references, options.seed)
     training = asdict(options) | dict(command=command_line(), recipe=repr(recipe), sr=str(sr or 'from scratch'), images=images, fixed=fixed, loss=loss or 'as published', mutual=mutual,
                                       mode=model.mode, solo_share=model.solo_share, references=len(chosen) if model.mode == 'context' else 0)

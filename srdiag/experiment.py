@@ -794,7 +794,7 @@ def part_text(store, part, drawn): # markdown, below a heading
     if folds < wanted: said.append(f'**Not complete yet:** {folds} of {wanted} folds so far.')
     if part.missing: said.append(f'**Not complete yet:** {len(part.missing)} runs are missing, such as {part.missing[0]}. Rows are compared on the runs that both have.')
     about,fixed = store.setup()['about'],store.setup()['fixed']
-    said += [f'{about["data"]}: {sum(about["images"].values())} images' + (f' of {about["groups"]} groups' if about['groups'] else '') + f'; {fixed["epochs"]} epochs. All values in percent; intervals over groups say what other patients would change, not what another training would. [Limits, configuration and command](README.md).', main_table(part.summary)]
+    said += [f'{about["data"]}: {sum(about["images"].values())} images' + (f' of {about["groups"]} groups' if about['groups'] else '') + f'; {fixed["epochs"]} epochs. All values in percent; intervals over groups say what other patients would change, not what another training would. Limits, configuration and command stand in README.md.', main_table(part.summary)]
     if name == 'table6': said.append(confusion_markdown(store, part.rows[0]))
     if name == 'table7' and (store.folder/'cost.json').is_file(): said.append('For one image; counts and memory depend on its size, so they differ from the printed ones.\n\n' + cost_table(store, part.rows))
     if name in ('table9', 'table10', 'fig6', 'fig7') and (images := image_table(store, part.rows, published_diagnosis('X') if name == 'table10' else None)): said.append('PSNR in dB and SSIM of the super-resolution network on test images of fold 0, before and after the training for diagnosis.\n\n' + images)
