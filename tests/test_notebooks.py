@@ -20,7 +20,6 @@ NO_MODULE = {'index.ipynb': 'becomes the README, exports nothing', 'start.ipynb'
              'symbols.ipynb': 'a checked table of names', 'paper.ipynb': 'evidence about the paper, not about code'}
 HOWTO = 'howto/' # a task for somebody who wants it done: uses the library and adds nothing to it, and sets no exercises
 MAY_SHOW_PATHS = {}
-WITHOUT_SOLUTIONS_YET = {'diagnosis', 'evaluation'} # folders of nbs/ where an exercise may still lack its solution
 
 COURSE = [name for name in FILES if not name.startswith('solutions/')]
 SOLUTIONS = [name for name in FILES if name.startswith('solutions/')]
@@ -233,10 +232,8 @@ def solved_in(nb): # number → quoted text in one line, and how many cells of c
 
 def test_each_exercise_has_its_solution(name, nb):
     if is_solution(name) or not (asked := exercises_of(nb)): return
-    solution,folder = f'solutions/{name}',Path(name).parent.as_posix()
-    if solution not in FILES:
-        assert folder in WITHOUT_SOLUTIONS_YET, f'{name} has exercises, but there is no nbs/{solution}.'
-        return
+    solution = f'solutions/{name}'
+    assert solution in FILES, f'{name} has exercises, but there is no nbs/{solution}.'
     solved = solved_in(read(solution))
     assert list(solved) == list(asked), f'{name} has the exercises {list(asked)}; {solution} has headings (## Exercise 1) for {list(solved)}.'
     for number,text in asked.items():
@@ -255,12 +252,6 @@ def test_solutions_belong_to_a_notebook_and_export_nothing(name, nb):
     assert title(nb) == f'Solutions: {title(read(of))}', f'{name}: the title is not "Solutions: " and the title of {of}.'
     told = {directive for cell in code(nb) for directive in directives(cell)}
     assert not told & {'default_exp', 'export', 'exports', 'exporti'}, f'{name}: solutions export nothing.'
-
-
-def test_solutions_are_still_missing_where_it_is_said():
-    for folder in WITHOUT_SOLUTIONS_YET:
-        missing = [n for n in COURSE if Path(n).parent.as_posix() == folder and n not in NO_EXERCISES and f'solutions/{n}' not in FILES]
-        assert missing, f'Every notebook of nbs/{folder} has its solutions: take {folder!r} out of WITHOUT_SOLUTIONS_YET in tests/test_notebooks.py.'
 
 
 PREPARE = '''
