@@ -9,7 +9,7 @@ __all__ = ['FLOOR', 'MIN_IMAGES', 'LIMITS', 'NOT_A_SHARE', 'REASONS', 'reliabili
            'Abstention', 'abstention_threshold', 'OperatingPoint', 'operating_point', 'decide', 'Quality',
            'Calibration', 'calibrate']
 
-# %% ../../nbs/evaluation/calibration.ipynb #c003
+# %% ../../nbs/evaluation/calibration.ipynb #c005
 import math
 from dataclasses import asdict, dataclass, fields
 import numpy as np
@@ -19,7 +19,7 @@ from scipy.stats import t as student
 from ..errors import DataError, ModelError
 from .diagnostic import bootstrap_interval, checked_probabilities, group_index, percentile_interval, resample_counts, wilson_interval
 
-# %% ../../nbs/evaluation/calibration.ipynb #c010
+# %% ../../nbs/evaluation/calibration.ipynb #c012
 def _edges(confidence, bins, strategy):
     if type(bins) is not int or bins < 1: raise ValueError(f'bins is a whole number of at least 1, not {bins!r}.')
     if strategy == 'uniform': return np.linspace(0, 1, bins + 1)
@@ -51,7 +51,7 @@ def reliability_table(
                          accuracy=correct/count, accuracy_low=low, accuracy_high=high, count=count))
     return rows
 
-# %% ../../nbs/evaluation/calibration.ipynb #c013
+# %% ../../nbs/evaluation/calibration.ipynb #c015
 FLOOR = float(np.finfo(float).eps) # stands for a probability of 0 wherever a logarithm is taken
 
 def expected_calibration_error(
@@ -82,7 +82,7 @@ def negative_log_likelihood(
     "Mean surprise at the truth. Raises DataError for tables that do not fit"
     return float(_log_loss(*checked_probabilities(targets, probabilities)).mean())
 
-# %% ../../nbs/evaluation/calibration.ipynb #c016
+# %% ../../nbs/evaluation/calibration.ipynb #c018
 def calibration_interval(
     targets, # N true class numbers
     probabilities, # N×K, rows sum to 1
@@ -108,7 +108,7 @@ def calibration_interval(
     score = (_squared if metric == 'brier' else _log_loss)(targets, p)
     return percentile_interval(draws @ np.bincount(index, weights=score, minlength=n_groups)/images, level)
 
-# %% ../../nbs/evaluation/calibration.ipynb #c021
+# %% ../../nbs/evaluation/calibration.ipynb #c023
 def _softened(log_p, temperature):
     z = log_p/temperature
     e = np.exp(z - z.max(1, keepdims=True))
@@ -128,7 +128,7 @@ def apply_temperature(
     for i in np.flatnonzero(q.argmax(1) != label): q[i, label[i]] = np.nextafter(q[i].max(), 2) # a tie made by rounding
     return q
 
-# %% ../../nbs/evaluation/calibration.ipynb #c026
+# %% ../../nbs/evaluation/calibration.ipynb #c028
 MIN_IMAGES = 20 # fewer validation images set no temperature
 LIMITS = 0.05, 100. # of the temperature
 
@@ -149,7 +149,7 @@ def fit_temperature(
         if abs(found.x - end) < 1e-3: return limit, f'the temperature ended at its limit of {limit:g}: probabilities of this model are not to be trusted'
     return float(math.exp(found.x)), ''
 
-# %% ../../nbs/evaluation/calibration.ipynb #c036
+# %% ../../nbs/evaluation/calibration.ipynb #c038
 @dataclass(frozen=True)
 class RiskCoverage:
     "What happens at each possible threshold, from the most confident image to all"
@@ -182,7 +182,7 @@ def area_under_risk_coverage(
     errors = np.interp(images, np.append(0, curve.answered), np.append(0, curve.errors))
     return float((errors/images).mean())
 
-# %% ../../nbs/evaluation/calibration.ipynb #c039
+# %% ../../nbs/evaluation/calibration.ipynb #c041
 def risk_bound(
     errors, # number of wrong ones, 0..answered; a number or an array
     answered, # number of answered images, at least 1
@@ -199,7 +199,7 @@ def risk_bound(
     free = np.where(n > k, n - k, 1)
     return np.where(n > k, beta.ppf(level, k + 1, free), 1.)
 
-# %% ../../nbs/evaluation/calibration.ipynb #c041
+# %% ../../nbs/evaluation/calibration.ipynb #c043
 def design_effect(
     wrong, # N booleans: the image was diagnosed wrongly
     groups=None, # N patient, video or slide names; None: images are independent
@@ -231,7 +231,7 @@ def curve_bound(
     "Upper bound of the risk beyond each threshold. Raises DataError for groups that do not fit, ValueError for a level outside 0..1"
     return risk_bound(curve.errors, curve.answered, level, *_design(wrong, groups))
 
-# %% ../../nbs/evaluation/calibration.ipynb #c044
+# %% ../../nbs/evaluation/calibration.ipynb #c046
 @dataclass(frozen=True)
 class Abstention:
     "A confidence threshold, and what it promised on validation images"
@@ -274,7 +274,7 @@ def abstention_threshold(
     raise DataError(f'No confidence threshold keeps the share of wrong answers at {risk:g} or below: the best answers {curve.answered[i]} of {len(p)} validation images, '
                     f'{curve.errors[i]} of them wrongly{"" if level is None else f", which permits a risk of {bound[i]:.2g}"}. Allow a larger risk, or validate on more images{"" if groups is None else " and groups"}.')
 
-# %% ../../nbs/evaluation/calibration.ipynb #c052
+# %% ../../nbs/evaluation/calibration.ipynb #c054
 @dataclass(frozen=True)
 class OperatingPoint:
     "A threshold for the class that must not be missed, and what it costs on validation images"
@@ -319,7 +319,7 @@ def operating_point(
     part = lambda which: None if groups is None else np.asarray(groups)[which]
     return OperatingPoint(positive, float(threshold), float(sensitivity), *_share(found[is_positive], part(is_positive)), *_share(~found[~is_positive], part(~is_positive)))
 
-# %% ../../nbs/evaluation/calibration.ipynb #c055
+# %% ../../nbs/evaluation/calibration.ipynb #c057
 def decide(
     probabilities, # N×K, rows sum to 1; calibrated, if the thresholds are
     abstain_below:float|None=None, # images with a smaller confidence get no answer
@@ -341,7 +341,7 @@ def decide(
     if abstain_below is not None: labels = np.where((p.max(1) >= abstain_below) | alarm, labels, -1)
     return labels
 
-# %% ../../nbs/evaluation/calibration.ipynb #c058
+# %% ../../nbs/evaluation/calibration.ipynb #c060
 @dataclass(frozen=True)
 class Quality:
     "Calibration on validation images; intervals are None where there are too few groups"
@@ -355,7 +355,7 @@ def _quality(targets, p, groups, intervals):
     pair = lambda metric: calibration_interval(targets, p, groups, metric) if intervals else None
     return Quality(expected_calibration_error(targets, p), brier_score(targets, p), negative_log_likelihood(targets, p), pair('ece'), pair('brier'))
 
-# %% ../../nbs/evaluation/calibration.ipynb #c060
+# %% ../../nbs/evaluation/calibration.ipynb #c062
 NOT_A_SHARE = {'brier': 2, 'nll': math.inf, 'answered': math.inf} # numbers that may be above 1, and their largest value
 
 def _is(value, kind): return isinstance(value, kind) and (type(value) is not bool or kind is bool)
@@ -384,7 +384,7 @@ def _record(cls, d, what):
         values[f.name] = v
     return cls(**values)
 
-# %% ../../nbs/evaluation/calibration.ipynb #c062
+# %% ../../nbs/evaluation/calibration.ipynb #c064
 @dataclass(frozen=True)
 class Calibration:
     "Everything that was set on validation images; None and a reason where it could not be set"
@@ -424,7 +424,7 @@ class Calibration:
         "What a reader of the model's card should know"
         return _facts(self)
 
-# %% ../../nbs/evaluation/calibration.ipynb #c064
+# %% ../../nbs/evaluation/calibration.ipynb #c066
 def _facts(c):
     a,o,why = c.abstention,c.operating,c.reasons
     share = lambda v: f'{100*v:.1f} %'
@@ -439,7 +439,7 @@ def _facts(c):
         f'specificity {share(o.specificity)} ({share(o.specificity_low)} to {share(o.specificity_high)})')
     return said
 
-# %% ../../nbs/evaluation/calibration.ipynb #c066
+# %% ../../nbs/evaluation/calibration.ipynb #c068
 REASONS = 'temperature', 'intervals', 'abstention', 'operating'
 
 def _read_calibration(cls, d):
@@ -459,7 +459,7 @@ def _read_calibration(cls, d):
     if operating and operating.positive not in names: raise ModelError(f'{what}, operating: the positive class {operating.positive!r} is not among {list(names)}.')
     return cls(tuple(names), d['images'], d['groups'], float(d['temperature']), part('before', Quality), part('after', Quality), abstention, operating, dict(reasons))
 
-# %% ../../nbs/evaluation/calibration.ipynb #c068
+# %% ../../nbs/evaluation/calibration.ipynb #c070
 def calibrate(
     targets, # N true class numbers of validation images
     probabilities, # N×K, rows sum to 1, as the network says it
