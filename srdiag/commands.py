@@ -365,11 +365,11 @@ def _calibration_for(network, info, mode): # Calibration or None: it belongs to 
     say(f'Note: temperature and thresholds were set in the mode {network.mode}, so they are not used in the mode {mode}.')
 
 # %% ../nbs/commands.ipynb #c040
-_PURPOSE = dict(valid='the epoch, the temperature and the thresholds are chosen without them', test='nothing is known about how well they are found')
+_WITHOUT_A_CLASS = dict(valid='the epoch, the temperature and the thresholds are chosen without them', test='nothing is known about how well they are found')
 
 def _parts_of(table, seed): # `check_split` has seen to the training part
     parts = split_table(table, seed=seed)
-    for part,loss in _PURPOSE.items():
+    for part,loss in _WITHOUT_A_CLASS.items():
         missing = [name for k,name in enumerate(table.classes) if not (table.labels[parts[part]] == k).any()]
         if missing: say(f'Note: the {part} part has no image of {", ".join(missing)}, so {loss}. More groups, another --seed or a split column of your own would help.')
     return parts

@@ -790,15 +790,16 @@ def part_of(store, name, rows, results): # → Part
 # %% ../nbs/experiment.ipynb #c082
 def part_text(store, part, drawn): # markdown, below a heading
     said,name = [f'# {TITLES[part.name]}'],part.name
-    folds,wanted = int(part.summary.folds.max()),store.setup()['fixed']['folds']
+    setup = store.setup()
+    about,fixed = setup['about'],setup['fixed']
+    folds,wanted = int(part.summary.folds.max()),fixed['folds']
     if folds < wanted: said.append(f'**Not complete yet:** {folds} of {wanted} folds so far.')
     if part.missing: said.append(f'**Not complete yet:** {len(part.missing)} runs are missing, such as {part.missing[0]}. Rows are compared on the runs that both have.')
-    about,fixed = store.setup()['about'],store.setup()['fixed']
     said += [f'{about["data"]}: {sum(about["images"].values())} images' + (f' of {about["groups"]} groups' if about['groups'] else '') + f'; {fixed["epochs"]} epochs. All values in percent; intervals over groups say what other patients would change, not what another training would. Limits, configuration and command stand in README.md.', main_table(part.summary)]
     if name == 'table6': said.append(confusion_markdown(store, part.rows[0]))
     if name == 'table7' and (store.folder/'cost.json').is_file(): said.append('For one image; counts and memory depend on its size, so they differ from the printed ones.\n\n' + cost_table(store, part.rows))
     if name in ('table9', 'table10', 'fig6', 'fig7') and (images := image_table(store, part.rows, published_diagnosis('X') if name == 'table10' else None)): said.append('PSNR in dB and SSIM of the super-resolution network on test images of fold 0, before and after the training for diagnosis.\n\n' + images)
-    if name == 'table10' and store.setup()['fixed']['images'] == 'hr': said.append('Both rows start from the same HR files, so x2 reads an LR image of twice the side (four times the pixels) of x4. In the paper both read the same LR image: this table mixes the scale with how much was thrown away. `--images lr` compares as the paper does.')
+    if name == 'table10' and fixed['images'] == 'hr': said.append('Both rows start from the same HR files, so x2 reads an LR image of twice the side (four times the pixels) of x4. In the paper both read the same LR image: this table mixes the scale with how much was thrown away. `--images lr` compares as the paper does.')
     said += [f'![{TITLES[name]}]({k}.png)' for k in drawn]
     if len(part.gains): said += ['## Paired differences', gain_table(part.gains)]
     if len(part.gaps): said += ['## The gap between LR and HR', 'Of what high-resolution images would bring, how much is closed? The larger grid alone (ILR, nothing but bicubic enlargement) closes a part, so only the second line of each row is about super-resolution.', closed_table(part.gaps)]

@@ -25,7 +25,7 @@ COURSE = [name for name in FILES if not name.startswith('solutions/')]
 SOLUTIONS = [name for name in FILES if name.startswith('solutions/')]
 MAX_BYTES_OF_SOLUTIONS,MAX_BYTES_OF_HOWTO = 300_000,200_000
 
-ABSOLUTE_PATH = re.compile(r'(?<![\w.~*}])(/home/|/root/|/tmp/|/work/|/Users/)|\b[CD]:\\(?=[A-Z])')
+ABSOLUTE_PATH = re.compile(r'(?<![\w.~*}])/(home|root|tmp|work|Users)/|\b[CD]:\\(?=[A-Z])')
 
 
 @cache # each notebook once for all tests: they only look
@@ -151,6 +151,10 @@ def statements(cell): # of a cell of code; lines for the shell or IPython do not
 def is_import(statement): return isinstance(statement, (ast.Import, ast.ImportFrom))
 
 
+def words(cells): # names in their code, lines of imports apart
+    return {word for c in cells if c.cell_type == 'code' for word in re.findall(r'[^\W\d]\w*', re.sub(r'^\s*(from|import) .*$', '', c.source, flags=re.M))}
+
+
 def bound(cell): # names that a cell makes for the cells after it
     for statement in statements(cell):
         if is_import(statement): yield from (alias.asname or alias.name.split('.')[0] for alias in statement.names)
@@ -173,8 +177,7 @@ def test_no_cell_is_without_a_purpose(name, nb):
     for i,cell in enumerate(nb.cells):
         if cell.cell_type != 'code' or exported(cell) or cell.outputs or directives(cell) & {'default_exp', 'cuda', 'eval'}: continue
         if any(map(has_effect, statements(cell))): continue
-        later = {word for c in nb.cells[i+1:] if c.cell_type == 'code' for word in re.findall(r'[^\W\d]\w*', c.source)}
-        if not set(bound(cell)) & later: idle.append(where(cell))
+        if not set(bound(cell)) & words(nb.cells[i+1:]): idle.append(where(cell))
     assert not idle, f'{name}: cells that show nothing, check nothing, and make nothing that a later cell uses: {", ".join(idle)}.'
 
 
@@ -182,10 +185,10 @@ def test_what_is_imported_is_used(name, nb):
     idle = []
     for i,cell in enumerate(nb.cells):
         if cell.cell_type != 'code' or exported(cell): continue
-        later = {word for c in nb.cells[i+1:] if c.cell_type == 'code' for word in re.findall(r'[^\W\d]\w*', re.sub(r'^\s*(from|import) .*$', '', c.source, flags=re.M))}
-        here = {word for word in re.findall(r'[^\W\d]\w*', re.sub(r'^\s*(from|import) .*$', '', cell.source, flags=re.M))}
-        for s in filter(is_import, statements(cell)):
-            idle += [n for a in s.names if (n := a.asname or a.name.split('.')[0]) not in later | here and '*' not in n]
+        imports = [s for s in statements(cell) if is_import(s)]
+        if not imports: continue
+        used = words(nb.cells[i:])
+        idle += [n for s in imports for a in s.names if (n := a.asname or a.name.split('.')[0]) not in used and n != '*']
     assert not idle, f'{name}: imported and never used: {", ".join(idle)}.'
 
 

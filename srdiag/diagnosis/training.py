@@ -104,7 +104,7 @@ class HeadAccuracy(Metric):
     ): self.head = head
     def reset(self): self.right,self.count = 0,0
     def accumulate(self, learn):
-        y = learn.pred.answers()[0][self.head]
+        y = learn.pred.answers()[0]['ens'] if self.head == 'ens' else getattr(learn.pred, self.head)
         self.right,self.count = self.right + (y.argmax(1) == learn.yb[0]).sum().item(),self.count + len(learn.yb[0])
     @property
     def value(self): return self.right/self.count if self.count else None

@@ -249,6 +249,7 @@ def _chosen(curve, i, bound, wanted, value, level, bounded):
     return Abstention(float(curve.threshold[i]), wanted, float(value), float(curve.risk[i]), float(bound[i]), float(level), bounded,
                       float(curve.coverage[i]), int(curve.answered[i]))
 
+# %% ../../nbs/evaluation/calibration.ipynb #c048
 def abstention_threshold(
     targets, # N true class numbers of validation images
     probabilities, # N×K, rows sum to 1
@@ -274,7 +275,7 @@ def abstention_threshold(
     raise DataError(f'No confidence threshold keeps the share of wrong answers at {risk:g} or below: the best answers {curve.answered[i]} of {len(p)} validation images, '
                     f'{curve.errors[i]} of them wrongly{"" if level is None else f", which permits a risk of {bound[i]:.2g}"}. Allow a larger risk, or validate on more images{"" if groups is None else " and groups"}.')
 
-# %% ../../nbs/evaluation/calibration.ipynb #c054
+# %% ../../nbs/evaluation/calibration.ipynb #c056
 @dataclass(frozen=True)
 class OperatingPoint:
     "A threshold for the class that must not be missed, and what it costs on validation images"
@@ -319,7 +320,7 @@ def operating_point(
     part = lambda which: None if groups is None else np.asarray(groups)[which]
     return OperatingPoint(positive, float(threshold), float(sensitivity), *_share(found[is_positive], part(is_positive)), *_share(~found[~is_positive], part(~is_positive)))
 
-# %% ../../nbs/evaluation/calibration.ipynb #c057
+# %% ../../nbs/evaluation/calibration.ipynb #c059
 def decide(
     probabilities, # N×K, rows sum to 1; calibrated, if the thresholds are
     abstain_below:float|None=None, # images with a smaller confidence get no answer
@@ -341,7 +342,7 @@ def decide(
     if abstain_below is not None: labels = np.where((p.max(1) >= abstain_below) | alarm, labels, -1)
     return labels
 
-# %% ../../nbs/evaluation/calibration.ipynb #c060
+# %% ../../nbs/evaluation/calibration.ipynb #c062
 @dataclass(frozen=True)
 class Quality:
     "Calibration on validation images; intervals are None where there are too few groups"
@@ -355,7 +356,7 @@ def _quality(targets, p, groups, intervals):
     pair = lambda metric: calibration_interval(targets, p, groups, metric) if intervals else None
     return Quality(expected_calibration_error(targets, p), brier_score(targets, p), negative_log_likelihood(targets, p), pair('ece'), pair('brier'))
 
-# %% ../../nbs/evaluation/calibration.ipynb #c062
+# %% ../../nbs/evaluation/calibration.ipynb #c064
 NOT_A_SHARE = {'brier': 2, 'nll': math.inf, 'answered': math.inf} # numbers that may be above 1, and their largest value
 
 def _is(value, kind): return isinstance(value, kind) and (type(value) is not bool or kind is bool)
@@ -384,7 +385,7 @@ def _record(cls, d, what):
         values[f.name] = v
     return cls(**values)
 
-# %% ../../nbs/evaluation/calibration.ipynb #c064
+# %% ../../nbs/evaluation/calibration.ipynb #c066
 @dataclass(frozen=True)
 class Calibration:
     "Everything that was set on validation images; None and a reason where it could not be set"
@@ -424,7 +425,7 @@ class Calibration:
         "What a reader of the model's card should know"
         return _facts(self)
 
-# %% ../../nbs/evaluation/calibration.ipynb #c066
+# %% ../../nbs/evaluation/calibration.ipynb #c068
 def _facts(c):
     a,o,why = c.abstention,c.operating,c.reasons
     share = lambda v: f'{100*v:.1f} %'
@@ -439,7 +440,7 @@ def _facts(c):
         f'specificity {share(o.specificity)} ({share(o.specificity_low)} to {share(o.specificity_high)})')
     return said
 
-# %% ../../nbs/evaluation/calibration.ipynb #c068
+# %% ../../nbs/evaluation/calibration.ipynb #c070
 REASONS = 'temperature', 'intervals', 'abstention', 'operating'
 
 def _read_calibration(cls, d):
@@ -459,7 +460,7 @@ def _read_calibration(cls, d):
     if operating and operating.positive not in names: raise ModelError(f'{what}, operating: the positive class {operating.positive!r} is not among {list(names)}.')
     return cls(tuple(names), d['images'], d['groups'], float(d['temperature']), part('before', Quality), part('after', Quality), abstention, operating, dict(reasons))
 
-# %% ../../nbs/evaluation/calibration.ipynb #c070
+# %% ../../nbs/evaluation/calibration.ipynb #c072
 def calibrate(
     targets, # N true class numbers of validation images
     probabilities, # N×K, rows sum to 1, as the network says it
