@@ -26,9 +26,9 @@ import pandas as pd
 import torch
 
 from . import figures
-from .commands import RunOptions, SRData, _check_patch_side, pick_device, read_sr_folder
+from .commands import RunOptions, SRData, pick_device, pick_place, read_sr_folder
 from .data.images import as_float, read_image, save_png, to_uint8
-from .data.pairs import SRPairs
+from .data.pairs import SRPairs, check_patch_side
 from .errors import DataError, ModelError, TrainingError
 from .evaluation.cost import format_count, measure_cost
 from .evaluation.gains import paired_gain, seed_interval
@@ -37,7 +37,7 @@ from .evaluation.speed import Setup, compare_latency, forward_call, peak_memory
 from .files import replacing, write_text
 from .models import ModelInfo, json_text, load_model, save_model
 from .precision import chosen_precision
-from .runs import check_apart, markdown_table, misfit, named_budget, placing, read_json, say, session_now
+from .runs import check_apart, check_settings, markdown_table, misfit, named_budget, placing, read_json, say, session_now
 from .sr.distillation import distil
 from .sr.training import score_images, train_sr
 from .sr.zoo import create_model, describe, entry_of, list_models
@@ -140,10 +140,7 @@ class Budget:
     rounds:int=10 # timed forward passes of each network
 
     def __post_init__(self):
-        for f in fields(self):
-            least = 2 if f.name == 'rounds' else 1
-            if f.type is int and getattr(self, f.name) < least: raise DataError(f'The budget needs {f.name} of {least} or more, not {getattr(self, f.name)}.')
-        if self.recipe not in SR_RECIPES: raise DataError(f'There is no recipe {self.recipe!r}: choose one of {", ".join(SR_RECIPES)}.')
+        check_settings(self, 'The budget', dict(recipe=SR_RECIPES), rounds=2)
 
     def __str__(self): return f'{self.epochs} × {self.steps} steps of {self.batch_size} patches of {self.patch}×{self.patch} px, recipe {self.recipe}, {self.seeds} seed{"s"*(self.seeds > 1)}'
 
@@ -735,10 +732,8 @@ def _check_settings(
     if not entries: raise ModelError('A benchmark needs at least one network.')
     if only is not None and only not in [e.key for e in entries]: raise DataError(f'{only!r} is not an entry of this benchmark: choose one of {", ".join(e.key for e in entries)}.')
     if only_seed is not None and not 0 <= only_seed < 2**32: raise DataError(f'The seed {only_seed} is not a whole number from 0 to {2**32-1}.')
-    if budget.patch % scale: raise DataError(f'A patch of {budget.patch} pixels does not fit the scale {scale}: use a multiple of {scale}.')
-    _check_patch_side(budget.patch, scale)
-    try: chosen_precision(options.precision, pick_device(options.device))
-    except ValueError as e: raise DataError(f'The precision does not fit: {e}') from e
+    check_patch_side(budget.patch, scale)
+    pick_place(options)
     with torch.device('meta'):
         for e in entries: build(e, scale) # a wrong setting fails here, not after hours
 

@@ -28,15 +28,15 @@ import pandas as pd
 import torch
 
 from . import benchmark, figures
-from .commands import RunOptions, build_framework, check_channels, pick_device, read_labelled, read_split, say_if_recursive
+from .commands import RunOptions, build_framework, check_channels, pick_place, read_labelled, read_split, say_if_recursive
 from .data.degradation import upsample
 from .data.images import as_float, read_image, save_png
 from .data.pairs import SRPairs
 from .data.splits import grouped_folds, grouped_split
 from .diagnosis.inference import modes_of, predict
-from .diagnosis.losses import DiagnosisLoss
-from .diagnosis.network import SREnhancedDiagnosis
-from .diagnosis.sai import MODES
+from .diagnosis.losses import NORMS, DiagnosisLoss
+from .diagnosis.network import INPUTS, SREnhancedDiagnosis
+from .diagnosis.sai import MODES, ROW_WEIGHTS
 from .diagnosis.training import LabelledPairs, PairAugment, choose_references, train_diagnosis
 from .errors import DataError, ModelError, TrainingError
 from .evaluation.cost import count_flops, count_parameters, format_count
@@ -46,11 +46,11 @@ from .evaluation.image_quality import convention, psnr
 from .evaluation.speed import Setup, peak_memory
 from .files import replacing, write_text
 from .models import ModelInfo, json_text, load_model, save_model
-from .precision import chosen_precision
 from .report import Report
-from .runs import check_apart, markdown_table, misfit, named_budget, placing, read_json, say, session_now
+from .runs import check_apart, check_choice, check_settings, markdown_table, misfit, named_budget, placing, read_json, say, session_now
 from .sr.mrcnet import MRCNet
 from .sr.training import score_images
+from .sr.zoo import SCALES
 from .training.recipes import DIAGNOSIS_RECIPES
 from .weights import model_folder, read_config
 
@@ -69,6 +69,8 @@ class Row:
     network:str='mrcnet' # name of the super-resolution network
 
     def __post_init__(self):
+        if self.inputs not in INPUTS: raise ValueError(f'There are no inputs {self.inputs!r}: choose one of {", ".join(INPUTS)}.')
+        if self.scale not in SCALES: raise ValueError(f'The scale is {" or ".join(map(str, SCALES))}, not {self.scale!r}.')
         if self.sai and '+' not in self.inputs: raise ValueError(f'{self.inputs} is a single branch: there is nothing to interact with.')
         if not (self.sac and self.sar) and not self.sai: raise ValueError('The losses of affinities need sai.')
         if self.start not in ('pretrained', 'scratch'): raise ValueError(f"start is 'pretrained' or 'scratch', not {self.start!r}.")
@@ -109,10 +111,7 @@ class Budget:
     seeds:int=1 # trainings of each row and fold, with the seeds 0, 1, ...
 
     def __post_init__(self):
-        for f in fields(self):
-            least = 2 if f.name in ('folds', 'batch_size') else 1
-            if f.type is int and getattr(self, f.name) < least: raise DataError(f'The budget needs {f.name} of {least} or more, not {getattr(self, f.name)}.')
-        if self.recipe not in DIAGNOSIS_RECIPES: raise DataError(f'There is no recipe {self.recipe!r}: choose one of {", ".join(DIAGNOSIS_RECIPES)}.')
+        check_settings(self, 'The budget', dict(recipe=DIAGNOSIS_RECIPES), folds=2, batch_size=2)
 
     def __str__(self): return f'{self.epochs} epochs in batches of {self.batch_size}, recipe {self.recipe}, {self.folds} folds, {self.seeds} seed{"s"*(self.seeds > 1)}'
 
@@ -120,7 +119,7 @@ BUDGETS = {'smoke': Budget(1, 8, folds=2), 'quick': Budget(), 'paper': Budget(12
 
 @dataclass(frozen=True)
 class Design:
-    "What all rows of one folder have in common beside the budget"
+    "What all rows of one folder have in common beside the budget. Raises DataError for what does not exist"
     images:str='hr' # what the files are: 'hr', reduced by the scale, or 'lr', as they are
     scale:int=4 # of all tables but Table X
     split_seed:int=0 # of folds and validation parts
@@ -133,6 +132,11 @@ class Design:
     rank:float=1. # λ₁
     sac:float=100. # λ₂
     sar:float=100. # λ₃
+
+    def __post_init__(self):
+        check_settings(self, 'The design', dict(images=('lr', 'hr'), scale=SCALES, mutual=ROW_WEIGHTS, mode=MODES, norm=NORMS), ['valid_share', 'solo_share'],
+                       split_seed=(0, 2**32-1), rank=0, sac=0, sar=0)
+        if self.valid_share in (0, 1): raise DataError('A part of the images validates and another trains: valid_share lies between 0 and 1.')
 
     def loss(self, row): # DiagnosisLoss of a row
         return DiagnosisLoss(self.rank, self.sac if row.sac else 0., self.sar if row.sar else 0., norm=self.norm)
@@ -199,8 +203,8 @@ class Job(JobFacts):
         options:RunOptions=RunOptions(), # device, precision, reading
     ):
         self.data,self.design,self.budget,self.options = data,design,budget,options
-        self.device = pick_device(options.device)
-        self.precision,self.classes = chosen_precision(options.precision, self.device),list(data.table.classes)
+        self.device,self.precision = pick_place(options)
+        self.classes = list(data.table.classes)
         self.frame = data.table.to_frame()
         self.groups = self.frame.group.astype(str).to_numpy() if 'group' in self.frame else None
         self.folds = make_folds(self.frame.label.to_numpy(), self.groups, budget.folds, design.valid_share, design.split_seed)
@@ -355,7 +359,7 @@ def read_predictions(
     numbers = [*heads, *(c for c in p if c.startswith('mode_'))]
     if not all(pd.api.types.is_numeric_dtype(p[h]) for h in numbers) or not p.true.isin(classes).all() or not len(p): raise DataError(f'{path} is not what srdiag wrote: {remedy}.')
     q = p[numbers].to_numpy(float)
-    if p.file.duplicated().any() or not ((q >= 0) & (q <= 1)).all() or not np.allclose(p[heads].sum(1), 1, atol=1e-4): raise DataError(f'{path} is not what srdiag wrote (a file twice, or numbers that are no probabilities): {remedy}.')
+    if p.file.duplicated().any() or not ((q >= 0) & (q <= 1)).all() or not np.allclose(p[heads].sum(axis=1), 1, atol=1e-4): raise DataError(f'{path} is not what srdiag wrote (a file twice, or numbers that are no probabilities): {remedy}.')
     return p
 
 # %% ../nbs/experiment.ipynb #c037
@@ -474,13 +478,14 @@ class Answers:
         t = self.table(row)
         return t[pd.MultiIndex.from_frame(t[['seed', 'fold']]).isin(runs)]
 
+    def per_image(self, row, mode=None, runs=None): # file → right: the share of seeds in which it was, group; in order of file
+        t = self.table(row, mode) if runs is None else self._of(row, runs)
+        return t.groupby('file', sort=True).agg(right=('right', 'mean'), group=('group', 'first'))
+
     def aligned(self, *rows): # groups, one list per row: the share of seeds in which each image was right; and the seeds
         common = sorted(set.intersection(*({*self.runs[r.key]} for r in rows)))
         if not common: return None,[],[]
-        tables = []
-        for r in rows:
-            t = self._of(r, common)
-            tables.append(t.groupby('file', sort=True).agg(right=('right', 'mean'), group=('group', 'first')))
+        tables = [self.per_image(r, runs=common) for r in rows]
         if any(not t.index.equals(tables[0].index) for t in tables): raise DataError(f'In {self.store.folder}, runs of one fold are of different images: they were not made by one experiment.')
         return tables[0].group.to_numpy(),[t.right.to_numpy() for t in tables],common
 
@@ -525,15 +530,17 @@ def summary_table(
 def modes_table(
     answers:Answers, # of the rows
 ) -> pd.DataFrame: # a line per row with SAI and mode
-    "Pooled accuracy by the way of prediction: with references, alone, in mixed batches"
+    "Pooled accuracy by the way of prediction (with references, alone, in mixed batches), and its paired difference to the model's own way"
     lines = []
     for r in answers.rows:
         if not r.sai: continue
+        own = answers.per_image(r)
         for mode in answers.store.metrics(r, *answers.runs[r.key][0])['modes']:
-            by = answers.table(r, mode).groupby('file').agg(right=('right', 'mean'), group=('group', 'first'))
+            by = answers.per_image(r, mode)
             mean,low,high = mean_interval(by.right, by.group)
-            lines.append(dict(key=r.key, label=r.label, mode=mode, accuracy=mean, low=low, high=high))
-    return pd.DataFrame(lines, columns=['key', 'label', 'mode', 'accuracy', 'low', 'high'])
+            gain = dict(zip(('gain', 'gain_low', 'gain_high'), paired_gain(own.right, by.right, by.group)))
+            lines.append(dict(key=r.key, label=r.label, mode=mode, accuracy=mean, low=low, high=high) | gain)
+    return pd.DataFrame(lines, columns=['key', 'label', 'mode', 'accuracy', 'low', 'high', 'gain', 'gain_low', 'gain_high'])
 
 # %% ../nbs/experiment.ipynb #c058
 def pairs_of(
@@ -692,7 +699,10 @@ def closed_table(gaps):
     header = ['row', 'gap', '>gap in points', '>95 % over groups', '>closed', '>95 % over groups']
     return markdown_table(header, [[g.label, f'HR − {g.base}', f'{100*g.gap:+.2f}', _range(g.gap_low, g.gap_high, '{:+.2f}'), f'{g.closed:.0%}' if g.clear else 'no clear gap', f'{g.low:.0%} to {g.high:.0%}' if g.clear else '–'] for g in gaps.itertuples()])
 
-def modes_markdown(modes): return markdown_table(['row', 'predicted', '>accuracy', '>95 % over groups'], [[m.label, dict(context='with references', solo='alone', batch='in mixed batches')[m.mode], _percent(m.accuracy), _range(m.low, m.high)] for m in modes.itertuples()])
+def modes_markdown(modes):
+    header,words = ['row', 'predicted', '>accuracy', '>95 % over groups', '>against the first in points', '>95 % over groups'],dict(context='with references', solo='alone', batch='in mixed batches')
+    return markdown_table(header, [[m.label, words[m.mode], _percent(m.accuracy), _range(m.low, m.high), *((f'{100*m.gain:+.2f}', _range(m.gain_low, m.gain_high, '{:+.2f}')) if again else ('–', '–'))]
+                                   for m,again in zip(modes.itertuples(), modes.key.duplicated())])
 
 def cost_table(store, rows): # Table VII
     path,printed = store.folder/'cost.json',published_diagnosis('VII').set_index('row')
@@ -867,8 +877,7 @@ def _add_section(page, part, drawn):
     if len(part.gaps): page.table(part.gaps.drop(columns='key'), 'Share of the gap to HR that is closed; without a clear gap there is no interval.', {k:'.3f' for k in ('gap', 'gap_low', 'gap_high', 'closed', 'low', 'high')})
 
 # %% ../nbs/experiment.ipynb #c088
-def check_name(name): # of an experiment
-    if name != 'all' and name not in TABLES: raise DataError(f'There is no experiment {name!r}: choose one of {", ".join(TABLES)}, or all.')
+def check_name(name): check_choice('experiment', name, (*TABLES, 'all'))
 
 def rows_of(
     name:str, # a key of TABLES, or 'all'
@@ -925,9 +934,7 @@ def prepare(data, out, labels, rows, networks, budget, design, options): # → J
     lacking = next((r for r in rows if r.has_sr and (r.network, r.scale) not in networks), None)
     if lacking: raise ModelError(f'The row {lacking.label} needs a super-resolution network for scale {lacking.scale}: train one with srdiag train-sr or srdiag distill and give its folder with --sr.')
     if not rows: raise DataError('No row is left: Fig. 6 and tables with HR need HR files or networks.')
-    if design.solo_share < 0 or design.solo_share > 1 or not 0 < design.valid_share < 1: raise DataError('Shares lie between 0 and 1.')
-    try: chosen_precision(options.precision, pick_device(options.device))
-    except ValueError as e: raise DataError(f'The precision does not fit: {e}') from e
+    pick_place(options)
     least = max(r.scale if design.images == 'hr' else 1 for r in rows)*MRCNet.min_size
     found = read_labelled(data, labels, options, least)
     if found.table.split is not None: say('Note: the split column of the table is not used here: folds take its place.')

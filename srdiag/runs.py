@@ -4,10 +4,12 @@
 
 # %% auto #0
 __all__ = ['placing', 'misfit', 'read_json', 'say', 'command_line', 'session_now', 'check_apart', 'markdown_table',
-           'named_budget']
+           'check_choice', 'check_number', 'check_settings', 'named_budget']
 
 # %% ../nbs/runs.ipynb #c003
 import json
+import math
+import numbers
 import os
 import platform
 import shutil
@@ -102,13 +104,52 @@ def markdown_table(
     return '\n'.join(lines + ['| ' + ' | '.join(map(str, r)) + ' |' for r in rows])
 
 # %% ../nbs/runs.ipynb #c022
+def check_choice(
+    what:str, # kind of thing, for the sentence
+    value, # that was given
+    known, # names that there are
+):
+    "DataError for a name that there is not"
+    if value not in tuple(known): raise DataError(f'There is no {what} {value!r}: choose one of {", ".join(map(str, known))}.')
+
+def check_number(
+    who:str, # 'The budget', for the sentence
+    name:str, # of the number
+    value, # that was given
+    low=1, # smallest
+    high=math.inf, # largest
+    kind=numbers.Integral, # or numbers.Real
+):
+    "DataError for what is no such number"
+    fits = isinstance(value, kind) and not isinstance(value, bool) and math.isfinite(value) and low <= value <= high
+    span = f'of {low} or more' if high == math.inf else f'from {low} to {high}'
+    if not fits: raise DataError(f'{who} needs {name} {span}, not {value!r}.')
+
+def check_settings(
+    settings, # an object of a dataclass
+    who:str, # 'The budget', for the sentences
+    choices:dict, # name of a field → what it may be
+    shares=(), # names of fields from 0 to 1
+    **bounds, # name of a field → smallest, or smallest and largest value; 1 for a whole number that is not named
+):
+    "DataError for the first field that makes no sense"
+    for f in fields(settings):
+        value = getattr(settings, f.name)
+        if f.name in choices: check_choice(f.name, value, choices[f.name])
+        elif f.name in shares: check_number(who, f.name, value, 0, 1, numbers.Real)
+        elif f.name in bounds or f.type is int or f.type == int|None and value is not None:
+            bound = bounds.get(f.name, 1)
+            low,high = bound if isinstance(bound, tuple) else (bound, math.inf)
+            check_number(who, f.name, value, low, high, numbers.Real if f.type is float else numbers.Integral)
+
+# %% ../nbs/runs.ipynb #c026
 def named_budget(
     budgets:dict, # name → an object of a dataclass
     name:str, # a key of it
     **changes, # fields of the dataclass; None leaves a field as it is
 ): # a budget with changes
     "DataError for names that do not exist"
-    if name not in budgets: raise DataError(f'There is no budget {name!r}: choose one of {", ".join(budgets)}.')
+    check_choice('budget', name, budgets)
     known = [f.name for f in fields(budgets[name])]
     unknown = sorted(changes.keys() - set(known))
     if unknown: raise DataError(f'A budget has no {", ".join(unknown)}: it has {", ".join(known)}.')

@@ -29,7 +29,6 @@ FLOORS = [
     'demo',
     'cli',
 ]
-PRIVATE_IMPORTS = {('benchmark', 'commands._check_patch_side')} # exceptions to the rule that a private name stays in its module
 MAY_IMPORT_FASTAI = {'training.loop', 'training.recipes', 'sr.training', 'sr.distillation', 'diagnosis.training'}
 
 
@@ -146,13 +145,8 @@ def private_imports(module):
 
 @modules
 def test_private_names_stay_in_their_module(module):
-    for _,name in sorted(private_imports(module) - PRIVATE_IMPORTS):
+    for _,name in sorted(private_imports(module)):
         pytest.fail(f'srdiag.{module} imports {name}, which is private: make it public there, or give what both need a module of its own.')
-
-
-def test_exceptions_for_private_names_are_still_needed():
-    gone = {pair for pair in PRIVATE_IMPORTS if pair not in private_imports(pair[0])}
-    assert not gone, f'PRIVATE_IMPORTS makes exceptions for {gone}, which are not imported any more.'
 
 
 # --- heavy libraries -----------------------------------------------------------------------------------------------

@@ -86,6 +86,7 @@ class GradCam(NamedTuple):
     large: str # what the SR branch saw: 'SR', 'HR', 'ILR' or 'LR'
     stage: int # 1 to 4
     head: str # 'ens', 'sr' or 'lr'
+    mode: str # 'context' or 'solo': with whom each image was compared
 
 # %% ../../nbs/diagnosis/interpretation.ipynb #c018
 def _stage_heat(features, gradient, size): # N×C×h×w each → N×H×W
@@ -93,7 +94,8 @@ def _stage_heat(features, gradient, size): # N×C×h×w each → N×H×W
     heat = (weights*features).sum(1, keepdim=True).clamp(min=0)
     return F.interpolate(heat, size=size, mode='bilinear', align_corners=False)[:, 0]
 
-def _check_cam(model, stage, head):
+def _check_cam(model, stage, head, mode):
+    if mode not in (None, 'context', 'solo'): raise ValueError(f"A map explains one image by itself: mode must be 'context' or 'solo', not {mode!r}.")
     if stage not in (None, 1, 2, 3, 4): raise ValueError(f'stage must be 1, 2, 3, 4 or None, not {stage!r}.')
     if head not in ('ens', 'sr', 'lr'): raise ValueError(f"head must be 'ens', 'sr' or 'lr', not {head!r}.")
     if head != 'ens' and len(_branches(model)) == 1: raise ModelError(f"This model has one branch and one head: ask for head='ens', not {head!r}.")
@@ -139,10 +141,11 @@ def grad_cam(
     stage:int|None=4, # 1 to 4, whose output is explained; early stages have finer maps, late ones mean more. None: the last one with 6×6 cells
     head:str='ens', # 'ens', or with two branches 'sr' or 'lr'
     batch_size:int=32, # images at a time; no effect on the result
+    mode:str|None=None, # 'context' or 'solo'; None: the model's own, 'solo' if that is 'batch'
 ) -> GradCam: # maps of both branches
     "Grad-CAM of each branch, one image independently of the others. ModelError for a head that the model lacks"
-    _check_cam(model, stage, head)
-    n,(mode,context) = len(lr),_mode_of(model, batch=False)
+    _check_cam(model, stage, head, mode)
+    n,(mode,context) = len(lr),_mode_of(model, mode, batch=False)
     if stage is None: stage = _readable_stage(model, lr[:1], None if hr is None else hr[:1])
     if target is not None:
         target = torch.as_tensor(target).long()
@@ -151,7 +154,7 @@ def grad_cam(
     parts = [_cam_part(model, lr[i:i+batch_size], None if hr is None else hr[i:i+batch_size], None if target is None else target[i:i+batch_size], stage, head, mode, context)
              for i in range(0, n, batch_size)]
     fields = {k:torch.cat([p[k] for p,_ in parts]) for k in parts[0][0]}
-    return GradCam(**dict.fromkeys(('lr', 'sr', 'image_lr', 'image_sr')) | fields, cells=parts[0][1], large=getattr(model, 'large', 'SR'), stage=stage, head=head)
+    return GradCam(**dict.fromkeys(('lr', 'sr', 'image_lr', 'image_sr')) | fields, cells=parts[0][1], large=getattr(model, 'large', 'SR'), stage=stage, head=head, mode=mode)
 
 # %% ../../nbs/diagnosis/interpretation.ipynb #c032
 def _overlay(ax, image, heat):

@@ -15,7 +15,7 @@ from torch import nn
 from ..data.degradation import upsample
 from .branches import ResNet18Branch
 from .gate import GatedEnsemble, gate_closed
-from .sai import MODES, SampleAffinityInteraction
+from .sai import MODES, ROW_WEIGHTS, SampleAffinityInteraction
 from ..sr.zoo import ARCHITECTURES, architecture_of
 
 # %% ../../nbs/diagnosis/network.ipynb #c007
@@ -181,7 +181,8 @@ class FrameworkParts(nn.Module):
         sr_architecture:str='mrcnet', # a key of ARCHITECTURES
     ):
         super().__init__()
-        for setting in (('input', inputs, INPUTS), ('mode', mode, MODES), ('architecture', sr_architecture, ARCHITECTURES)): _setting(*setting)
+        for setting in (('input', inputs, INPUTS), ('mode', mode, MODES), ('way to weigh rows', mutual, ROW_WEIGHTS), ('architecture', sr_architecture, ARCHITECTURES)): _setting(*setting)
+        if not 0 <= solo_share <= 1: raise ValueError(f'solo_share lies between 0 and 1, not at {solo_share}.')
         self.scale,self.large,self.two,self.solo_share = scale,inputs.split('+')[-1],'+' in inputs,solo_share
         self.sr_network = None
         if self.large == 'SR': self.sr_network = ARCHITECTURES[sr_architecture](**((sr or {}) | dict(scale=scale, image_channels=channels)))

@@ -17,7 +17,7 @@ from scipy.optimize import minimize_scalar
 from scipy.stats import beta
 from scipy.stats import t as student
 from ..errors import DataError, ModelError
-from .diagnostic import bootstrap_interval, checked_probabilities, group_index, percentile_interval, resample_counts, wilson_interval
+from .diagnostic import bootstrap_interval, checked_probabilities, group_index, percentile_interval, resampled_means, wilson_interval
 
 # %% ../../nbs/evaluation/calibration.ipynb #c012
 def _edges(confidence, bins, strategy):
@@ -97,16 +97,12 @@ def calibration_interval(
     "Percentile bootstrap interval over groups. Raises DataError for data that do not fit, ValueError for unknown metrics"
     targets, p = checked_probabilities(targets, probabilities)
     if metric not in ('ece', 'brier', 'nll'): raise ValueError(f"The metric is 'ece', 'brier' or 'nll', not {metric!r}.")
-    index, n_groups = group_index(groups, len(targets))
-    draws = resample_counts(n_groups, n, seed)
-    images = draws @ np.bincount(index, minlength=n_groups)
     if metric == 'ece':
         _, number, confidence, right = _binned(targets, p, bins, strategy)
-        gaps = np.zeros((n_groups, bins))
-        np.add.at(gaps, (index, number), right - confidence)
-        return percentile_interval(np.abs(draws @ gaps).sum(1)/images, level)
-    score = (_squared if metric == 'brier' else _log_loss)(targets, p)
-    return percentile_interval(draws @ np.bincount(index, weights=score, minlength=n_groups)/images, level)
+        scores = (right - confidence)[:, None]*(number[:, None] == np.arange(bins)) # N×bins: the gap, in the bin of the image
+    else: scores = (_squared if metric == 'brier' else _log_loss)(targets, p)
+    means = resampled_means(scores, *group_index(groups, len(targets)), n, seed)
+    return percentile_interval(np.abs(means).sum(1) if metric == 'ece' else means, level)
 
 # %% ../../nbs/evaluation/calibration.ipynb #c023
 def _softened(log_p, temperature):

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['confusion', 'checked_probabilities', 'diagnostic_metrics', 'wilson_interval', 'group_index', 'resample_counts',
-           'percentile_interval', 'bootstrap_interval', 'paired_difference']
+           'resampled_means', 'percentile_interval', 'bootstrap_interval', 'paired_difference']
 
 # %% ../../nbs/evaluation/diagnostic.ipynb #c005
 import math
@@ -162,6 +162,20 @@ def resample_counts(
     rng = np.random.default_rng(seed)
     return np.stack([np.bincount(rng.integers(n_groups, size=n_groups), minlength=n_groups) for _ in range(n)])
 
+def resampled_means(
+    scores:np.ndarray, # N, or N×K scores of K models for the same images
+    index:np.ndarray, # N numbers of groups, from `group_index`
+    n_groups:int, # G
+    n:int, # number of resamples
+    seed:int, # of the drawing
+) -> np.ndarray: # n, or n×K: mean over the images of the drawn groups, the same groups for all models
+    "Means in each resample"
+    draws,scores = resample_counts(n_groups, n, seed),np.asarray(scores, float)
+    totals = np.zeros((n_groups, *scores.shape[1:]))
+    np.add.at(totals, index, scores)
+    images = draws @ np.bincount(index, minlength=n_groups)
+    return draws @ totals/images.reshape(-1, *[1]*(scores.ndim - 1))
+
 def percentile_interval(
     values:np.ndarray, # of the resamples; nan where undefined
     level:float, # confidence level, between 0 and 1
@@ -215,7 +229,4 @@ def paired_difference(
                         'both models must be tested on the same images.')
     gain = (b == targets).astype(float) - (a == targets)
     index, n_groups = group_index(groups, len(targets))
-    draws = resample_counts(n_groups, n, seed)
-    gains = draws @ np.bincount(index, weights=gain, minlength=n_groups)
-    images = draws @ np.bincount(index, minlength=n_groups)
-    return (float(gain.mean()), *percentile_interval(gains/images, level))
+    return (float(gain.mean()), *percentile_interval(resampled_means(gain, index, n_groups, n, seed), level))

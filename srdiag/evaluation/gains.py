@@ -11,6 +11,8 @@ import math
 import numpy as np
 from scipy import stats
 
+from .diagnostic import group_index, percentile_interval, resampled_means
+
 # %% ../../nbs/evaluation/gains.ipynb #c005
 def group_means(
     values, # K×N scores of K models for the same N images
@@ -21,13 +23,8 @@ def group_means(
     "The bootstrap over groups. Raises ValueError for shapes that do not fit"
     values,groups = np.atleast_2d(np.asarray(values, float)),np.asarray(groups).astype(str)
     if values.shape[1:] != groups.shape or not len(groups): raise ValueError(f'Scores and groups have the shapes {values.shape} and {groups.shape}: they must be of the same images.')
-    names,index = np.unique(groups, return_inverse=True)
-    if len(names) < 2: return None
-    total,count = np.stack([np.bincount(index, weights=v) for v in values], 1),np.bincount(index)
-    drawn = np.random.default_rng(seed).integers(len(names), size=(n, len(names)))
-    return total[drawn].sum(1)/count[drawn].sum(1)[:, None]
-
-def _ends(values, level): return tuple(map(float, np.quantile(values, [(1-level)/2, (1+level)/2])))
+    if len(set(groups)) < 2: return None
+    return resampled_means(values.T, *group_index(groups, len(groups)), n, seed)
 
 def mean_interval(
     values, # N scores, one per image
@@ -37,7 +34,7 @@ def mean_interval(
 ) -> tuple: # mean, low, high; low and high are nan with fewer than two groups
     "Mean with a bootstrap interval over groups"
     means = group_means(values, groups, **kwargs)
-    return (float(np.mean(values)), *((math.nan, math.nan) if means is None else _ends(means[:, 0], level)))
+    return (float(np.mean(values)), *((math.nan, math.nan) if means is None else percentile_interval(means[:, 0], level)))
 
 # %% ../../nbs/evaluation/gains.ipynb #c009
 def paired_gain(
@@ -77,9 +74,9 @@ def gap_closed(
     out = dict(gap=c-a, gap_low=math.nan, gap_high=math.nan, clear=False, closed=(b-a)/(c-a) if c != a else math.nan, low=math.nan, high=math.nan)
     if means is None: return out
     gap = means[:, 2]-means[:, 0]
-    out['gap_low'],out['gap_high'] = _ends(gap, level)
+    out['gap_low'],out['gap_high'] = percentile_interval(gap, level)
     out['clear'] = out['gap_low'] > 0
-    if out['clear']: out['low'],out['high'] = _ends((means[:, 1]-means[:, 0])[gap > 0]/gap[gap > 0], level)
+    if out['clear']: out['low'],out['high'] = percentile_interval((means[:, 1]-means[:, 0])[gap > 0]/gap[gap > 0], level)
     return out
 
 # %% ../../nbs/evaluation/gains.ipynb #c020
