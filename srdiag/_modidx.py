@@ -129,6 +129,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                             'srdiag.cli.main': ('cli.html#main', 'srdiag/cli.py'),
                             'srdiag.cli.parser': ('cli.html#parser', 'srdiag/cli.py')},
             'srdiag.commands': { 'srdiag.commands.Caution': ('commands.html#caution', 'srdiag/commands.py'),
+                                 'srdiag.commands.Caution.__post_init__': ('commands.html#caution.__post_init__', 'srdiag/commands.py'),
                                  'srdiag.commands.Caution.check': ('commands.html#caution.check', 'srdiag/commands.py'),
                                  'srdiag.commands.LabelledData': ('commands.html#labelleddata', 'srdiag/commands.py'),
                                  'srdiag.commands.RunOptions': ('commands.html#runoptions', 'srdiag/commands.py'),

@@ -364,14 +364,17 @@ def _loss_of(options): # of DiagnosisLoss, or None → the loss; DataError for o
 # %% ../nbs/commands.ipynb #c036
 @dataclass(frozen=True)
 class Caution:
-    "What the thresholds of a model are to reach on validation images"
+    "What the thresholds of a model are to reach on validation images. Raises DataError for shares that nobody can reach"
     risk: float = 0.05 # share of wrong ones among the answered images, at most
     sensitivity: float = 0.95 # of the positive class, at least
     positive: str|None = None # the class that must not be missed; None: no operating point
 
-    def check(self, classes): # → the same names; DataError for what cannot be
+    def __post_init__(self):
+        check_settings(self, 'Caution', {}, ['risk', 'sensitivity'])
         for name in ('risk', 'sensitivity'):
-            if not 0 < getattr(self, name) < 1: raise DataError(f'The {name} that is wanted lies between 0 and 1, not at {getattr(self, name)}.')
+            if getattr(self, name) in (0, 1): raise DataError(f'The {name} that is wanted lies between 0 and 1, not at {getattr(self, name)}: nobody can promise that.')
+
+    def check(self, classes): # → the same names; DataError if the positive class is not one of them
         if self.positive is not None and self.positive not in classes: raise DataError(f'There is no class {self.positive!r} that could be positive: the data has {", ".join(classes)}.')
         return classes
 
