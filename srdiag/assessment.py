@@ -18,6 +18,7 @@ from .diagnosis.inference import Predictions, modes_of
 from .diagnosis.interpretation import (affinity_stages_figure, branch_features, embedding_figure, gate_figure, gate_table, grad_cam,
                                              grad_cam_figure, pick_examples)
 from .diagnosis.network import SREnhancedDiagnosis
+from .errors import counted
 from .evaluation.calibration import Calibration
 from .evaluation.diagnostic import confusion
 from .report import Report
@@ -60,9 +61,10 @@ def add_numbers(
 ) -> None:
     "Metrics with interval, per class, and the confusion matrix"
     m,y = a.metrics,a.labels
-    report.section('Right and wrong', f'{m["n"]} test images; {m["convention"]}. The interval is a {m["interval"]}.')
+    report.section('Right and wrong', f'{counted(m["n"], "test image")}; {m["convention"]}. Interval: {m["interval"]}.')
     shown = {k:m[k] for k in ('accuracy', 'f1', 'sensitivity', 'specificity', 'kappa', 'mcc', 'auc')}
-    report.table([{'accuracy, 95 % interval':f'{m["accuracy_low"]:.3f} – {m["accuracy_high"]:.3f}'} | shown], 'Macro averages over classes.', {k:'.3f' for k in shown})
+    known = m['accuracy_low'] == m['accuracy_low']
+    report.table([({'accuracy, 95 % interval':f'{m["accuracy_low"]:.3f} – {m["accuracy_high"]:.3f}'} if known else {}) | shown], 'Macro averages over classes.', {k:'.3f' for k in shown})
     report.figure(figures.confusion_figure(confusion(y, a.predictions.labels, a.classes), a.classes), 'Rows are true classes; percentages of the row.', 'Confusion matrix')
     heads = {'ensemble':m['accuracy']} | {dict(sr='SR branch', lr='LR branch', aux='auxiliary head')[h]:m[f'accuracy_{h}'] for h in ('sr', 'lr', 'aux') if f'accuracy_{h}' in m}
     if len(heads) > 1: report.table([heads], 'Accuracy of each head by itself.', dict.fromkeys(heads, '.3f'))
@@ -137,7 +139,7 @@ def assessment_report(
 ) -> Report:
     "Everything on one page; write it with `.write(path)`"
     m,mode = a.metrics,a.own_mode
-    lead = f'Accuracy {m["accuracy"]:.3f} on {m["n"]} images' + (f' (95 % {m["accuracy_low"]:.3f} to {m["accuracy_high"]:.3f})' if m['accuracy_low'] == m['accuracy_low'] else '') + '.'
+    lead = f'Accuracy {m["accuracy"]:.3f} on {counted(m["n"], "image")}' + (f' (95 % {m["accuracy_low"]:.3f} to {m["accuracy_high"]:.3f})' if m['accuracy_low'] == m['accuracy_low'] else '') + '.'
     if m['gate_closed']: lead += f' For {m["gate_closed"]} of them the gate shut all heads: their label is that of the mean of the heads.'
     report = Report(title, lead)
     if m['mode'] == 'batch': report.notice('Predicted as published: each answer depends on the other images of its batch of 32. Another order of the images gives other answers.')

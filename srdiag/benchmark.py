@@ -29,7 +29,7 @@ from . import figures
 from .commands import RunOptions, SRData, pick_device, pick_place, read_sr_folder
 from .data.images import as_float, read_image, save_png, to_uint8
 from .data.pairs import SRPairs, check_patch_side
-from .errors import DataError, ModelError, TrainingError
+from .errors import DataError, ModelError, TrainingError, counted
 from .evaluation.cost import format_count, measure_cost
 from .evaluation.gains import paired_gain, seed_interval
 from .evaluation.image_quality import convention
@@ -142,7 +142,7 @@ class Budget:
     def __post_init__(self):
         check_settings(self, 'The budget', dict(recipe=SR_RECIPES), rounds=2)
 
-    def __str__(self): return f'{self.epochs} × {self.steps} steps of {self.batch_size} patches of {self.patch}×{self.patch} px, recipe {self.recipe}, {self.seeds} seed{"s"*(self.seeds > 1)}'
+    def __str__(self): return f'{self.epochs} × {self.steps} steps of {self.batch_size} patches of {self.patch}×{self.patch} px, recipe {self.recipe}, {counted(self.seeds, "seed")}'
 
 BUDGETS = {'smoke': Budget(1, 2, 16, 2, valid_images=2, rounds=2), 'quick': Budget(), 'paper': Budget(400, 1000, 96, 4, 'published', 32, 3)}
 
@@ -654,7 +654,7 @@ def limits(
 ) -> str: # a list in markdown
     "What the table of results does not say"
     said,doubles = ['PSNR and SSIM are means over test images, ± the standard deviation over seeds; with one seed there is none.'],[e.label for e in entries if e.training == 'scratch2x']
-    if exact: said.append(f'Left out of all means and differences, for all entries alike, because at least one run reproduces them without any error (infinite PSNR): {len(exact)} test image{"s"*(len(exact) > 1)}, {", ".join(f"`{x}`" for x in exact)}.')
+    if exact: said.append(f'Left out of all means and differences, for all entries alike, because at least one run reproduces them without any error (infinite PSNR): {counted(len(exact), "test image")}, {", ".join(f"`{x}`" for x in exact)}.')
     if any(e.training == 'distilled' for e in entries):
         said.append("A distilled network has also used its teacher's steps (in brackets). Both train with one seed, so the student sees the patches that its teacher saw.")
         if not doubles: said.append('No row has had as many steps without a teacher, so a gain by distilling cannot be told from one by longer training.')

@@ -15,18 +15,19 @@ from .evaluation.calibration import (Abstention, OperatingPoint, brier_score, cu
                                            reliability_table, risk_coverage)
 from .errors import DataError
 from .evaluation.diagnostic import checked_probabilities
-from .figures import COLOURS, PALETTE, finished, style
+from .figures import COLOURS, PALETTE, finished, plain, style
 
 # %% ../nbs/caution.ipynb #c010
-def _reliability_column(above, below, rows, colour):
+def _reliability_column(above, below, rows, colour, start): # start: of the axis of confidence
     x, y = (np.array([r[k] for r in rows]) for k in ('confidence', 'accuracy'))
     low, high = (np.array([r[k] for r in rows]) for k in ('accuracy_low', 'accuracy_high'))
     above.plot([0, 1], [0, 1], color=COLOURS['same'], lw=1, ls='--', zorder=1)
     above.vlines(x, low, high, color=colour, lw=4, alpha=0.35)
     above.plot(x, y, marker='o', color=colour, lw=1.2, mec='white', mew=0.8)
     edges = np.array([[r['low'], r['high']] for r in rows])
-    bars = below.bar(edges[:, 0], [r['count'] for r in rows], np.maximum(edges[:, 1] - edges[:, 0], 0.002), align='edge', color=colour, alpha=0.5, ec='white')
-    below.bar_label(bars, fontsize=7, color='#333333')
+    wide = edges[:, 1] - edges[:, 0]
+    bars = below.bar(edges[:, 0], [r['count'] for r in rows], np.maximum(wide, 0.002), align='edge', color=colour, alpha=0.5, ec='white')
+    below.bar_label(bars, [r['count'] if w > 0.04*(1 - start) else '' for r,w in zip(rows, wide)], fontsize=7, color='#333333') # numbers on narrow bars would overlap
     below.margins(y=0.25)
 
 def reliability_figure(
@@ -43,7 +44,7 @@ def reliability_figure(
     with style():
         fig, axes = plt.subplots(2, len(tables), figsize=(min(0.8 + 2.9*len(tables), 9), 3.7), height_ratios=[3, 1], sharex=True, sharey='row', squeeze=False)
         for i, (name, rows) in enumerate(tables.items()):
-            _reliability_column(*axes[:, i], rows, PALETTE[i % len(PALETTE)])
+            _reliability_column(*axes[:, i], rows, PALETTE[i % len(PALETTE)], start)
             p = probabilities[name]
             axes[0, i].set(title=f'{name}\nECE {expected_calibration_error(targets, p, bins, strategy):.3f}, Brier {brier_score(targets, p):.3f}', xlim=(start - 0.02, 1.02), ylim=(-0.03, 1.03))
             axes[1, i].set_xlabel('confidence')
@@ -109,9 +110,9 @@ def operating_figure(
         x = 1 - point.specificity
         ax.hlines(point.sensitivity, 1 - point.specificity_high, 1 - point.specificity_low, color=PALETTE[1], lw=4, alpha=0.35)
         ax.vlines(x, point.sensitivity_low, point.sensitivity_high, color=PALETTE[1], lw=4, alpha=0.35)
-        ax.plot(x, point.sensitivity, 'o', ms=7, color=PALETTE[1], mec='white', zorder=4, label=f'{point.positive} from {point.threshold:.3f} on:\nsensitivity {point.sensitivity:.3f}, specificity {point.specificity:.3f}')
-        plain = p.argmax(1) == k
-        ax.plot(plain[~y].mean(), plain[y].mean(), 's', ms=7, mfc='none', mec='k', label='most probable class')
+        ax.plot(x, point.sensitivity, 'o', ms=7, color=PALETTE[1], mec='white', zorder=4, label=f'{plain(point.positive)} from {point.threshold:.3f} on:\nsensitivity {point.sensitivity:.3f}, specificity {point.specificity:.3f}')
+        likely = p.argmax(1) == k
+        ax.plot(likely[~y].mean(), likely[y].mean(), 's', ms=7, mfc='none', mec='k', label='most probable class')
         ax.set(xlabel='alarmed for nothing (1 - specificity)', ylabel='found (sensitivity)', title=title, xlim=(-0.02, 1.02), ylim=(-0.02, 1.02), aspect='equal')
         ax.legend(loc='lower right')
     return finished(fig)

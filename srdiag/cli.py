@@ -378,6 +378,8 @@ def main(
     argv:list|None=None, # arguments; None: those of the process
 ) -> int: # 0, 2 for a mistake that the user can put right, 130 when interrupted
     "The entry point of `srdiag`"
+    for stream in (sys.stdout, sys.stderr): # a terminal or a file that is not UTF-8 gets a question mark, not a traceback
+        if hasattr(stream, 'reconfigure'): stream.reconfigure(errors='replace')
     args = parser().parse_args(argv)
     os.environ.setdefault('THP_MEM_ALLOC_ENABLE', '1') # PyTorch on Linux: large blocks in large pages, a third off each layer of an enlarged image
     if not sys.warnoptions: warnings.filterwarnings('ignore', category=FutureWarning) # of fastai's own imports; python -W default shows them

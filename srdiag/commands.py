@@ -12,6 +12,7 @@ import inspect
 import math
 import numbers
 import time
+from collections import Counter
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -33,12 +34,13 @@ from .diagnosis.losses import DiagnosisLoss
 from .diagnosis.network import INPUTS, SREnhancedDiagnosis
 from .diagnosis.sai import MODES, ROW_WEIGHTS
 from .diagnosis.training import LabelledPairs, PairAugment, choose_references, train_diagnosis
-from .errors import DataError, ModelError
+from .errors import DataError, ModelError, counted
 from .files import write_text
 from .evaluation.calibration import brier_score, calibrate, expected_calibration_error
-from .evaluation.diagnostic import bootstrap_interval, confusion, diagnostic_metrics
+from .evaluation.diagnostic import confusion, diagnostic_metrics, wilson_interval
+from .evaluation.gains import mean_interval
 from .precision import PRECISIONS, chosen_precision
-from .runs import check_choice, check_number, check_settings, command_line, say
+from .runs import check_apart, check_choice, check_number, check_settings, command_line, say
 from .models import ModelInfo, check_output, json_text, load_model, save_model
 from .sr.distillation import distil
 from .sr.inference import super_resolve
@@ -114,7 +116,7 @@ def read_split(
     "The split that a model was trained by; DataError if the table is not one"
     path = model_folder(model)/'split.csv'
     if not path.is_file(): return None
-    try: table = pd.read_csv(path, dtype=str)
+    try: table = pd.read_csv(path, dtype=str, keep_default_na=False) # a group may be called NA
     except (ValueError, UnicodeDecodeError) as e: raise DataError(f'{path} is not readable as a table ({e}): restore it from a copy, or remove it to go on without a split.') from e
     if not {'file', 'split'} <= set(table.columns): raise DataError(f'{path} needs the columns file and split: restore it from a copy, or remove it to go on without a split.')
     return table
@@ -176,7 +178,7 @@ def _finish_sr(saver, network, data, title, training, start):
     bicubic = evaluate_sr(lambda lr: upsample(lr, network.scale), test)
     metrics |= dict(bicubic_psnr=bicubic['psnr'], bicubic_ssim=bicubic['ssim'])
     saver(_sr_info(title, data, metrics, training | dict(seconds=round(time.time()-start, 1))))
-    say(f"test, {metrics['n']} images ({metrics['convention']}): bicubic {bicubic['psnr']:.2f} dB / {bicubic['ssim']:.4f}, "
+    say(f"test, {counted(metrics['n'], 'image')} ({metrics['convention']}): bicubic {bicubic['psnr']:.2f} dB / {bicubic['ssim']:.4f}, "
          f"network {metrics['psnr']:.2f} dB / {metrics['ssim']:.4f}. Saved to {saver.folder}.")
     return metrics
 
@@ -215,6 +217,7 @@ def train_sr_command(
     "Train an MRC-Net, or another network of the zoo, on the images of a folder"
     start,(device,precision),recipe = time.time(),pick_place(options),SR_RECIPES[options.recipe]
     check_output(out, options.overwrite)
+    check_apart(out, data)
     check_number('A run', 'steps', steps)
     name = _trainable(model, scale, recursions, supervise_steps)
     check_patch_side(patch, scale)
@@ -244,6 +247,7 @@ def distill_command(
     "Recursion distillation (Algorithm 1); the student is tested on the images the teacher never saw"
     start,(device,precision),recipe = time.time(),pick_place(options),SR_RECIPES[options.recipe]
     check_output(out, options.overwrite)
+    check_apart(out, data)
     check_number('A run', 'steps', steps)
     for name,value,high in (('phase1', phase1, 1), ('weight', weight, math.inf)): check_number('A distillation', name, value, 0, high, numbers.Real)
     master,known = load_model(teacher, 'sr', device=device)
@@ -345,8 +349,9 @@ def _diagnosis_info(found, parts, model, lr_size, classes, training, metrics, no
     return ModelInfo(title, training['images'], training['size'], lr_size, classes, data, training, metrics, notes, calibration.to_dict() if calibration is not None else {})
 
 # %% ../nbs/commands.ipynb #c033
-def _check_inputs(inputs, images, sr, data):
+def _check_inputs(inputs, images, sr, data, fixed):
     if inputs.endswith('HR') and images != 'hr': raise DataError(f'{inputs} needs high-resolution files: use --images hr if that is what {data} holds.')
+    if fixed and inputs.endswith('SR') and not sr: say('Note: without --sr the super-resolution network starts from random weights, and --fixed keeps it so.')
     if sr and not inputs.endswith('SR'): raise DataError(f'{inputs} has no super-resolution network: leave out --sr {sr}, or choose --inputs LR+SR.')
 
 def _check_setting(scale, images, inputs, mutual, mode, solo_share, batch_size, references): # of the framework, before an image is read
@@ -361,7 +366,7 @@ def _loss_of(options): # of DiagnosisLoss, or None → the loss; DataError for o
     try: return DiagnosisLoss(**(options or {}))
     except ValueError as e: raise DataError(f'The loss cannot be: {e}') from e
 
-# %% ../nbs/commands.ipynb #c036
+# %% ../nbs/commands.ipynb #c035
 @dataclass(frozen=True)
 class Caution:
     "What the thresholds of a model are to reach on validation images. Raises DataError for shares that nobody can reach"
@@ -378,7 +383,7 @@ class Caution:
         if self.positive is not None and self.positive not in classes: raise DataError(f'There is no class {self.positive!r} that could be positive: the data has {", ".join(classes)}.')
         return classes
 
-# %% ../nbs/commands.ipynb #c038
+# %% ../nbs/commands.ipynb #c037
 def _calibrated(y, p, groups, caution): # class numbers and Predictions of the validation images
     open_ = ~p.closed if not p.closed.all() else np.ones(len(y), bool)
     return calibrate(y[open_], p.probabilities['ens'][open_], p.classes, None if groups is None else groups[open_], caution.risk, caution.sensitivity, caution.positive)
@@ -395,7 +400,7 @@ def _calibration_for(network, info, mode): # Calibration or None: it belongs to 
     if info.calibrated is None or mode is None or not network.mixes or mode == network.mode: return info.calibrated
     say(f'Note: temperature and thresholds were set in the mode {network.mode}, so they are not used in the mode {mode}.')
 
-# %% ../nbs/commands.ipynb #c040
+# %% ../nbs/commands.ipynb #c039
 _WITHOUT_A_CLASS = dict(valid='the epoch, the temperature and the thresholds are chosen without them', test='nothing is known about how well they are found')
 
 def _parts_of(table, seed): # `check_split` has seen to the training part
@@ -405,7 +410,7 @@ def _parts_of(table, seed): # `check_split` has seen to the training part
         if missing: say(f'Note: the {part} part has no image of {", ".join(missing)}, so {loss}. More groups, another --seed or a split column of your own would help.')
     return parts
 
-# %% ../nbs/commands.ipynb #c042
+# %% ../nbs/commands.ipynb #c041
 def train_diagnosis_command(
     data:str|Path, # a folder with one sub-folder per class, or a CSV
     out:str|Path, # the model folder to make
@@ -428,9 +433,10 @@ def train_diagnosis_command(
     "Train the framework (or a baseline) on labelled images, split 70/15/15 by group, and test it"
     start,(device,precision),recipe = time.time(),pick_place(options),DIAGNOSIS_RECIPES[options.recipe]
     check_output(out, options.overwrite)
+    check_apart(out, data)
     _check_setting(scale, images, inputs, mutual, mode, solo_share, batch_size, references)
     recipe,criterion = replace(recipe, batch_size=batch_size or recipe.batch_size),_loss_of(loss)
-    _check_inputs(inputs, images, sr, data)
+    _check_inputs(inputs, images, sr, data, fixed)
     found = read_labelled(data, labels, options, MRCNet.min_size*(scale if images == 'hr' else 1))
     parts = _parts_of(found.table, options.seed)
     torch.manual_seed(options.seed)
@@ -448,7 +454,7 @@ def train_diagnosis_command(
               lambda value, epoch: info(dict(valid_accuracy=value, epoch=epoch), 'Training had not finished when this was saved.'))
     return _finish_diagnosis(saver, model, sets, classes, groups, caution, info)
 
-# %% ../nbs/commands.ipynb #c044
+# %% ../nbs/commands.ipynb #c043
 def _split_frame(table, parts, references=()):
     frame = table.to_frame()
     frame['split'] = ''
@@ -458,14 +464,14 @@ def _split_frame(table, parts, references=()):
 
 def _diagnosis_sentence(m):
     interval = f"95 % interval {m['accuracy_low']:.3f}–{m['accuracy_high']:.3f}, " if m['accuracy_low'] == m['accuracy_low'] else ''
-    text = f"test, {m['n']} images: accuracy {m['accuracy']:.3f} ({interval}{m['interval']})"
+    text = f"test, {counted(m['n'], 'image')}: accuracy {m['accuracy']:.3f} ({interval}{m['interval']})"
     if m['mode'] == 'batch': text += '; as published, so each prediction depends on the other images of its batch of 32'
     if 'coverage' in m: text += f"; {100*m['coverage']:.0f} % answered" + (f", {100*m['risk_answered']:.1f} % of them wrong" if m['coverage'] else '')
-    if 'decision_found' in m: text += f"; of {m['positive']} {100*m['decision_found']:.0f} % are found, {100*m['decision_undecided']:.0f} % undecided, {100*m['decision_missed']:.0f} % missed"
+    if m.get('decision_found', float('nan')) == m.get('decision_found'): text += f"; of {m['positive']} {100*m['decision_found']:.0f} % are found, {100*m['decision_undecided']:.0f} % undecided, {100*m['decision_missed']:.0f} % missed"
     if m.get('gate_closed'): text += f"; the gate shut all heads for {m['gate_closed']} images"
     return text + '. Not for diagnostic use.'
 
-# %% ../nbs/commands.ipynb #c047
+# %% ../nbs/commands.ipynb #c046
 def _caution_metrics(y, p, calibration): # class numbers, Predictions, Calibration or None
     raw = p.probabilities['ens']
     found = dict(ece=expected_calibration_error(y, raw), brier=brier_score(y, raw))
@@ -484,7 +490,14 @@ def _caution_metrics(y, p, calibration): # class numbers, Predictions, Calibrati
         found |= {'positive':calibration.operating.positive} | {f'operating_{k}':float(v.mean()) if len(v) else float('nan') for k,v in (('sensitivity', called[ill]), ('specificity', ~called[~ill]))}
     return found
 
-# %% ../nbs/commands.ipynb #c049
+# %% ../nbs/commands.ipynb #c048
+def _interval(right, groups): # N booleans, N names or None → low, high, and how
+    n,what = (len(right), 'images') if groups is None else (len(set(groups)), 'groups')
+    if n == 1: return *(float('nan'),)*2,f'no interval: {"there is one image" if groups is None else "all images are of one group"}'
+    if right.all() or not right.any(): return *wilson_interval(n if right.all() else 0, n),f"Wilson's interval for {n} {what}, all of one kind" # a bootstrap would be a point
+    _,low,high = mean_interval(right, np.arange(n) if groups is None else groups, n=1000)
+    return low,high,f'bootstrap over {what}' if groups is None else f'bootstrap over {n} groups'
+
 _MODE_WORDS = dict(context='each image compared with the reference images of the model', solo='each image by itself', batch='batches of 32 in random order')
 
 def evaluate_labelled(
@@ -500,27 +513,36 @@ def evaluate_labelled(
     mode = mode if mode is not None and model.mixes else modes_of(model)[0]
     p = predict(model, data.lr, classes, hr, mode=mode, order=torch.randperm(len(y), generator=torch.Generator().manual_seed(0)))
     metrics = diagnostic_metrics(y, p.probabilities['ens'], classes)
-    n = None if groups is None else len(set(groups))
-    low,high = (float('nan'),)*2 if n == 1 else bootstrap_interval(y, p.probabilities['ens'], groups)
-    how = 'bootstrap over images' if n is None else 'no interval: all images are of one group' if n == 1 else f'bootstrap over {n} groups'
+    low,high,how = _interval(p.labels == y, groups)
     metrics |= dict(accuracy_low=low, accuracy_high=high, interval=how,
                     gate_closed=int(p.closed.sum()), mode=mode, convention='macro averages; ' + _MODE_WORDS[mode])
     metrics |= _caution_metrics(y, p, calibration)
     metrics |= {f'accuracy_{h}':float((v.argmax(1) == y).mean()) for h,v in p.probabilities.items() if h != 'ens'}
     return {k:v.item() if isinstance(v, np.generic) else v for k,v in metrics.items()},p
 
-# %% ../nbs/commands.ipynb #c051
+# %% ../nbs/commands.ipynb #c050
 def _test_rows(files, folder, which, same_data):
-    if which == 'all' or (which == 'auto' and not same_data): return np.arange(len(files))
+    everything = np.arange(len(files))
+    if which == 'all': return everything
     split = read_split(folder)
-    if split is None and which == 'auto':
-        say(f'Note: {folder} has no split.csv, so it is not known which of these images the model was trained on. All are taken: the scores are those of images that it has seen.')
-        return np.arange(len(files))
-    if split is None: raise DataError(f'{folder} has no split.csv, so its test part is not known: use --split all.')
-    part = dict(zip(split.file, split.split))
+    part = {} if split is None else dict(zip(split.file, split.split))
+    if split is None and which == 'test': raise DataError(f'{folder} has no split.csv, so its test part is not known: use --split all.')
+    if split is None and same_data: say(f'Note: {folder} has no split.csv, so it is not known which of these images the model was trained on. All are taken: the scores are those of images that it has seen.')
     rows = np.flatnonzero([part.get(f) == 'test' for f in files])
-    if not len(rows): raise DataError(f'None of the files is in the test part of {folder}: use --split all if this is other data.')
-    return rows
+    if which == 'test' or part and same_data:
+        if not len(rows): raise DataError(f'None of the files is in the test part of {folder}: use --split all if this is other data.')
+        return rows
+    seen = np.array([part.get(f) in ('train', 'valid') for f in files])
+    if seen.all(): raise DataError(f'All files have names of images that the model in {folder} has learned from: use --split all if this is other data, under the same names.')
+    if seen.any(): say(f'Note: this is not exactly the data of {folder}. {counted(int(seen.sum()), "file")} with the names of images that it has learned from or chosen its epoch by are left out; --split all takes them, too.')
+    return everything[~seen]
+
+def _say_if_ignored(network, labels, mode): # options that a model has no use for
+    sr = not isinstance(network, SREnhancedDiagnosis)
+    if sr and labels is not None: say(f'Note: a super-resolution model needs no labels, so {labels} is not read.')
+    if mode is not None and (sr or not network.mixes): say(f'Note: this model compares no images with each other, so the mode {mode} makes no difference.')
+
+_EVALUATION = 'metrics.json', 'predictions.csv', 'confusion.csv', 'report.html' # what it writes
 
 def evaluate_command(
     model:str|Path, # a model folder, or the name of a network of the package
@@ -532,19 +554,21 @@ def evaluate_command(
     options:RunOptions=RunOptions(), # device, strict, overwrite, group_pattern
 ) -> dict: # metrics
     "Test a model on a folder"
-    if out is not None: check_output(out, options.overwrite)
+    if out is not None: check_output(out, options.overwrite); check_apart(out, data)
     model = model_folder(model)
     network,info = load_model(model, device=pick_device(options.device))
+    _say_if_ignored(network, labels, mode)
     metrics,tables,page = (_evaluate_diagnosis_folder if isinstance(network, SREnhancedDiagnosis) else _evaluate_sr_folder)(network, info, model, data, labels, split, mode, options)
     if out is not None:
         folder = Path(out); folder.mkdir(parents=True, exist_ok=True); (folder/'.srdiag').touch()
+        for name in _EVALUATION: (folder/name).unlink(missing_ok=True) # of an earlier evaluation, perhaps of another model
         write_text(folder/'metrics.json', json_text(metrics))
         for name,frame in tables.items(): write_text(folder/name, frame.to_csv())
         if page is not None: page().write(folder/'report.html')
         say(f'Written to {folder}.')
     return metrics
 
-# %% ../nbs/commands.ipynb #c053
+# %% ../nbs/commands.ipynb #c052
 def _evaluate_sr_folder(network, info, model, data, labels, split, mode, options):
     paths,_ = _sr_files(data)
     least = max(network.scale*network.min_size, 11 + 2*network.scale) # SSIM needs 11 px inside the border that is cropped
@@ -555,10 +579,14 @@ def _evaluate_sr_folder(network, info, model, data, labels, split, mode, options
     pairs = SRPairs([images.images[i] for i in rows], network.scale, [files[i] for i in rows])
     metrics,bicubic = evaluate_sr(network, pairs),evaluate_sr(lambda lr: upsample(lr, network.scale), pairs)
     metrics |= dict(bicubic_psnr=bicubic['psnr'], bicubic_ssim=bicubic['ssim'])
-    say(f"{len(rows)} images ({metrics['convention']}): bicubic {bicubic['psnr']:.2f} dB / {bicubic['ssim']:.4f}, network {metrics['psnr']:.2f} dB / {metrics['ssim']:.4f}.")
+    say(f"{counted(len(rows), 'image')} ({metrics['convention']}): bicubic {bicubic['psnr']:.2f} dB / {bicubic['ssim']:.4f}, network {metrics['psnr']:.2f} dB / {metrics['ssim']:.4f}.")
     return metrics,{},None
 
+def _check_described(info, folder): # ModelError for a diagnosis model that somebody saved without saying for what
+    if not info.classes or info.lr_size is None: raise ModelError(f'{folder}/config.json does not say for which {"size of images" if info.classes else "classes"} the model was trained: save it with classes and lr_size in its ModelInfo.')
+
 def _evaluate_diagnosis_folder(network, info, model, data, labels, split, mode, options):
+    _check_described(info, model)
     options = replace(options, size=options.size or info.size, channels='rgb' if network.config['channels'] == 3 else 'grey')
     found = read_labelled(data, labels, options, MRCNet.min_size*(network.scale if info.images == 'hr' else 1))
     if found.table.classes != info.classes:
@@ -580,7 +608,7 @@ def _evaluate_diagnosis_folder(network, info, model, data, labels, split, mode, 
         return assessment_report(assessed, f'Evaluation: {info.title}', facts | {f'trained: {k}':info.training[k] for k in ('command', 'epochs', 'seed', 'mode') if k in info.training} | info.made)
     return metrics,{'predictions.csv':frame.set_index('file'), 'confusion.csv':matrix},page
 
-# %% ../nbs/commands.ipynb #c055
+# %% ../nbs/commands.ipynb #c054
 def predict_command(
     model:str|Path, # a model folder, super-resolution or diagnosis, or the name of a network of the package
     files:list, # images or folders
@@ -594,6 +622,8 @@ def predict_command(
     check_output(out, options.overwrite)
     network,info = load_model(model, device=pick_device(options.device))
     is_sr = not isinstance(network, SREnhancedDiagnosis)
+    _say_if_ignored(network, None, mode)
+    if not is_sr: _check_described(info, model)
     channels = network.config['image_channels' if is_sr else 'channels']
     sr_network = network if is_sr else network.sr_network
     if not is_sr and network.large == 'HR' and images != 'hr': raise DataError(f'The model in {model} reads the true high-resolution image: use --images hr.')
@@ -607,10 +637,10 @@ def predict_command(
     if save_images and sr_network is not None: frame['sr_image'] = _write_sr(sr_network, found, images, folder/'sr', options.overwrite, options.precision)
     write_text(folder/'predictions.csv', frame.to_csv(index=False))
     write_text(folder/'predictions.json', frame.to_json(orient='records', indent=2, force_ascii=False))
-    say(f'{len(frame)} images, written to {folder}.' + ('' if is_sr else ' For teaching and research, not for diagnostic use.'))
+    say(f'{counted(len(frame), "image")}, written to {folder}.' + ('' if is_sr else ' For teaching and research, not for diagnostic use.'))
     return frame
 
-# %% ../nbs/commands.ipynb #c057
+# %% ../nbs/commands.ipynb #c056
 def _not_below(paths, out): # images that an earlier prediction wrote are not predicted again
     out = Path(out).resolve()
     kept = [p for p in paths if out not in p.resolve().parents]
@@ -628,8 +658,11 @@ def _small(x, scale, images): return x if images == 'lr' else to_uint8(degrade(a
 
 def _write_sr(network, found, images, folder, overwrite, precision):
     folder.mkdir(exist_ok=True)
-    stems = [p.stem for p in found.paths]
-    names = [s if stems.count(s) == 1 else f'{k:05d}_{s}' for k,s in enumerate(stems)] if len(set(stems)) < len(stems) else stems
+    names,taken = [],Counter(p.stem for p in found.paths)
+    for k,p in enumerate(found.paths):
+        name = p.stem if taken[p.stem] == 1 else f'{k:05d}_{p.stem}'
+        while name != p.stem and taken[name]: name = f'_{name}' # the name of another file
+        names.append(name)
     return [str(save_png(super_resolve(network, _small(x, network.scale, images), str(p), precision, dtype=torch.uint8), folder/f'{n}.png', overwrite).relative_to(folder.parent))
             for x,p,n in zip(found.images, found.paths, names)]
 
@@ -643,5 +676,5 @@ def _predict_rows(network, info, found, images, is_sr, mode):
                         f'({len(wrong)} such files): use --size, or --images {"lr" if images == "hr" else "hr"} if that is what the files are.')
     lr = torch.stack([x if x.dtype == torch.uint8 else to_uint8(x) for x in lr])
     hr = torch.stack([as_float(crop_to_multiple(x, network.scale)) for x in found.images]) if network.large == 'HR' else None
-    if (mode or modes_of(network)[0]) == 'batch': say('Note: the model predicts as published, so each prediction depends on the other images of its batch of 32.')
+    if network.mixes and (mode or modes_of(network)[0]) == 'batch': say('Note: the model predicts as published, so each prediction depends on the other images of its batch of 32.')
     return predict(network, lr, info.classes, hr, mode=mode).to_frame(found.paths, _calibration_for(network, info, mode))

@@ -7,10 +7,10 @@ __all__ = ['OURS', 'TABLES', 'BUDGETS', 'FORMAT', 'METRICS', 'NUMERALS', 'NOT_CO
            'budget_of', 'make_folds', 'JobFacts', 'Job', 'Network', 'StoreFolder', 'Store', 'read_predictions', 'build',
            'predict_by', 'predictions_frame', 'do_run', 'run_all', 'Answers', 'results_table', 'summary_table',
            'modes_table', 'pairs_of', 'gains_table', 'gap_table', 'published_diagnosis', 'published_confusion',
-           'measure_row', 'ensure_costs', 'ensure_scores', 'scores_of', 'save_panels', 'draw_panels', 'main_table',
-           'beside_table', 'gain_table', 'closed_table', 'modes_markdown', 'cost_table', 'image_table', 'confusion_of',
-           'confusion_markdown', 'limits', 'tables_of', 'Part', 'part_of', 'part_text', 'draw_part', 'report',
-           'check_name', 'rows_of', 'networks_of', 'chosen_rows', 'prepare', 'run_experiment']
+           'measure_row', 'costs_of', 'ensure_costs', 'ensure_scores', 'scores_of', 'save_panels', 'draw_panels',
+           'main_table', 'beside_table', 'gain_table', 'closed_table', 'modes_markdown', 'cost_table', 'image_table',
+           'confusion_of', 'confusion_markdown', 'limits', 'tables_of', 'Part', 'part_of', 'part_text', 'draw_part',
+           'report', 'check_name', 'rows_of', 'networks_of', 'chosen_rows', 'prepare', 'run_experiment']
 
 # %% ../nbs/experiment.ipynb #c005
 import copy
@@ -38,7 +38,7 @@ from .diagnosis.losses import NORMS, DiagnosisLoss
 from .diagnosis.network import INPUTS, SREnhancedDiagnosis
 from .diagnosis.sai import MODES, ROW_WEIGHTS
 from .diagnosis.training import LabelledPairs, PairAugment, choose_references, train_diagnosis
-from .errors import DataError, ModelError, TrainingError
+from .errors import DataError, ModelError, TrainingError, counted
 from .evaluation.cost import count_flops, count_parameters, format_count
 from .evaluation.diagnostic import confusion, diagnostic_metrics
 from .evaluation.gains import gap_closed, mean_interval, paired_gain, seed_interval, verdict
@@ -47,7 +47,7 @@ from .evaluation.speed import Setup, peak_memory
 from .files import replacing, write_text
 from .models import ModelInfo, json_text, load_model, save_model
 from .report import Report
-from .runs import check_apart, check_choice, check_settings, markdown_table, misfit, named_budget, placing, read_json, say, session_now
+from .runs import check_apart, check_choice, check_settings, command_line, markdown_table, misfit, named_budget, placing, read_json, say, session_now
 from .sr.mrcnet import MRCNet
 from .sr.training import score_images
 from .sr.zoo import SCALES
@@ -113,7 +113,7 @@ class Budget:
     def __post_init__(self):
         check_settings(self, 'The budget', dict(recipe=DIAGNOSIS_RECIPES), folds=2, batch_size=2)
 
-    def __str__(self): return f'{self.epochs} epochs in batches of {self.batch_size}, recipe {self.recipe}, {self.folds} folds, {self.seeds} seed{"s"*(self.seeds > 1)}'
+    def __str__(self): return f'{self.epochs} epochs in batches of {self.batch_size}, recipe {self.recipe}, {self.folds} folds, {counted(self.seeds, "seed")}'
 
 BUDGETS = {'smoke': Budget(1, 8, folds=2), 'quick': Budget(), 'paper': Budget(120, 8, 'published', 4)}
 
@@ -250,10 +250,11 @@ class Network:
 FORMAT = 'srdiag experiment 1'
 _NUMBER,_MAYBE = (int, float),(int, float, type(None))
 _SETUP = dict(format=str, fixed={}, about={})
-_FACTS = dict(fixed=dict(folds=int, epochs=int, batch_size=int, scale=int, recipe=str, mode=str, images=str, valid_share=_NUMBER, precision=str, device=str),
+_FACTS = dict(fixed=dict(folds=int, epochs=int, batch_size=int, scale=int, recipe=str, mode=str, mutual=str, norm=str, solo_share=_NUMBER, references=int, images=str, valid_share=_NUMBER, precision=str, device=str),
               about=dict(data=str, classes=[str], images={}, grouped=bool, groups=int))
 _RUN = dict(row={}, seed=int, fold=int, metrics=dict.fromkeys(('f1', 'sensitivity', 'specificity', 'kappa', 'mcc', 'auc'), _MAYBE) | dict(accuracy=_NUMBER, n=int), mode=str, modes={}, gate_closed=int,
-            seconds=_NUMBER, made={})
+            seconds=_NUMBER, made={}, config={})
+_COST = dict(parameters=int, flops=_NUMBER, peak_bytes=_MAYBE)
 
 # %% ../nbs/experiment.ipynb #c031
 class StoreFolder:
@@ -271,7 +272,8 @@ class StoreFolder:
         if not self.file.is_file(): raise DataError(f'{self.folder} holds no experiment (setup/config.json is missing): check the path, or start one with --data.')
         setup = read_json(self.file, _SETUP, remedy)
         if setup['format'] != FORMAT: raise DataError(f'{self.file} is of the format {setup["format"]!r}, not {FORMAT!r}: {remedy}.')
-        if wrong := misfit(setup, _FACTS): raise DataError(f'{self.file} is not what srdiag wrote ({wrong}): {remedy}.')
+        wrong = misfit(setup, _FACTS) or misfit(setup['about']['images'], dict.fromkeys(setup['about']['classes'], int)) or ('there is no such mode' if setup['fixed']['mode'] not in MODES else '')
+        if wrong: raise DataError(f'{self.file} is not what srdiag wrote ({wrong}): {remedy}.')
         return setup
 
     def networks(self): # what is known of each
@@ -296,7 +298,16 @@ class StoreFolder:
         remedy = f'remove the folder {path} to have this run made again'
         m = read_json(path/'metrics.json', _RUN, remedy)
         if strange := {m['mode'], *m['modes']} - set(MODES): raise DataError(f'{path/"metrics.json"} is not what srdiag wrote (there is no mode {min(strange)}): {remedy}.')
+        try: whose = (Row(**m['row']).key, m['seed'], m['fold'])
+        except (TypeError, ValueError) as e: raise DataError(f'{path/"metrics.json"} is not what srdiag wrote ({e}): {remedy}.') from e
+        if whose != (row.key, seed, fold): raise DataError(f'{path/"metrics.json"} is of another run ({whose[0]}, seed {whose[1]}, fold {whose[2]}): {remedy}.')
+        if odd := [k for k,v in m['metrics'].items() if k != 'n' and v is not None and not -1 <= v <= 1]: raise DataError(f'{path/"metrics.json"} is not what srdiag wrote ({odd[0]} is {m["metrics"][odd[0]]}): {remedy}.')
         return m
+
+    def parts(self): # file → group and the part of each fold, as text
+        path = self.folder/'setup'/'split.csv'
+        try: return pd.read_csv(path, dtype=str, keep_default_na=False).set_index('file')
+        except (OSError, ValueError, KeyError) as e: raise DataError(f'{path} is not readable as the table of folds ({e}): restore it from a copy.') from e
 
     def predictions(self, row, seed, fold): # DataError if they are not those that metrics.json speaks of
         path,classes = self.path(row, seed, fold),self.setup()['about']['classes']
@@ -304,6 +315,10 @@ class StoreFolder:
         right = (np.array(classes)[p[[f'ens_{c}' for c in classes]].to_numpy().argmax(1)] == p.true).mean()
         if m['metrics']['n'] != len(p) or not abs(m['metrics']['accuracy'] - right) <= 1.5/len(p): # one image may be tied by rounding
             raise DataError(f'{path/"predictions.csv"} and metrics.json beside it do not belong together: remove the folder {path} to have this run made again.')
+        known = self.parts()
+        test = known[known.fold == str(fold)]
+        if set(p.file) != set(test.index) or (test.group.reindex(p.file).to_numpy() != p.group.to_numpy()).any():
+            raise DataError(f'{path/"predictions.csv"} is not of the images and groups of fold {fold} in setup/split.csv: remove the folder {path} to have this run made again.')
         return p
 
 # %% ../nbs/experiment.ipynb #c033
@@ -422,7 +437,7 @@ def do_run(
         write_text(folder/'predictions.csv', predictions_frame(job, fold, found).to_csv(index=False))
         scores = {mode:diagnostic_metrics(test.labels.numpy(), p.probabilities['ens'], job.classes) for mode,p in found.items()}
         own = next(iter(scores))
-        _save_networks(model, row, fold, folder, keep_models)
+        _save_networks(job, model, row, fold, folder, scores[own], keep_models)
         metrics = dict(row=asdict(row), seed=seed, fold=fold, metrics=scores[own], mode=own, modes=scores, gate_closed=int(found[own].closed.sum()), best_epoch=best['epoch'], valid_accuracy=best['value'],
                        epochs=job.budget.epochs, steps=job.budget.epochs*max(1, len(train)//recipe.batch_size), seconds=seconds, predict_seconds=time.perf_counter()-start-seconds,
                        parameters=count_parameters(model), network=job.networks[row.network, row.scale].hash if row.has_sr else None, config=model.config, made=session_now())
@@ -430,10 +445,15 @@ def do_run(
     say(f'    accuracy {scores[own]["accuracy"]:.4f}, {seconds:.0f} s')
     return True
 
-def _save_networks(model, row, fold, folder, keep_models):
-    info = lambda: ModelInfo(f'{row.key}, fold {fold}', notes='Of an experiment.')
-    if row.has_sr and row.sai and fold == 0: save_model(folder/'sr', model.sr_network, info())
-    if keep_models: save_model(folder/'model', model, info())
+def _save_networks(job, model, row, fold, folder, metrics, keep_models):
+    title,notes = f'{row.key}, fold {fold}','Of an experiment.'
+    if row.has_sr and row.sai and fold == 0: save_model(folder/'sr', model.sr_network, ModelInfo(title, notes=notes))
+    if not keep_models: return
+    parts = {k:len(idx) for k,idx in job.folds[fold].items()}
+    info = ModelInfo(title, job.design.images, job.options.size, list(job.part(row, fold, 'test').lr.shape[-2:]), job.classes, dict(name=job.data.table.root.name, hash=job.data.hash, **parts),
+                     dict(command=command_line(), epochs=job.budget.epochs, recipe=job.budget.recipe, precision=job.precision), metrics, notes)
+    split = job.split_frame()
+    save_model(folder/'model', model, info, files={'split.csv':split[['file', 'label', 'group']].assign(split=split[f'fold{fold}']).to_csv(index=False)})
 
 # %% ../nbs/experiment.ipynb #c043
 def run_all(
@@ -611,9 +631,14 @@ def measure_row(
     peak = None if model.large == 'HR' else peak_memory('srdiag.diagnosis.network:SREnhancedDiagnosis', config, (1, *shape), setup)
     return dict(parameters=count_parameters(model), flops=count_flops(model, *images), peak_bytes=peak, setup=str(setup), shape=list(shape))
 
+def costs_of(store): # key of a row → what was measured
+    path,remedy = store.folder/'cost.json','remove it to have the rows measured again'
+    known = read_json(path, {}, remedy) if path.is_file() else {}
+    if wrong := misfit(known, dict.fromkeys(known, _COST)): raise DataError(f'{path} is not what srdiag wrote ({wrong}): {remedy}.')
+    return known
+
 def ensure_costs(job, store, rows): # cost.json: measured once for each row that has a run
-    path = store.folder/'cost.json'
-    known = read_json(path, {}, 'remove it to have the rows measured again') if path.is_file() else {}
+    path,known = store.folder/'cost.json',costs_of(store)
     for r in rows:
         if r.key in known or not store.complete(r): continue
         lr = job.pairs(r.scale).lr
@@ -624,8 +649,8 @@ def ensure_costs(job, store, rows): # cost.json: measured once for each row that
 # %% ../nbs/experiment.ipynb #c068
 def _score(enlarge, pairs):
     s = score_images(enlarge, pairs)
-    s = s[np.isfinite(s.psnr)]
-    return dict(psnr=float(s.psnr.mean()), ssim=float(s.ssim.mean()), n=len(s))
+    s = s[np.isfinite(s.psnr)] # an image without any error, such as a constant one, has no PSNR to average
+    return dict(psnr=float(s.psnr.mean()) if len(s) else None, ssim=float(s.ssim.mean()) if len(s) else None, n=len(s))
 
 def ensure_scores(job, store, rows): # scores.json beside each super-resolution network that takes part
     if job.design.images != 'hr': return
@@ -646,7 +671,7 @@ def ensure_scores(job, store, rows): # scores.json beside each super-resolution 
 
 def scores_of(store, row, fine_tuned=False): # dict with psnr, ssim, n, or None
     path = store.path(row, 0, 0)/'sr_scores.json' if fine_tuned else store.network_folder(row.network if row.has_sr else 'bicubic', row.scale)/'scores.json'
-    return read_json(path, dict(psnr=_NUMBER, ssim=_NUMBER, n=int), 'remove it to have it made again') if path.is_file() else None
+    return read_json(path, dict(psnr=_MAYBE, ssim=_MAYBE, n=int), 'remove it to have it made again') if path.is_file() else None
 
 # %% ../nbs/experiment.ipynb #c070
 def save_panels(job, store): # panels/<k>_lr.png and <k>_hr.png
@@ -705,8 +730,7 @@ def modes_markdown(modes):
                                    for m,again in zip(modes.itertuples(), modes.key.duplicated())])
 
 def cost_table(store, rows): # Table VII
-    path,printed = store.folder/'cost.json',published_diagnosis('VII').set_index('row')
-    known = read_json(path, {}, 'remove it to have the rows measured again') if path.is_file() else {}
+    known,printed = costs_of(store),published_diagnosis('VII').set_index('row')
     header = ['row', '>parameters', '>printed', '>FLOPs', '>printed', '>peak memory in MB', '>printed']
     return markdown_table(header, [[r.label, format_count(c['parameters']), format_count(p.parameters), format_count(c['flops']), format_count(p.flops), _as(c['peak_bytes'] and c['peak_bytes']/1e6, '{:.0f}'), _as(p.memory_mb, '{:.0f}')]
                                    for r in rows if r.key in known for c,p in [(known[r.key], printed.loc[r.label])]])
@@ -857,7 +881,7 @@ def report(
 # %% ../nbs/experiment.ipynb #c086
 def _head(setup, results):
     a,f = setup['about'],setup['fixed']
-    return (f'{sum(a["images"].values())} images of {a["groups"]} {"groups" if a["grouped"] else "images (groups unknown)"}, {len(a["classes"])} classes; {f["folds"]} folds, {results.seed.nunique()} seed(s); '
+    return (f'{sum(a["images"].values())} images of {a["groups"]} {"groups" if a["grouped"] else "images (groups unknown)"}, {len(a["classes"])} classes; {f["folds"]} folds, {counted(results.seed.nunique(), "seed")}; '
             f'{f["epochs"]} epochs in batches of {f["batch_size"]}, recipe {f["recipe"]}, {f["precision"]} on {f["device"]}. For teaching and research. Not for diagnostic use.')
 
 def _write_csv(store, results, parts):
@@ -973,7 +997,8 @@ def run_experiment(
     for k,v in job.fixed().items(): say(f'    {k}: {v}')
     save_panels(job, store)
     done = run_all(job, store, rows, only_fold, only_seed, keep_models)
-    say(f'{done} runs done now, the others were complete. They are in {store.folder}.')
+    say(f'{counted(done, "run")} done now, the others were complete. They are in {store.folder}.')
+    if left := sorted(store.folder.glob('runs/*/seed*/.fold*')): say(f'Note: {left[0]}{f" and {len(left)-1} more" if len(left) > 1 else ""}: left of a run that was stopped, unless one is running now. It can be removed.')
     if only is None and only_fold is None and only_seed is None: _measure(name, job, store, rows)
     if tables_of(store): say(f'Report: {report(store)}')
     return store.folder

@@ -27,7 +27,8 @@ from .diagnosis.network import SREnhancedDiagnosis
 from .errors import ModelError
 from .evaluation.calibration import Calibration
 from .sr.zoo import ARCHITECTURES, architecture_of
-from .weights import is_model_folder, load_weights, model_folder, read_config
+from .runs import as_markdown, markdown_table
+from .weights import FORMAT, is_model_folder, load_weights, model_folder, read_config
 
 # %% ../nbs/models.ipynb #c005
 @dataclass
@@ -47,6 +48,8 @@ class ModelInfo:
 
     def __post_init__(self):
         if self.size is not None and (type(self.size) is not int or self.size < 1): raise ValueError(f'size is a whole number of pixels or None, not {self.size!r}')
+        if self.lr_size is not None and not (isinstance(self.lr_size, list) and len(self.lr_size) == 2 and all(type(n) is int and n > 0 for n in self.lr_size)): raise ValueError(f'lr_size is a height and a width in pixels, or None, not {self.lr_size!r}')
+        if not isinstance(self.classes, (list, tuple)) or not all(isinstance(c, str) for c in self.classes) or len(set(self.classes)) < len(self.classes): raise ValueError(f'classes are different names, not {self.classes!r}')
         if self.images not in ('lr', 'hr'): raise ValueError(f"images is 'lr' or 'hr', not {self.images!r}")
         for key in ('data', 'training', 'metrics', 'calibration', 'made'):
             if not isinstance(getattr(self, key), dict): raise ValueError(f'{key} is a dictionary, not {getattr(self, key)!r}')
@@ -62,7 +65,7 @@ def _made(): return dict(date=date.today().isoformat(), machine=f'{platform.syst
                          python=platform.python_version(), torch=torch.__version__, srdiag=version('srdiag'))
 
 # %% ../nbs/models.ipynb #c009
-def _as_table(d): return '\n'.join(['| | |', '|---|---|'] + [f'| {k} | {_short(v)} |' for k,v in d.items()])
+def _as_table(d): return markdown_table(['', ''], [[k, _short(v)] for k,v in d.items()])
 def _short(v): return f'{v:.4f}' if isinstance(v, float) else ', '.join(map(str, v)) if isinstance(v, (list, tuple)) else str(v)
 
 def model_card(
@@ -75,7 +78,7 @@ def model_card(
                cut=f'middle {info.size}×{info.size} px' if info.size else 'none', values='RGB or grey, 8 or 16 bit, scaled to [0, 1]')
     if info.classes: pre['classes'] = info.classes
     if info.lr_size: pre['low-resolution size'] = f'{info.lr_size[0]}×{info.lr_size[1]} px'
-    parts = [f'# {info.title}', f'A {what}, made with srdiag {info.made.get("srdiag", "")}.',
+    parts = [f'# {as_markdown(info.title)}', f'A {what}, made with srdiag {info.made.get("srdiag", "")}.',
              '**For teaching and research. Not for diagnostic use.**', info.notes, '## Preprocessing', _as_table(pre)]
     caution = info.calibrated.facts() if info.calibration else {}
     for title,d in (('Metrics', info.metrics), ('Calibration and caution', caution), ('Data', info.data), ('Training', info.training), ('Network', config), ('Made', info.made)):
@@ -97,7 +100,7 @@ def _write_files(folder, kind, network, info, files):
     state = {k:v.detach().cpu().contiguous().clone() for k,v in network.state_dict().items()}
     save_file(state, folder/'model.safetensors')
     digest = hashlib.sha256((folder/'model.safetensors').read_bytes()).hexdigest()
-    config = dict(format='srdiag model 1', kind=kind, network=network.config, info=asdict(info), weights_sha256=digest)
+    config = dict(format=FORMAT, kind=kind, network=network.config, info=asdict(info), weights_sha256=digest)
     if kind == 'sr': config['architecture'] = architecture_of(network)
     what = f'super-resolution network ({type(network).__name__})' if kind == 'sr' else 'super-resolution enhanced diagnosis framework'
     (folder/'config.json').write_text(json_text(config), encoding='utf-8')
@@ -179,5 +182,7 @@ def load_model(
         raise ModelError(f'The model in {folder} enlarges {config["network"].get("scale")} times, but scale {scale} is needed: choose another model or scale.')
     try: network,info = _build(config),ModelInfo(**config['info'])
     except (TypeError, ValueError, KeyError, RuntimeError, ModelError) as e: raise ModelError(f'{folder}/config.json does not describe a network of this version of srdiag ({e}).') from e
+    known = network.config.get('classes') if config['kind'] == 'diagnosis' else None
+    if known and info.classes and len(info.classes) != known: raise ModelError(f'{folder}/config.json describes {len(info.classes)} classes, but the network knows {known}: restore it from a copy.')
     load_weights(folder, network, config['weights_sha256'])
     return network.to(device).eval(),info

@@ -15,7 +15,7 @@ LIB,NBS = ROOT/'srdiag',ROOT/'nbs'
 
 # Lowest first. A module imports from its own floor and from those below it, never from above; a name stands for a folder, too.
 FLOORS = [
-    'errors files precision',
+    'errors files precision runs',
     'weights',
     'data.degradation evaluation.image_quality evaluation.diagnostic evaluation.calibration evaluation.gains evaluation.cost evaluation.speed',
     'data.images data.splits data.folders',
@@ -24,7 +24,7 @@ FLOORS = [
     'models catalogue sr.inference diagnosis.inference diagnosis.interpretation diagnosis.dependence figures caution method report widgets assessment',
     'training.loop training.recipes',
     'sr.training sr.distillation diagnosis.training',
-    'commands runs',
+    'commands',
     'benchmark experiment',
     'demo',
     'cli',

@@ -247,7 +247,8 @@ def find_images(
     for p in found:
         try: str(p).encode()
         except UnicodeEncodeError: raise DataError(f'{str(p).encode(errors="backslashreplace").decode()} has a name that is not UTF-8: rename the file.') from None
-    return sorted(found, key=lambda p: p.as_posix())
+    once = {os.path.abspath(p):p for p in sorted(found, key=lambda p: p.as_posix())} # one file may have been named in two ways
+    return sorted(once.values(), key=lambda p: p.as_posix())
 
 # %% ../../nbs/data/images.ipynb #c044
 @dataclass
@@ -300,6 +301,7 @@ def read_images(
     paths = [Path(p) for p in paths]
     if not paths: raise DataError('There is no image to read: the list of files is empty.')
     if channels not in (None, 1, 3): raise ValueError(f'read_images needs channels to be 1, 3 or None, but got {channels!r}.')
+    if size is not None and size < min_size: raise DataError(f'Images cut to {size}×{size} pixels are too small, {min_size} pixels are needed on each side: use a larger --size.')
     with quietly(), ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
         out = list(pool.map(lambda p: _read_or_error(p, channels, min_size, size), paths))
     bad = [(p, x) for p,x in zip(paths, out) if isinstance(x, ImageError)]

@@ -8,7 +8,7 @@ __all__ = ['grouped_split', 'grouped_folds', 'spatial_split']
 # %% ../../nbs/data/splits.ipynb #c003
 import numpy as np
 
-from ..errors import DataError
+from ..errors import DataError, counted
 
 # %% ../../nbs/data/splits.ipynb #c010
 def _change(
@@ -122,7 +122,7 @@ def grouped_split(
         raise DataError(f'The fractions of a split must be positive and sum to 1, but are {tuple(fractions)}.')
     g, counts, classes = _count_table(labels, groups)
     if len(counts) < len(f):
-        raise DataError(f'There are {len(counts)} groups for {len(f)} parts: each part needs a group of its own.')
+        raise DataError(f'There {"is" if len(counts) == 1 else "are"} {counted(len(counts), "group")} for {len(f)} parts: each part needs a group of its own.')
     part = _deal_well(counts, f, seed)
     _all_classes(counts, part == 0, classes)
     return tuple(np.flatnonzero(part[g] == p) for p in range(len(f)))
@@ -137,7 +137,7 @@ def grouped_folds(
     "Cross-validation folds that share no group; DataError for too few groups or a class missing from a training part"
     if k < 2: raise DataError(f'Cross-validation needs at least 2 folds, not {k}.')
     g, counts, classes = _count_table(labels, groups)
-    if len(counts) < k: raise DataError(f'There are {len(counts)} groups for {k} folds: use fewer folds.')
+    if len(counts) < k: raise DataError(f'There {"is" if len(counts) == 1 else "are"} {counted(len(counts), "group")} for {k} folds: use fewer folds.')
     fold = _deal_well(counts, np.full(k, 1/k), seed, cover=False)
     out = []
     for i in range(k):

@@ -66,6 +66,18 @@ def is_independent(
     return modes_of(model)[0] != 'batch'
 
 # %% ../../nbs/diagnosis/inference.ipynb #c011
+def _check_images(model, lr, hr, classes, batch_size, order):
+    c = model.config
+    if not len(lr): raise ValueError('There is no image to diagnose: lr is empty.')
+    if len(classes) != c['classes']: raise ValueError(f'The model knows {c["classes"]} classes, but there are {len(classes)} names: {list(classes)}.')
+    if batch_size < 1: raise ValueError(f'batch_size is 1 or more, not {batch_size}.')
+    for name,x,factor in (('lr', lr, 1), ('hr', hr, c['scale'])):
+        if x is None: continue
+        if x.dim() != 4 or x.shape[1] != c['channels'] or len(x) != len(lr) or x.shape[2] != factor*lr.shape[2] or x.shape[3] != factor*lr.shape[3]:
+            raise ValueError(f'{name} has the shape {tuple(x.shape)}, but {len(lr)} images of {c["channels"]} channel(s) are needed' + (f', {factor} times as large as lr.' if name == 'hr' else ', N×C×h×w.'))
+        if x.is_floating_point() and not (x.min() >= -1e-3 and x.max() <= 1 + 1e-3): raise ValueError(f'Values of {name} run from {x.min():.3g} to {x.max():.3g}: bytes (uint8), or numbers in [0, 1] and none that is NaN, are needed.')
+    if order is not None and sorted(torch.as_tensor(order).tolist()) != list(range(len(lr))): raise ValueError('order is a permutation of the images: each position once.')
+
 @torch.no_grad()
 def predict(
     model:SREnhancedDiagnosis, # trained; used in eval mode
@@ -76,7 +88,8 @@ def predict(
     mode:str|None=None, # 'context', 'solo' or 'batch'; None: the model's own
     order:torch.Tensor|None=None, # N positions: who comes after whom, which matters in the mode 'batch'; None: as they are
 ) -> Predictions: # in the order of `lr`
-    "Diagnose every image; in the modes 'context' and 'solo' no answer depends on the others. ModelError for a mode that the model cannot do"
+    "Diagnose every image; in the modes 'context' and 'solo' no answer depends on the others. ModelError for a mode that the model cannot do, ValueError for images and names that do not fit it"
+    _check_images(model, lr, hr, classes, batch_size, order)
     modes = modes_of(model)
     if mode is not None and mode not in modes and model.mixes:
         raise ModelError(f'This model cannot predict in the mode {mode!r}: it can do {", ".join(modes)}' + (', but has no reference images to compare with.' if mode == 'context' else '.'))

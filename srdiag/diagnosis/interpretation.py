@@ -28,7 +28,7 @@ from ..data.images import as_float
 from .inference import Predictions, modes_of
 from .network import DiagnosisOutput, SREnhancedDiagnosis
 from ..errors import DataError, ModelError
-from ..figures import PALETTE, affinity_figure, finished, gate_simplex, simplex_points, style
+from ..figures import PALETTE, affinity_figure, finished, gate_simplex, plain, simplex_points, style
 
 # %% ../../nbs/diagnosis/interpretation.ipynb #c010
 def _network(model): return getattr(model, 'network', model) # SREnhancedDiagnosis, DiagnosisNetwork or SingleBranch → the part that diagnoses
@@ -177,7 +177,7 @@ def _row_label(cam, i, classes, labels, names):
     if labels is not None: lines.append(f'true: {classes[labels[i]]}')
     lines.append(f'predicted: {classes[predicted]}')
     lines.append(f'map for {classes[target]}, p = {cam.probability[i]:.2f}' if target != predicted else f'p = {cam.probability[i]:.2f}')
-    return '\n'.join(lines)
+    return plain('\n'.join(lines))
 
 def grad_cam_figure(
     cam:GradCam, # of a few images, one row each
@@ -456,7 +456,7 @@ def embedding_figure(
         fig,axes = plt.subplots(len(keys), len(keys[0]), figsize=(1.3 + 2.6*len(keys[0]), 0.5 + 2.8*len(keys)), squeeze=False)
         for ax,key in zip(axes.flat, [key for row in keys for key in row]):
             points,names = projected[key]
-            for i,k in enumerate(np.unique(labels)): ax.scatter(*points[labels == k].T, s=16, marker='os^Dvp*'[i%7], color=PALETTE[i%7], alpha=0.65, lw=0, label=str(classes[k]))
+            for i,k in enumerate(np.unique(labels)): ax.scatter(*points[labels == k].T, s=16, marker='os^Dvp*'[i%7], color=PALETTE[i%7], alpha=0.65, lw=0, label=plain(classes[k]))
             score = f'neighbours {neighbour_accuracy(features[key], labels, groups):.2f}, silhouette {silhouette_score(_standardised(features[key]), labels):+.2f}'
             ax.set(title=f'{key[0].upper()} branch, {key[2]} the exchange\n{score}', xlim=(-limit, limit), ylim=(-limit, limit), aspect='equal', xlabel=names[0], ylabel=names[1])
             if method != 'pca': ax.set(xticks=[], yticks=[])

@@ -469,6 +469,8 @@ def calibrate(
 ) -> Calibration: # temperature and thresholds, and what could not be set
     "Calibration and caution from validation images. Raises DataError for tables that do not fit, ValueError for options that do not"
     classes = tuple(classes)
+    if not all(isinstance(c, str) for c in classes) or len(set(classes)) < len(classes): raise ValueError(f'The classes are different names, not {list(classes)}.')
+    if not 0 < sensitivity <= 1: raise ValueError(f'The wanted sensitivity lies above 0 and is at most 1, not {sensitivity}.')
     targets, p = checked_probabilities(targets, probabilities, classes)
     n_groups = None if groups is None else 1 if _one_group(groups, len(p)) else group_index(groups, len(p))[1]
     intervals, reasons = (len(p) if n_groups is None else n_groups) > 1, {}

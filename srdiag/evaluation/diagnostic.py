@@ -24,7 +24,7 @@ def _labels(labels, k, what):
     if labels.min() < 0 or labels.max() >= k:
         wrong = labels[(labels < 0) | (labels >= k)][0]
         raise DataError(f'The {what} contain the class number {wrong}, but with {k} classes they run from 0 to {k-1}.')
-    return labels
+    return labels.astype(np.int64) # small kinds of numbers would overflow where labels are multiplied
 
 def confusion(
     targets, # N true class numbers, 0..K-1
@@ -72,7 +72,8 @@ def checked_probabilities(
     classes=None, # K class names; None: any K from 2 on
 ) -> tuple[np.ndarray, np.ndarray]: # targets as whole numbers, probabilities as float64
     "Targets and probabilities that fit each other. Raises DataError with a sentence for those that do not"
-    p = np.asarray(probabilities, float)
+    try: p = np.asarray(getattr(probabilities, 'detach', lambda: probabilities)(), float)
+    except (ValueError, TypeError) as e: raise DataError(f'The probabilities are not a table of numbers ({e}).') from e
     if p.ndim != 2 or p.shape[1] < 2:
         raise DataError(f'The probabilities have the shape {p.shape}; '
                         'a table with one row per image and one column per class is needed.')
@@ -144,11 +145,11 @@ def group_index(
 ) -> tuple[np.ndarray, int]: # number of the group of each image, and how many groups there are
     "Groups as numbers. Raises DataError for groups that do not fit, are missing or are fewer than two"
     if groups is None: return np.arange(n), n
+    if any(g is None or g != g for g in list(groups)): # before NaN becomes the text 'nan'
+        raise DataError('Some images have no group; name the patient of every image.')
     groups = np.asarray(groups)
     if groups.shape != (n,):
         raise DataError(f'The groups have the shape {groups.shape}, but there are {n} images; give one group per image.')
-    if any(g is None or g != g for g in groups.tolist()):
-        raise DataError('Some images have no group; name the patient of every image.')
     names, index = np.unique(groups.astype(str), return_inverse=True)
     if len(names) < 2: raise DataError(f'All images are of one group ({names[0]}); an interval needs at least two.')
     return index, len(names)
@@ -158,7 +159,8 @@ def resample_counts(
     n:int, # number of resamples
     seed:int, # of the drawing
 ) -> np.ndarray: # n×G: how often each group was drawn in each resample
-    "Bootstrap draws of groups, as counts"
+    "Bootstrap draws of groups, as counts. Raises ValueError for fewer than one"
+    if n < 1: raise ValueError(f'A bootstrap needs 1 resample or more, not {n}.')
     rng = np.random.default_rng(seed)
     return np.stack([np.bincount(rng.integers(n_groups, size=n_groups), minlength=n_groups) for _ in range(n)])
 
@@ -224,6 +226,7 @@ def paired_difference(
 ) -> tuple[float, float, float]: # difference, low, high; each -1..1
     "Accuracy of b minus that of a on the same images, with a bootstrap interval over groups. Raises DataError if lengths differ"
     targets, a, b = (np.asarray(x) for x in (targets, predictions_a, predictions_b))
+    if any(x.dtype.kind == 'f' and not np.isfinite(x).all() for x in (targets, a, b)): raise DataError('Some class numbers are not finite: each image needs a target and two predictions.')
     if not (targets.ndim == 1 and len(targets) and targets.shape == a.shape == b.shape):
         raise DataError(f'Targets and predictions have the shapes {targets.shape}, {a.shape} and {b.shape}; '
                         'both models must be tested on the same images.')

@@ -20,10 +20,13 @@ def group_means(
     n:int=2000, # resamples
     seed:int=0, # of the resampling
 ) -> np.ndarray|None: # n×K means of each resample, the same groups for all models; None with fewer than two groups
-    "The bootstrap over groups. Raises ValueError for shapes that do not fit"
-    values,groups = np.atleast_2d(np.asarray(values, float)),np.asarray(groups).astype(str)
+    "The bootstrap over groups. Raises ValueError for shapes that do not fit and scores that are none, DataError for images without a group"
+    lengths = {np.shape(v) for v in values if np.ndim(v)}
+    if len(lengths) > 1: raise ValueError(f'The models were scored on different numbers of images: {sorted(lengths)}.')
+    values,groups = np.atleast_2d(np.asarray(values, float)),np.asarray(groups)
     if values.shape[1:] != groups.shape or not len(groups): raise ValueError(f'Scores and groups have the shapes {values.shape} and {groups.shape}: they must be of the same images.')
-    if len(set(groups)) < 2: return None
+    if not np.isfinite(values).all(): raise ValueError('Some scores are not finite: leave these images out, for all models alike.')
+    if len(set(groups.tolist())) < 2: return None
     return resampled_means(values.T, *group_index(groups, len(groups)), n, seed)
 
 def mean_interval(
