@@ -375,9 +375,9 @@ class Caution:
     positive: str|None = None # the class that must not be missed; None: no operating point
 
     def __post_init__(self):
-        check_settings(self, 'Caution', {}, ['risk', 'sensitivity'])
         for name in ('risk', 'sensitivity'):
-            if getattr(self, name) in (0, 1): raise DataError(f'The {name} that is wanted lies between 0 and 1, not at {getattr(self, name)}: nobody can promise that.')
+            value = getattr(self, name)
+            if not isinstance(value, numbers.Real) or not 0 < value < 1: raise DataError(f'The {name} that is wanted lies between 0 and 1, not at {value!r}.')
 
     def check(self, classes): # → the same names; DataError if the positive class is not one of them
         if self.positive is not None and self.positive not in classes: raise DataError(f'There is no class {self.positive!r} that could be positive: the data has {", ".join(classes)}.')

@@ -18,7 +18,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from srdiag.data.images import save_png
-from srdiag.errors import ModelError
+from srdiag.errors import ModelError, counted
 from srdiag.models import load_model
 from srdiag.weights import list_pretrained
 
@@ -298,7 +298,7 @@ def test_a_group_in_two_parts(tmp_path, fill_labelled, train_labelled, refused):
 
 def test_a_class_in_one_group_only(tmp_path, fill_labelled, train_labelled, refused):
     data = fill_labelled(tmp_path/'data', groups=1)
-    refused(*train_labelled(data), naming=['1 groups', '3 parts'])
+    refused(*train_labelled(data), naming=['1 group', '3 parts'])
 
 
 def test_a_test_part_of_one_group_has_no_interval(tmp_path, fill_labelled, train_labelled, succeeds):
@@ -502,7 +502,7 @@ def test_the_model_of_the_last_good_epoch_is_kept(kind, how, status, words, sr_f
     assert (tmp_path/'out/steps.csv').is_file()
     parts = [r['split'] for r in rows(tmp_path/'out/split.csv')]
     printed = succeeds('evaluate', '--model', tmp_path/'out', '--data', sr_folder if kind == 'train-sr' else labelled)
-    assert f"{parts.count('test')} images" in printed, 'it must be tested on its test part'
+    assert counted(parts.count('test'), 'image') in printed, 'it must be tested on its test part'
 
 
 @pytest.mark.parametrize('kind', ['train-sr', 'train-diagnosis'])

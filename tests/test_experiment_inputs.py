@@ -8,7 +8,7 @@ from srdiag.errors import DataError, ModelError
 from srdiag.experiment import Design, Store, chosen_rows, make_folds, networks_of, read_predictions, rows_of
 
 FORM = 'srdiag experiment 1'
-FIXED = dict(folds=2, epochs=1, batch_size=8, scale=2, recipe='fast', mode='context', images='hr', valid_share=0.15, precision='fp32', device='cpu')
+FIXED = dict(folds=2, epochs=1, batch_size=8, scale=2, recipe='fast', mode='context', mutual='mean', norm='mean_square', solo_share=0., references=4, images='hr', valid_share=0.15, precision='fp32', device='cpu')
 ABOUT = dict(data='a/b', classes=['healthy', 'ill'], images=dict(healthy=12, ill=12), grouped=True, groups=12)
 
 
