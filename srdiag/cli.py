@@ -114,7 +114,7 @@ def _add_using(add):
     p.add_argument('--data', required=True, type=Path, metavar='PATH', help='images; for a diagnosis model: ' + _LABELLED)
     p.add_argument('--labels', type=Path, metavar='CSV', help='table whose files are relative to --data')
     p.add_argument('--out', type=Path, metavar='FOLDER', help='where metrics.json and, for a diagnosis model, predictions.csv, confusion.csv and report.html go; default: only printed')
-    p.add_argument('--split', default='auto', choices=['auto', 'test', 'all'], help="auto: the model's test part if it was trained on this data, else all")
+    p.add_argument('--split', default='auto', choices=['auto', 'test', 'all'], help="auto: the model's test part if it was trained on this data, else all but what it has learned from")
     _add_mode(p); _reading(p); _running(p)
     p = add('predict', 'super-resolve images and, with a diagnosis model, predict their class. Not for diagnostic use')
     p.add_argument('files', nargs='+', type=Path, metavar='PATH', help='images or folders')
@@ -378,8 +378,7 @@ def main(
     argv:list|None=None, # arguments; None: those of the process
 ) -> int: # 0, 2 for a mistake that the user can put right, 130 when interrupted
     "The entry point of `srdiag`"
-    for stream in (sys.stdout, sys.stderr): # a terminal or a file that is not UTF-8 gets a question mark, not a traceback
-        if hasattr(stream, 'reconfigure'): stream.reconfigure(errors='replace')
+    if getattr(sys.stdout, 'errors', '') == 'strict' and hasattr(sys.stdout, 'reconfigure'): sys.stdout.reconfigure(errors='replace') # where the terminal is not UTF-8: a question mark, not a traceback
     args = parser().parse_args(argv)
     os.environ.setdefault('THP_MEM_ALLOC_ENABLE', '1') # PyTorch on Linux: large blocks in large pages, a third off each layer of an enlarged image
     if not sys.warnoptions: warnings.filterwarnings('ignore', category=FutureWarning) # of fastai's own imports; python -W default shows them

@@ -24,7 +24,7 @@ from torch import nn
 from .assessment import Assessed, assessment_report
 from .data.builders import MANIFEST, read_manifest
 from .data.degradation import crop_to_multiple, degrade, upsample
-from .data.images import as_float, data_hash, find_images, read_images, save_png, to_uint8
+from .data.images import as_float, data_hash, file_digests, find_images, read_images, save_png, to_uint8
 from .data.labelled import check_classes, groups_from_names, load_table, split_table
 from .data.pairs import SRPairs, check_patch_side
 from .data.splits import grouped_split
@@ -37,10 +37,10 @@ from .diagnosis.training import LabelledPairs, PairAugment, choose_references, t
 from .errors import DataError, ModelError, counted
 from .files import write_text
 from .evaluation.calibration import brier_score, calibrate, expected_calibration_error
-from .evaluation.diagnostic import confusion, diagnostic_metrics, wilson_interval
-from .evaluation.gains import mean_interval
+from .evaluation.diagnostic import confusion, diagnostic_metrics
+from .evaluation.gains import share_interval
 from .precision import PRECISIONS, chosen_precision
-from .runs import check_apart, check_choice, check_number, check_settings, command_line, say
+from .runs import check_choice, check_number, check_settings, command_line, say
 from .models import ModelInfo, check_output, json_text, load_model, save_model
 from .sr.distillation import distil
 from .sr.inference import super_resolve
@@ -138,6 +138,7 @@ def read_sr_folder(
 ) -> SRData:
     "Read and split the images of a folder (80/10/10 by group; a built set keeps its test part); DataError if there are too few"
     root,(paths,built) = Path(data),_sr_files(data)
+    if options.size is not None and options.size < patch: raise DataError(f'Images cut to {options.size}×{options.size} pixels (--size) hold no patch of {patch}×{patch} (--patch): use a larger cut, or smaller patches.')
     images = read_images(paths, _CHANNELS[options.channels], options.strict, min_size=max(patch, scale*MRCNet.min_size), size=options.size)
     if images.skipped: say(images.skipped_sentence())
     files = _file_names(images.paths, data)
@@ -150,7 +151,7 @@ def read_sr_folder(
         free = np.flatnonzero([built[f]['split'] == 'train' for f in files]) if built else np.arange(len(files))
         names,shares = (('train', 'valid'), (0.9, 0.1)) if built else (('train', 'valid', 'test'), (0.8, 0.1, 0.1))
         for name,idx in zip(names, grouped_split(None, groups[free], shares, options.seed)): part[free[idx]] = name
-    table = pd.DataFrame(dict(file=files, group=groups, split=part))
+    table = pd.DataFrame(dict(file=files, group=groups, split=part, sha256=file_digests(images.paths)))
     parts = {k:[images.images[i] for i in np.flatnonzero(part == k)] for k in ('train', 'valid', 'test')}
     empty = [k for k,v in parts.items() if not v]
     if empty: raise DataError(f'No image of {data} is in the part {empty[0]}: the split does not fit this folder.')
@@ -217,7 +218,6 @@ def train_sr_command(
     "Train an MRC-Net, or another network of the zoo, on the images of a folder"
     start,(device,precision),recipe = time.time(),pick_place(options),SR_RECIPES[options.recipe]
     check_output(out, options.overwrite)
-    check_apart(out, data)
     check_number('A run', 'steps', steps)
     name = _trainable(model, scale, recursions, supervise_steps)
     check_patch_side(patch, scale)
@@ -247,7 +247,6 @@ def distill_command(
     "Recursion distillation (Algorithm 1); the student is tested on the images the teacher never saw"
     start,(device,precision),recipe = time.time(),pick_place(options),SR_RECIPES[options.recipe]
     check_output(out, options.overwrite)
-    check_apart(out, data)
     check_number('A run', 'steps', steps)
     for name,value,high in (('phase1', phase1, 1), ('weight', weight, math.inf)): check_number('A distillation', name, value, 0, high, numbers.Real)
     master,known = load_model(teacher, 'sr', device=device)
@@ -349,6 +348,10 @@ def _diagnosis_info(found, parts, model, lr_size, classes, training, metrics, no
     return ModelInfo(title, training['images'], training['size'], lr_size, classes, data, training, metrics, notes, calibration.to_dict() if calibration is not None else {})
 
 # %% ../nbs/commands.ipynb #c033
+def _check_place(out, data, labels): # DataError for an output folder that would be read as a class
+    a,b = Path(out).resolve(),Path(data).resolve()
+    if labels is None and b.is_dir() and not (b/'labels.csv').is_file() and a.is_relative_to(b): raise DataError(f'{out} lies among the classes of {data}, and would be read as one of them: choose an output folder elsewhere.')
+
 def _check_inputs(inputs, images, sr, data, fixed):
     if inputs.endswith('HR') and images != 'hr': raise DataError(f'{inputs} needs high-resolution files: use --images hr if that is what {data} holds.')
     if fixed and inputs.endswith('SR') and not sr: say('Note: without --sr the super-resolution network starts from random weights, and --fixed keeps it so.')
@@ -433,7 +436,7 @@ def train_diagnosis_command(
     "Train the framework (or a baseline) on labelled images, split 70/15/15 by group, and test it"
     start,(device,precision),recipe = time.time(),pick_place(options),DIAGNOSIS_RECIPES[options.recipe]
     check_output(out, options.overwrite)
-    check_apart(out, data)
+    _check_place(out, data, labels)
     _check_setting(scale, images, inputs, mutual, mode, solo_share, batch_size, references)
     recipe,criterion = replace(recipe, batch_size=batch_size or recipe.batch_size),_loss_of(loss)
     _check_inputs(inputs, images, sr, data, fixed)
@@ -457,7 +460,7 @@ def train_diagnosis_command(
 # %% ../nbs/commands.ipynb #c043
 def _split_frame(table, parts, references=()):
     frame = table.to_frame()
-    frame['split'] = ''
+    frame['split'],frame['sha256'] = '',file_digests(table.files)
     if len(references): frame['reference'] = np.isin(np.arange(len(frame)), references) # these images are part of the model
     for name,idx in parts.items(): frame.loc[idx, 'split'] = name
     return frame
@@ -468,7 +471,7 @@ def _diagnosis_sentence(m):
     if m['mode'] == 'batch': text += '; as published, so each prediction depends on the other images of its batch of 32'
     if 'coverage' in m: text += f"; {100*m['coverage']:.0f} % answered" + (f", {100*m['risk_answered']:.1f} % of them wrong" if m['coverage'] else '')
     if m.get('decision_found', float('nan')) == m.get('decision_found'): text += f"; of {m['positive']} {100*m['decision_found']:.0f} % are found, {100*m['decision_undecided']:.0f} % undecided, {100*m['decision_missed']:.0f} % missed"
-    if m.get('gate_closed'): text += f"; the gate shut all heads for {m['gate_closed']} images"
+    if m.get('gate_closed'): text += f"; the gate shut all heads for {counted(m['gate_closed'], 'image')}"
     return text + '. Not for diagnostic use.'
 
 # %% ../nbs/commands.ipynb #c046
@@ -491,13 +494,6 @@ def _caution_metrics(y, p, calibration): # class numbers, Predictions, Calibrati
     return found
 
 # %% ../nbs/commands.ipynb #c048
-def _interval(right, groups): # N booleans, N names or None → low, high, and how
-    n,what = (len(right), 'images') if groups is None else (len(set(groups)), 'groups')
-    if n == 1: return *(float('nan'),)*2,f'no interval: {"there is one image" if groups is None else "all images are of one group"}'
-    if right.all() or not right.any(): return *wilson_interval(n if right.all() else 0, n),f"Wilson's interval for {n} {what}, all of one kind" # a bootstrap would be a point
-    _,low,high = mean_interval(right, np.arange(n) if groups is None else groups, n=1000)
-    return low,high,f'bootstrap over {what}' if groups is None else f'bootstrap over {n} groups'
-
 _MODE_WORDS = dict(context='each image compared with the reference images of the model', solo='each image by itself', batch='batches of 32 in random order')
 
 def evaluate_labelled(
@@ -513,7 +509,7 @@ def evaluate_labelled(
     mode = mode if mode is not None and model.mixes else modes_of(model)[0]
     p = predict(model, data.lr, classes, hr, mode=mode, order=torch.randperm(len(y), generator=torch.Generator().manual_seed(0)))
     metrics = diagnostic_metrics(y, p.probabilities['ens'], classes)
-    low,high,how = _interval(p.labels == y, groups)
+    _,low,high,how = share_interval(p.labels == y, groups, n=1000)
     metrics |= dict(accuracy_low=low, accuracy_high=high, interval=how,
                     gate_closed=int(p.closed.sum()), mode=mode, convention='macro averages; ' + _MODE_WORDS[mode])
     metrics |= _caution_metrics(y, p, calibration)
@@ -521,21 +517,30 @@ def evaluate_labelled(
     return {k:v.item() if isinstance(v, np.generic) else v for k,v in metrics.items()},p
 
 # %% ../nbs/commands.ipynb #c050
-def _test_rows(files, folder, which, same_data):
-    everything = np.arange(len(files))
-    if which == 'all': return everything
-    split = read_split(folder)
-    part = {} if split is None else dict(zip(split.file, split.split))
+def _seen(split, files, paths, groups): # which images the model has learned from or chosen its epoch by
+    learned = split[split.split.isin(['train', 'valid'])]
+    if 'sha256' not in split: return np.isin(files, learned.file) # a model made before contents were noted: by name
+    digests = file_digests(paths)
+    seen = np.isin(digests, learned.sha256)
+    if groups is not None and 'group' in split and np.isin(digests, split.sha256).any(): seen |= np.isin(np.asarray(groups, str), learned.group) # new images of its patients
+    return seen
+
+def _test_rows(files, paths, groups, folder, which, same_data): # → row numbers, and how many images were left out because they were seen
+    everything,split = np.arange(len(files)),read_split(folder)
+    if which == 'all': return everything,0
     if split is None and which == 'test': raise DataError(f'{folder} has no split.csv, so its test part is not known: use --split all.')
-    if split is None and same_data: say(f'Note: {folder} has no split.csv, so it is not known which of these images the model was trained on. All are taken: the scores are those of images that it has seen.')
+    if split is None:
+        if same_data: say(f'Note: {folder} has no split.csv, so it is not known which of these images the model was trained on. All are taken: the scores are those of images that it has seen.')
+        return everything,0
+    part = dict(zip(split.file, split.split))
     rows = np.flatnonzero([part.get(f) == 'test' for f in files])
-    if which == 'test' or part and same_data:
+    if which == 'test' or same_data:
         if not len(rows): raise DataError(f'None of the files is in the test part of {folder}: use --split all if this is other data.')
-        return rows
-    seen = np.array([part.get(f) in ('train', 'valid') for f in files])
-    if seen.all(): raise DataError(f'All files have names of images that the model in {folder} has learned from: use --split all if this is other data, under the same names.')
-    if seen.any(): say(f'Note: this is not exactly the data of {folder}. {counted(int(seen.sum()), "file")} with the names of images that it has learned from or chosen its epoch by are left out; --split all takes them, too.')
-    return everything[~seen]
+        return rows,0
+    seen = _seen(split, files, paths, groups)
+    if seen.all(): raise DataError(f'The model in {folder} has learned from all these images, or from others of the same groups: use --split all to test it on them all the same.')
+    if seen.any(): say(f'Note: this is not exactly the data of {folder}. Left out: {counted(int(seen.sum()), "image")} that it has learned from or chosen its epoch by, with others of the same groups; --split all takes them, too.')
+    return everything[~seen],int(seen.sum())
 
 def _say_if_ignored(network, labels, mode): # options that a model has no use for
     sr = not isinstance(network, SREnhancedDiagnosis)
@@ -549,15 +554,16 @@ def evaluate_command(
     data:str|Path, # images; labelled for a diagnosis model
     out:str|Path|None=None, # where metrics.json and tables go; None: only printed
     labels:str|Path|None=None, # a CSV whose files are relative to `data`
-    split:str='auto', # 'auto': the model's test part if this is its data, else everything; 'test'; 'all'
+    split:str='auto', # 'auto': the model's test part if this is its data, else everything that it has not learned from; 'test'; 'all'
     mode:str|None=None, # of a diagnosis model: 'context', 'solo' or 'batch'; None: its own
     options:RunOptions=RunOptions(), # device, strict, overwrite, group_pattern
 ) -> dict: # metrics
     "Test a model on a folder"
-    if out is not None: check_output(out, options.overwrite); check_apart(out, data)
+    if out is not None: check_output(out, options.overwrite)
     model = model_folder(model)
     network,info = load_model(model, device=pick_device(options.device))
     _say_if_ignored(network, labels, mode)
+    if out is not None and isinstance(network, SREnhancedDiagnosis): _check_place(out, data, labels)
     metrics,tables,page = (_evaluate_diagnosis_folder if isinstance(network, SREnhancedDiagnosis) else _evaluate_sr_folder)(network, info, model, data, labels, split, mode, options)
     if out is not None:
         folder = Path(out); folder.mkdir(parents=True, exist_ok=True); (folder/'.srdiag').touch()
@@ -575,10 +581,10 @@ def _evaluate_sr_folder(network, info, model, data, labels, split, mode, options
     images = read_images(paths, network.config['image_channels'], options.strict, least, options.size or info.size)
     if images.skipped: say(images.skipped_sentence())
     root,files = Path(data),_file_names(images.paths, data)
-    rows = _test_rows(files, model, split, data_hash(images.paths, root if root.is_dir() else None) == info.data.get('hash'))
+    rows,left = _test_rows(files, images.paths, None, model, split, data_hash(images.paths, root if root.is_dir() else None) == info.data.get('hash'))
     pairs = SRPairs([images.images[i] for i in rows], network.scale, [files[i] for i in rows])
     metrics,bicubic = evaluate_sr(network, pairs),evaluate_sr(lambda lr: upsample(lr, network.scale), pairs)
-    metrics |= dict(bicubic_psnr=bicubic['psnr'], bicubic_ssim=bicubic['ssim'])
+    metrics |= dict(bicubic_psnr=bicubic['psnr'], bicubic_ssim=bicubic['ssim'], left_out=left)
     say(f"{counted(len(rows), 'image')} ({metrics['convention']}): bicubic {bicubic['psnr']:.2f} dB / {bicubic['ssim']:.4f}, network {metrics['psnr']:.2f} dB / {metrics['ssim']:.4f}.")
     return metrics,{},None
 
@@ -591,20 +597,21 @@ def _evaluate_diagnosis_folder(network, info, model, data, labels, split, mode, 
     found = read_labelled(data, labels, options, MRCNet.min_size*(network.scale if info.images == 'hr' else 1))
     if found.table.classes != info.classes:
         raise DataError(f'The data has the classes {", ".join(found.table.classes)}, but the model knows {", ".join(info.classes)}.')
-    rows = _test_rows(list(found.table.to_frame().file), model, split, found.hash == info.data.get('hash'))
+    rows,left = _test_rows(list(found.table.to_frame().file), found.table.files, found.table.groups, model, split, found.hash == info.data.get('hash'))
     pairs = LabelledPairs([found.images[i] for i in rows], found.table.labels[rows], network.scale, info.images)
-    if info.lr_size and list(pairs.lr.shape[-2:]) != list(info.lr_size):
+    if list(pairs.lr.shape[-2:]) != list(info.lr_size):
         raise DataError(f'The images of {data} give low-resolution images of {pairs.lr.shape[-2]}×{pairs.lr.shape[-1]} px, but the model was trained on '
                         f'{info.lr_size[0]}×{info.lr_size[1]}: use --size.')
     groups = None if found.table.groups is None else found.table.groups[rows]
     calibration = _calibration_for(network, info, mode)
     metrics,p = evaluate_labelled(network, pairs, info.classes, groups, mode, calibration)
+    metrics['left_out'] = left
     say(_diagnosis_sentence(metrics))
     frame = p.to_frame(found.table.to_frame().file.iloc[rows], calibration).assign(true=[info.classes[k] for k in found.table.labels[rows]])
     matrix = pd.DataFrame(confusion(pairs.labels.numpy(), p.labels, info.classes), index=info.classes, columns=info.classes)
     def page(): # made only if it is to be written
         assessed = Assessed(network, pairs.lr, pairs.hr if network.large == 'HR' else None, pairs.labels.numpy(), p, metrics, groups, list(frame.file), calibration)
-        facts = {'command':command_line(), 'model':str(model), 'data':str(data), 'images':len(rows), 'groups':'unknown' if groups is None else len(set(groups))}
+        facts = {'command':command_line(), 'model':str(model), 'data':str(data), 'images':len(rows), 'left out, because it has learned from them':left, 'groups':'unknown' if groups is None else len(set(groups))}
         return assessment_report(assessed, f'Evaluation: {info.title}', facts | {f'trained: {k}':info.training[k] for k in ('command', 'epochs', 'seed', 'mode') if k in info.training} | info.made)
     return metrics,{'predictions.csv':frame.set_index('file'), 'confusion.csv':matrix},page
 

@@ -30,7 +30,7 @@ import torch
 from . import benchmark, figures
 from .commands import RunOptions, build_framework, check_channels, pick_place, read_labelled, read_split, say_if_recursive
 from .data.degradation import upsample
-from .data.images import as_float, read_image, save_png
+from .data.images import as_float, file_digests, read_image, save_png
 from .data.pairs import SRPairs
 from .data.splits import grouped_folds, grouped_split
 from .diagnosis.inference import modes_of, predict
@@ -41,13 +41,13 @@ from .diagnosis.training import LabelledPairs, PairAugment, choose_references, t
 from .errors import DataError, ModelError, TrainingError, counted
 from .evaluation.cost import count_flops, count_parameters, format_count
 from .evaluation.diagnostic import confusion, diagnostic_metrics
-from .evaluation.gains import gap_closed, mean_interval, paired_gain, seed_interval, verdict
+from .evaluation.gains import gap_closed, paired_gain, seed_interval, share_interval, verdict
 from .evaluation.image_quality import convention, psnr
 from .evaluation.speed import Setup, peak_memory
 from .files import replacing, write_text
 from .models import ModelInfo, json_text, load_model, save_model
 from .report import Report
-from .runs import check_apart, check_choice, check_settings, command_line, markdown_table, misfit, named_budget, placing, read_json, say, session_now
+from .runs import as_markdown, check_apart, check_choice, check_settings, command_line, markdown_table, misfit, named_budget, placing, read_json, say, session_now
 from .sr.mrcnet import MRCNet
 from .sr.training import score_images
 from .sr.zoo import SCALES
@@ -70,7 +70,7 @@ class Row:
 
     def __post_init__(self):
         if self.inputs not in INPUTS: raise ValueError(f'There are no inputs {self.inputs!r}: choose one of {", ".join(INPUTS)}.')
-        if self.scale not in SCALES: raise ValueError(f'The scale is {" or ".join(map(str, SCALES))}, not {self.scale!r}.')
+        if self.scale not in SCALES or type(self.scale) is not int: raise ValueError(f'The scale is {" or ".join(map(str, SCALES))}, not {self.scale!r}.')
         if self.sai and '+' not in self.inputs: raise ValueError(f'{self.inputs} is a single branch: there is nothing to interact with.')
         if not (self.sac and self.sar) and not self.sai: raise ValueError('The losses of affinities need sai.')
         if self.start not in ('pretrained', 'scratch'): raise ValueError(f"start is 'pretrained' or 'scratch', not {self.start!r}.")
@@ -261,7 +261,7 @@ class StoreFolder:
     "What the folder of an experiment holds; nothing is written"
     def __init__(self,
         folder:str|Path, # made when it is opened
-    ): self.folder = Path(folder)
+    ): self.folder,self._parts = Path(folder),None
 
     @property
     def file(self): return self.folder/'setup'/'config.json'
@@ -273,8 +273,13 @@ class StoreFolder:
         setup = read_json(self.file, _SETUP, remedy)
         if setup['format'] != FORMAT: raise DataError(f'{self.file} is of the format {setup["format"]!r}, not {FORMAT!r}: {remedy}.')
         wrong = misfit(setup, _FACTS) or misfit(setup['about']['images'], dict.fromkeys(setup['about']['classes'], int)) or ('there is no such mode' if setup['fixed']['mode'] not in MODES else '')
+        try: self.design(setup)
+        except DataError as e: wrong = wrong or str(e).rstrip('.')
         if wrong: raise DataError(f'{self.file} is not what srdiag wrote ({wrong}): {remedy}.')
         return setup
+
+    @staticmethod
+    def design(setup): return Design(**{f.name:setup['fixed'][f.name] for f in fields(Design) if f.name in setup['fixed']})
 
     def networks(self): # what is known of each
         return [read_json(p, dict(name=str, scale=int, hash=str), 'restore it from a copy') for p in sorted(self.folder.glob('networks/*/network.json'))]
@@ -301,13 +306,17 @@ class StoreFolder:
         try: whose = (Row(**m['row']).key, m['seed'], m['fold'])
         except (TypeError, ValueError) as e: raise DataError(f'{path/"metrics.json"} is not what srdiag wrote ({e}): {remedy}.') from e
         if whose != (row.key, seed, fold): raise DataError(f'{path/"metrics.json"} is of another run ({whose[0]}, seed {whose[1]}, fold {whose[2]}): {remedy}.')
-        if odd := [k for k,v in m['metrics'].items() if k != 'n' and v is not None and not -1 <= v <= 1]: raise DataError(f'{path/"metrics.json"} is not what srdiag wrote ({odd[0]} is {m["metrics"][odd[0]]}): {remedy}.')
+        if odd := [k for k,v in m['metrics'].items() if k != 'n' and v is not None and not (isinstance(v, _NUMBER) and -1 <= v <= 1)]: raise DataError(f'{path/"metrics.json"} is not what srdiag wrote ({odd[0]} is {m["metrics"][odd[0]]}): {remedy}.')
         return m
 
     def parts(self): # file → group and the part of each fold, as text
         path = self.folder/'setup'/'split.csv'
-        try: return pd.read_csv(path, dtype=str, keep_default_na=False).set_index('file')
-        except (OSError, ValueError, KeyError) as e: raise DataError(f'{path} is not readable as the table of folds ({e}): restore it from a copy.') from e
+        if self._parts is None:
+            try: table = pd.read_csv(path, dtype=str, keep_default_na=False).set_index('file')[['group', 'fold']]
+            except (OSError, ValueError, KeyError) as e: raise DataError(f'{path} is not readable as the table of folds ({e}): restore it from a copy.') from e
+            if not table.index.is_unique: raise DataError(f'{path} is not readable as the table of folds (a file stands in it twice): restore it from a copy.')
+            self._parts = table
+        return self._parts
 
     def predictions(self, row, seed, fold): # DataError if they are not those that metrics.json speaks of
         path,classes = self.path(row, seed, fold),self.setup()['about']['classes']
@@ -318,7 +327,7 @@ class StoreFolder:
         known = self.parts()
         test = known[known.fold == str(fold)]
         if set(p.file) != set(test.index) or (test.group.reindex(p.file).to_numpy() != p.group.to_numpy()).any():
-            raise DataError(f'{path/"predictions.csv"} is not of the images and groups of fold {fold} in setup/split.csv: remove the folder {path} to have this run made again.')
+            raise DataError(f'{path/"predictions.csv"} is not of the images and groups of fold {fold} in {self.folder/"setup"/"split.csv"}: one of the two was changed. Restore it from a copy, or remove the folder {path} to have this run made again.')
         return p
 
 # %% ../nbs/experiment.ipynb #c033
@@ -437,7 +446,7 @@ def do_run(
         write_text(folder/'predictions.csv', predictions_frame(job, fold, found).to_csv(index=False))
         scores = {mode:diagnostic_metrics(test.labels.numpy(), p.probabilities['ens'], job.classes) for mode,p in found.items()}
         own = next(iter(scores))
-        _save_networks(job, model, row, fold, folder, scores[own], keep_models)
+        _save_networks(job, model, row, seed, fold, folder, scores[own], keep_models)
         metrics = dict(row=asdict(row), seed=seed, fold=fold, metrics=scores[own], mode=own, modes=scores, gate_closed=int(found[own].closed.sum()), best_epoch=best['epoch'], valid_accuracy=best['value'],
                        epochs=job.budget.epochs, steps=job.budget.epochs*max(1, len(train)//recipe.batch_size), seconds=seconds, predict_seconds=time.perf_counter()-start-seconds,
                        parameters=count_parameters(model), network=job.networks[row.network, row.scale].hash if row.has_sr else None, config=model.config, made=session_now())
@@ -445,15 +454,15 @@ def do_run(
     say(f'    accuracy {scores[own]["accuracy"]:.4f}, {seconds:.0f} s')
     return True
 
-def _save_networks(job, model, row, fold, folder, metrics, keep_models):
-    title,notes = f'{row.key}, fold {fold}','Of an experiment.'
+def _save_networks(job, model, row, seed, fold, folder, metrics, keep_models):
+    title,notes = f'{row.key}, seed {seed}, fold {fold}','Of an experiment.'
     if row.has_sr and row.sai and fold == 0: save_model(folder/'sr', model.sr_network, ModelInfo(title, notes=notes))
     if not keep_models: return
     parts = {k:len(idx) for k,idx in job.folds[fold].items()}
     info = ModelInfo(title, job.design.images, job.options.size, list(job.part(row, fold, 'test').lr.shape[-2:]), job.classes, dict(name=job.data.table.root.name, hash=job.data.hash, **parts),
-                     dict(command=command_line(), epochs=job.budget.epochs, recipe=job.budget.recipe, precision=job.precision), metrics, notes)
+                     asdict(job.budget) | asdict(job.design) | dict(command=command_line(), seed=seed, precision=job.precision, mode=model.mode), metrics, notes)
     split = job.split_frame()
-    save_model(folder/'model', model, info, files={'split.csv':split[['file', 'label', 'group']].assign(split=split[f'fold{fold}']).to_csv(index=False)})
+    save_model(folder/'model', model, info, files={'split.csv':split[['file', 'label', 'group']].assign(split=split[f'fold{fold}'], sha256=file_digests(job.data.table.files)).to_csv(index=False)})
 
 # %% ../nbs/experiment.ipynb #c043
 def run_all(
@@ -542,7 +551,7 @@ def summary_table(
         found = results[results.key == r.key]
         folds = found.groupby('fold')[list(METRICS)].mean()
         groups,(right,),_ = answers.aligned(r)
-        pooled,low,high = mean_interval(right, groups)
+        pooled,low,high,_ = share_interval(right, groups)
         lines.append(dict(key=r.key, label=r.label, mode=found['mode'].iloc[0], seeds=found.seed.nunique(), folds=len(folds), images=len(right), pooled=pooled, low=low, high=high)
                      | {k:folds[k].mean() for k in METRICS} | {f'{k}_sd':folds[k].std() for k in METRICS} | dict(gate_closed=found.gate_closed.sum(), seconds=found.seconds.mean()))
     return pd.DataFrame(lines)
@@ -557,7 +566,7 @@ def modes_table(
         own = answers.per_image(r)
         for mode in answers.store.metrics(r, *answers.runs[r.key][0])['modes']:
             by = answers.per_image(r, mode)
-            mean,low,high = mean_interval(by.right, by.group)
+            mean,low,high,_ = share_interval(by.right, by.group)
             gain = dict(zip(('gain', 'gain_low', 'gain_high'), paired_gain(own.right, by.right, by.group)))
             lines.append(dict(key=r.key, label=r.label, mode=mode, accuracy=mean, low=low, high=high) | gain)
     return pd.DataFrame(lines, columns=['key', 'label', 'mode', 'accuracy', 'low', 'high', 'gain', 'gain_low', 'gain_high'])
@@ -775,7 +784,7 @@ def limits(
 ) -> str: # a list in markdown
     "What the tables do not say"
     f,a = setup['fixed'],setup['about']
-    counts = ', '.join(f'{n} {c}' for c,n in a['images'].items())
+    counts = ', '.join(f'{n} {as_markdown(c)}' for c,n in a['images'].items())
     said = [f'Test images come from {"groups (patients)" if a["grouped"] else "images"} that neither the training nor the choice of the epoch has seen; that choice was made on about {f["valid_share"]:.0%} of the training groups.',
             f'Classes: {counts}. Always saying the larger one would reach {100*max(a["images"].values())/sum(a["images"].values()):.1f} %. Batches are not balanced; averages of F1, sensitivity and specificity are over classes.',
             '± is the standard deviation over folds, seeds averaged first; folds share training images, so it is no standard error. Intervals are a bootstrap over test groups, for these trainings.',
@@ -798,8 +807,7 @@ TITLES = dict(table5='Table V: inputs and sample affinity interaction', table6='
               table9='Table IX: what super-resolution contributes', table10='Table X: scales', fig6='Fig. 6: other super-resolution networks', fig7='Fig. 7: images before and after')
 
 def tables_of(store): # name → its rows, for tables with runs enough to show
-    setup = store.setup()['fixed']
-    design = Design(**{f.name:setup[f.name] for f in fields(Design) if f.name in setup})
+    design = store.design(store.setup())
     networks = [(n['name'], n['scale']) for n in store.networks()]
     rows = {name:[r for r in rows_of(name, design, networks)] for name in TABLES}
     return {name:all_ for name,all_ in rows.items() if sum(bool(store.complete(r)) for r in all_) >= min(2, len(all_))}

@@ -48,6 +48,7 @@ class ModelInfo:
 
     def __post_init__(self):
         if self.size is not None and (type(self.size) is not int or self.size < 1): raise ValueError(f'size is a whole number of pixels or None, not {self.size!r}')
+        if isinstance(self.lr_size, tuple): self.lr_size = list(self.lr_size)
         if self.lr_size is not None and not (isinstance(self.lr_size, list) and len(self.lr_size) == 2 and all(type(n) is int and n > 0 for n in self.lr_size)): raise ValueError(f'lr_size is a height and a width in pixels, or None, not {self.lr_size!r}')
         if not isinstance(self.classes, (list, tuple)) or not all(isinstance(c, str) for c in self.classes) or len(set(self.classes)) < len(self.classes): raise ValueError(f'classes are different names, not {self.classes!r}')
         if self.images not in ('lr', 'hr'): raise ValueError(f"images is 'lr' or 'hr', not {self.images!r}")

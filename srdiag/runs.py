@@ -95,7 +95,7 @@ def check_apart(
     a,b = Path(out).resolve(),Path(data).resolve()
     if a.is_relative_to(b) or b.is_relative_to(a): raise DataError(f'{out} and {data} lie in one another, so the next start would take our figures for images: choose an output folder elsewhere.')
 
-def as_markdown(text): return str(text).replace('|', r'\|').replace('<', '&lt;') # names of classes and files stay text, whatever they hold
+def as_markdown(text): return ' '.join(str(text).split()).replace('|', r'\|').replace('<', '&lt;') # a name breaks no table and is no HTML
 
 def markdown_table(
     header, # names of columns; a leading '>' aligns to the right
@@ -112,7 +112,7 @@ def check_choice(
     known, # names that there are
 ):
     "DataError for a name that there is not"
-    if value not in tuple(known): raise DataError(f'There is no {what} {value!r}: choose one of {", ".join(map(str, known))}.')
+    if not any(type(value) is type(k) and value == k for k in known): raise DataError(f'There is no {what} {value!r}: choose one of {", ".join(map(str, known))}.')
 
 def check_number(
     who:str, # 'The budget', for the sentence
@@ -121,11 +121,12 @@ def check_number(
     low=1, # smallest
     high=math.inf, # largest
     kind=numbers.Integral, # or numbers.Real
-):
+): # the number, as Python's own
     "DataError for what is no such number"
-    fits = isinstance(value, kind) and not isinstance(value, bool) and math.isfinite(value) and low <= value <= high
+    fits = isinstance(value, kind) and not isinstance(value, bool) and low <= value <= high and value != math.inf
     span = f'of {low} or more' if high == math.inf else f'from {low} to {high}'
-    if not fits: raise DataError(f'{who} needs {name} {span}, not {value!r}.')
+    if not fits: raise DataError(f'{who} needs {name} {span}, not {value!r}' + (': give a whole number.' if kind is numbers.Integral and not isinstance(value, numbers.Integral) else '.'))
+    return int(value) if kind is numbers.Integral else float(value)
 
 def check_settings(
     settings, # an object of a dataclass
@@ -134,15 +135,14 @@ def check_settings(
     shares=(), # names of fields from 0 to 1
     **bounds, # name of a field → smallest, or smallest and largest value; 1 for a whole number that is not named
 ):
-    "DataError for the first field that makes no sense"
+    "DataError for the first field that makes no sense; numbers of other libraries become Python's own"
     for f in fields(settings):
-        value = getattr(settings, f.name)
-        if f.name in choices: check_choice(f.name, value, choices[f.name])
-        elif f.name in shares: check_number(who, f.name, value, 0, 1, numbers.Real)
-        elif f.name in bounds or f.type is int or f.type == int|None and value is not None:
-            bound = bounds.get(f.name, 1)
-            low,high = bound if isinstance(bound, tuple) else (bound, math.inf)
-            check_number(who, f.name, value, low, high, numbers.Real if f.type is float else numbers.Integral)
+        value,bound = getattr(settings, f.name),bounds.get(f.name, 1)
+        low,high = bound if isinstance(bound, tuple) else (bound, math.inf)
+        if f.name in choices: check_choice(f'value of {f.name}', value, choices[f.name]); continue
+        if f.name in shares: value = check_number(who, f.name, value, 0, 1, numbers.Real)
+        elif f.name in bounds or f.type is int or f.type == int|None and value is not None: value = check_number(who, f.name, value, low, high, numbers.Real if f.type is float else numbers.Integral)
+        object.__setattr__(settings, f.name, value)
 
 # %% ../nbs/runs.ipynb #c026
 def named_budget(

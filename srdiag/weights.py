@@ -29,7 +29,8 @@ def is_model_folder(
     "True if the folder holds a model of this project, and not one of somebody else under the same file names"
     if not all((Path(folder)/name).is_file() for name in MODEL_FILES): return False
     try: return str(json.loads((Path(folder)/'config.json').read_text(encoding='utf-8')).get('format', '')).startswith('srdiag ')
-    except (ValueError, RecursionError, AttributeError): return False
+    except AttributeError: return False
+    except (ValueError, RecursionError): return True # cut off, so that it cannot say
 
 def read_config(
     folder:str|Path, # a model folder

@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 import torch
 
-from srdiag.commands import RunOptions, _interval, read_split
+from srdiag.commands import RunOptions, read_split
 from srdiag.data.degradation import upsample
 from srdiag.data.images import save_png
 from srdiag.data.pairs import SRPairs
@@ -18,7 +18,7 @@ from srdiag.diagnosis.inference import predict
 from srdiag.errors import DataError
 from srdiag.evaluation.calibration import calibrate
 from srdiag.evaluation.diagnostic import bootstrap_interval, checked_probabilities, confusion, diagnostic_metrics, group_index
-from srdiag.evaluation.gains import gap_closed, mean_interval, paired_gain
+from srdiag.evaluation.gains import gap_closed, mean_interval, paired_gain, share_interval
 from srdiag.experiment import Design, Row, Store, _score, budget_of, costs_of, run_experiment
 from srdiag.models import load_model
 
@@ -52,19 +52,47 @@ def edited(models, tmp_path):
 
 # Which images are tested
 
+def split_of(model): return {r['file']:r['split'] for r in rows(model/'split.csv')}
+
+
 def test_images_of_the_training_are_left_out_of_data_that_grew(models, grown, tmp_path, succeeds):
     said = succeeds('evaluate', '--data', grown, '--model', models.diagnosis, '--out', tmp_path/'out')
-    split = {r['file']:r['split'] for r in rows(models.diagnosis/'split.csv')}
+    split = split_of(models.diagnosis)
     tested = {r['file'] for r in rows(tmp_path/'out'/'predictions.csv')}
+    left = sum(part != 'test' for part in split.values())
     assert tested == {f for f,part in split.items() if part == 'test'} | {'ill/p99__0.png'}
-    assert 'not exactly the data' in said and f'{sum(part != "test" for part in split.values())} files' in said
+    assert 'not exactly the data' in said and f'{left} images' in said and json.loads((tmp_path/'out'/'metrics.json').read_text())['left_out'] == left
+
+
+def test_new_images_of_known_patients_are_left_out_too(models, grown, tile, tmp_path, succeeds):
+    patient = next(f for f,part in split_of(models.diagnosis).items() if part == 'train').split('/')[1].split('__')[0]
+    save_png(tile(301, 16), grown/'ill'/f'{patient}__9.png')
+    succeeds('evaluate', '--data', grown, '--model', models.diagnosis, '--out', tmp_path/'out')
+    assert f'ill/{patient}__9.png' not in {r['file'] for r in rows(tmp_path/'out'/'predictions.csv')}
+
+
+def test_images_are_known_by_content_not_by_name(models, grown, fill_labelled, tile, tmp_path, succeeds):
+    for k,p in enumerate(sorted(grown.rglob('*.png'))): p.rename(p.with_name(f'q{k}__{p.name}'))
+    succeeds('evaluate', '--data', grown, '--model', models.diagnosis, '--out', tmp_path/'renamed')
+    assert len(rows(tmp_path/'renamed'/'predictions.csv')) == 1 + sum(part == 'test' for part in split_of(models.diagnosis).values())
+    for label in ('healthy', 'ill'):
+        (tmp_path/'other'/label).mkdir(parents=True)
+        for g in range(12): save_png(tile(400+g+100*(label == 'ill'), 16), tmp_path/'other'/label/f'p{g}__0.png')
+    assert 'test, 24 images' in succeeds('evaluate', '--data', tmp_path/'other', '--model', models.diagnosis), 'another hospital may use the same names'
+
+
+def test_a_model_without_fingerprints_goes_by_names(models, grown, tmp_path, succeeds):
+    shutil.copytree(models.diagnosis, tmp_path/'old')
+    pd.read_csv(tmp_path/'old'/'split.csv', dtype=str).drop(columns='sha256').to_csv(tmp_path/'old'/'split.csv', index=False)
+    succeeds('evaluate', '--data', grown, '--model', tmp_path/'old', '--out', tmp_path/'out')
+    assert len(rows(tmp_path/'out'/'predictions.csv')) == 1 + sum(part == 'test' for part in split_of(models.diagnosis).values())
 
 
 def test_all_is_all(models, grown, succeeds): assert 'test, 25 images' in succeeds('evaluate', '--data', grown, '--model', models.diagnosis, '--split', 'all')
 
 
-def test_other_data_under_the_same_names_need_a_word(models, labelled, tmp_path, refused, succeeds):
-    learned = [f for f in (r['file'] for r in rows(models.diagnosis/'split.csv') if r['split'] == 'train')]
+def test_nothing_but_images_of_the_training(models, labelled, tmp_path, refused, succeeds):
+    learned = [f for f,part in split_of(models.diagnosis).items() if part == 'train']
     for f in learned:
         (tmp_path/'other'/f).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(labelled/f, tmp_path/'other'/f)
@@ -81,9 +109,17 @@ def test_a_model_folder_of_another_library_is_not_replaced(labelled, tmp_path, r
     refused('train-diagnosis', '--data', labelled, '--out', theirs, '--inputs', 'LR', '--overwrite', *tiny_diagnosis, naming=[theirs, 'not made by srdiag'])
 
 
-def test_output_inside_the_images(models, labelled, grown, refused, tiny_diagnosis, tiny_sr):
-    for command in (['train-diagnosis', '--inputs', 'LR', *tiny_diagnosis], ['train-sr', *tiny_sr], ['evaluate', '--model', models.lr]):
-        refused(*command, '--data', grown, '--out', grown/'model', naming=['lie in one another'])
+def test_output_among_the_classes(models, grown, labelled, tmp_path, refused, succeeds, tiny_diagnosis):
+    for command in (['train-diagnosis', '--inputs', 'LR', *tiny_diagnosis], ['evaluate', '--model', models.lr]):
+        refused(*command, '--data', grown, '--out', grown/'model', naming=['among the classes'])
+    shutil.copytree(labelled, tmp_path/'table')
+    succeeds('evaluate', '--model', models.lr, '--data', tmp_path/'table'/'labels.csv', '--out', tmp_path/'table'/'evaluation') # a table says which files are images
+
+
+def test_a_damaged_model_of_ours_may_be_replaced(models, labelled, tmp_path, succeeds, tiny_diagnosis):
+    shutil.copytree(models.lr, tmp_path/'model')
+    (tmp_path/'model'/'config.json').write_text((models.lr/'config.json').read_text()[:100])
+    succeeds('train-diagnosis', '--data', labelled, '--out', tmp_path/'model', '--images', 'hr', '--inputs', 'LR', '--overwrite', *tiny_diagnosis)
 
 
 def test_enlarged_images_never_share_a_name(models, tile, tmp_path, succeeds):
@@ -139,6 +175,13 @@ def test_a_terminal_that_knows_few_letters(encoding):
     assert done.returncode == 0 and b'of the rank loss' in done.stdout and not done.stderr
 
 
+@pytest.mark.parametrize('header', ['file,label,group,group_name', 'file,label,label.1,profile', '"file","label","split_by","File_size"'])
+def test_columns_with_similar_names(header, labelled, tmp_path):
+    from srdiag.data.labelled import load_table
+    (tmp_path/'labels.csv').write_text(header + '\n' + '\n'.join(f'{labelled/r["file"]},{r["label"]},x,y' for r in rows(labelled/'labels.csv')))
+    assert len(load_table(tmp_path/'labels.csv').files) == 24
+
+
 # Options
 
 @pytest.mark.parametrize('options', [['--rank', -1], ['--sac', 'nan'], ['--sar', 'inf']])
@@ -168,14 +211,15 @@ def test_small_kinds_of_whole_numbers_do_not_overflow(kind):
 
 
 def test_one_answer_and_answers_of_one_kind_have_no_point_for_an_interval():
-    low,high,how = _interval(np.array([True]), None)
+    _,low,high,how = share_interval([True])
     assert np.isnan(low) and np.isnan(high) and 'one image' in how
-    low,high,how = _interval(np.ones(5, bool), None)
+    _,low,high,how = share_interval(np.ones(5, bool))
     assert 0.5 < low < 0.8 and high == 1 and 'Wilson' in how
-    assert _interval(np.zeros(6, bool), ['p', 'q', 'r']*2)[1] > 0.3
+    assert share_interval(np.zeros(6, bool), ['p', 'q', 'r']*2)[2] > 0.3
 
 
-@pytest.mark.parametrize('call', [lambda: checked_probabilities([0, 1], [['a', 'b'], ['c', 'd']]), lambda: checked_probabilities([0, 1], [[0.5, 0.5], [1]]), lambda: group_index([float('nan'), 'b', 'b'], 3), lambda: group_index([None, 'b'], 2)])
+@pytest.mark.parametrize('call', [lambda: checked_probabilities([0, 1], [['a', 'b'], ['c', 'd']]), lambda: checked_probabilities([0, 1], [[0.5, 0.5], [1]]), lambda: group_index([float('nan'), 'b', 'b'], 3), lambda: group_index([None, 'b'], 2), lambda: group_index(np.array([['a', 'b'], ['c', 'd']]), 2), lambda: group_index(5, 2),
+                                  lambda: mean_interval([0, 1, 1], [float('nan'), 'b', 'b']), lambda: mean_interval([0, 1], [None, None])])
 def test_tables_that_are_none(call):
     with pytest.raises(DataError): call()
 
@@ -199,6 +243,11 @@ def test_images_that_are_none(change, words, models):
 def test_predicting_with_what_does_not_fit(options, models):
     model,info = load_model(models.diagnosis, 'diagnosis')
     with pytest.raises(ValueError): predict(model, torch.zeros(3, 3, 8, 8, dtype=torch.uint8), **(dict(classes=info.classes) | options))
+
+
+def test_hr_is_not_looked_at_by_who_does_not_read_it(models):
+    model,info = load_model(models.diagnosis, 'diagnosis')
+    predict(model, torch.zeros(2, 3, 8, 8, dtype=torch.uint8), info.classes, torch.zeros(2, 3, 17, 17))
 
 
 # Model folders
@@ -263,6 +312,12 @@ def test_metrics_that_cannot_be(change, words, copied):
     with pytest.raises(DataError, match=words): Store(copied).metrics(row, 0, 0)
 
 
+@pytest.mark.parametrize('change', [lambda t: t.drop(columns='fold'), lambda t: pd.concat([t, t.iloc[:1]])])
+def test_a_table_of_folds_that_is_none(change, copied):
+    change(pd.read_csv(copied/'setup'/'split.csv', dtype=str)).to_csv(copied/'setup'/'split.csv', index=False)
+    with pytest.raises(DataError, match='split.csv is not readable'): Store(copied).predictions(Row('LR', 'LR', scale=2), 0, 0)
+
+
 def test_groups_that_were_changed(copied):
     path = copied/'runs'/'LR-x2'/'seed0'/'fold0'/'predictions.csv'
     p = pd.read_csv(path)
@@ -270,7 +325,7 @@ def test_groups_that_were_changed(copied):
     with pytest.raises(DataError, match='images and groups of fold 0'): Store(copied).predictions(Row('LR', 'LR', scale=2), 0, 0)
 
 
-@pytest.mark.parametrize('change', [lambda c: c['fixed'].pop('mutual'), lambda c: c['fixed'].pop('solo_share'), lambda c: c['fixed'].update(mode='zz'), lambda c: c['about'].update(images={}), lambda c: c['about'].update(images=dict.fromkeys(c['about']['images'], 'x'))])
+@pytest.mark.parametrize('change', [lambda c: c['fixed'].pop('mutual'), lambda c: c['fixed'].pop('solo_share'), lambda c: c['fixed'].update(mode='zz'), lambda c: c['fixed'].update(mutual='zz'), lambda c: c['about'].update(images={}), lambda c: c['about'].update(images=dict.fromkeys(c['about']['images'], 'x'))])
 def test_a_setup_that_cannot_be(change, copied, refused):
     path = copied/'setup'/'config.json'
     c = json.loads(path.read_text())

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['EXTENSIONS', 'as_float', 'to_uint8', 'luma', 'quietly', 'read_image', 'save_png', 'find_images', 'ImageSet',
-           'read_images', 'file_hash', 'data_hash']
+           'read_images', 'file_hash', 'file_digests', 'data_hash']
 
 # %% ../../nbs/data/images.ipynb #c003
 import hashlib,logging,os,warnings
@@ -324,6 +324,8 @@ def file_hash(
             while piece := f.read(1 << 20): h.update(piece)
     except OSError as e: raise DataError(f'{path} cannot be read ({e.strerror}): check the path.') from e
     return h.hexdigest()
+
+def file_digests(paths): return [file_hash(p)[:16] for p in paths] # enough to find an image again, under whatever name
 
 def data_hash(
     paths:list, # files

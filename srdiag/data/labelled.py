@@ -120,9 +120,9 @@ def _read_csv(
     except UnicodeDecodeError: raise DataError(f'{csv} is not encoded as UTF-8: save it again as "CSV UTF-8".') from None
     except (pd.errors.ParserError, pd.errors.EmptyDataError) as e:
         raise DataError(f'{csv} is not a table ({str(e).strip()}).') from None
-    header = csv.read_text(encoding='utf-8-sig').lstrip().splitlines()[0]
+    names = pd.read_csv(csv, header=None, nrows=1, dtype=str, keep_default_na=False, encoding='utf-8-sig', skipinitialspace=True).iloc[0].str.strip().str.lower().tolist()
     df.columns = [str(c).strip().lower() for c in df.columns]
-    twice = [c for c in ('file', 'label', 'group', 'split') if list(df.columns).count(c) > 1 or f'{c}.1' in df and header.lower().count(c) > 1]
+    twice = [c for c in ('file', 'label', 'group', 'split') if names.count(c) > 1]
     if twice: raise DataError(f'{csv} has the column {twice[0]} more than once, with small or with capital letters: keep one of them.')
     df = df.fillna('').map(str.strip)
     for col in ('file', 'label'):

@@ -72,7 +72,7 @@ def _check_images(model, lr, hr, classes, batch_size, order):
     if len(classes) != c['classes']: raise ValueError(f'The model knows {c["classes"]} classes, but there are {len(classes)} names: {list(classes)}.')
     if batch_size < 1: raise ValueError(f'batch_size is 1 or more, not {batch_size}.')
     for name,x,factor in (('lr', lr, 1), ('hr', hr, c['scale'])):
-        if x is None: continue
+        if x is None or name == 'hr' and model.large != 'HR': continue # who reads no HR image does not mind it
         if x.dim() != 4 or x.shape[1] != c['channels'] or len(x) != len(lr) or x.shape[2] != factor*lr.shape[2] or x.shape[3] != factor*lr.shape[3]:
             raise ValueError(f'{name} has the shape {tuple(x.shape)}, but {len(lr)} images of {c["channels"]} channel(s) are needed' + (f', {factor} times as large as lr.' if name == 'hr' else ', N×C×h×w.'))
         if x.is_floating_point() and not (x.min() >= -1e-3 and x.max() <= 1 + 1e-3): raise ValueError(f'Values of {name} run from {x.min():.3g} to {x.max():.3g}: bytes (uint8), or numbers in [0, 1] and none that is NaN, are needed.')

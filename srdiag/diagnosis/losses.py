@@ -92,9 +92,9 @@ class DiagnosisLoss(nn.Module):
     ):
         super().__init__()
         for name,value in dict(rank=rank, sac=sac, sar=sar, ens_weight=ens_weight, margin=margin).items():
-            if not 0 <= value < math.inf: raise ValueError(f'{name} is a number of 0 or more, not {value}.')
+            if not isinstance(value, (int, float)) or not 0 <= value < math.inf: raise ValueError(f'{name} is a number of 0 or more, not {value!r}.')
         if norm not in NORMS: raise ValueError(f'norm must be one of {NORMS}, not {norm!r}.')
-        if not 0 < temperature < math.inf: raise ValueError(f'temperature is a positive number, not {temperature}.')
+        if not isinstance(temperature, (int, float)) or not 0 < temperature < math.inf: raise ValueError(f'temperature is a positive number, not {temperature!r}.')
         self.weights,self.ens_weight = dict(rank=rank, sac=sac, sar=sar),ens_weight
         self.rank,self.sac = RankLoss(margin, rank_on),SampleAffinityConsistencyLoss(temperature, norm)
         self.sar = SampleAffinityRegularizationLoss(temperature, norm)
