@@ -348,7 +348,8 @@ def _diagnosis_info(found, parts, model, lr_size, classes, training, metrics, no
     return ModelInfo(title, training['images'], training['size'], lr_size, classes, data, training, metrics, notes, calibration.to_dict() if calibration is not None else {})
 
 # %% ../nbs/commands.ipynb #c033
-def _check_place(out, data, labels): # DataError for an output folder that would be read as a class
+def _check_place(out, data, labels, overwrite): # as check_output; DataError for an output folder that would be read as a class
+    check_output(out, overwrite)
     a,b = Path(out).resolve(),Path(data).resolve()
     if labels is None and b.is_dir() and not (b/'labels.csv').is_file() and a.is_relative_to(b): raise DataError(f'{out} lies among the classes of {data}, and would be read as one of them: choose an output folder elsewhere.')
 
@@ -435,15 +436,13 @@ def train_diagnosis_command(
 ) -> dict: # test metrics
     "Train the framework (or a baseline) on labelled images, split 70/15/15 by group, and test it"
     start,(device,precision),recipe = time.time(),pick_place(options),DIAGNOSIS_RECIPES[options.recipe]
-    check_output(out, options.overwrite)
-    _check_place(out, data, labels)
+    _check_place(out, data, labels, options.overwrite)
     _check_setting(scale, images, inputs, mutual, mode, solo_share, batch_size, references)
     recipe,criterion = replace(recipe, batch_size=batch_size or recipe.batch_size),_loss_of(loss)
     _check_inputs(inputs, images, sr, data, fixed)
     found = read_labelled(data, labels, options, MRCNet.min_size*(scale if images == 'hr' else 1))
-    parts = _parts_of(found.table, options.seed)
+    parts,classes = _parts_of(found.table, options.seed),caution.check(list(found.table.classes))
     torch.manual_seed(options.seed)
-    classes = caution.check(list(found.table.classes))
     if solo_share is None: solo_share = 0.5 if mode == 'solo' else 0.
     model = build_framework(found, scale, inputs, images, sai, _sr_network(sr, scale, found.channels), True, mutual, mode, solo_share).to(device)
     sets = {k:LabelledPairs([found.images[i] for i in idx], found.table.labels[idx], scale, images, PairAugment(options.seed) if k == 'train' else None) for k,idx in parts.items()}
@@ -542,6 +541,7 @@ def _test_rows(files, paths, groups, folder, which, same_data): # → row number
     if seen.any(): say(f'Note: this is not exactly the data of {folder}. Left out: {counted(int(seen.sum()), "image")} that it has learned from or chosen its epoch by, with others of the same groups; --split all takes them, too.')
     return everything[~seen],int(seen.sum())
 
+# %% ../nbs/commands.ipynb #c052
 def _say_if_ignored(network, labels, mode): # options that a model has no use for
     sr = not isinstance(network, SREnhancedDiagnosis)
     if sr and labels is not None: say(f'Note: a super-resolution model needs no labels, so {labels} is not read.')
@@ -563,7 +563,7 @@ def evaluate_command(
     model = model_folder(model)
     network,info = load_model(model, device=pick_device(options.device))
     _say_if_ignored(network, labels, mode)
-    if out is not None and isinstance(network, SREnhancedDiagnosis): _check_place(out, data, labels)
+    if out is not None and isinstance(network, SREnhancedDiagnosis): _check_place(out, data, labels, options.overwrite)
     metrics,tables,page = (_evaluate_diagnosis_folder if isinstance(network, SREnhancedDiagnosis) else _evaluate_sr_folder)(network, info, model, data, labels, split, mode, options)
     if out is not None:
         folder = Path(out); folder.mkdir(parents=True, exist_ok=True); (folder/'.srdiag').touch()
@@ -574,7 +574,7 @@ def evaluate_command(
         say(f'Written to {folder}.')
     return metrics
 
-# %% ../nbs/commands.ipynb #c052
+# %% ../nbs/commands.ipynb #c054
 def _evaluate_sr_folder(network, info, model, data, labels, split, mode, options):
     paths,_ = _sr_files(data)
     least = max(network.scale*network.min_size, 11 + 2*network.scale) # SSIM needs 11 px inside the border that is cropped
@@ -615,7 +615,7 @@ def _evaluate_diagnosis_folder(network, info, model, data, labels, split, mode, 
         return assessment_report(assessed, f'Evaluation: {info.title}', facts | {f'trained: {k}':info.training[k] for k in ('command', 'epochs', 'seed', 'mode') if k in info.training} | info.made)
     return metrics,{'predictions.csv':frame.set_index('file'), 'confusion.csv':matrix},page
 
-# %% ../nbs/commands.ipynb #c054
+# %% ../nbs/commands.ipynb #c056
 def predict_command(
     model:str|Path, # a model folder, super-resolution or diagnosis, or the name of a network of the package
     files:list, # images or folders
@@ -647,7 +647,7 @@ def predict_command(
     say(f'{counted(len(frame), "image")}, written to {folder}.' + ('' if is_sr else ' For teaching and research, not for diagnostic use.'))
     return frame
 
-# %% ../nbs/commands.ipynb #c056
+# %% ../nbs/commands.ipynb #c058
 def _not_below(paths, out): # images that an earlier prediction wrote are not predicted again
     out = Path(out).resolve()
     kept = [p for p in paths if out not in p.resolve().parents]

@@ -4,13 +4,14 @@
 
 # %% auto #0
 __all__ = ['OURS', 'TABLES', 'BUDGETS', 'FORMAT', 'METRICS', 'NUMERALS', 'NOT_COMPARABLE', 'TITLES', 'Row', 'Budget', 'Design',
-           'budget_of', 'make_folds', 'JobFacts', 'Job', 'Network', 'StoreFolder', 'Store', 'read_predictions', 'build',
-           'predict_by', 'predictions_frame', 'do_run', 'run_all', 'Answers', 'results_table', 'summary_table',
-           'modes_table', 'pairs_of', 'gains_table', 'gap_table', 'published_diagnosis', 'published_confusion',
-           'measure_row', 'costs_of', 'ensure_costs', 'ensure_scores', 'scores_of', 'save_panels', 'draw_panels',
-           'main_table', 'beside_table', 'gain_table', 'closed_table', 'modes_markdown', 'cost_table', 'image_table',
-           'confusion_of', 'confusion_markdown', 'limits', 'tables_of', 'Part', 'part_of', 'part_text', 'draw_part',
-           'report', 'check_name', 'rows_of', 'networks_of', 'chosen_rows', 'prepare', 'run_experiment']
+           'budget_of', 'make_folds', 'JobFacts', 'Job', 'Network', 'StorePlaces', 'StoreFolder', 'Store',
+           'read_predictions', 'build', 'predict_by', 'predictions_frame', 'do_run', 'run_all', 'Answers',
+           'results_table', 'summary_table', 'modes_table', 'pairs_of', 'gains_table', 'gap_table',
+           'published_diagnosis', 'published_confusion', 'measure_row', 'costs_of', 'ensure_costs', 'ensure_scores',
+           'scores_of', 'save_panels', 'draw_panels', 'main_table', 'beside_table', 'gain_table', 'closed_table',
+           'modes_markdown', 'cost_table', 'image_table', 'confusion_of', 'confusion_markdown', 'limits', 'tables_of',
+           'Part', 'part_of', 'part_text', 'draw_part', 'report', 'check_name', 'rows_of', 'networks_of', 'chosen_rows',
+           'prepare', 'run_experiment']
 
 # %% ../nbs/experiment.ipynb #c005
 import copy
@@ -257,8 +258,8 @@ _RUN = dict(row={}, seed=int, fold=int, metrics=dict.fromkeys(('f1', 'sensitivit
 _COST = dict(parameters=int, flops=_NUMBER, peak_bytes=_MAYBE)
 
 # %% ../nbs/experiment.ipynb #c031
-class StoreFolder:
-    "What the folder of an experiment holds; nothing is written"
+class StorePlaces:
+    "Where the folder of an experiment keeps what, and how it was set up; nothing is written"
     def __init__(self,
         folder:str|Path, # made when it is opened
     ): self.folder,self._parts = Path(folder),None
@@ -298,6 +299,9 @@ class StoreFolder:
         found = [(p.parent.parent.name.removeprefix('seed'), p.parent.name.removeprefix('fold')) for p in (self.folder/'runs'/row.key).glob('seed*/fold*/metrics.json')]
         return sorted((int(s), int(k)) for s,k in found if s.isdecimal() and k.isdecimal())
 
+# %% ../nbs/experiment.ipynb #c033
+class StoreFolder(StorePlaces):
+    "The runs of an experiment; nothing is written. DataError for those that are damaged, or of another row, seed or fold"
     def metrics(self, row, seed, fold):
         path = self.path(row, seed, fold)
         remedy = f'remove the folder {path} to have this run made again'
@@ -330,7 +334,7 @@ class StoreFolder:
             raise DataError(f'{path/"predictions.csv"} is not of the images and groups of fold {fold} in {self.folder/"setup"/"split.csv"}: one of the two was changed. Restore it from a copy, or remove the folder {path} to have this run made again.')
         return p
 
-# %% ../nbs/experiment.ipynb #c033
+# %% ../nbs/experiment.ipynb #c035
 class Store(StoreFolder):
     "The folder of an experiment"
     def open(self, job, session): # start, or go on; DataError if the folder holds something else
@@ -369,7 +373,7 @@ class Store(StoreFolder):
             with placing(folder, 'network.json') as new: write_text(new/'network.json', json_text(known))
         self._same(network)
 
-# %% ../nbs/experiment.ipynb #c035
+# %% ../nbs/experiment.ipynb #c037
 def read_predictions(
     path:Path, # of a run
     classes, # names
@@ -386,7 +390,7 @@ def read_predictions(
     if p.file.duplicated().any() or not ((q >= 0) & (q <= 1)).all() or not np.allclose(p[heads].sum(axis=1), 1, atol=1e-4): raise DataError(f'{path} is not what srdiag wrote (a file twice, or numbers that are no probabilities): {remedy}.')
     return p
 
-# %% ../nbs/experiment.ipynb #c037
+# %% ../nbs/experiment.ipynb #c039
 def build(
     row:Row, # of a table
     job:Job, # images, networks
@@ -405,7 +409,7 @@ def predict_by(
     "Predict in a fixed random order, so that a batch is a mix of groups and classes"
     return predict(model, part.lr, classes, part.hr, batch_size, mode, torch.randperm(len(part), generator=torch.Generator().manual_seed(0)))
 
-# %% ../nbs/experiment.ipynb #c039
+# %% ../nbs/experiment.ipynb #c041
 def predictions_frame(
     job:Job, # images, folds
     fold:int, # whose test part was predicted
@@ -421,7 +425,7 @@ def predictions_frame(
         if len(found) > 1: columns |= {f'mode_{mode}_{c}':p.probabilities['ens'][:, k].round(8) for k,c in enumerate(job.classes)}
     return pd.DataFrame(columns)
 
-# %% ../nbs/experiment.ipynb #c041
+# %% ../nbs/experiment.ipynb #c043
 def do_run(
     job:Job, # images, networks, settings
     store:Store, # where results go
@@ -464,7 +468,7 @@ def _save_networks(job, model, row, seed, fold, folder, metrics, keep_models):
     split = job.split_frame()
     save_model(folder/'model', model, info, files={'split.csv':split[['file', 'label', 'group']].assign(split=split[f'fold{fold}'], sha256=file_digests(job.data.table.files)).to_csv(index=False)})
 
-# %% ../nbs/experiment.ipynb #c043
+# %% ../nbs/experiment.ipynb #c045
 def run_all(
     job:Job, # images, networks, settings
     store:Store, # open
@@ -482,7 +486,7 @@ def run_all(
                 except TrainingError as e: say(f'{row.key}, seed {seed}, fold {fold} failed and is not recorded: {e}')
     return done
 
-# %% ../nbs/experiment.ipynb #c054
+# %% ../nbs/experiment.ipynb #c056
 class Answers:
     "For each row, which image was diagnosed rightly in which seed and fold"
     def __init__(self,
@@ -524,7 +528,7 @@ class Answers:
             means.append(self._of(r, common).groupby('seed').right.mean())
         return (means[1]-means[0]).tolist()
 
-# %% ../nbs/experiment.ipynb #c056
+# %% ../nbs/experiment.ipynb #c058
 METRICS = ('accuracy', 'f1', 'sensitivity', 'specificity', 'kappa', 'mcc', 'auc')
 
 def results_table(
@@ -556,6 +560,7 @@ def summary_table(
                      | {k:folds[k].mean() for k in METRICS} | {f'{k}_sd':folds[k].std() for k in METRICS} | dict(gate_closed=found.gate_closed.sum(), seconds=found.seconds.mean()))
     return pd.DataFrame(lines)
 
+# %% ../nbs/experiment.ipynb #c060
 def modes_table(
     answers:Answers, # of the rows
 ) -> pd.DataFrame: # a line per row with SAI and mode
@@ -571,7 +576,7 @@ def modes_table(
             lines.append(dict(key=r.key, label=r.label, mode=mode, accuracy=mean, low=low, high=high) | gain)
     return pd.DataFrame(lines, columns=['key', 'label', 'mode', 'accuracy', 'low', 'high', 'gain', 'gain_low', 'gain_high'])
 
-# %% ../nbs/experiment.ipynb #c058
+# %% ../nbs/experiment.ipynb #c062
 def pairs_of(
     rows, # of one table
 ) -> list: # (row, against)
@@ -613,7 +618,7 @@ def gap_table(
             if groups is not None: lines.append(dict(key=r.key, label=r.label, base=base, **gap_closed(*right, groups)))
     return pd.DataFrame(lines, columns=['key', 'label', 'base', 'gap', 'gap_low', 'gap_high', 'clear', 'closed', 'low', 'high'])
 
-# %% ../nbs/experiment.ipynb #c063
+# %% ../nbs/experiment.ipynb #c067
 NUMERALS = dict(table5='V', table6='VI', table7='VII', table8='VIII', table9='IX', table10='X')
 
 def published_diagnosis(
@@ -627,7 +632,7 @@ def published_confusion() -> pd.DataFrame: # true, predicted, percent, sd
     "Table VI as printed"
     with (resources.files('srdiag.published')/'confusion.csv').open(encoding='utf-8') as f: return pd.read_csv(f)
 
-# %% ../nbs/experiment.ipynb #c066
+# %% ../nbs/experiment.ipynb #c070
 def measure_row(
     config:dict, # of the framework, from metrics.json
     shape, # C, height and width of the low-resolution image
@@ -655,7 +660,7 @@ def ensure_costs(job, store, rows): # cost.json: measured once for each row that
         known[r.key] = measure_row(store.metrics(r, *store.complete(r)[0])['config'], list(lr.shape[1:]), Setup(str(job.device), job.precision))
         write_text(path, json_text(known))
 
-# %% ../nbs/experiment.ipynb #c068
+# %% ../nbs/experiment.ipynb #c072
 def _score(enlarge, pairs):
     s = score_images(enlarge, pairs)
     s = s[np.isfinite(s.psnr)] # an image without any error, such as a constant one, has no PSNR to average
@@ -682,7 +687,7 @@ def scores_of(store, row, fine_tuned=False): # dict with psnr, ssim, n, or None
     path = store.path(row, 0, 0)/'sr_scores.json' if fine_tuned else store.network_folder(row.network if row.has_sr else 'bicubic', row.scale)/'scores.json'
     return read_json(path, dict(psnr=_MAYBE, ssim=_MAYBE, n=int), 'remove it to have it made again') if path.is_file() else None
 
-# %% ../nbs/experiment.ipynb #c070
+# %% ../nbs/experiment.ipynb #c074
 def save_panels(job, store): # panels/<k>_lr.png and <k>_hr.png
     folder,d = store.folder/'panels',job.design
     if d.images != 'hr' or folder.exists() or min(job.data.images[0].shape[1:]) < 11 + 2*d.scale: return
@@ -705,7 +710,7 @@ def draw_panels(store, rows): # name → Figure: nearest, bicubic, each row's ne
         drawn[f'fig7_{path.name[0]}'] = figures.sr_panel(images, hr, convention(scale), width=1.7*(len(images) + 1))
     return drawn
 
-# %% ../nbs/experiment.ipynb #c072
+# %% ../nbs/experiment.ipynb #c076
 def _known(x): return x is not None and not (isinstance(x, float) and math.isnan(x))
 def _percent(x, sd=None): return '–' if not _known(x) else f'{100*x:.2f}' + (f' ± {100*sd:.2f}' if sd is not None and _known(sd) else '')
 def _range(low, high, form='{:.2f}'): return '–' if not _known(low) else f'{form.format(100*low)} to {form.format(100*high)}'
@@ -724,7 +729,7 @@ def beside_table(name, summary): # ours and the printed ones, column by column
     header = ['row', *(h for k in metrics for h in (f'>{k} here', *(f'>{k} printed, {d}' for d in sets)))]
     return markdown_table(header, [[s.label, *(c for k in metrics for c in (_percent(getattr(s, k), getattr(s, f'{k}_sd')), *(_printed(find(s.label, d), k) for d in sets)))] for s in summary.itertuples()])
 
-# %% ../nbs/experiment.ipynb #c074
+# %% ../nbs/experiment.ipynb #c078
 def gain_table(gains):
     header = ['row', 'against', '>gain in points', '>95 % over groups', '>seeds', '>95 % over seeds', 'what it says']
     return markdown_table(header, [[g.label, g.against, f'{100*g.gain:+.2f}', _range(g.low, g.high, '{:+.2f}'), g.seeds, _range(g.seed_low, g.seed_high, '{:+.2f}'), verdict(g.gain, g.low, g.high, g.seed_low, g.seed_high)] for g in gains.itertuples()])
@@ -752,7 +757,7 @@ def image_table(store, rows, printed=None): # PSNR and SSIM of the networks, bef
         if before or after: lines.append([r.label, *(_as(s and s[k], form) for s in (before, after) for k,form in (('psnr', '{:.3f}'), ('ssim', '{:.4f}'))), *theirs])
     return markdown_table(header, lines) if lines else ''
 
-# %% ../nbs/experiment.ipynb #c076
+# %% ../nbs/experiment.ipynb #c080
 def confusion_of(
     store:Store, # of an experiment
     row:Row, # with complete runs
@@ -774,7 +779,7 @@ def confusion_markdown(store, row):
     theirs = markdown_table(['true (printed, CAD-CAP)', *(f'>said {c}' for c in p.predicted.unique())], [[t, *map(cell, g.percent, g.sd)] for t,g in p.groupby('true', sort=False)])
     return f'{ours}\n\n{theirs}'
 
-# %% ../nbs/experiment.ipynb #c078
+# %% ../nbs/experiment.ipynb #c082
 NOT_COMPARABLE = 'The printed numbers are of other images (CAD-CAP, PCam), trained longer, on networks that may differ. **They cannot be set against ours**, and no difference between the two says anything about the method.'
 
 def limits(
@@ -802,7 +807,7 @@ def limits(
     if f['images'] == 'lr': said.append('The files are low-resolution, so there are no rows with true HR images, and no gap to close.')
     return '\n'.join(f'- {x}' for x in said)
 
-# %% ../nbs/experiment.ipynb #c080
+# %% ../nbs/experiment.ipynb #c084
 TITLES = dict(table5='Table V: inputs and sample affinity interaction', table6='Table VI: confusion', table7='Table VII: cost of SAI', table8='Table VIII: consistency and regularization',
               table9='Table IX: what super-resolution contributes', table10='Table X: scales', fig6='Fig. 6: other super-resolution networks', fig7='Fig. 7: images before and after')
 
@@ -829,7 +834,7 @@ def part_of(store, name, rows, results): # → Part
     missing = [f'{r.label} (seed {s}, fold {k})' for r in rows for s,k in runs if (s, k) not in store.complete(r)]
     return Part(name, answers.rows, summary_table(answers, results), gains_table(answers, pairs_of(rows)), gap_table(answers) if name == 'table5' else gap_table(Answers(store, [])), modes_table(answers), missing)
 
-# %% ../nbs/experiment.ipynb #c082
+# %% ../nbs/experiment.ipynb #c086
 def part_text(store, part, drawn): # markdown, below a heading
     said,name = [f'# {TITLES[part.name]}'],part.name
     setup = store.setup()
@@ -858,7 +863,7 @@ def draw_part(store, part): # name of the file → Figure
         drawn[part.name] = figures.accuracy_bars(bars, title=f'{TITLES[part.name].split(":")[0]}, {store.setup()["about"]["data"]}')
     return drawn
 
-# %% ../nbs/experiment.ipynb #c084
+# %% ../nbs/experiment.ipynb #c088
 def report(
     store:Store, # of an experiment
 ) -> Path: # the README.md
@@ -886,7 +891,7 @@ def report(
     facts = '\n'.join(f'- {k}: {v}' for k,v in setup['fixed'].items())
     return write_text(store.folder/'README.md', '\n\n'.join([f'# Experiments on {setup["about"]["data"]}', head, '\n'.join(texts), '## Limits', said, '## Configuration', facts, f'## Last session\n\n{made}']) + '\n')
 
-# %% ../nbs/experiment.ipynb #c086
+# %% ../nbs/experiment.ipynb #c090
 def _head(setup, results):
     a,f = setup['about'],setup['fixed']
     return (f'{sum(a["images"].values())} images of {a["groups"]} {"groups" if a["grouped"] else "images (groups unknown)"}, {len(a["classes"])} classes; {f["folds"]} folds, {counted(results.seed.nunique(), "seed")}; '
@@ -908,7 +913,7 @@ def _add_section(page, part, drawn):
         page.table(points[['label', 'against', 'gain', 'low', 'high', 'says']], 'Paired differences in points.', dict(gain='+.2f', low='+.2f', high='+.2f'))
     if len(part.gaps): page.table(part.gaps.drop(columns='key'), 'Share of the gap to HR that is closed; without a clear gap there is no interval.', {k:'.3f' for k in ('gap', 'gap_low', 'gap_high', 'closed', 'low', 'high')})
 
-# %% ../nbs/experiment.ipynb #c088
+# %% ../nbs/experiment.ipynb #c092
 def check_name(name): check_choice('experiment', name, (*TABLES, 'all'))
 
 def rows_of(
@@ -947,7 +952,7 @@ def networks_of(
         out[name, scale] = folder
     return out
 
-# %% ../nbs/experiment.ipynb #c090
+# %% ../nbs/experiment.ipynb #c094
 def _check_networks(job, rows):
     for n in (job.networks[r.network, r.scale] for r in rows if r.has_sr): check_channels(n.module, n.folder, job.data.channels)
     for n in job.networks.values():
@@ -976,7 +981,7 @@ def prepare(data, out, labels, rows, networks, budget, design, options): # → J
     store.check(job)
     return job,store
 
-# %% ../nbs/experiment.ipynb #c092
+# %% ../nbs/experiment.ipynb #c096
 def run_experiment(
     name:str, # a key of TABLES, or 'all'
     data:str|Path, # labelled images

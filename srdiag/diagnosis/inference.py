@@ -78,6 +78,7 @@ def _check_images(model, lr, hr, classes, batch_size, order):
         if x.is_floating_point() and not (x.min() >= -1e-3 and x.max() <= 1 + 1e-3): raise ValueError(f'Values of {name} run from {x.min():.3g} to {x.max():.3g}: bytes (uint8), or numbers in [0, 1] and none that is NaN, are needed.')
     if order is not None and sorted(torch.as_tensor(order).tolist()) != list(range(len(lr))): raise ValueError('order is a permutation of the images: each position once.')
 
+# %% ../../nbs/diagnosis/inference.ipynb #c013
 @torch.no_grad()
 def predict(
     model:SREnhancedDiagnosis, # trained; used in eval mode

@@ -160,6 +160,7 @@ def group_index(
     if len(names) < 2: raise DataError(f'All images are of one group ({names[0]}); an interval needs at least two.')
     return index, len(names)
 
+# %% ../../nbs/evaluation/diagnostic.ipynb #c038
 def resample_counts(
     n_groups:int, # G
     n:int, # number of resamples
@@ -195,7 +196,7 @@ def percentile_interval(
     low, high = np.quantile(values, [(1 - level)/2, (1 + level)/2])
     return float(low), float(high)
 
-# %% ../../nbs/evaluation/diagnostic.ipynb #c038
+# %% ../../nbs/evaluation/diagnostic.ipynb #c040
 def bootstrap_interval(
     targets, # N true class numbers, 0..K-1
     probabilities, # N×K, rows sum to 1
@@ -220,7 +221,7 @@ def bootstrap_interval(
     tables = (draws @ cells).reshape(n, k, k)
     return percentile_interval(_rates(tables, average, positive)[metric], level)
 
-# %% ../../nbs/evaluation/diagnostic.ipynb #c046
+# %% ../../nbs/evaluation/diagnostic.ipynb #c048
 def paired_difference(
     targets, # N true class numbers
     predictions_a, # N class numbers predicted by model a
