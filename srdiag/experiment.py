@@ -69,8 +69,10 @@ class Row:
     scale:int=4 # between LR and HR
     network:str='mrcnet' # name of the super-resolution network
 
+    known = INPUTS # that the framework can read
+
     def __post_init__(self):
-        if self.inputs not in INPUTS: raise ValueError(f'There are no inputs {self.inputs!r}: choose one of {", ".join(INPUTS)}.')
+        if self.inputs not in self.known: raise ValueError(f'There are no inputs {self.inputs!r}: choose one of {", ".join(self.known)}.')
         if self.scale not in SCALES or type(self.scale) is not int: raise ValueError(f'The scale is {" or ".join(map(str, SCALES))}, not {self.scale!r}.')
         if self.sai and '+' not in self.inputs: raise ValueError(f'{self.inputs} is a single branch: there is nothing to interact with.')
         if not (self.sac and self.sar) and not self.sai: raise ValueError('The losses of affinities need sai.')
@@ -307,7 +309,7 @@ class StoreFolder(StorePlaces):
         remedy = f'remove the folder {path} to have this run made again'
         m = read_json(path/'metrics.json', _RUN, remedy)
         if strange := {m['mode'], *m['modes']} - set(MODES): raise DataError(f'{path/"metrics.json"} is not what srdiag wrote (there is no mode {min(strange)}): {remedy}.')
-        try: whose = (Row(**m['row']).key, m['seed'], m['fold'])
+        try: whose = (type(row)(**m['row']).key, m['seed'], m['fold'])
         except (TypeError, ValueError) as e: raise DataError(f'{path/"metrics.json"} is not what srdiag wrote ({e}): {remedy}.') from e
         if whose != (row.key, seed, fold): raise DataError(f'{path/"metrics.json"} is of another run ({whose[0]}, seed {whose[1]}, fold {whose[2]}): {remedy}.')
         if odd := [k for k,v in m['metrics'].items() if k != 'n' and v is not None and not (isinstance(v, _NUMBER) and -1 <= v <= 1)]: raise DataError(f'{path/"metrics.json"} is not what srdiag wrote ({odd[0]} is {m["metrics"][odd[0]]}): {remedy}.')
