@@ -218,7 +218,7 @@ def test_one_answer_and_answers_of_one_kind_have_no_point_for_an_interval():
     assert share_interval(np.zeros(6, bool), ['p', 'q', 'r']*2)[2] > 0.3
 
 
-@pytest.mark.parametrize('call', [lambda: checked_probabilities([0, 1], [['a', 'b'], ['c', 'd']]), lambda: checked_probabilities([0, 1], [[0.5, 0.5], [1]]), lambda: group_index([float('nan'), 'b', 'b'], 3), lambda: group_index([None, 'b'], 2), lambda: group_index(np.array([['a', 'b'], ['c', 'd']]), 2), lambda: group_index(5, 2),
+@pytest.mark.parametrize('call', [lambda: checked_probabilities([0, 1], [['a', 'b'], ['c', 'd']]), lambda: checked_probabilities([0, 1], [[0.5, 0.5], [1]]), lambda: group_index([float('nan'), 'b', 'b'], 3), lambda: group_index([None, 'b'], 2), lambda: group_index(np.array([['a', 'b'], ['c', 'd']]), 2), lambda: group_index(5, 2), lambda: calibrate([0, 1], [[0.6, 0.4]]*2, ['a', 'b'], np.array([['p', 'q'], ['r', 's']])),
                                   lambda: mean_interval([0, 1, 1], [float('nan'), 'b', 'b']), lambda: mean_interval([0, 1], [None, None])])
 def test_tables_that_are_none(call):
     with pytest.raises(DataError): call()
@@ -228,7 +228,8 @@ def test_probabilities_with_a_gradient(): assert checked_probabilities([0], torc
 
 
 @pytest.mark.parametrize('call', [lambda: paired_gain([0, np.nan], [1, 1], ['a', 'b']), lambda: mean_interval([0, 1], ['a', 'b'], level=-1), lambda: mean_interval([0, 1], ['a', 'b'], n=0), lambda: gap_closed([0, 1], [0, 1, 1], [1, 1], ['a', 'b']),
-                                  lambda: calibrate([0, 1]*8, [[0.6, 0.4]]*16, ['a', 'a']), lambda: calibrate([0, 1]*8, [[0.6, 0.4]]*16, ['a', 'b'], sensitivity=2)])
+                                  lambda: calibrate([0, 1]*8, [[0.6, 0.4]]*16, ['a', 'a']), lambda: calibrate([0, 1]*8, [[0.6, 0.4]]*16, ['a', 'b'], sensitivity=2),
+                                  lambda: calibrate([0, 1]*8, [[0.6, 0.4]]*16, ['a', 'b'], level=0)])
 def test_options_and_scores_that_are_none(call):
     with pytest.raises(ValueError): call()
 

@@ -216,7 +216,7 @@ def _design(wrong, groups): # design effect, number of groups or None
 
 def _one_group(groups, n):
     groups = list(groups)
-    return len(groups) == n and groups[0] is not None and groups[0] == groups[0] and len(set(map(str, groups))) == 1
+    return np.shape(groups) == (n,) and groups[0] is not None and groups[0] == groups[0] and len(set(map(str, groups))) == 1
 
 def curve_bound(
     curve:RiskCoverage, # of the same images
@@ -260,13 +260,13 @@ def abstention_threshold(
         if value is not None and not 0 < value < 1: raise ValueError(f'The wanted {name} lies between 0 and 1, not at {value}.')
     targets, p = checked_probabilities(targets, probabilities)
     curve = risk_coverage(targets, p)
-    bound = curve_bound(curve, p.argmax(1) != targets, level or 0.95, groups)
+    bound = curve_bound(curve, p.argmax(1) != targets, 0.95 if level is None else level, groups)
     if coverage is not None:
         i = int(np.flatnonzero(curve.coverage >= coverage - 1e-12)[0])
-        return _chosen(curve, i, bound, 'coverage', coverage, level or 0.95, False)
+        return _chosen(curve, i, bound, 'coverage', coverage, 0.95 if level is None else level, False)
     checked = curve.risk if level is None else bound
     kept = np.flatnonzero(checked <= risk)
-    if len(kept): return _chosen(curve, kept[-1], bound, 'risk', risk, level or 0.95, level is not None)
+    if len(kept): return _chosen(curve, kept[-1], bound, 'risk', risk, 0.95 if level is None else level, level is not None)
     i = int(checked.argmin())
     raise DataError(f'No confidence threshold keeps the share of wrong answers at {risk:g} or below: the best answers {curve.answered[i]} of {len(p)} validation images, '
                     f'{curve.errors[i]} of them wrongly{"" if level is None else f", which permits a risk of {bound[i]:.2g}"}. Allow a larger risk, or validate on more images{"" if groups is None else " and groups"}.')
