@@ -584,7 +584,7 @@ def _evaluate_sr_folder(network, info, model, data, labels, split, mode, options
     rows,left = _test_rows(files, images.paths, None, model, split, data_hash(images.paths, root if root.is_dir() else None) == info.data.get('hash'))
     pairs = SRPairs([images.images[i] for i in rows], network.scale, [files[i] for i in rows])
     metrics,bicubic = evaluate_sr(network, pairs),evaluate_sr(lambda lr: upsample(lr, network.scale), pairs)
-    metrics |= dict(bicubic_psnr=bicubic['psnr'], bicubic_ssim=bicubic['ssim'], left_out=left)
+    metrics |= dict(bicubic_psnr=bicubic['psnr'], bicubic_ssim=bicubic['ssim']) | (dict(left_out=left) if left else {})
     say(f"{counted(len(rows), 'image')} ({metrics['convention']}): bicubic {bicubic['psnr']:.2f} dB / {bicubic['ssim']:.4f}, network {metrics['psnr']:.2f} dB / {metrics['ssim']:.4f}.")
     return metrics,{},None
 
@@ -605,13 +605,13 @@ def _evaluate_diagnosis_folder(network, info, model, data, labels, split, mode, 
     groups = None if found.table.groups is None else found.table.groups[rows]
     calibration = _calibration_for(network, info, mode)
     metrics,p = evaluate_labelled(network, pairs, info.classes, groups, mode, calibration)
-    metrics['left_out'] = left
+    metrics |= dict(left_out=left) if left else {}
     say(_diagnosis_sentence(metrics))
     frame = p.to_frame(found.table.to_frame().file.iloc[rows], calibration).assign(true=[info.classes[k] for k in found.table.labels[rows]])
     matrix = pd.DataFrame(confusion(pairs.labels.numpy(), p.labels, info.classes), index=info.classes, columns=info.classes)
     def page(): # made only if it is to be written
         assessed = Assessed(network, pairs.lr, pairs.hr if network.large == 'HR' else None, pairs.labels.numpy(), p, metrics, groups, list(frame.file), calibration)
-        facts = {'command':command_line(), 'model':str(model), 'data':str(data), 'images':len(rows), 'left out, because it has learned from them':left, 'groups':'unknown' if groups is None else len(set(groups))}
+        facts = {'command':command_line(), 'model':str(model), 'data':str(data), 'images':len(rows), **({'left out, because it has learned from them':left} if left else {}), 'groups':'unknown' if groups is None else len(set(groups))}
         return assessment_report(assessed, f'Evaluation: {info.title}', facts | {f'trained: {k}':info.training[k] for k in ('command', 'epochs', 'seed', 'mode') if k in info.training} | info.made)
     return metrics,{'predictions.csv':frame.set_index('file'), 'confusion.csv':matrix},page
 
