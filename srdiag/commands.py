@@ -24,7 +24,7 @@ from torch import nn
 from .assessment import Assessed, assessment_report
 from .data.builders import MANIFEST, read_manifest
 from .data.degradation import crop_to_multiple, degrade, upsample
-from .data.images import as_float, data_hash, file_digests, find_images, read_images, save_png, to_uint8
+from .data.images import as_float, find_images, fingerprints, read_images, save_png, to_uint8
 from .data.labelled import check_classes, groups_from_names, load_table, split_table
 from .data.pairs import SRPairs, check_patch_side
 from .data.splits import grouped_split
@@ -151,11 +151,12 @@ def read_sr_folder(
         free = np.flatnonzero([built[f]['split'] == 'train' for f in files]) if built else np.arange(len(files))
         names,shares = (('train', 'valid'), (0.9, 0.1)) if built else (('train', 'valid', 'test'), (0.8, 0.1, 0.1))
         for name,idx in zip(names, grouped_split(None, groups[free], shares, options.seed)): part[free[idx]] = name
-    table = pd.DataFrame(dict(file=files, group=groups, split=part, sha256=file_digests(images.paths)))
+    whole,digests = fingerprints(images.paths, root if root.is_dir() else None)
+    table = pd.DataFrame(dict(file=files, group=groups, split=part, sha256=digests))
     parts = {k:[images.images[i] for i in np.flatnonzero(part == k)] for k in ('train', 'valid', 'test')}
     empty = [k for k,v in parts.items() if not v]
     if empty: raise DataError(f'No image of {data} is in the part {empty[0]}: the split does not fit this folder.')
-    return SRData(root, parts, table, images.channels, images.skipped_sentence(), data_hash(images.paths, root if root.is_dir() else None))
+    return SRData(root, parts, table, images.channels, images.skipped_sentence(), whole)
 
 # %% ../nbs/commands.ipynb #c017
 VALIDATED = 32 # images at most that choose the best epoch
@@ -277,6 +278,7 @@ class LabelledData:
     channels: int # 1 or 3
     skipped: str # a sentence, or ''
     hash: str # of the files
+    digests: list # of each file
 
 def read_labelled(
     data:str|Path, # a folder with one sub-folder per class, or a CSV
@@ -291,7 +293,7 @@ def read_labelled(
     where = {p:i for i,p in enumerate(table.files)}
     table = table.subset([where[p] for p in images.paths])
     check_classes(table)
-    return LabelledData(table, images.images, images.channels, images.skipped_sentence(), data_hash(table.files, table.root))
+    return LabelledData(table, images.images, images.channels, images.skipped_sentence(), *fingerprints(table.files, table.root))
 
 # %% ../nbs/commands.ipynb #c027
 def check_channels(
@@ -451,15 +453,15 @@ def train_diagnosis_command(
     training = asdict(options) | dict(command=command_line(), precision=precision, recipe=repr(recipe), sr=str(sr or 'from scratch'), images=images, fixed=fixed, loss=loss or 'as published', mutual=mutual,
                                       mode=model.mode, solo_share=model.solo_share, references=len(chosen) if model.mode == 'context' else 0)
     def info(metrics, notes='', calibration=None): return _diagnosis_info(found, parts, model, list(sets['train'].lr.shape[-2:]), classes, training | dict(seconds=round(time.time()-start, 1)), metrics, notes, calibration)
-    saver = _Saver(out, model, options.overwrite, _split_frame(found.table, parts, parts['train'][chosen] if model.mode == 'context' else ()))
+    saver = _Saver(out, model, options.overwrite, _split_frame(found, parts, parts['train'][chosen] if model.mode == 'context' else ()))
     _train_in(saver, lambda **kw: train_diagnosis(model, sets['train'], sets['valid'], recipe, options.epochs, fixed, options.seed, chosen, loss=criterion, precision=precision, **kw),
               lambda value, epoch: info(dict(valid_accuracy=value, epoch=epoch), 'Training had not finished when this was saved.'))
     return _finish_diagnosis(saver, model, sets, classes, groups, caution, info)
 
 # %% ../nbs/commands.ipynb #c043
-def _split_frame(table, parts, references=()):
-    frame = table.to_frame()
-    frame['split'],frame['sha256'] = '',file_digests(table.files)
+def _split_frame(found, parts, references=()):
+    frame = found.table.to_frame()
+    frame['split'],frame['sha256'] = '',found.digests
     if len(references): frame['reference'] = np.isin(np.arange(len(frame)), references) # these images are part of the model
     for name,idx in parts.items(): frame.loc[idx, 'split'] = name
     return frame
@@ -516,15 +518,14 @@ def evaluate_labelled(
     return {k:v.item() if isinstance(v, np.generic) else v for k,v in metrics.items()},p
 
 # %% ../nbs/commands.ipynb #c050
-def _seen(split, files, paths, groups): # which images the model has learned from or chosen its epoch by
+def _seen(split, files, digests, groups): # which images the model has learned from or chosen its epoch by
     learned = split[split.split.isin(['train', 'valid'])]
     if 'sha256' not in split: return np.isin(files, learned.file) # a model made before contents were noted: by name
-    digests = file_digests(paths)
     seen = np.isin(digests, learned.sha256)
     if groups is not None and 'group' in split and np.isin(digests, split.sha256).any(): seen |= np.isin(np.asarray(groups, str), learned.group) # new images of its patients
     return seen
 
-def _test_rows(files, paths, groups, folder, which, same_data): # → row numbers, and how many images were left out because they were seen
+def _test_rows(files, digests, groups, folder, which, same_data): # → row numbers, and how many images were left out because they were seen
     everything,split = np.arange(len(files)),read_split(folder)
     if which == 'all': return everything,0
     if split is None and which == 'test': raise DataError(f'{folder} has no split.csv, so its test part is not known: use --split all.')
@@ -536,7 +537,7 @@ def _test_rows(files, paths, groups, folder, which, same_data): # → row number
     if which == 'test' or same_data:
         if not len(rows): raise DataError(f'None of the files is in the test part of {folder}: use --split all if this is other data.')
         return rows,0
-    seen = _seen(split, files, paths, groups)
+    seen = _seen(split, files, digests, groups)
     if seen.all(): raise DataError(f'The model in {folder} has learned from all these images, or from others of the same groups: use --split all to test it on them all the same.')
     if seen.any(): say(f'Note: this is not exactly the data of {folder}. Left out: {counted(int(seen.sum()), "image")} that it has learned from or chosen its epoch by, with others of the same groups; --split all takes them, too.')
     return everything[~seen],int(seen.sum())
@@ -581,7 +582,8 @@ def _evaluate_sr_folder(network, info, model, data, labels, split, mode, options
     images = read_images(paths, network.config['image_channels'], options.strict, least, options.size or info.size)
     if images.skipped: say(images.skipped_sentence())
     root,files = Path(data),_file_names(images.paths, data)
-    rows,left = _test_rows(files, images.paths, None, model, split, data_hash(images.paths, root if root.is_dir() else None) == info.data.get('hash'))
+    whole,digests = fingerprints(images.paths, root if root.is_dir() else None)
+    rows,left = _test_rows(files, digests, None, model, split, whole == info.data.get('hash'))
     pairs = SRPairs([images.images[i] for i in rows], network.scale, [files[i] for i in rows])
     metrics,bicubic = evaluate_sr(network, pairs),evaluate_sr(lambda lr: upsample(lr, network.scale), pairs)
     metrics |= dict(bicubic_psnr=bicubic['psnr'], bicubic_ssim=bicubic['ssim']) | (dict(left_out=left) if left else {})
@@ -597,7 +599,7 @@ def _evaluate_diagnosis_folder(network, info, model, data, labels, split, mode, 
     found = read_labelled(data, labels, options, MRCNet.min_size*(network.scale if info.images == 'hr' else 1))
     if found.table.classes != info.classes:
         raise DataError(f'The data has the classes {", ".join(found.table.classes)}, but the model knows {", ".join(info.classes)}.')
-    rows,left = _test_rows(list(found.table.to_frame().file), found.table.files, found.table.groups, model, split, found.hash == info.data.get('hash'))
+    rows,left = _test_rows(list(found.table.to_frame().file), found.digests, found.table.groups, model, split, found.hash == info.data.get('hash'))
     pairs = LabelledPairs([found.images[i] for i in rows], found.table.labels[rows], network.scale, info.images)
     if list(pairs.lr.shape[-2:]) != list(info.lr_size):
         raise DataError(f'The images of {data} give low-resolution images of {pairs.lr.shape[-2]}×{pairs.lr.shape[-1]} px, but the model was trained on '

@@ -31,7 +31,7 @@ import torch
 from . import benchmark, figures
 from .commands import RunOptions, build_framework, check_channels, pick_place, read_labelled, read_split, say_if_recursive
 from .data.degradation import upsample
-from .data.images import as_float, file_digests, read_image, save_png
+from .data.images import as_float, read_image, save_png
 from .data.pairs import SRPairs
 from .data.splits import grouped_folds, grouped_split
 from .diagnosis.inference import modes_of, predict
@@ -275,8 +275,8 @@ class StorePlaces:
         if not self.file.is_file(): raise DataError(f'{self.folder} holds no experiment (setup/config.json is missing): check the path, or start one with --data.')
         setup = read_json(self.file, _SETUP, remedy)
         if setup['format'] != FORMAT: raise DataError(f'{self.file} is of the format {setup["format"]!r}, not {FORMAT!r}: {remedy}.')
-        wrong = misfit(setup, _FACTS) or misfit(setup['about']['images'], dict.fromkeys(setup['about']['classes'], int)) or ('there is no such mode' if setup['fixed']['mode'] not in MODES else '')
-        try: self.design(setup)
+        wrong = misfit(setup, _FACTS) or misfit(setup['about']['images'], dict.fromkeys(setup['about']['classes'], int))
+        try: self.design(setup) # says what does not exist
         except DataError as e: wrong = wrong or str(e).rstrip('.')
         if wrong: raise DataError(f'{self.file} is not what srdiag wrote ({wrong}): {remedy}.')
         return setup
@@ -468,7 +468,7 @@ def _save_networks(job, model, row, seed, fold, folder, metrics, keep_models):
     info = ModelInfo(title, job.design.images, job.options.size, list(job.part(row, fold, 'test').lr.shape[-2:]), job.classes, dict(name=job.data.table.root.name, hash=job.data.hash, **parts),
                      asdict(job.budget) | asdict(job.design) | dict(command=command_line(), seed=seed, precision=job.precision, mode=model.mode), metrics, notes)
     split = job.split_frame()
-    save_model(folder/'model', model, info, files={'split.csv':split[['file', 'label', 'group']].assign(split=split[f'fold{fold}'], sha256=file_digests(job.data.table.files)).to_csv(index=False)})
+    save_model(folder/'model', model, info, files={'split.csv':split[['file', 'label', 'group']].assign(split=split[f'fold{fold}'], sha256=job.data.digests).to_csv(index=False)})
 
 # %% ../nbs/experiment.ipynb #c045
 def run_all(

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['EXTENSIONS', 'as_float', 'to_uint8', 'luma', 'quietly', 'read_image', 'save_png', 'find_images', 'ImageSet',
-           'read_images', 'file_hash', 'file_digests', 'data_hash']
+           'read_images', 'file_hash', 'data_hash', 'fingerprints']
 
 # %% ../../nbs/data/images.ipynb #c003
 import hashlib,logging,os,warnings
@@ -325,15 +325,21 @@ def file_hash(
     except OSError as e: raise DataError(f'{path} cannot be read ({e.strerror}): check the path.') from e
     return h.hexdigest()
 
-def file_digests(paths): return [file_hash(p)[:16] for p in paths] # enough to find an image again, under whatever name
-
 def data_hash(
     paths:list, # files
     root:str|Path|None=None, # names are taken relative to it; None: to the deepest folder common to all
 ) -> str: # 64 hexadecimal digits
     "SHA-256 over the sorted (relative name, SHA-256 of the content); DataError for an empty list or an unreadable file"
+    return fingerprints(paths, root)[0]
+
+def fingerprints(
+    paths:list, # files
+    root:str|Path|None=None, # see `data_hash`
+) -> tuple: # `data_hash`, and for each file 16 digits of its own hash: enough to find an image again, under whatever name
+    "Of the whole and of each file, reading each once"
     paths = [Path(os.path.abspath(p)) for p in paths]
     if not paths: raise DataError('There is no file to take a fingerprint of: the list is empty.')
     root = Path(os.path.abspath(root)) if root is not None else Path(os.path.commonpath([p.parent for p in paths]))
-    lines = sorted(f'{Path(os.path.relpath(p, root)).as_posix()}\0{file_hash(p)}\n' for p in paths)
-    return hashlib.sha256(''.join(lines).encode()).hexdigest()
+    hashes = [file_hash(p) for p in paths]
+    lines = sorted(f'{Path(os.path.relpath(p, root)).as_posix()}\0{h}\n' for p,h in zip(paths, hashes))
+    return hashlib.sha256(''.join(lines).encode()).hexdigest(),[h[:16] for h in hashes]
