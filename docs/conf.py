@@ -9,11 +9,11 @@ _settings = ConfigParser(delimiters=['='], inline_comment_prefixes=(';',))
 _settings.read(here.parent/'settings.ini', encoding='utf-8')
 _facts = _settings['DEFAULT']
 
-project,author,release = _facts['lib_name'],_facts['author'],_facts['version']
+project, author, release = _facts['lib_name'], _facts['author'], _facts['version']
 copyright = f'{author}, {_facts["license"]} licence'
 extensions = ['myst_nb', 'sphinx.ext.mathjax', 'sphinx_copybutton']
-html_theme,html_title = 'furo',project
-html_static_path,html_css_files = [str(here/'_static')],['srdiag.css']
+html_theme, html_title = 'furo', project
+html_static_path, html_css_files = [str(here/'_static')], ['srdiag.css']
 html_favicon = str(here/'_static'/'favicon.svg')
 html_copy_source = html_show_sphinx = False
 add_module_names = smartquotes = False
@@ -29,7 +29,7 @@ suppress_warnings = ['myst.header'] # a notebook may skip a level of headings
 
 # MathJax lies in a wheel as a folder of 24 MB; the site needs one file of it and the fonts.
 _mathjax = Path(importlib.util.find_spec('sphinx-mathjax-offline').origin).parent/'static'/'mathjax'
-_script,_fonts = 'tex-chtml-full.js','output/chtml/fonts/woff-v2'
+_script, _fonts = 'tex-chtml-full.js', 'output/chtml/fonts/woff-v2'
 mathjax_path = f'mathjax/{_script}'
 
 

@@ -15,8 +15,9 @@ import torch
 from . import figures
 from .caution import operating_figure, reliability_figure, risk_coverage_figure
 from .diagnosis.inference import Predictions, modes_of
-from .diagnosis.interpretation import (affinity_stages_figure, branch_features, embedding_figure, gate_figure, gate_table, grad_cam,
-                                             grad_cam_figure, pick_examples)
+from .diagnosis.interpretation import (affinity_stages_figure, branch_features, embedding_figure,
+                                             gate_figure, gate_table, grad_cam, grad_cam_figure,
+                                             pick_examples)
 from .diagnosis.network import SREnhancedDiagnosis
 from .errors import counted
 from .evaluation.calibration import Calibration
@@ -45,105 +46,152 @@ class Assessed:
 
     def some(self, n): # → positions of at most n images, the classes in turn, spread over the data
         queues = [np.flatnonzero(self.labels == k) for k in range(len(self.classes))]
-        queues = [q[np.unique(np.linspace(0, len(q)-1, max(1, n//len(queues))).astype(int))] if len(q) else q for q in queues]
+        queues = ([q[np.unique(np.linspace(0, len(q)-1, max(1, n//len(queues))).astype(int))] if len(q) else q
+                   for q in queues])
         return np.concatenate(queues)
 
     @property
     def own_mode(self): return modes_of(self.model)[0] # of prediction
 
     def images(self, at): # positions → lr, or lr and hr
-        return self.lr[at],None if self.hr is None else self.hr[at]
+        return self.lr[at], None if self.hr is None else self.hr[at]
 
 # %% ../nbs/assessment.ipynb #c007
 def add_numbers(
-    report:Report, # gets a section
-    a:Assessed, # model and test
+    report: Report, # gets a section
+    a: Assessed, # model and test
 ) -> None:
     "Metrics with interval, per class, and the confusion matrix"
-    m,y = a.metrics,a.labels
-    report.section('Right and wrong', f'{counted(m["n"], "test image")}; {m["convention"]}. Interval: {m["interval"]}.')
-    shown = {k:m[k] for k in ('accuracy', 'f1', 'sensitivity', 'specificity', 'kappa', 'mcc', 'auc')}
+    m, y = a.metrics, a.labels
+    report.section('Right and wrong',
+                   f'{counted(m["n"], "test image")}; {m["convention"]}. Interval: {m["interval"]}.')
+    shown = {k: m[k] for k in ('accuracy', 'f1', 'sensitivity', 'specificity', 'kappa', 'mcc', 'auc')}
     known = m['accuracy_low'] == m['accuracy_low']
-    report.table([({'accuracy, 95 % interval':f'{m["accuracy_low"]:.3f} – {m["accuracy_high"]:.3f}'} if known else {}) | shown], 'Macro averages over classes.', {k:'.3f' for k in shown})
-    report.figure(figures.confusion_figure(confusion(y, a.predictions.labels, a.classes), a.classes), 'Rows are true classes; percentages of the row.', 'Confusion matrix')
-    heads = {'ensemble':m['accuracy']} | {dict(sr='SR branch', lr='LR branch', aux='auxiliary head')[h]:m[f'accuracy_{h}'] for h in ('sr', 'lr', 'aux') if f'accuracy_{h}' in m}
+    (report.table([({'accuracy, 95 % interval': f'{m["accuracy_low"]:.3f} – {m["accuracy_high"]:.3f}'}
+                    if known else {}) | shown], 'Macro averages over classes.', {k: '.3f' for k in shown}))
+    report.figure(figures.confusion_figure(confusion(y, a.predictions.labels, a.classes), a.classes),
+                  'Rows are true classes; percentages of the row.', 'Confusion matrix')
+    heads = ({'ensemble': m['accuracy']} | {dict(sr='SR branch', lr='LR branch', aux='auxiliary head')[h]: m[
+                                                    f'accuracy_{h}']
+                                            for h in ('sr', 'lr', 'aux') if f'accuracy_{h}' in m})
     if len(heads) > 1: report.table([heads], 'Accuracy of each head by itself.', dict.fromkeys(heads, '.3f'))
 
 # %% ../nbs/assessment.ipynb #c009
 def add_caution(
-    report:Report, # gets a section
-    a:Assessed, # model and test
+    report: Report, # gets a section
+    a: Assessed, # model and test
 ) -> None:
     "Calibration, abstention and operating point on these images, by what was set on validation images"
-    c,m = a.calibration,a.metrics
-    report.section('How sure it may be', 'A probability of 0.8 should be right in eight of ten cases.' + (' The temperature and both thresholds were set on validation images; here they meet images they have not seen.' if c is not None else ''))
-    sets = {'as the network says it':a.p} | ({} if c is None else {f'temperature {c.temperature:.2f}':c.apply(a.p)})
-    report.figure(reliability_figure(a.labels, sets), f'Confidence and accuracy. Expected calibration error {m["ece"]:.3f}' + (f', with the temperature {m["ece_calibrated"]:.3f}' if c is not None else '') + '.', 'Reliability diagram')
+    c, m = a.calibration, a.metrics
+    (report.section('How sure it may be', 'A probability of 0.8 should be right in eight of ten cases.'
+                    + (' The temperature and both thresholds were set on validation images; here they meet '
+                       'images they have not seen.' if c is not None else '')))
+    sets = ({'as the network says it': a.p}
+            | ({} if c is None else {f'temperature {c.temperature:.2f}': c.apply(a.p)}))
+    (report.figure(reliability_figure(a.labels, sets), 'Confidence and accuracy. Expected calibration error '
+                   f'{m["ece"]:.3f}'
+                   + (f', with the temperature {m["ece_calibrated"]:.3f}' if c is not None else '') + '.',
+                   'Reliability diagram'))
     if c is None:
-        report.notice('This model was never calibrated: there are no thresholds to report.' if m['mode'] == a.own_mode else
-                      f'Temperature and thresholds belong to the mode in which they are set, and this model is one of the mode {a.own_mode}: in the mode {m["mode"]} there are none to report.')
+        ((((((((report.notice('This model was never calibrated: there are no thresholds to report.'
+                              if m['mode'] == a.own_mode else f'Temperature and thresholds belong to the mode in which they are set, and this model is one of the mode {a.own_mode}: in the mode {m["mode"]} there are none to report.')))))))))
         return
     report.facts(c.facts())
-    report.figure(risk_coverage_figure(a.labels, c.apply(a.p), c.abstention, a.groups), 'Share of wrong answers when the least confident images get none' + (f'. By the stored threshold {100*m["coverage"]:.1f} % of these images are answered' if c.abstention else '') + '.', 'Risk-coverage curve')
+    report.figure(risk_coverage_figure(a.labels, c.apply(a.p), c.abstention, a.groups),
+                  'Share of wrong answers when the least confident images get none'
+                  + (f'. By the stored threshold {100*m["coverage"]:.1f} % of these images are answered'
+                     if c.abstention else '') + '.', 'Risk-coverage curve')
     if c.operating is not None and len(np.unique(a.labels)) > 1:
-        report.figure(operating_figure(a.labels, c.apply(a.p), a.classes, c.operating), f'The stored operating point for {c.operating.positive}, on these images: sensitivity {m["operating_sensitivity"]:.3f}, specificity {m["operating_specificity"]:.3f}.', 'Operating point')
-        found = {f'{c.operating.positive}, found':m['decision_found'], 'undecided':m['decision_undecided'], 'missed':m['decision_missed'], 'all images, decided':m['decision_coverage'], 'of these, wrong':m['decision_risk']}
-        report.table([found], 'What the column "decision" of predictions.csv makes of these images: an alarm is never withheld, but a negative answer needs confidence.', dict.fromkeys(found, '.3f'))
+        report.figure(operating_figure(a.labels, c.apply(a.p), a.classes, c.operating),
+                      f'The stored operating point for {c.operating.positive}, on these images: sensitivity {m["operating_sensitivity"]:.3f}, specificity {m["operating_specificity"]:.3f}.',
+                      'Operating point')
+        found = {f'{c.operating.positive}, found': m['decision_found'], 'undecided': m['decision_undecided'],
+                 'missed': m['decision_missed'], 'all images, decided': m['decision_coverage'],
+                 'of these, wrong': m['decision_risk']}
+        report.table([found], 'What the column "decision" of predictions.csv makes of these images: an alarm is never withheld, but a negative answer needs confidence.',
+                     dict.fromkeys(found, '.3f'))
 
 
 
 # %% ../nbs/assessment.ipynb #c011
 def add_gate(
-    report:Report, # gets a section
-    a:Assessed, # model and test
+    report: Report, # gets a section
+    a: Assessed, # model and test
 ) -> None:
     "Whom the gate trusts; nothing for a single branch"
     if a.predictions.gate is None: return
     n = int(a.predictions.closed.sum())
     report.section('Whom the gate trusts', 'Each image is a point; a corner is one head alone.')
-    if n: report.notice(f'For {n} of {len(a.labels)} images the gate shut all three heads, so that Eq. (8) says nothing. Their label is that of the mean of the heads, and their decision is "undecided".')
-    report.figure(gate_figure(a.predictions, a.labels), 'Gate weights by true class; crosses are wrong.', 'Gate weights on a triangle')
-    report.table(gate_table(a.predictions, a.labels), 'Mean weights of open gates; how often each head weighs most.', {k:'.2f' for k in ('SR', 'LR', 'aux')})
+    if n:
+        report.notice(f'For {n} of {len(a.labels)} images the gate shut all three heads, so that Eq. (8) '
+                      'says nothing. Their label is that of the mean of the heads, and their decision is '
+                      '"undecided".')
+    report.figure(gate_figure(a.predictions, a.labels), 'Gate weights by true class; crosses are wrong.',
+                  'Gate weights on a triangle')
+    (report.table(gate_table(a.predictions, a.labels),
+                  'Mean weights of open gates; how often each head weighs most.',
+                  {k: '.2f' for k in ('SR', 'LR', 'aux')}))
 
 # %% ../nbs/assessment.ipynb #c013
-EXAMPLES,BATCH,EMBEDDED = 8,32,400 # images at most: of the saliency maps, of one batch of affinities, of the embeddings
+# images at most: of the saliency maps, of one batch of affinities, of the embeddings
+EXAMPLES, BATCH, EMBEDDED = 8, 32, 400
 
 def add_inside(
-    report:Report, # gets a section
-    a:Assessed, # model and test
+    report: Report, # gets a section
+    a: Assessed, # model and test
 ) -> None:
     "Grad-CAM of both branches, affinities by stage, embeddings before and after the exchange"
-    report.section('What it looked at', 'These pictures describe the model, not the disease. A map can look plausible and be wrong; the notebook on interpretation shows how to check one.')
+    report.section('What it looked at', 'These pictures describe the model, not the disease. A map can look '
+                   'plausible and be wrong; the notebook on interpretation shows how to check one.')
     at = pick_examples(a.predictions, a.labels)[:EXAMPLES]
     mode = a.metrics['mode']
-    cam = grad_cam(a.model, *a.images(at), stage=None, mode=None if mode == 'batch' else mode) # the last stage whose map can be read
-    report.figure(grad_cam_figure(cam, a.classes, a.labels[at], None if a.names is None else [str(a.names[i]).split('/')[-1][:18] for i in at]),
-                  'The most confident right and the most confident wrong answer of each class, where there are any.' + (f' Each is explained in the mode {cam.mode}, so its probability may differ from the one in the batch.' if mode == 'batch' else ''), 'Grad-CAM of both branches')
+    # the last stage whose map can be read
+    cam = grad_cam(a.model, *a.images(at), stage=None, mode=None if mode == 'batch' else mode)
+    (report.figure(grad_cam_figure(cam, a.classes, a.labels[at], None if a.names is None
+                                   else [str(a.names[i]).split('/')[-1][:18] for i in at]),
+                   'The most confident right and the most confident wrong answer of each class, where there '
+                   'are any.' + (f' Each is explained in the mode {cam.mode}, so its probability may differ '
+                                 'from the one in the batch.' if mode == 'batch' else ''),
+                   'Grad-CAM of both branches'))
     if a.model.mixes:
         batch = a.some(BATCH)
-        if len(batch) > 3: report.figure(affinity_stages_figure(a.model, a.lr[batch], a.labels[batch], a.classes, None if a.hr is None else a.hr[batch]),
-                      'Affinities of one class-balanced batch, in the published mode, ordered by class.', 'Affinity matrices by stage')
-    some,counts = a.some(EMBEDDED),np.bincount(a.labels, minlength=len(a.classes))
+        if len(batch) > 3:
+            (report.figure(affinity_stages_figure(a.model, a.lr[batch], a.labels[batch], a.classes,
+                                                  None if a.hr is None else a.hr[batch]),
+                           'Affinities of one class-balanced batch, in the published mode, ordered by class.',
+                           'Affinity matrices by stage'))
+    some, counts = a.some(EMBEDDED), np.bincount(a.labels, minlength=len(a.classes))
     groups = None if a.groups is None else a.groups[some]
     largest = 1 if groups is None else np.unique(groups, return_counts=True)[1].max()
-    if (counts > 1).sum() < 2 or len(some) - largest < 6: return report.notice('There are too few images, or too few groups, for an embedding.', 'note')
+    if (counts > 1).sum() < 2 or len(some) - largest < 6:
+        return report.notice('There are too few images, or too few groups, for an embedding.', 'note')
     features = branch_features(a.model, *a.images(some), mode=mode)
     for method in ('pca', 'tsne'):
-        report.figure(embedding_figure(features, a.labels[some], a.classes, method, groups=groups), f'Features after the last stage, {"before and after the exchange" if a.model.two else "of the branch"}.', f'Embedding, {method}')
+        report.figure(embedding_figure(features, a.labels[some], a.classes, method, groups=groups),
+                      f'Features after the last stage, {"before and after the exchange" if a.model.two else "of the branch"}.',
+                      f'Embedding, {method}')
 
 # %% ../nbs/assessment.ipynb #c015
 def assessment_report(
-    a:Assessed, # model and test
-    title:str, # heading
-    facts:dict, # how the model and this page were made
+    a: Assessed, # model and test
+    title: str, # heading
+    facts: dict, # how the model and this page were made
 ) -> Report:
     "Everything on one page; write it with `.write(path)`"
-    m,mode = a.metrics,a.own_mode
-    lead = f'Accuracy {m["accuracy"]:.3f} on {counted(m["n"], "image")}' + (f' (95 % {m["accuracy_low"]:.3f} to {m["accuracy_high"]:.3f})' if m['accuracy_low'] == m['accuracy_low'] else '') + '.'
-    if m['gate_closed']: lead += f' For {m["gate_closed"]} of them the gate shut all heads: their label is that of the mean of the heads.'
+    m, mode = a.metrics, a.own_mode
+    lead = (f'Accuracy {m["accuracy"]:.3f} on {counted(m["n"], "image")}'
+            + (f' (95 % {m["accuracy_low"]:.3f} to {m["accuracy_high"]:.3f})'
+               if m['accuracy_low'] == m['accuracy_low'] else '') + '.')
+    if m['gate_closed']:
+        lead += (f' For {m["gate_closed"]} of them the gate shut all heads: their label is that of the mean '
+                 'of the heads.')
     report = Report(title, lead)
-    if m['mode'] == 'batch': report.notice('Predicted as published: each answer depends on the other images of its batch of 32. Another order of the images gives other answers.')
-    if m['mode'] != mode: report.notice(f'Predicted in the mode {m["mode"]}, which is not the one that this model was trained for ({mode}).')
+    if m['mode'] == 'batch':
+        report.notice('Predicted as published: each answer depends on the other images of its batch of 32. '
+                      'Another order of the images gives other answers.')
+    if m['mode'] != mode:
+        report.notice(f'Predicted in the mode {m["mode"]}, which is not the one that this model was trained '
+                      f'for ({mode}).')
     for part in (add_numbers, add_caution, add_gate, add_inside): part(report, a)
     report.section('How it was made').facts(facts)
     return report

@@ -37,7 +37,8 @@ from .evaluation.speed import Setup, compare_latency, forward_call, peak_memory
 from .files import replacing, write_text
 from .models import ModelInfo, json_text, load_model, save_model
 from .precision import chosen_precision
-from .runs import check_apart, check_settings, markdown_table, misfit, named_budget, placing, read_json, say, session_now
+from .runs import (check_apart, check_settings, markdown_table, misfit, named_budget, placing,
+                         read_json, say, session_now)
 from .sr.distillation import distil
 from .sr.training import score_images, train_sr
 from .sr.zoo import create_model, describe, entry_of, list_models
@@ -49,71 +50,89 @@ TRAININGS = ('none', 'scratch', 'scratch2x', 'distilled')
 @dataclass(frozen=True)
 class Entry:
     "One row of the benchmark. Raises ValueError for a training that does not exist or does not fit"
-    label:str # as in the paper's tables, where it stands there
-    network:str # name in the zoo without the scale, e.g. 'edsr_baseline'
-    training:str='scratch' # 'none' (bicubic), 'scratch', 'scratch2x' or 'distilled'
-    config:tuple=() # changes of the network as pairs, e.g. (('channels', 8),)
+    label: str # as in the paper's tables, where it stands there
+    network: str # name in the zoo without the scale, e.g. 'edsr_baseline'
+    training: str='scratch' # 'none' (bicubic), 'scratch', 'scratch2x' or 'distilled'
+    config: tuple=() # changes of the network as pairs, e.g. (('channels', 8),)
 
     def __post_init__(self):
-        if self.training not in TRAININGS: raise ValueError(f'The training is one of {", ".join(TRAININGS)}, not {self.training!r}.')
-        if self.training == 'distilled' and self.network != 'mrcnet': raise ValueError(f'Only mrcnet can be distilled, not {self.network}.')
-        if self.training == 'none' and self.network != 'bicubic': raise ValueError(f'Only bicubic goes without training, not {self.network}.')
-        if self.training != 'none' and self.network == 'bicubic': raise ValueError('There is nothing to train in bicubic.')
+        if self.training not in TRAININGS:
+            raise ValueError(f'The training is one of {", ".join(TRAININGS)}, not {self.training!r}.')
+        if self.training == 'distilled' and self.network != 'mrcnet':
+            raise ValueError(f'Only mrcnet can be distilled, not {self.network}.')
+        if self.training == 'none' and self.network != 'bicubic':
+            raise ValueError(f'Only bicubic goes without training, not {self.network}.')
+        if self.training != 'none' and self.network == 'bicubic':
+            raise ValueError('There is nothing to train in bicubic.')
 
     @property
     def key(self): # the name of its folder and its name on the command line
-        changes = ''.join(f'-{k}_{v}' for k,v in self.config)
-        return self.network + changes + (f'-{self.training}' if self.training in ('scratch2x', 'distilled') else '')
+        changes = ''.join(f'-{k}_{v}' for k, v in self.config)
+        return (self.network + changes
+                + (f'-{self.training}' if self.training in ('scratch2x', 'distilled') else ''))
 
     def is_like(self, other): # the same but for the label
         return replace(self, label=other.label) == other
 
     @property
     def teacher(self): # the entry that must be trained before, or None
-        return Entry('Recursive', 'mrcnet_recursive', config=self.config) if self.training == 'distilled' else None
+        return (Entry('Recursive', 'mrcnet_recursive', config=self.config) if self.training == 'distilled'
+                else None)
 
 # %% ../nbs/benchmark.ipynb #c010
 BICUBIC = Entry('Bicubic', 'bicubic', 'none')
-SCRATCH,DOUBLE,STUDENT = Entry('Scratch', 'mrcnet'),Entry('Scratch, double', 'mrcnet', 'scratch2x'),Entry('MRC-Net', 'mrcnet', 'distilled')
+SCRATCH, DOUBLE, STUDENT = (Entry('Scratch', 'mrcnet'), Entry('Scratch, double', 'mrcnet', 'scratch2x'),
+                            Entry('MRC-Net', 'mrcnet', 'distilled'))
 RECURSIVE = STUDENT.teacher
-CARN,EDSR,EDSR_DOUBLE = Entry('CARN', 'carn'),Entry('EDSR-baseline', 'edsr_baseline'),Entry('EDSR-baseline, double', 'edsr_baseline', 'scratch2x')
+CARN, EDSR, EDSR_DOUBLE = (Entry('CARN', 'carn'), Entry('EDSR-baseline', 'edsr_baseline'),
+                           Entry('EDSR-baseline, double', 'edsr_baseline', 'scratch2x'))
 
-PRESETS = {
-    'table1': (BICUBIC, Entry('SRCNN', 'srcnn'), Entry('VDSR', 'vdsr'), CARN, EDSR, EDSR_DOUBLE, Entry('MWCNN', 'mwcnn'), SCRATCH, DOUBLE, STUDENT),
-    'table2': (Entry('Stack', 'mrcnet_stack'), RECURSIVE, Entry('Recursive w/o LSTM', 'mrcnet_recursive_no_lstm'), Entry('Recursive w/o RCF', 'mrcnet_recursive_no_rcf'),
-               SCRATCH, STUDENT, Entry('DRCN', 'drcn'), Entry('DRRN', 'drrn'), Entry('SRRFN', 'srrfn')),
-    'light': (BICUBIC, CARN, EDSR, SCRATCH, DOUBLE, RECURSIVE, STUDENT),
-}
+PRESETS = {'table1': (BICUBIC, Entry('SRCNN', 'srcnn'), Entry('VDSR', 'vdsr'), CARN, EDSR, EDSR_DOUBLE,
+                      Entry('MWCNN', 'mwcnn'), SCRATCH, DOUBLE, STUDENT),
+           'table2': (Entry('Stack', 'mrcnet_stack'), RECURSIVE,
+                      Entry('Recursive w/o LSTM', 'mrcnet_recursive_no_lstm'),
+                      Entry('Recursive w/o RCF', 'mrcnet_recursive_no_rcf'), SCRATCH, STUDENT,
+                      Entry('DRCN', 'drcn'), Entry('DRRN', 'drrn'), Entry('SRRFN', 'srrfn')),
+           'light': (BICUBIC, CARN, EDSR, SCRATCH, DOUBLE, RECURSIVE, STUDENT), }
 
 # %% ../nbs/benchmark.ipynb #c012
 def parse_entry(
-    text:str, # 'carn', 'carn_x2', 'mrcnet:distilled' or 'mrcnet-distilled'
-    scale:int, # of the benchmark
+    text: str, # 'carn', 'carn_x2', 'mrcnet:distilled' or 'mrcnet-distilled'
+    scale: int, # of the benchmark
 ) -> Entry:
     "An entry by name; ModelError lists what there is"
-    known = {e.key:e for preset in PRESETS.values() for e in preset}
-    name,_,training = text.strip().partition(':')
+    known = {e.key: e for preset in PRESETS.values() for e in preset}
+    name, _, training = text.strip().partition(':')
     for other in (2, 3, 4, 8):
         if not name.endswith(f'_x{other}'): continue
-        if other != scale: raise ModelError(f'{name} enlarges {other} times, but this benchmark is for scale {scale}: leave the ending _x{other} away, or use --scale {other}.')
+        if other != scale:
+            raise ModelError(f'{name} enlarges {other} times, but this benchmark is for scale {scale}: leave '
+                             f'the ending _x{other} away, or use --scale {other}.')
         name = name.removesuffix(f'_x{other}')
     key = name + (f'-{training}' if training and training not in ('scratch', 'none') else '')
     if key in known and training in ('', known[key].training): return known[key]
     names = sorted(n.removesuffix(f'_x{scale}') for n in list_models(f'*_x{scale}'))
-    if name not in names: raise ModelError(f'There is no network {text.strip()!r} for scale {scale}: choose from {", ".join(names)}; mrcnet:distilled and mrcnet:scratch2x are known, too.')
-    try: return Entry(describe(f'{name}_x{scale}').title + (', double' if training == 'scratch2x' else ''), name, training or 'scratch')
+    if name not in names:
+        raise ModelError(f'There is no network {text.strip()!r} for scale {scale}: choose from '
+                         f'{", ".join(names)}; mrcnet:distilled and mrcnet:scratch2x are known, too.')
+    try:
+        return (Entry(describe(f'{name}_x{scale}').title + (', double' if training == 'scratch2x' else ''),
+                      name, training or 'scratch'))
     except ValueError as e: raise ModelError(f'{text.strip()!r} cannot take part: {e}') from e
 
 def entries_of(
-    scale:int, # of the benchmark
-    preset:str='light', # a key of PRESETS
-    models:str|None=None, # names with commas in between, instead of the preset
+    scale: int, # of the benchmark
+    preset: str = 'light', # a key of PRESETS
+    models: str|None = None, # names with commas in between, instead of the preset
 ) -> tuple: # entries
     "What was asked for on the command line; ModelError for names that do not exist"
     if models is not None:
-        if not models.strip(' ,'): raise ModelError(f'{models!r} names no network: give names with commas in between, such as carn,mrcnet:distilled, or choose a preset.')
+        if not models.strip(' ,'):
+            raise ModelError(f'{models!r} names no network: give names with commas in between, such as '
+                             'carn,mrcnet:distilled, or choose a preset.')
         return tuple(parse_entry(name, scale) for name in models.split(',') if name.strip())
-    if preset not in PRESETS: raise ModelError(f'There is no preset {preset!r}: choose one of {", ".join(PRESETS)}.')
+    if preset not in PRESETS:
+        raise ModelError(f'There is no preset {preset!r}: choose one of {", ".join(PRESETS)}.')
     return PRESETS[preset]
 
 def with_teachers(
@@ -123,31 +142,35 @@ def with_teachers(
     out = {}
     for x in (x for e in entries for x in (e.teacher, e) if x is not None):
         first = out.setdefault(x.key, x) # the label of the first is kept
-        if not first.is_like(x): raise ValueError(f'Two entries would share the folder {x.key}: {first} and {x}.')
+        if not first.is_like(x):
+            raise ValueError(f'Two entries would share the folder {x.key}: {first} and {x}.')
     return tuple(out.values())
 
 # %% ../nbs/benchmark.ipynb #c015
 @dataclass(frozen=True)
 class Budget:
     "What every entry may use. Raises DataError for a number that makes no training"
-    epochs:int=4 # times `steps`; the weights of the best one on validation images are kept
-    steps:int=100 # training steps per epoch, which is not a pass over the data
-    patch:int=64 # side of a high-resolution patch in px
-    batch_size:int=8 # patches per step
-    recipe:str='fast' # 'fast' or 'published', see `SR_RECIPES`
-    valid_images:int=16 # at most so many images choose the best epoch
-    seeds:int=1 # trainings of each entry, with the seeds 0, 1, ...
-    rounds:int=10 # timed forward passes of each network
+    epochs: int=4 # times `steps`; the weights of the best one on validation images are kept
+    steps: int=100 # training steps per epoch, which is not a pass over the data
+    patch: int=64 # side of a high-resolution patch in px
+    batch_size: int=8 # patches per step
+    recipe: str='fast' # 'fast' or 'published', see `SR_RECIPES`
+    valid_images: int=16 # at most so many images choose the best epoch
+    seeds: int=1 # trainings of each entry, with the seeds 0, 1, ...
+    rounds: int=10 # timed forward passes of each network
 
     def __post_init__(self):
         check_settings(self, 'The budget', dict(recipe=SR_RECIPES), rounds=2)
 
-    def __str__(self): return f'{self.epochs} × {self.steps} steps of {self.batch_size} patches of {self.patch}×{self.patch} px, recipe {self.recipe}, {counted(self.seeds, "seed")}'
+    def __str__(self):
+        return (f'{self.epochs} × {self.steps} steps of {self.batch_size} patches of '
+                f'{self.patch}×{self.patch} px, recipe {self.recipe}, {counted(self.seeds, "seed")}')
 
-BUDGETS = {'smoke': Budget(1, 2, 16, 2, valid_images=2, rounds=2), 'quick': Budget(), 'paper': Budget(400, 1000, 96, 4, 'published', 32, 3)}
+BUDGETS = {'smoke': Budget(1, 2, 16, 2, valid_images=2, rounds=2), 'quick': Budget(),
+           'paper': Budget(400, 1000, 96, 4, 'published', 32, 3)}
 
 def budget_of(
-    name:str, # a key of BUDGETS
+    name: str, # a key of BUDGETS
     **changes, # fields of Budget; None leaves a field as it is
 ) -> Budget:
     "A named budget with changes; DataError for names that do not exist"
@@ -155,14 +178,17 @@ def budget_of(
 
 # %% ../nbs/benchmark.ipynb #c022
 FORMAT = 'srdiag benchmark 1'
-_NUMBER,_PARTS = (int, float),dict(train=int, valid=int, test=int)
+_NUMBER, _PARTS = (int, float), dict(train=int, valid=int, test=int)
 _MAYBE = (int, float, type(None)) # JSON knows no infinity and no "not a number": both are null
-_HEAD = dict(format=str, fixed={}, about={}, entries=[dict(label=str, network=str, training=str, config=[list])], sessions=[{}])
-_REPORTED = dict(fixed=dict(scale=int, epochs=int, steps=int, batch_size=int, patch=int, recipe=str, precision=str, device=str),
+_HEAD = dict(format=str, fixed={}, about={},
+             entries=[dict(label=str, network=str, training=str, config=[list])], sessions=[{}])
+_REPORTED = dict(fixed=dict(scale=int, epochs=int, steps=int, batch_size=int, patch=int, recipe=str,
+                            precision=str, device=str),
                  about=dict(data=str, convention=str, panel=str, images=_PARTS, groups=_PARTS),
                  sessions=[dict(date=str, command=str, machine=str, python=str, torch=str, srdiag=str)])
-_METRICS = dict(psnr=_MAYBE, ssim=_MAYBE, n=int, seconds=_NUMBER, seconds_per_step=_MAYBE, parameters=int, flops=_NUMBER, input_size=int,
-                steps=dict(own=int, with_teacher=int), images=dict(file=[str], group=[str], psnr=[_MAYBE], ssim=[_MAYBE]))
+_METRICS = dict(psnr=_MAYBE, ssim=_MAYBE, n=int, seconds=_NUMBER, seconds_per_step=_MAYBE, parameters=int,
+                flops=_NUMBER, input_size=int, steps=dict(own=int, with_teacher=int),
+                images=dict(file=[str], group=[str], psnr=[_MAYBE], ssim=[_MAYBE]))
 _SPEED = dict(setup=str, side=int, entries={}, made={})
 _TIMES = dict(median=_NUMBER, low=_NUMBER, high=_NUMBER, peak_bytes=_MAYBE)
 
@@ -170,35 +196,41 @@ _TIMES = dict(median=_NUMBER, low=_NUMBER, high=_NUMBER, peak_bytes=_MAYBE)
 class Store:
     "The folder of a benchmark"
     def __init__(self,
-        folder:str|Path, # made when it is opened
-    ): self.folder,self.file = Path(folder),Path(folder)/'run.json'
+        folder: str|Path, # made when it is opened
+    ): self.folder, self.file = Path(folder), Path(folder)/'run.json'
 
     def head(self,
-        form:dict=_HEAD, # that is needed
+        form: dict = _HEAD, # that is needed
     ) -> dict: # what run.json says
         "DataError if the folder holds no benchmark"
         remedy = 'restore it from a copy, or choose another output folder'
         if not self.file.is_file():
-            if (self.folder/'runs').exists(): raise DataError(f'{self.file} is missing, and nothing else says what the runs in {self.folder} have in common: {remedy}.')
-            raise DataError(f'{self.folder} holds no benchmark (run.json is missing): check the path, or start one with --data.')
+            if (self.folder/'runs').exists():
+                raise DataError(f'{self.file} is missing, and nothing else says what the runs in '
+                                f'{self.folder} have in common: {remedy}.')
+            raise DataError(f'{self.folder} holds no benchmark (run.json is missing): check the path, or '
+                            'start one with --data.')
         head = read_json(self.file, form, remedy)
-        if not head['sessions']: raise DataError(f'{self.file} is not what srdiag wrote (no session is in it): {remedy}.')
-        if head.get('format') != FORMAT: raise DataError(f'{self.file} is of the format {head.get("format")!r}, not {FORMAT!r}: {remedy}.')
+        if not head['sessions']:
+            raise DataError(f'{self.file} is not what srdiag wrote (no session is in it): {remedy}.')
+        if head.get('format') != FORMAT:
+            raise DataError(f'{self.file} is of the format {head.get("format")!r}, not {FORMAT!r}: {remedy}.')
         return head
 
     def open(self,
-        fixed:dict, # what must not change, as JSON
+        fixed: dict, # what must not change, as JSON
         entries, # that are wanted now
-        session:dict, # date, command, machine
-        about:dict, # what else to record: data, images, groups
+        session: dict, # date, command, machine
+        about: dict, # what else to record: data, images, groups
     ):
         "Start the benchmark, or go on; DataError if the folder holds something else"
         fixed = compare(self, fixed)
-        head = self.head() if self.file.is_file() else dict(format=FORMAT, fixed={}, about=about, entries=[], sessions=[])
+        head = (self.head() if self.file.is_file()
+                else dict(format=FORMAT, fixed={}, about=about, entries=[], sessions=[]))
         old = [entry_from(e, self.file) for e in head['entries']]
         if not any(self.seeds(e) for e in old): head['about'] = about # nothing depends on the old one yet
         head['entries'] = [asdict(e) for e in with_teachers([*old, *entries])]
-        head['fixed'],head['sessions'] = head['fixed'] | fixed,[*head['sessions'], session]
+        head['fixed'], head['sessions'] = head['fixed'] | fixed, [*head['sessions'], session]
         self.folder.mkdir(parents=True, exist_ok=True)
         write_text(self.file, json_text(head))
 
@@ -209,32 +241,39 @@ class Store:
     def done(self, entry, seed): return (self.path(entry, seed)/'metrics.json').is_file()
     def metrics(self, entry, seed): return _read_metrics(self.path(entry, seed)/'metrics.json')
     def seeds(self, entry): # that are complete, in order
-        found = (p.parent.name.removeprefix('seed') for p in (self.folder/'runs'/entry.key).glob('seed*/metrics.json'))
+        found = ((p.parent.name.removeprefix('seed')
+                  for p in (self.folder/'runs'/entry.key).glob('seed*/metrics.json')))
         return sorted(int(s) for s in found if s.isdecimal())
 
 # %% ../nbs/benchmark.ipynb #c026
 def entry_from(
-    d:dict, # of an Entry
-    file:Path, # where it stands
+    d: dict, # of an Entry
+    file: Path, # where it stands
 ) -> Entry:
     "An entry from JSON; DataError if there can be none like it"
-    try: return Entry(d['label'], d['network'], d['training'], tuple((k, tuple(v) if isinstance(v, list) else v) for k,v in d['config']))
-    except ValueError as e: raise DataError(f'{file} names an entry that cannot be ({e}): restore the file from a copy, or choose another output folder.') from e
+    try:
+        return (Entry(d['label'], d['network'], d['training'],
+                      tuple((k, tuple(v) if isinstance(v, list) else v) for k, v in d['config'])))
+    except ValueError as e:
+        raise DataError(f'{file} names an entry that cannot be ({e}): restore the file from a copy, or '
+                        'choose another output folder.') from e
 
 def _read_metrics(path):
     remedy = f'remove the folder {path.parent} to have this run made again'
     found = read_json(path, _METRICS, remedy)
-    if len({len(found['images'][k]) for k in _METRICS['images']}) > 1: raise DataError(f'{path} is not what srdiag wrote (its lists of images differ in length): {remedy}.')
+    if len({len(found['images'][k]) for k in _METRICS['images']}) > 1:
+        raise DataError(f'{path} is not what srdiag wrote (its lists of images differ in length): {remedy}.')
     return found
 
 def read_speed(
-    store:Store, # of a benchmark
+    store: Store, # of a benchmark
 ) -> dict|None: # from `measure_speed`; None if nothing has been timed
     "What speed.json says; DataError if it is damaged"
-    path,remedy = store.folder/'speed.json','remove it to have the networks timed again'
+    path, remedy = store.folder/'speed.json', 'remove it to have the networks timed again'
     if not path.is_file(): return None
     found = read_json(path, _SPEED, remedy)
-    if wrong := misfit(found['entries'], {k:_TIMES for k in found['entries']}, 'entries'): raise DataError(f'{path} is not what srdiag wrote ({wrong}): {remedy}.')
+    if wrong := misfit(found['entries'], {k: _TIMES for k in found['entries']}, 'entries'):
+        raise DataError(f'{path} is not what srdiag wrote ({wrong}): {remedy}.')
     return found
 
 # %% ../nbs/benchmark.ipynb #c028
@@ -243,10 +282,11 @@ LATER = ('split hash', 'size') # of what must not change: these are not in the o
 def _check_free(store): # DataError if something else stands in the place of its folder
     folder = store.folder
     ours = store.file.is_file() or (folder/'runs').exists()
-    if folder.exists() and not ours and not (folder.is_dir() and not any(folder.iterdir())): raise DataError(f'{folder} exists and holds no benchmark: choose another output folder.')
+    if folder.exists() and not ours and not (folder.is_dir() and not any(folder.iterdir())):
+        raise DataError(f'{folder} exists and holds no benchmark: choose another output folder.')
 
 def check_store(
-    store:Store, # that is to be opened
+    store: Store, # that is to be opened
 ):
     "DataError if there is something else in the place of its folder, or a file in it is damaged"
     _check_free(store)
@@ -257,52 +297,58 @@ def check_store(
         for k in store.seeds(e): store.metrics(e, k)
 
 def compare(
-    store:Store, # that is to be opened
-    fixed:dict, # what must not change
+    store: Store, # that is to be opened
+    fixed: dict, # what must not change
 ) -> dict: # the same as JSON gives it back
     "DataError if the store has another configuration"
     _check_free(store)
     fixed = json.loads(json_text(fixed))
     if not store.file.is_file(): return fixed
     old = store.head()['fixed']
-    hint = {'split hash':' (the groups and parts of the images: see --group-pattern)', 'split_seed':' (see --split-seed)', 'size':' (see --size)'}
-    differ = [f'{k} was {old.get(k)}, now it is {v}{hint.get(k, "")}' for k,v in fixed.items() if old.get(k) != v and (k in old or k not in LATER)]
-    if differ: raise DataError(f'{store.folder} was made with another configuration ({"; ".join(differ)}): choose another output folder, or the old configuration.')
+    hint = {'split hash': ' (the groups and parts of the images: see --group-pattern)',
+            'split_seed': ' (see --split-seed)', 'size': ' (see --size)'}
+    differ = ([f'{k} was {old.get(k)}, now it is {v}{hint.get(k, "")}' for k,
+               v in fixed.items() if old.get(k) != v and (k in old or k not in LATER)])
+    if differ:
+        raise DataError(f'{store.folder} was made with another configuration ({"; ".join(differ)}): choose '
+                        'another output folder, or the old configuration.')
     return fixed
 
 # %% ../nbs/benchmark.ipynb #c030
 def working(
-    store:Store, # where the run belongs
-    entry:Entry, # its entry
-    seed:int, # its seed
+    store: Store, # where the run belongs
+    entry: Entry, # its entry
+    seed: int, # its seed
 ): # a context manager: yields a folder to work in, which becomes the run's folder
-    "All or nothing: the folder takes its place when the block ends, and vanishes if it fails or is interrupted"
+    """All or nothing: the folder takes its place when the block ends, and vanishes if it fails or is
+    interrupted"""
     return placing(store.path(entry, seed))
 
 # %% ../nbs/benchmark.ipynb #c035
 def build(
-    entry:Entry, # of the benchmark
-    scale:int, # enlargement
-    image_channels:int=3, # 3 for RGB, 1 for grey
+    entry: Entry, # of the benchmark
+    scale: int, # enlargement
+    image_channels: int = 3, # 3 for RGB, 1 for grey
 ) -> torch.nn.Module: # untrained
     "The network of an entry"
     return create_model(f'{entry.network}_x{scale}', image_channels=image_channels, **dict(entry.config))
 
 def train_entry(
-    entry:Entry, # what to train
-    seed:int, # of weights and patches
-    pairs:dict, # 'train' and 'valid' → SRPairs
-    budget:Budget, # steps, patches, recipe
-    image_channels:int=3, # of the images
-    device:torch.device|str='cpu', # where to train
-    precision:str='auto', # see `precision_callbacks`
-    folder:str|Path|None=None, # for log.csv and steps.csv
+    entry: Entry, # what to train
+    seed: int, # of weights and patches
+    pairs: dict, # 'train' and 'valid' → SRPairs
+    budget: Budget, # steps, patches, recipe
+    image_channels: int = 3, # of the images
+    device: torch.device|str = 'cpu', # where to train
+    precision: str = 'auto', # see `precision_callbacks`
+    folder: str|Path|None = None, # for log.csv and steps.csv
     teacher=None, # the trained teacher of a distilled entry
 ) -> torch.nn.Module: # trained, in eval mode
     "Train one network within the budget"
-    recipe,scale = replace(SR_RECIPES[budget.recipe], batch_size=budget.batch_size),pairs['train'].scale
+    recipe, scale = replace(SR_RECIPES[budget.recipe], batch_size=budget.batch_size), pairs['train'].scale
     how = dict(steps=budget.steps, patch=budget.patch, seed=seed, folder=folder, precision=precision)
-    if entry.training == 'distilled': network,_ = distil(teacher, pairs['train'], pairs['valid'], recipe, budget.epochs, **how)
+    if entry.training == 'distilled':
+        network, _ = distil(teacher, pairs['train'], pairs['valid'], recipe, budget.epochs, **how)
     else:
         torch.manual_seed(seed)
         network = build(entry, scale, image_channels).to(device)
@@ -311,8 +357,8 @@ def train_entry(
     return network.eval()
 
 def steps_of(
-    entry:Entry, # a row
-    budget:Budget, # of the benchmark
+    entry: Entry, # a row
+    budget: Budget, # of the benchmark
 ) -> dict: # own: steps of this network; with_teacher: and of what it needed
     "The training steps behind a row"
     own = budget.epochs*budget.steps*dict(none=0, scratch2x=2).get(entry.training, 1)
@@ -323,7 +369,8 @@ def exact_images(
     tables, # each with file and psnr; infinite or None where there is no error
 ) -> list: # names, sorted
     "Images that somebody reproduces without any error"
-    return sorted({file for t in tables for file,finite in zip(t.file, np.isfinite(t.psnr.astype(float))) if not finite})
+    return (sorted({file for t in tables for file,
+                    finite in zip(t.file, np.isfinite(t.psnr.astype(float))) if not finite}))
 
 # %% ../nbs/benchmark.ipynb #c044
 def are_grouped(
@@ -331,10 +378,10 @@ def are_grouped(
     groups, # N names of groups
 ) -> bool:
     "Whether groups are known: not if every file is its own"
-    return any(f != g for f,g in zip(files, groups, strict=True))
+    return any(f != g for f, g in zip(files, groups, strict=True))
 
 def groups_known(
-    store:Store, # with a complete run
+    store: Store, # with a complete run
 ) -> bool:
     "As recorded in run.json; a store from before this was recorded tells by the images of a run"
     known = store.head()['about'].get('grouped')
@@ -346,46 +393,62 @@ def groups_known(
 class Job:
     "Data, budget and device of a benchmark, with what is derived from them"
     def __init__(self,
-        data:SRData, # images in three parts
-        scale:int, # enlargement
-        budget:Budget, # the same for all
-        device:torch.device|str='cpu', # where to train
-        precision:str='auto', # 'auto', 'bf16', 'fp16' or 'fp32'
-        size:int|None=None, # files were cut to their middle size×size px
+        data: SRData, # images in three parts
+        scale: int, # enlargement
+        budget: Budget, # the same for all
+        device: torch.device|str = 'cpu', # where to train
+        precision: str = 'auto', # 'auto', 'bf16', 'fp16' or 'fp32'
+        size: int|None = None, # files were cut to their middle size×size px
     ):
-        self.data,self.scale,self.budget,self.device,self.size = data,scale,budget,torch.device(device),size
+        self.data, self.scale, self.budget, self.device, self.size = (
+            data, scale, budget, torch.device(device), size)
         self.precision = chosen_precision(precision, device)
-        self.pairs = dict(train=data.pairs('train', scale), valid=data.pairs('valid', scale).few(budget.valid_images), test=data.pairs('test', scale))
+        self.pairs = dict(train=data.pairs('train', scale),
+                          valid=data.pairs('valid', scale).few(budget.valid_images),
+                          test=data.pairs('test', scale))
         self.groups = dict(zip(data.table.file, data.table.group.astype(str)))
-        scores = {k:self._bicubic(k) for k in ('valid', 'test')}
+        scores = {k: self._bicubic(k) for k in ('valid', 'test')}
         self.exact = exact_images([scores['test']])
         if exact_images([scores['valid']]):
-            valid = [i for i,p in enumerate(scores['valid'].psnr) if math.isfinite(p)]
-            self.pairs['valid'] = SRPairs([self.pairs['valid'].hr[i] for i in valid], scale, [self.pairs['valid'].names[i] for i in valid])
+            valid = [i for i, p in enumerate(scores['valid'].psnr) if math.isfinite(p)]
+            self.pairs['valid'] = (SRPairs([self.pairs['valid'].hr[i] for i in valid], scale,
+                                           [self.pairs['valid'].names[i] for i in valid]))
         ranked = scores['test'].psnr[np.isfinite(scores['test'].psnr)].sort_values(kind='stable').index
         self.panel = int(ranked[(len(ranked)-1)//2])
 
     def _bicubic(self, part): # scores of the images of a part
         scores = score_images(build(BICUBIC, self.scale, self.data.channels), self.pairs[part])
         if not np.isfinite(scores.psnr).any():
-            raise DataError(f'Interpolation makes no error in any {"validation" if part == "valid" else part} image of {self.data.root} (such as {scores.file[0]}), so no PSNR can be averaged: leave blank images out, or choose another --split-seed.')
+            raise DataError('Interpolation makes no error in any '
+                            f'{"validation" if part == "valid" else part} image of {self.data.root} (such '
+                            f'as {scores.file[0]}), so no PSNR can be averaged: leave blank images out, or '
+                            'choose another --split-seed.')
         return scores
 
     def fixed(self) -> dict: # what must not change within one store
-        budget = {k:v for k,v in asdict(self.budget).items() if k not in ('seeds', 'rounds')}
-        split,table = self.data.table.split.value_counts(),self.data.table[['file', 'group', 'split']].astype(str).to_csv(index=False)
-        return dict(scale=self.scale, size=self.size, **{'data hash':self.data.hash, 'split hash':hashlib.sha256(table.encode()).hexdigest()[:16]}, **{f'{k} images':int(split[k]) for k in ('train', 'valid', 'test')}, channels=self.data.channels, **budget,
-                    precision=self.precision, device=self.device.type, srdiag=version('srdiag'))
+        budget = {k: v for k, v in asdict(self.budget).items() if k not in ('seeds', 'rounds')}
+        split, table = (self.data.table.split.value_counts(),
+                        self.data.table[['file', 'group', 'split']].astype(str).to_csv(index=False))
+        return ((((((((dict(scale=self.scale, size=self.size, **{'data hash': self.data.hash,
+                                                                 'split hash': hashlib.sha256(table.encode()).hexdigest()[
+                                                                                       :16]},
+                            **{f'{k} images': int(split[k]) for k in ('train', 'valid', 'test')},
+                            channels=self.data.channels, **budget, precision=self.precision,
+                            device=self.device.type, srdiag=version('srdiag'))))))))))
 
     def about(self) -> dict: # for the reader
         of = lambda part: self.data.table[self.data.table.split == part]
-        return dict(grouped=are_grouped(self.data.table.file, self.data.table.group), data='/'.join(self.data.root.resolve().parts[-2:]), skipped=self.data.skipped or 'none', groups={k:int(of(k).group.nunique()) for k in ('train', 'valid', 'test')},
-                    images={k:len(of(k)) for k in ('train', 'valid', 'test')}, convention=convention(self.scale).describe(self.data.channels), panel=self.pairs['test'].names[self.panel])
+        return (dict(grouped=are_grouped(self.data.table.file, self.data.table.group),
+                     data='/'.join(self.data.root.resolve().parts[-2:]), skipped=self.data.skipped or 'none',
+                     groups={k: int(of(k).group.nunique()) for k in ('train', 'valid', 'test')},
+                     images={k: len(of(k)) for k in ('train', 'valid', 'test')},
+                     convention=convention(self.scale).describe(self.data.channels),
+                     panel=self.pairs['test'].names[self.panel]))
 
 # %% ../nbs/benchmark.ipynb #c049
 def check_images(
-    job:Job, # that is to go on
-    store:Store, # with its runs so far
+    job: Job, # that is to go on
+    store: Store, # with its runs so far
 ):
     "DataError if the runs of a store were tested on other images"
     if not store.file.is_file(): return
@@ -395,11 +458,15 @@ def check_images(
         for k in store.seeds(e):
             images = store.metrics(e, k)['images']
             if [*zip(images['file'], images['group'])] != wanted:
-                raise DataError(f'{store.path(e, k)} was tested on other images, or with other groups: choose another output folder, or the old --group-pattern, --split-seed and data.')
-    name,truth = store.head()['about'].get('panel'),store.folder/'panel'/'hr.png'
+                raise DataError(f'{store.path(e, k)} was tested on other images, or with other groups: '
+                                'choose another output folder, or the old --group-pattern, --split-seed '
+                                'and data.')
+    name, truth = store.head()['about'].get('panel'), store.folder/'panel'/'hr.png'
     if not (truth.is_file() and name in job.pairs['test'].names): return
     image = to_uint8(job.pairs['test'][job.pairs['test'].names.index(name)][1])
-    if not torch.equal(read_image(truth), image): raise DataError(f'The test image {name} is not the one in {truth}: choose another output folder, or the old --size and --channels.')
+    if not torch.equal(read_image(truth), image):
+        raise DataError(f'The test image {name} is not the one in {truth}: choose another output folder, or '
+                        'the old --size and --channels.')
 
 # %% ../nbs/benchmark.ipynb #c051
 def _teacher_for(job, store, entry, seed): # the trained teacher, from the store
@@ -408,15 +475,18 @@ def _teacher_for(job, store, entry, seed): # the trained teacher, from the store
     return load_model(store.path(entry.teacher, seed)/'model', 'sr', job.scale, job.device)[0]
 
 def _model_info(job, entry, seed, scores, seconds):
-    training = dict(training=entry.training, seed=seed, precision=job.precision, seconds=round(seconds, 1)) | asdict(job.budget)
-    return ModelInfo(f'{entry.label} x{job.scale}, benchmark', data=dict(name=job.data.root.name, hash=job.data.hash, **job.about()['images']), training=training,
-                     metrics=dict(psnr=scores.psnr.mean(), ssim=scores.ssim.mean(), n=len(scores), convention=job.about()['convention']))
+    training = (dict(training=entry.training, seed=seed, precision=job.precision, seconds=round(seconds, 1))
+                | asdict(job.budget))
+    return ModelInfo(f'{entry.label} x{job.scale}, benchmark',
+                     data=dict(name=job.data.root.name, hash=job.data.hash, **job.about()['images']),
+                     training=training, metrics=dict(psnr=scores.psnr.mean(), ssim=scores.ssim.mean(),
+                                                     n=len(scores), convention=job.about()['convention']))
 
 def do_run(
-    job:Job, # data, budget, device
-    store:Store, # where results go
-    entry:Entry, # what to train
-    seed:int, # of weights and patches
+    job: Job, # data, budget, device
+    store: Store, # where results go
+    entry: Entry, # what to train
+    seed: int, # of weights and patches
 ) -> bool: # False: it was complete already
     "Train, score and store one entry with one seed, unless that is done"
     if store.done(entry, seed): return False
@@ -424,17 +494,24 @@ def do_run(
     say(f'{entry.label}, seed {seed}: {steps_of(entry, job.budget)["own"]} steps')
     with working(store, entry, seed) as folder:
         start = time.perf_counter()
-        network = train_entry(entry, seed, job.pairs, job.budget, job.data.channels, job.device, job.precision, folder, teacher)
+        network = train_entry(entry, seed, job.pairs, job.budget, job.data.channels, job.device,
+                              job.precision, folder, teacher)
         seconds = time.perf_counter()-start
         scores = score_images(network, job.pairs['test']).assign(group=lambda d: d.file.map(job.groups))
         kept = scores[~scores.file.isin(exact_images([scores])) & ~scores.file.isin(job.exact)]
-        if entry.training != 'none': save_model(folder/'model', network, _model_info(job, entry, seed, kept, seconds), files={'split.csv':job.data.table.to_csv(index=False)})
+        if entry.training != 'none':
+            save_model(folder/'model', network, _model_info(job, entry, seed, kept, seconds),
+                       files={'split.csv': job.data.table.to_csv(index=False)})
         _save_panel(job, network, folder/'panel.png')
         side = 128 if job.scale == 4 else 96
-        cost = measure_cost(entry.label, build(entry, job.scale, job.data.channels), job.scale, side, job.data.channels)
+        cost = measure_cost(entry.label, build(entry, job.scale, job.data.channels), job.scale, side,
+                            job.data.channels)
         steps = steps_of(entry, job.budget)['own']
-        metrics = dict(psnr=kept.psnr.mean(), ssim=kept.ssim.mean(), n=len(kept), convention=job.about()['convention'], seconds=seconds, seconds_per_step=seconds/steps if steps else None,
-                       steps=steps_of(entry, job.budget), parameters=cost.parameters, flops=cost.flops, input_size=side, entry=asdict(entry), seed=seed, made=session_now(), images=scores.to_dict('list'))
+        metrics = dict(psnr=kept.psnr.mean(), ssim=kept.ssim.mean(), n=len(kept),
+                       convention=job.about()['convention'], seconds=seconds,
+                       seconds_per_step=seconds/steps if steps else None, steps=steps_of(entry, job.budget),
+                       parameters=cost.parameters, flops=cost.flops, input_size=side, entry=asdict(entry),
+                       seed=seed, made=session_now(), images=scores.to_dict('list'))
         (folder/'metrics.json').write_text(json_text(metrics), encoding='utf-8')
     say(f'    {metrics["psnr"]:.3f} dB, SSIM {metrics["ssim"]:.4f}, {seconds:.0f} s')
     return True
@@ -442,23 +519,25 @@ def do_run(
 # %% ../nbs/benchmark.ipynb #c053
 @torch.no_grad()
 def _save_panel(job, network, path):
-    lr,_ = job.pairs['test'][job.panel]
-    save_png(to_uint8(network(lr[None].to(job.device).contiguous(memory_format=torch.channels_last))[0].float().clamp(0, 1).cpu()), path)
+    lr, _ = job.pairs['test'][job.panel]
+    save_png(to_uint8(network(lr[None].to(job.device).contiguous(memory_format=torch.channels_last))[
+                              0].float().clamp(0, 1).cpu()), path)
 
-def _save_truth(job, store): # what the panel images are to be compared with: the image that the store's first runs have drawn
-    folder,names,chosen = store.folder/'panel',job.pairs['test'].names,store.head()['about']['panel']
+def _save_truth(job, store):
+    # what the panel images are to be compared with: the image that the store's first runs have drawn
+    folder, names, chosen = store.folder/'panel', job.pairs['test'].names, store.head()['about']['panel']
     if chosen in names: job.panel = names.index(chosen)
     folder.mkdir(exist_ok=True)
-    for name,x in zip(('lr', 'hr'), job.pairs['test'][job.panel]):
+    for name, x in zip(('lr', 'hr'), job.pairs['test'][job.panel]):
         with replacing(folder/f'{name}.png') as temporary: save_png(to_uint8(x), temporary)
 
 # %% ../nbs/benchmark.ipynb #c055
 def run_all(
-    job:Job, # data, budget, device
-    store:Store, # open
+    job: Job, # data, budget, device
+    store: Store, # open
     entries, # what to train
-    only:str|None=None, # key of one entry: leave the others to other processes
-    only_seed:int|None=None, # leave the other seeds
+    only: str|None = None, # key of one entry: leave the others to other processes
+    only_seed: int|None = None, # leave the other seeds
 ) -> int: # runs that were done now
     "Every entry with every seed, skipping what is complete; a training that fails is said and left out"
     done = 0
@@ -477,92 +556,116 @@ def run_all(
 # %% ../nbs/benchmark.ipynb #c057
 def measure_speed(
     entries, # of the benchmark
-    scale:int, # enlargement
-    image_channels:int=3, # of the images
-    setup:Setup=Setup(), # device, precision
-    rounds:int=10, # timed forward passes
-    side:int|None=None, # of the square input in px; None: the paper's
+    scale: int, # enlargement
+    image_channels: int = 3, # of the images
+    setup: Setup = Setup(), # device, precision
+    rounds: int = 10, # timed forward passes
+    side: int|None = None, # of the square input in px; None: the paper's
 ) -> dict: # setup, side, and for each key latency and peak memory
     "Latency in turns and peak memory of every network"
     side = side or (128 if scale == 4 else 96)
-    shape,networks = (1, image_channels, side, side),{(e.network, e.config):e for e in entries}
-    calls = {k:forward_call(build(e, scale, image_channels), shape, setup) for k,e in networks.items()}
+    shape, networks = (1, image_channels, side, side), {(e.network, e.config): e for e in entries}
+    calls = {k: forward_call(build(e, scale, image_channels), shape, setup) for k, e in networks.items()}
     times = compare_latency(calls, rounds, 2)
     options = lambda e: dict(name=f'{e.network}_x{scale}', image_channels=image_channels) | dict(e.config)
-    peaks = {k:peak_memory('srdiag.sr.zoo:create_model', options(e), shape, setup) for k,e in networks.items()}
-    rows = {e.key:asdict(times[e.network, e.config]) | dict(peak_bytes=peaks[e.network, e.config]) for e in entries}
+    peaks = ({k: peak_memory('srdiag.sr.zoo:create_model', options(e), shape, setup) for k,
+              e in networks.items()})
+    rows = ({e.key: asdict(times[e.network, e.config]) | dict(peak_bytes=peaks[e.network, e.config])
+             for e in entries})
     return dict(setup=str(setup), side=side, entries=rows, made=session_now())
 
 def ensure_speed(store, job, entries): # measure if an entry is missing or the machine is another
-    path,old = store.folder/'speed.json',read_speed(store) or dict(entries={}, made={})
-    if all(e.key in old['entries'] for e in entries) and old['made'].get('machine') == session_now()['machine']: return
+    path, old = store.folder/'speed.json', read_speed(store) or dict(entries={}, made={})
+    if (all(e.key in old['entries'] for e in entries)
+        and old['made'].get('machine') == session_now()['machine']):
+        return
     say(f'Timing {len(entries)} entries.')
-    write_text(path, json_text(measure_speed(entries, job.scale, job.data.channels, Setup(str(job.device), job.precision), job.budget.rounds)))
+    write_text(path, json_text(measure_speed(entries, job.scale, job.data.channels,
+                                             Setup(str(job.device), job.precision), job.budget.rounds)))
 
 # %% ../nbs/benchmark.ipynb #c059
 def image_scores(
-    store:Store, # of a benchmark
+    store: Store, # of a benchmark
 ) -> tuple: # {(key of the entry, seed): table with file, group, psnr, ssim}, and the names of images left out
     "The scores of the same images in every run; DataError if runs are of different images, or none is left"
-    tables = {(e.key, k):pd.DataFrame(store.metrics(e, k)['images']) for e in store.entries() for k in store.seeds(e)}
-    if not tables: raise DataError(f'{store.folder} holds no complete run yet: let the benchmark train first.')
-    (first,seed),one = next(iter(tables.items()))
-    for (key,k),table in tables.items():
+    tables = ({(e.key, k): pd.DataFrame(store.metrics(e, k)['images']) for e in store.entries()
+               for k in store.seeds(e)})
+    if not tables:
+        raise DataError(f'{store.folder} holds no complete run yet: let the benchmark train first.')
+    (first, seed), one = next(iter(tables.items()))
+    for (key, k), table in tables.items():
         if not table[['file', 'group']].equals(one[['file', 'group']]):
-            raise DataError(f'In {store.folder}, {key} with seed {k} was tested on other images or groups than {first} with seed {seed}, so no row can be compared: keep the runs of one kind and remove the folders of the others in {store.folder/"runs"}.')
+            raise DataError(f'In {store.folder}, {key} with seed {k} was tested on other images or groups '
+                            f'than {first} with seed {seed}, so no row can be compared: keep the runs of '
+                            f'one kind and remove the folders of the others in {store.folder/"runs"}.')
     out = exact_images(tables.values())
-    tables = {run:t[~t.file.isin(out)].reset_index(drop=True) for run,t in tables.items()}
-    if out and not len(tables[first, seed]): raise DataError(f'In {store.folder}, each of the {len(out)} test images is reproduced without any error by at least one run, so no PSNR can be averaged: use other test images.')
-    return tables,out
+    tables = {run: t[~t.file.isin(out)].reset_index(drop=True) for run, t in tables.items()}
+    if out and not len(tables[first, seed]):
+        raise DataError(f'In {store.folder}, each of the {len(out)} test images is reproduced without any '
+                        'error by at least one run, so no PSNR can be averaged: use other test images.')
+    return tables, out
 
 # %% ../nbs/benchmark.ipynb #c061
 def results_table(
-    store:Store, # of a benchmark
+    store: Store, # of a benchmark
 ) -> pd.DataFrame: # a row per entry and seed
     "Everything that is complete"
-    tables,_ = image_scores(store)
+    tables, _ = image_scores(store)
     keep = ('seconds', 'seconds_per_step', 'parameters', 'flops', 'input_size')
-    rows = [dict(entry=e.key, label=e.label, training=e.training, seed=k, psnr=t.psnr.mean(), ssim=t.ssim.mean(), n=len(t), **{x:m[x] for x in keep}, steps=m['steps']['own'], steps_with_teacher=m['steps']['with_teacher'])
-            for e in store.entries() for k in store.seeds(e) for m,t in [(store.metrics(e, k), tables[e.key, k])]]
+    rows = ([dict(entry=e.key, label=e.label, training=e.training, seed=k, psnr=t.psnr.mean(),
+                  ssim=t.ssim.mean(), n=len(t), **{x: m[x] for x in keep}, steps=m['steps']['own'],
+                  steps_with_teacher=m['steps']['with_teacher']) for e in store.entries()
+             for k in store.seeds(e) for m, t in [(store.metrics(e, k), tables[e.key, k])]])
     return pd.DataFrame(rows)
 
 def summary_table(
-    results:pd.DataFrame, # from results_table
-    speed:dict|None=None, # from measure_speed
+    results: pd.DataFrame, # from results_table
+    speed: dict|None = None, # from measure_speed
 ) -> pd.DataFrame: # a row per entry
     "Mean and standard deviation over seeds, cost and speed"
     by = results.groupby('entry', sort=False)
-    out = by.agg(label=('label', 'first'), training=('training', 'first'), seeds=('seed', 'count'), psnr=('psnr', 'mean'), psnr_sd=('psnr', 'std'), ssim=('ssim', 'mean'), ssim_sd=('ssim', 'std'),
-                 steps=('steps', 'first'), steps_with_teacher=('steps_with_teacher', 'first'), seconds=('seconds', 'mean'), parameters=('parameters', 'first'), flops=('flops', 'first'))
+    out = by.agg(label=('label', 'first'), training=('training', 'first'), seeds=('seed', 'count'),
+                 psnr=('psnr', 'mean'), psnr_sd=('psnr', 'std'), ssim=('ssim', 'mean'),
+                 ssim_sd=('ssim', 'std'), steps=('steps', 'first'),
+                 steps_with_teacher=('steps_with_teacher', 'first'), seconds=('seconds', 'mean'),
+                 parameters=('parameters', 'first'), flops=('flops', 'first'))
     timed = (speed or {}).get('entries', {})
-    for column,key,factor in (('latency_ms', 'median', 1e3), ('latency_low_ms', 'low', 1e3), ('latency_high_ms', 'high', 1e3), ('peak_mb', 'peak_bytes', 1e-6)):
-        out[column] = [timed[e][key]*factor if e in timed and timed[e][key] is not None else np.nan for e in out.index]
+    for column, key, factor in (('latency_ms', 'median', 1e3), ('latency_low_ms', 'low', 1e3),
+                                ('latency_high_ms', 'high', 1e3), ('peak_mb', 'peak_bytes', 1e-6)):
+        out[column] = ([timed[e][key]*factor if e in timed and timed[e][key] is not None else np.nan
+                        for e in out.index])
     return out.reset_index()
 
 # %% ../nbs/benchmark.ipynb #c073
 REFERENCES = ('mrcnet', 'edsr_baseline')
 
 def gains_table(
-    store:Store, # of a benchmark
+    store: Store, # of a benchmark
     references=REFERENCES, # networks to compare with, trained without a teacher; those that are there
-) -> pd.DataFrame: # label, against, gain in dB, low and high over test groups, sd, seed_low and seed_high over seeds, seeds, groups
+# label, against, gain in dB, low and high over test groups, sd, seed_low and seed_high over seeds, seeds,
+# groups
+) -> pd.DataFrame:
     "Paired differences in PSNR against the reference entries"
-    rows,entries,twice,tables = [],store.entries(),('scratch2x', 'distilled'),image_scores(store)[0]
+    rows, entries, twice, tables = [], store.entries(), ('scratch2x', 'distilled'), image_scores(store)[0]
     for ref in (e for e in entries if e.network in references and e.training in ('scratch', 'scratch2x')):
         for e in entries:
             seeds = sorted({*store.seeds(e)} & {*store.seeds(ref)})
             if e == ref or not seeds or (ref.training in twice and e.training not in twice): continue
-            a,b = (np.stack([tables[x.key, k].psnr for k in seeds]) for x in (ref, e)) # seeds×images
+            a, b = (np.stack([tables[x.key, k].psnr for k in seeds]) for x in (ref, e)) # seeds×images
             groups = tables[ref.key, seeds[0]].group
-            gain,low,high = paired_gain(a.mean(0), b.mean(0), groups)
+            gain, low, high = paired_gain(a.mean(0), b.mean(0), groups)
             by_seed = (b-a).mean(1)
-            sd,(seed_low,seed_high) = by_seed.std(ddof=1) if len(seeds) > 1 else math.nan,seed_interval(by_seed)
-            rows.append(dict(label=e.label, against=ref.label, gain=gain, low=low, high=high, sd=sd, seed_low=seed_low, seed_high=seed_high, seeds=len(seeds), groups=groups.nunique()))
-    return pd.DataFrame(rows, columns=['label', 'against', 'gain', 'low', 'high', 'sd', 'seed_low', 'seed_high', 'seeds', 'groups'])
+            sd, (seed_low, seed_high) = (by_seed.std(ddof=1) if len(seeds) > 1 else math.nan,
+                                         seed_interval(by_seed))
+            rows.append(dict(label=e.label, against=ref.label, gain=gain, low=low, high=high, sd=sd,
+                             seed_low=seed_low, seed_high=seed_high, seeds=len(seeds),
+                             groups=groups.nunique()))
+    return pd.DataFrame(rows, columns=['label', 'against', 'gain', 'low', 'high', 'sd', 'seed_low',
+                                       'seed_high', 'seeds', 'groups'])
 
 # %% ../nbs/benchmark.ipynb #c075
 def published_sr(
-    scale:int|None=None, # 2 or 4; None: both
+    scale: int|None = None, # 2 or 4; None: both
 ) -> pd.DataFrame: # table, data, scale, input_size, name, psnr, ssim, parameters, flops, memory_mb
     "Tables I and II as printed, in plain units"
     with (resources.files('srdiag.published')/'sr.csv').open(encoding='utf-8') as f: frame = pd.read_csv(f)
@@ -573,79 +676,105 @@ def _published_row(published, label): # the row of Table I or else of Table II, 
     return None if found.empty else found.iloc[0]
 
 # %% ../nbs/benchmark.ipynb #c078
-def _number(x, form='{:.3f}'): return '–' if x is None or (isinstance(x, float) and math.isnan(x)) else form.format(x)
+def _number(x, form='{:.3f}'):
+    return '–' if x is None or (isinstance(x, float) and math.isnan(x)) else form.format(x)
 def _count(x): return '–' if x is None or (isinstance(x, float) and math.isnan(x)) else format_count(x)
-def _spread(mean, sd, digits): return _number(mean, f'{{:.{digits}f}}') + ('' if math.isnan(sd) else f' ± {sd:.{digits}f}')
+def _spread(mean, sd, digits):
+    return _number(mean, f'{{:.{digits}f}}') + ('' if math.isnan(sd) else f' ± {sd:.{digits}f}')
 
 def _main_table(summary):
-    header = ['network', 'training', '>steps (with teacher)', '>seeds', '>PSNR in dB', '>SSIM', '>parameters', '>FLOPs', '>latency in ms', '>peak memory in MB']
-    rows = [[r.label, r.training, f'{r.steps} ({r.steps_with_teacher})' if r.steps != r.steps_with_teacher else r.steps, r.seeds, _spread(r.psnr, r.psnr_sd, 3), _spread(r.ssim, r.ssim_sd, 4),
-             _count(r.parameters), _count(r.flops), _number(r.latency_ms, '{:.1f}') + ('' if math.isnan(r.latency_ms) else f' ({r.latency_low_ms:.1f}–{r.latency_high_ms:.1f})'), _number(r.peak_mb, '{:.0f}')]
-            for r in summary.itertuples()]
+    header = ['network', 'training', '>steps (with teacher)', '>seeds', '>PSNR in dB', '>SSIM', '>parameters',
+              '>FLOPs', '>latency in ms', '>peak memory in MB']
+    rows = ([[r.label, r.training,
+              f'{r.steps} ({r.steps_with_teacher})' if r.steps != r.steps_with_teacher else r.steps, r.seeds,
+              _spread(r.psnr, r.psnr_sd, 3), _spread(r.ssim, r.ssim_sd, 4), _count(r.parameters),
+              _count(r.flops), _number(r.latency_ms, '{:.1f}')
+              + ('' if math.isnan(r.latency_ms) else f' ({r.latency_low_ms:.1f}–{r.latency_high_ms:.1f})'),
+              _number(r.peak_mb, '{:.0f}')] for r in summary.itertuples()])
     return markdown_table(header, rows)
 
 def _interval(low, high): return '–' if math.isnan(low) else f'{low:+.3f} to {high:+.3f}'
 
 def _gain_rows(gains, grouped):
     what = 'groups' if grouped else 'images'
-    header = ['network', 'against', '>gain in dB', f'>95 % over test {what}', '>95 % over seeds', '>seeds', f'>test {what}']
-    return markdown_table(header, [[r.label, r.against, f'{r.gain:+.3f}', _interval(r.low, r.high), _interval(r.seed_low, r.seed_high), r.seeds, r.groups] for r in gains.itertuples()])
+    header = ['network', 'against', '>gain in dB', f'>95 % over test {what}', '>95 % over seeds', '>seeds',
+              f'>test {what}']
+    return (markdown_table(header, [[r.label, r.against, f'{r.gain:+.3f}', _interval(r.low, r.high),
+                                     _interval(r.seed_low, r.seed_high), r.seeds, r.groups]
+                                    for r in gains.itertuples()]))
 
 # %% ../nbs/benchmark.ipynb #c080
 def _published_table(summary, scale):
-    header = ['network', '>PSNR here', '>printed', '>SSIM here', '>printed', '>parameters here', '>printed', '>FLOPs here', '>printed', '>memory here in MB', '>printed', 'table']
-    published,rows = published_sr(scale),[]
+    header = ['network', '>PSNR here', '>printed', '>SSIM here', '>printed', '>parameters here', '>printed',
+              '>FLOPs here', '>printed', '>memory here in MB', '>printed', 'table']
+    published, rows = published_sr(scale), []
     for r in summary.itertuples():
         p = _published_row(published, r.label)
         if p is None: continue
-        rows.append([r.label, _number(r.psnr), _number(p.psnr), _number(r.ssim, '{:.4f}'), _number(p.ssim, '{:.4f}'), _count(r.parameters), _count(p.parameters), _count(r.flops), _count(p.flops),
-                     _number(r.peak_mb, '{:.0f}'), _number(p.memory_mb, '{:.0f}'), f'{p.table} ({p.data})'])
-    return markdown_table(header, rows) if rows else 'None of these networks stands in the tables of the paper.'
+        rows.append([r.label, _number(r.psnr), _number(p.psnr), _number(r.ssim, '{:.4f}'),
+                     _number(p.ssim, '{:.4f}'), _count(r.parameters), _count(p.parameters), _count(r.flops),
+                     _count(p.flops), _number(r.peak_mb, '{:.0f}'), _number(p.memory_mb, '{:.0f}'),
+                     f'{p.table} ({p.data})'])
+    return (markdown_table(header, rows) if rows
+            else 'None of these networks stands in the tables of the paper.')
 
 # %% ../nbs/benchmark.ipynb #c082
 def _validation(path): # PSNR after each epoch
     try: return pd.read_csv(path).valid_psnr.astype(float)
-    except (ValueError, AttributeError) as e: raise DataError(f'{path} is not a log of a training ({e}): restore it from a copy, or remove the folder {path.parent} to have this run made again.') from e
+    except (ValueError, AttributeError) as e:
+        raise DataError(f'{path} is not a log of a training ({e}): restore it from a copy, or remove the '
+                        f'folder {path.parent} to have this run made again.') from e
 
 def draw(
-    store:Store, # of a benchmark
-    summary:pd.DataFrame, # from summary_table
+    store: Store, # of a benchmark
+    summary: pd.DataFrame, # from summary_table
 ) -> dict: # file name without ending → Figure
     "The figures of a benchmark"
-    head,drawn = store.head(),{}
-    scale,about = head['fixed']['scale'],head['about']
-    rows = [dict(name=r.label, psnr=r.psnr, sd=0. if math.isnan(r.psnr_sd) else r.psnr_sd, flops=r.flops, parameters=r.parameters) for r in summary.itertuples()]
-    drawn['fig4'] = figures.psnr_flops(rows, title=f'×{scale}, {about["data"]}, {about["images"]["test"]} test images (area: parameters)')
+    head, drawn = store.head(), {}
+    scale, about = head['fixed']['scale'], head['about']
+    rows = ([dict(name=r.label, psnr=r.psnr, sd=0. if math.isnan(r.psnr_sd) else r.psnr_sd, flops=r.flops,
+                  parameters=r.parameters) for r in summary.itertuples()])
+    drawn['fig4'] = figures.psnr_flops(rows, title=f'×{scale}, {about["data"]}, {about["images"]["test"]} '
+                                                   'test images (area: parameters)')
     complete = [(e, store.seeds(e)[0]) for e in store.entries() if store.seeds(e)]
     truth = store.folder/'panel'
     if (truth/'hr.png').is_file():
-        images = {'LR':as_float(read_image(truth/'lr.png'))} | {e.label:as_float(read_image(store.path(e, k)/'panel.png')) for e,k in complete}
-        drawn['fig5'] = figures.sr_panel(images, as_float(read_image(truth/'hr.png')), convention(scale), width=max(7, 1.35*(len(images) + 1)))
-    logs = {e.label:_validation(store.path(e, k)/'log.csv') for e,k in complete if (store.path(e, k)/'log.csv').is_file()}
-    if logs: drawn['curves'] = figures.learning_curves(logs, head['fixed']['steps'], title='Validation while training, first seed')
+        images = ({'LR': as_float(read_image(truth/'lr.png'))}
+                  | {e.label: as_float(read_image(store.path(e, k)/'panel.png')) for e, k in complete})
+        drawn['fig5'] = figures.sr_panel(images, as_float(read_image(truth/'hr.png')), convention(scale),
+                                         width=max(7, 1.35*(len(images) + 1)))
+    logs = ({e.label: _validation(store.path(e, k)/'log.csv') for e,
+             k in complete if (store.path(e, k)/'log.csv').is_file()})
+    if logs:
+        drawn['curves'] = figures.learning_curves(logs, head['fixed']['steps'],
+                                                  title='Validation while training, first seed')
     return drawn
 
 # %% ../nbs/benchmark.ipynb #c084
-DEVIATIONS = (
-    (('srcnn', 'edsr_baseline', 'carn', 'srrfn'), ('skip', False), 'Added here, not in the published networks: the bicubic image at the output of {}.'),
-    (('mrcnet', 'mrcnet_stack', 'mrcnet_recursive', 'mrcnet_recursive_no_lstm', 'mrcnet_recursive_no_rcf'), ('skip', 'nearest'), 'The enlarged image that {} adds to its output is bicubic; the paper leaves the kind open.'),
-    (('drrn',), None, '{} is without batch norm.'),
-    (('drcn',), ('ensemble', True), '{} paints from its last recursion: no ensemble of all.'),
-    (('drcn',), None, 'The recursions of {} are not supervised one by one.'),
-    (('mwcnn',), None, "{} has its authors' later layout, which meets the counts of Table I."),
-)
+DEVIATIONS = ((('srcnn', 'edsr_baseline', 'carn', 'srrfn'), ('skip', False),
+               'Added here, not in the published networks: the bicubic image at the output of {}.'),
+              (('mrcnet', 'mrcnet_stack', 'mrcnet_recursive', 'mrcnet_recursive_no_lstm',
+                'mrcnet_recursive_no_rcf'), ('skip', 'nearest'),
+               'The enlarged image that {} adds to its output is bicubic; the paper leaves the kind open.'),
+              (('drrn',), None, '{} is without batch norm.'),
+              (('drcn',), ('ensemble', True), '{} paints from its last recursion: no ensemble of all.'),
+              (('drcn',), None, 'The recursions of {} are not supervised one by one.'),
+              (('mwcnn',), None, "{} has its authors' later layout, which meets the counts of Table I."),)
 
 def deviations(
     entries, # that are in the report
 ) -> list: # of sentences
     "Where these networks, or their training, are not as published"
     said = []
-    for networks,undone,sentence in DEVIATIONS:
+    for networks, undone, sentence in DEVIATIONS:
         there = {e.network for e in entries if e.network in networks and undone not in e.config}
-        titles = 'MRC-Net' if 'mrcnet' in networks else ', '.join(entry_of(f'{n}_x4')[0].title for n in networks if n in there)
+        titles = ('MRC-Net' if 'mrcnet' in networks
+                  else ', '.join(entry_of(f'{n}_x4')[0].title for n in networks if n in there))
         if there: said.append(sentence.format(titles))
-    if not any('skip' in dict(e.config) for e in entries): said.append('Every network starts from the bicubic image, and none has to learn it.')
-    return [*said, 'One recipe of learning rates for all, searched for none: each might do better with its own.']
+    if not any('skip' in dict(e.config) for e in entries):
+        said.append('Every network starts from the bicubic image, and none has to learn it.')
+    return [*said,
+            'One recipe of learning rates for all, searched for none: each might do better with its own.']
 
 # %% ../nbs/benchmark.ipynb #c087
 def limits(
@@ -653,42 +782,58 @@ def limits(
     exact=(), # names of test images that are left out, see `exact_images`
 ) -> str: # a list in markdown
     "What the table of results does not say"
-    said,doubles = ['PSNR and SSIM are means over test images, ± the standard deviation over seeds; with one seed there is none.'],[e.label for e in entries if e.training == 'scratch2x']
-    if exact: said.append(f'Left out of all means and differences, for all entries alike, because at least one run reproduces them without any error (infinite PSNR): {counted(len(exact), "test image")}, {", ".join(f"`{x}`" for x in exact)}.')
+    said, doubles = (['PSNR and SSIM are means over test images, ± the standard deviation over seeds; with '
+                      'one seed there is none.'], [e.label for e in entries if e.training == 'scratch2x'])
+    if exact:
+        said.append('Left out of all means and differences, for all entries alike, because at least one run '
+                    'reproduces them without any error (infinite PSNR): '
+                    f'{counted(len(exact), "test image")}, {", ".join(f"`{x}`" for x in exact)}.')
     if any(e.training == 'distilled' for e in entries):
-        said.append("A distilled network has also used its teacher's steps (in brackets). Both train with one seed, so the student sees the patches that its teacher saw.")
-        if not doubles: said.append('No row has had as many steps without a teacher, so a gain by distilling cannot be told from one by longer training.')
-    if doubles: said.append(f'{" and ".join(f"“{x}”" for x in doubles)}: twice the steps, as many as teacher and student together, with different patches in all of them and one schedule for the whole.')
-    said.append('A short budget ranks networks by how fast they learn, not by what they can reach; the learning curves show whether they had finished.')
+        said.append("A distilled network has also used its teacher's steps (in brackets). Both train with "
+                    "one seed, so the student sees the patches that its teacher saw.")
+        if not doubles:
+            said.append('No row has had as many steps without a teacher, so a gain by distilling cannot be '
+                        'told from one by longer training.')
+    if doubles:
+        said.append(f'{" and ".join(f"“{x}”" for x in doubles)}: twice the steps, as many as teacher and '
+                    'student together, with different patches in all of them and one schedule for the '
+                    'whole.')
+    said.append('A short budget ranks networks by how fast they learn, not by what they can reach; the '
+                'learning curves show whether they had finished.')
     return '\n'.join(f'- {x}' for x in said + deviations(entries))
 
 UNKNOWN = 'groups unknown: each image stands for itself; the split may separate frames of one patient'
 
 def about_intervals(
-    grouped:bool, # are the groups of images known?
-    seeds:int, # at most so many trainings of an entry
-    groups:int, # in the test part
+    grouped: bool, # are the groups of images known?
+    seeds: int, # at most so many trainings of an entry
+    groups: int, # in the test part
 ) -> str: # a list in markdown
     "What the intervals of paired differences speak of"
     what = 'groups' if grouped else 'images'
-    said = [f'Over test {what}: a bootstrap, seeds averaged image by image. It speaks of other {"patients (groups)" if grouped else "images"}, for these trainings.' + ('' if grouped else f' **{UNKNOWN.capitalize()}.**'),
-            "Over seeds: Student's interval for the mean gain. It speaks of other trainings, for these test images." + ('' if seeds > 1 else ' With one seed there is none.')]
-    if 1 < groups < 10: said.append(f'There are {groups} test {what}: fewer than ten make a bootstrap interval too narrow.')
+    said = ([f'Over test {what}: a bootstrap, seeds averaged image by image. It speaks of other '
+             f'{"patients (groups)" if grouped else "images"}, for these trainings.'
+             + ('' if grouped else f' **{UNKNOWN.capitalize()}.**'),
+             "Over seeds: Student's interval for the mean gain. It speaks of other trainings, for these test "
+             "images." + ('' if seeds > 1 else ' With one seed there is none.')])
+    if 1 < groups < 10:
+        said.append(f'There are {groups} test {what}: fewer than ten make a bootstrap interval too narrow.')
     return '\n'.join(f'- {x}' for x in said)
 
 # %% ../nbs/benchmark.ipynb #c090
-NOT_COMPARABLE = '''The printed PSNR, SSIM and memory are of other images, a longer training and another machine. **They cannot be compared with ours**, and no difference between the two says anything about a network. Parameters and FLOPs are counts and should agree.'''
+NOT_COMPARABLE = ('''The printed PSNR, SSIM and memory are of other images, a longer training and another machine. **They cannot be compared with ours**, and no difference between the two says anything about a network. Parameters and FLOPs are counts and should agree.''')
 
 def report(
-    store:Store, # of a benchmark
+    store: Store, # of a benchmark
 ) -> Path: # the README.md
     "Write results.csv, summary.csv, gains.csv, README.md and the figures from what is complete"
     store.head(_HEAD | _REPORTED)
-    speed,results = read_speed(store),results_table(store)
-    summary,gains = summary_table(results, speed),gains_table(store)
-    for name,frame in (('results', results), ('summary', summary), ('gains', gains)): write_text(store.folder/f'{name}.csv', frame.to_csv(index=False))
+    speed, results = read_speed(store), results_table(store)
+    summary, gains = summary_table(results, speed), gains_table(store)
+    for name, frame in (('results', results), ('summary', summary), ('gains', gains)):
+        write_text(store.folder/f'{name}.csv', frame.to_csv(index=False))
     drawn = draw(store, summary)
-    for name,fig in drawn.items():
+    for name, fig in drawn.items():
         for ending in ('png', 'svg')[:2 if name == 'fig4' else 1]:
             with replacing(store.folder/f'{name}.{ending}') as temporary: fig.savefig(temporary, dpi=150)
     write_text(store.folder/'README.md', _readme(store, speed, summary, gains, drawn))
@@ -699,39 +844,54 @@ def _missing(store): # entries and seeds that others have and they have not
     return [f'{e.label}, seed {k}' for e in store.entries() for k in seeds if k not in store.seeds(e)]
 
 # %% ../nbs/benchmark.ipynb #c092
-def _amount(about, part, grouped): return f'{about["images"][part]} images' + (f' of {about["groups"][part]} groups' if grouped else '')
+def _amount(about, part, grouped):
+    return f'{about["images"][part]} images' + (f' of {about["groups"][part]} groups' if grouped else '')
 
 def _readme(store, speed, summary, gains, drawn):
-    head,grouped,missing = store.head(),groups_known(store),_missing(store)
-    f,a,last,exact = head['fixed'],head['about'],head['sessions'][-1],image_scores(store)[1]
-    words = dict(fig4='PSNR against FLOPs', fig5=f'The test image with the median bicubic PSNR, {a["panel"]}, and the errors on one scale', curves='Learning curves')
-    done = [f'{_amount(a, k, grouped)} to {what}' for k,what in (('train', 'train'), ('valid', 'validate'), ('test', 'test'))] + ([] if grouped else [UNKNOWN])
-    parts = [f'# Super-resolution ×{f["scale"]} on {a["data"]}',
-             f'{"; ".join(done)}. Each network: {f["epochs"]} × {f["steps"]} steps of {f["batch_size"]} patches of {f["patch"]}×{f["patch"]} px, recipe {f["recipe"]}, {f["precision"]} on {f["device"]}; '
-             'the same patches in the same order, the same seeds, the best of its epochs on the validation images.']
+    head, grouped, missing = store.head(), groups_known(store), _missing(store)
+    f, a, last, exact = head['fixed'], head['about'], head['sessions'][-1], image_scores(store)[1]
+    words = dict(fig4='PSNR against FLOPs', fig5=f'The test image with the median bicubic PSNR, {a["panel"]}, and the errors on one scale',
+                 curves='Learning curves')
+    done = ([f'{_amount(a, k, grouped)} to {what}' for k,
+             what in (('train', 'train'), ('valid', 'validate'), ('test', 'test'))]
+            + ([] if grouped else [UNKNOWN]))
+    parts = [f'# Super-resolution ×{f["scale"]} on {a["data"]}', f'{"; ".join(done)}. Each network: '
+             f'{f["epochs"]} × {f["steps"]} steps of {f["batch_size"]} patches of {f["patch"]}×{f["patch"]} '
+             f'px, recipe {f["recipe"]}, {f["precision"]} on {f["device"]}; '
+             'the same patches in the same order, the same seeds, the best of its epochs on the validation '
+             'images.']
     if missing: parts.append(f'**Not complete yet:** {"; ".join(missing)}.')
-    timed = f'{speed["setup"]}, {speed["side"]}×{speed["side"]} px, median and quartiles, in turns' if speed else 'not measured yet'
-    parts += [f'## Results\n\nPSNR and SSIM, computed in fp32: {a["convention"]}; {a["images"]["test"]-len(exact)} images. Latency and memory, in {f["precision"]} as in training: {timed}.',
-              _main_table(summary), limits([e for e in store.entries() if store.seeds(e)], exact)]
-    if len(gains): parts += ['## Paired differences in PSNR', _gain_rows(gains, grouped), about_intervals(grouped, int(gains.seeds.max()), int(gains.groups.max()))]
+    timed = (f'{speed["setup"]}, {speed["side"]}×{speed["side"]} px, median and quartiles, in turns' if speed
+             else 'not measured yet')
+    parts += (((((((([f'## Results\n\nPSNR and SSIM, computed in fp32: {a["convention"]}; {a["images"]["test"]-len(exact)} images. Latency and memory, in {f["precision"]} as in training: {timed}.',
+                      _main_table(summary),
+                      limits([e for e in store.entries() if store.seeds(e)], exact)]))))))))
+    if len(gains):
+        parts += ['## Paired differences in PSNR', _gain_rows(gains, grouped),
+                  about_intervals(grouped, int(gains.seeds.max()), int(gains.groups.max()))]
     parts += ['## Beside the paper', NOT_COMPARABLE, _published_table(summary, f['scale'])]
     parts += [f'![{words[k]}]({k}.png)\n\n*{words[k]}.*' for k in drawn]
-    parts.append(f'## How it was made\n\n`{last["command"]}`, {last["date"]}; {last["machine"]}; Python {last["python"]}, torch {last["torch"]}, srdiag {last["srdiag"]}. Everything is in run.json, every run in runs/.')
+    parts.append(f'## How it was made\n\n`{last["command"]}`, {last["date"]}; {last["machine"]}; Python '
+                 f'{last["python"]}, torch {last["torch"]}, srdiag {last["srdiag"]}. Everything is in '
+                 'run.json, every run in runs/.')
     return '\n\n'.join(parts) + '\n'
 
 # %% ../nbs/benchmark.ipynb #c094
 def _check_settings(
     entries, # that take part
-    scale:int, # enlargement
-    budget:Budget, # its patch must fit the scale
-    options:RunOptions, # device, precision
-    only:str|None, # key of an entry
-    only_seed:int|None, # a seed
+    scale: int, # enlargement
+    budget: Budget, # its patch must fit the scale
+    options: RunOptions, # device, precision
+    only: str|None, # key of an entry
+    only_seed: int|None, # a seed
 ):
     "DataError or ModelError for what cannot work"
     if not entries: raise ModelError('A benchmark needs at least one network.')
-    if only is not None and only not in [e.key for e in entries]: raise DataError(f'{only!r} is not an entry of this benchmark: choose one of {", ".join(e.key for e in entries)}.')
-    if only_seed is not None and not 0 <= only_seed < 2**32: raise DataError(f'The seed {only_seed} is not a whole number from 0 to {2**32-1}.')
+    if only is not None and only not in [e.key for e in entries]:
+        raise DataError(f'{only!r} is not an entry of this benchmark: choose one of '
+                        f'{", ".join(e.key for e in entries)}.')
+    if only_seed is not None and not 0 <= only_seed < 2**32:
+        raise DataError(f'The seed {only_seed} is not a whole number from 0 to {2**32-1}.')
     check_patch_side(budget.patch, scale)
     pick_place(options)
     with torch.device('meta'):
@@ -739,31 +899,39 @@ def _check_settings(
 
 # %% ../nbs/benchmark.ipynb #c096
 def benchmark_sr(
-    data:str|Path, # a folder with images
-    out:str|Path, # the folder of the benchmark; one that is there is continued
-    scale:int=2, # 2 or 4
+    data: str|Path, # a folder with images
+    out: str|Path, # the folder of the benchmark; one that is there is continued
+    scale: int = 2, # 2 or 4
     entries=PRESETS['light'], # what takes part
-    budget:Budget=BUDGETS['quick'], # the same for all
-    options:RunOptions=RunOptions(), # device, precision, reading of images; its seed splits the images
-    only:str|None=None, # key of one entry: leave the others to other processes
-    only_seed:int|None=None, # leave the other seeds
+    budget: Budget = BUDGETS['quick'], # the same for all
+    options: RunOptions = RunOptions(), # device, precision, reading of images; its seed splits the images
+    only: str|None = None, # key of one entry: leave the others to other processes
+    only_seed: int|None = None, # leave the other seeds
 ) -> Path: # the README.md
-    "Train, test and time every entry; what is complete in `out` is kept. DataError and ModelError are sentences"
-    entries,store,device,only = with_teachers(entries),Store(out),pick_device(options.device),only and only.replace(':', '-')
+    """Train, test and time every entry; what is complete in `out` is kept. DataError and ModelError are
+    sentences"""
+    entries, store, device, only = (with_teachers(entries), Store(out), pick_device(options.device),
+                                    only and only.replace(':', '-'))
     _check_settings(entries, scale, budget, options, only, only_seed)
     check_apart(store.folder, data)
     check_store(store)
     found = read_sr_folder(data, scale, budget.patch, options)
     job = Job(found, scale, budget, device, options.precision, options.size)
-    about,fixed = job.about(),job.fixed() | dict(split_seed=options.seed)
+    about, fixed = job.about(), job.fixed() | dict(split_seed=options.seed)
     compare(store, fixed)
     check_images(job, store)
     store.open(fixed, entries, session_now(), about)
-    if job.exact: say(f'Note: {len(job.exact)} test images are blank, and left out of all means: {", ".join(job.exact)}.')
-    if there := sorted(store.folder.glob('runs/*/.seed*')): say(f'Note: {", ".join(map(str, there))} belong to processes that were killed or go on elsewhere. Nothing reads them; remove them if no other benchmark works in {store.folder}.')
-    say(f'{len(entries)} entries, {budget}, {job.precision} on {device}; test: {_amount(about, "test", about["grouped"])}. {about["convention"]}.')
+    if job.exact:
+        say(f'Note: {len(job.exact)} test images are blank, and left out of all means: '
+            f'{", ".join(job.exact)}.')
+    if there := sorted(store.folder.glob('runs/*/.seed*')):
+        say(f'Note: {", ".join(map(str, there))} belong to processes that were killed or go on elsewhere. '
+            f'Nothing reads them; remove them if no other benchmark works in {store.folder}.')
+    say(f'{len(entries)} entries, {budget}, {job.precision} on {device}; test: '
+        f'{_amount(about, "test", about["grouped"])}. {about["convention"]}.')
     if not about['grouped']: say(f'Note: {UNKNOWN}. Name groups with --group-pattern.')
-    if about['groups']['test'] < 2: say('Note: the test images are of one group, so there will be no intervals over groups.')
+    if about['groups']['test'] < 2:
+        say('Note: the test images are of one group, so there will be no intervals over groups.')
     _save_truth(job, store)
     done = run_all(job, store, entries, only, only_seed)
     say(f'{done} runs done now, the others were complete.')

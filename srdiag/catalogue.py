@@ -19,7 +19,8 @@ from .sr.zoo import MODELS, create_model
 INPUT_SIDE = {4: 128, 2: 96} # scale → side in px of the low-resolution input that Tables I to III count at
 
 NETWORKS = [ # name in the paper's tables, scale, input side in px, builder
-    *[(entry.title, scale, INPUT_SIDE[scale], partial(create_model, f'{base}_x{scale}')) for base,entry in MODELS.items() for scale in entry.printed],
+    *[(entry.title, scale, INPUT_SIDE[scale], partial(create_model, f'{base}_x{scale}')) for base,
+      entry in MODELS.items() for scale in entry.printed],
     ('Framework WCE', 4, 128, partial(SREnhancedDiagnosis, 3, 4)),
     ('Framework WCE w/o SAI', 4, 128, partial(SREnhancedDiagnosis, 3, 4, sai=False)),
     ('Framework PCam', 2, 96, partial(SREnhancedDiagnosis, 2, 2)),
@@ -27,21 +28,27 @@ NETWORKS = [ # name in the paper's tables, scale, input side in px, builder
 
 # %% ../nbs/catalogue.ipynb #c007
 def network_costs(
-    names:list|None=None, # only these names; None: all
+    names: list|None = None, # only these names; None: all
 ) -> list[Cost]: # in the order of NETWORKS
-    "Parameters and FLOPs of the paper's networks, counted layer by layer; raises `ValueError` for a name that is not in `NETWORKS`"
-    known = dict.fromkeys(name for name,*_ in NETWORKS)
-    if unknown := [name for name in names or () if name not in known]: raise ValueError(f'No network of the catalogue is called {unknown[0]!r}. There are {", ".join(known)}.')
+    """Parameters and FLOPs of the paper's networks, counted layer by layer; raises `ValueError` for a name
+    that is not in `NETWORKS`"""
+    known = dict.fromkeys(name for name, *_ in NETWORKS)
+    if unknown := [name for name in names or () if name not in known]:
+        raise ValueError(f'No network of the catalogue is called {unknown[0]!r}. There are '
+                         f'{", ".join(known)}.')
     rows = [r for r in NETWORKS if names is None or r[0] in names]
-    with torch.device('meta'): return [measure_cost(name, build().eval(), scale, side) for name,scale,side,build in rows]
+    with torch.device('meta'):
+        return [measure_cost(name, build().eval(), scale, side) for name, scale, side, build in rows]
 
 # %% ../nbs/catalogue.ipynb #c009
-def compare_with_published() -> list[dict]: # one row per network: ours, published and the difference in percent
+def compare_with_published() -> list[dict]:
+    # one row per network: ours, published and the difference in percent
     "Every network of the catalogue beside the counts printed in the paper"
-    published = {(r['name'], r['scale']):r for r in published_counts()}
+    published = {(r['name'], r['scale']): r for r in published_counts()}
     rows = []
     for cost in network_costs():
         p = published[cost.name, cost.scale]
-        rows.append(asdict(cost) | {f'published_{k}':p[k] for k in ('parameters', 'flops')} | dict(source=p['source'])
-                    | {f'{k}_percent':100*(getattr(cost, k)/p[k] - 1) for k in ('parameters', 'flops')})
+        (rows.append(asdict(cost) | {f'published_{k}': p[k] for k in ('parameters', 'flops')}
+                     | dict(source=p['source'])
+                     | {f'{k}_percent': 100*(getattr(cost, k)/p[k] - 1) for k in ('parameters', 'flops')}))
     return rows

@@ -19,7 +19,8 @@ from .errors import SrdiagError
 # %% ../nbs/cli.ipynb #c005
 class _Formatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
     def _get_help_string(self, action):
-        if action.required or action.default in (None, argparse.SUPPRESS) or action.const is True: return action.help
+        if action.required or action.default in (None, argparse.SUPPRESS) or action.const is True:
+            return action.help
         return super()._get_help_string(action)
 
 def _io(p, data, out='model folder to make'):
@@ -27,29 +28,41 @@ def _io(p, data, out='model folder to make'):
     p.add_argument('--out', required=True, type=Path, metavar='FOLDER', help=out)
 
 def _reading(p):
-    p.add_argument('--size', type=_positive, metavar='PX', help='cut every file to its middle PX×PX pixels; default: take it whole')
-    p.add_argument('--strict', action='store_true', help='a bad image is fatal; default: it is named, counted and skipped')
-    p.add_argument('--group-pattern', default='auto', metavar='REGEX', help="groups (patients, slides) by file name: 'auto' is the part before a double underscore, "
-                   "'none', or a regular expression with one pair of parentheses")
+    p.add_argument('--size', type=_positive, metavar='PX',
+                   help='cut every file to its middle PX×PX pixels; default: take it whole')
+    p.add_argument('--strict', action='store_true',
+                   help='a bad image is fatal; default: it is named, counted and skipped')
+    p.add_argument('--group-pattern', default='auto', metavar='REGEX',
+                   help="groups (patients, slides) by file name: 'auto' is the part before a double "
+                        "underscore, "
+                        "'none', or a regular expression with one pair of parentheses")
 
 # %% ../nbs/cli.ipynb #c007
 def _running(p):
     p.add_argument('--device', default='auto', help='auto, cpu, cuda or mps')
-    p.add_argument('--overwrite', action='store_true', help='replace an output folder that srdiag made before')
+    p.add_argument('--overwrite', action='store_true',
+                   help='replace an output folder that srdiag made before')
 
 def _training(p, epochs):
-    p.add_argument('--epochs', type=_positive, default=epochs, metavar='N', help='passes; the model of the best one on validation data is kept')
-    p.add_argument('--recipe', default='fast', choices=['fast', 'published'], help='fast: one cycle with a higher rate; published: section IV-A of the paper')
-    p.add_argument('--seed', type=_natural, default=0, metavar='N', help='of weights, split, patches and order')
-    p.add_argument('--precision', default='auto', choices=['auto', 'bf16', 'fp16', 'fp32'], help='auto: what the device computes natively')
-    p.add_argument('--channels', default='auto', choices=['auto', 'rgb', 'grey'], help='auto: grey if every image is')
+    p.add_argument('--epochs', type=_positive, default=epochs, metavar='N',
+                   help='passes; the model of the best one on validation data is kept')
+    p.add_argument('--recipe', default='fast', choices=['fast', 'published'],
+                   help='fast: one cycle with a higher rate; published: section IV-A of the paper')
+    p.add_argument('--seed', type=_natural, default=0, metavar='N',
+                   help='of weights, split, patches and order')
+    p.add_argument('--precision', default='auto', choices=['auto', 'bf16', 'fp16', 'fp32'],
+                   help='auto: what the device computes natively')
+    p.add_argument('--channels', default='auto', choices=['auto', 'rgb', 'grey'],
+                   help='auto: grey if every image is')
 
 def _positive(text):
-    if not text.isdecimal() or int(text) < 1: raise argparse.ArgumentTypeError(f'{text!r} is not a whole number of 1 or more')
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f'{text!r} is not a whole number of 1 or more')
     return int(text)
 
 def _natural(text):
-    if not text.isdecimal() or int(text) >= 2**32: raise argparse.ArgumentTypeError(f'{text!r} is not a whole number from 0 to {2**32-1}')
+    if not text.isdecimal() or int(text) >= 2**32:
+        raise argparse.ArgumentTypeError(f'{text!r} is not a whole number from 0 to {2**32-1}')
     return int(text)
 
 def _share(text):
@@ -60,225 +73,359 @@ def _share(text):
 
 # %% ../nbs/cli.ipynb #c009
 def _add_sr(add):
-    p = add('train-sr', 'train a super-resolution network (MRC-Net, or another by --model) on a folder of images')
+    p = add('train-sr',
+            'train a super-resolution network (MRC-Net, or another by --model) on a folder of images')
     _io(p, 'folder with high-resolution images of any size, or one image')
-    p.add_argument('--model', default='mrcnet', metavar='NAME', help='network by its name in the zoo, without the scale: mrcnet, edsr_baseline, carn, vdsr, ...')
+    p.add_argument('--model', default='mrcnet', metavar='NAME', help='network by its name in the zoo, '
+                       'without the scale: mrcnet, edsr_baseline, carn, vdsr, ...')
     p.add_argument('--scale', type=int, default=4, choices=[2, 4], help='enlargement of height and width')
-    p.add_argument('--recursions', type=_positive, default=1, metavar='T', help='1: single-forward network; 3: recursive teacher for distill')
-    p.add_argument('--supervise-steps', action='store_true', help='compare the image of every recursion with the truth, not only the last')
+    p.add_argument('--recursions', type=_positive, default=1, metavar='T',
+                   help='1: single-forward network; 3: recursive teacher for distill')
+    p.add_argument('--supervise-steps', action='store_true',
+                   help='compare the image of every recursion with the truth, not only the last')
     _sr_common(p)
     p = add('distill', 'distil a recursive MRC-Net into a single-forward one (Algorithm 1)')
     _io(p, 'the folder of images the teacher was trained on; its split is followed')
-    p.add_argument('--teacher', required=True, type=Path, metavar='FOLDER', help='model folder of a recursive MRC-Net')
-    p.add_argument('--phase1', type=_share, default=0.5, metavar='SHARE', help='share of the epochs with the distillation loss')
-    p.add_argument('--weight', type=float, default=1., metavar='GAMMA_D', help='weight of the distillation loss')
+    p.add_argument('--teacher', required=True, type=Path, metavar='FOLDER',
+                   help='model folder of a recursive MRC-Net')
+    p.add_argument('--phase1', type=_share, default=0.5, metavar='SHARE',
+                   help='share of the epochs with the distillation loss')
+    p.add_argument('--weight', type=float, default=1., metavar='GAMMA_D',
+                   help='weight of the distillation loss')
     _sr_common(p)
 
 def _sr_common(p):
     p.add_argument('--steps', type=_positive, default=100, metavar='N', help='training steps per epoch')
-    p.add_argument('--patch', type=_positive, default=64, metavar='PX', help='side of a high-resolution training patch; smaller images are skipped')
+    p.add_argument('--patch', type=_positive, default=64, metavar='PX',
+                   help='side of a high-resolution training patch; smaller images are skipped')
     _training(p, 10); _reading(p); _running(p)
 
 # %% ../nbs/cli.ipynb #c011
-_LABELLED = 'folder with one sub-folder per class, or a CSV with columns file, label and, if known, group and split'
+_LABELLED = ('folder with one sub-folder per class, or a CSV with columns file, label and, if known, group '
+             'and split')
 
 def _add_diagnosis(add):
     p = add('train-diagnosis', 'train the diagnosis framework, or a baseline, on labelled images')
     _io(p, _LABELLED)
     p.add_argument('--labels', type=Path, metavar='CSV', help='table whose files are relative to --data')
-    p.add_argument('--sr', type=Path, metavar='FOLDER', help='model folder of an MRC-Net, or the name of one that comes with the package (Pretrain); default: start it from scratch')
-    p.add_argument('--fixed', action='store_true', help='keep MRC-Net as it is (Pretrain + Fixed); default: fine-tune it at 0.01 times the rate')
-    p.add_argument('--scale', type=int, default=4, choices=[2, 4], help='enlargement by the super-resolution network')
-    p.add_argument('--images', default='lr', choices=['lr', 'hr'], help='what the files are: lr, read as they are; hr, reduced by the scale first')
-    p.add_argument('--inputs', default='LR+SR', choices=['LR', 'ILR', 'HR', 'SR', 'LR+LR', 'LR+ILR', 'LR+HR', 'LR+SR'], help='a row of Table V; ILR: bicubic enlargement')
-    p.add_argument('--no-sai', action='store_true', help='concatenate features instead of sample affinity interaction')
-    p.add_argument('--batch-size', type=_positive, metavar='N', help="images per step; default: the recipe's (fast 32, published 8)")
-    p.add_argument('--affinity-norm', default='mean_square', choices=['frobenius', 'mean_square'], help='norm in Eq. (9) and (11): frobenius is printed, but outweighs the '
-                   'diagnosis in short trainings; mean_square is the reading of the released code')
-    p.add_argument('--mutual', default='mean', choices=['printed', 'l2', 'mean'], help='rows of the mutual affinity in Eq. (7): printed grows with the batch; l2 as in the released code; '
-                   'mean does not depend on the batch size')
-    p.add_argument('--mode', default='context', choices=['context', 'solo', 'batch'], help='of prediction: each image compared with reference images that the model keeps, with nobody, or with its batch as published')
-    p.add_argument('--references', type=_positive, default=32, metavar='N', help='training images that a model of the mode context keeps, as many of each class')
-    p.add_argument('--risk', type=float, default=0.05, metavar='SHARE', help='of wrong ones among the answered images that is bearable; sets the confidence below which there is no answer')
-    p.add_argument('--positive', metavar='CLASS', help='the class that must not be missed; sets an operating point')
-    p.add_argument('--sensitivity', type=float, default=0.95, metavar='SHARE', help='of the positive class that the operating point is to reach')
-    p.add_argument('--solo-share', type=_share, metavar='SHARE', help='training batches without affinity between samples; default: 0.5 for the mode solo, otherwise 0 as published')
-    for name,value,what in (('rank', 1., 'λ1 of the rank loss'), ('sac', 100., 'λ2 of the consistency loss'), ('sar', 100., 'λ3 of the regularization loss')):
-        p.add_argument(f'--{name}', type=float, default=value, metavar='WEIGHT', help=f'{what}; 0 switches it off')
+    p.add_argument('--sr', type=Path, metavar='FOLDER', help='model folder of an MRC-Net, or the name of one '
+                                                             'that comes with the package (Pretrain); '
+                                                             'default: start it from scratch')
+    p.add_argument('--fixed', action='store_true', help='keep MRC-Net as it is (Pretrain + Fixed); default: '
+                                                        'fine-tune it at 0.01 times the rate')
+    p.add_argument('--scale', type=int, default=4, choices=[2, 4],
+                   help='enlargement by the super-resolution network')
+    p.add_argument('--images', default='lr', choices=['lr', 'hr'],
+                   help='what the files are: lr, read as they are; hr, reduced by the scale first')
+    p.add_argument('--inputs', default='LR+SR',
+                   choices=['LR', 'ILR', 'HR', 'SR', 'LR+LR', 'LR+ILR', 'LR+HR', 'LR+SR'],
+                   help='a row of Table V; ILR: bicubic enlargement')
+    p.add_argument('--no-sai', action='store_true',
+                   help='concatenate features instead of sample affinity interaction')
+    p.add_argument('--batch-size', type=_positive, metavar='N',
+                   help="images per step; default: the recipe's (fast 32, published 8)")
+    p.add_argument('--affinity-norm', default='mean_square', choices=['frobenius', 'mean_square'],
+                   help='norm in Eq. (9) and (11): frobenius is printed, but outweighs the '
+                        'diagnosis in short trainings; mean_square is the reading of the released code')
+    p.add_argument('--mutual', default='mean', choices=['printed', 'l2', 'mean'],
+                   help='rows of the mutual affinity in Eq. (7): printed grows with the batch; l2 as in the '
+                        'released code; '
+                        'mean does not depend on the batch size')
+    p.add_argument('--mode', default='context', choices=['context', 'solo', 'batch'],
+                   help='of prediction: each image compared with reference images that the model keeps, with '
+                        'nobody, or with its batch as published')
+    p.add_argument('--references', type=_positive, default=32, metavar='N',
+                   help='training images that a model of the mode context keeps, as many of each class')
+    p.add_argument('--risk', type=float, default=0.05, metavar='SHARE',
+                   help='of wrong ones among the answered images that is bearable; sets the confidence below '
+                        'which there is no answer')
+    p.add_argument('--positive', metavar='CLASS',
+                   help='the class that must not be missed; sets an operating point')
+    p.add_argument('--sensitivity', type=float, default=0.95, metavar='SHARE',
+                   help='of the positive class that the operating point is to reach')
+    p.add_argument('--solo-share', type=_share, metavar='SHARE', help='training batches without affinity '
+                       'between samples; default: 0.5 for the mode solo, otherwise 0 as published')
+    for name, value, what in (('rank', 1., 'λ1 of the rank loss'),
+                              ('sac', 100., 'λ2 of the consistency loss'),
+                              ('sar', 100., 'λ3 of the regularization loss')):
+        p.add_argument(f'--{name}', type=float, default=value, metavar='WEIGHT',
+                       help=f'{what}; 0 switches it off')
     _training(p, 10); _reading(p); _running(p)
 
 # %% ../nbs/cli.ipynb #c013
 def _add_using(add):
     p = add('evaluate', 'test a model folder on images')
-    p.add_argument('--model', required=True, type=Path, metavar='FOLDER', help='model folder, or the name of a network that comes with the package: histology_x2, endoscopy_x4')
-    p.add_argument('--data', required=True, type=Path, metavar='PATH', help='images; for a diagnosis model: ' + _LABELLED)
+    p.add_argument('--model', required=True, type=Path, metavar='FOLDER',
+                   help='model folder, or the name of a network that comes with the package: histology_x2, '
+                        'endoscopy_x4')
+    p.add_argument('--data', required=True, type=Path, metavar='PATH',
+                   help='images; for a diagnosis model: ' + _LABELLED)
     p.add_argument('--labels', type=Path, metavar='CSV', help='table whose files are relative to --data')
-    p.add_argument('--out', type=Path, metavar='FOLDER', help='where metrics.json and, for a diagnosis model, predictions.csv, confusion.csv and report.html go; default: only printed')
-    p.add_argument('--split', default='auto', choices=['auto', 'test', 'all'], help="auto: the model's test part if it was trained on this data, else all but what it has learned from")
+    p.add_argument('--out', type=Path, metavar='FOLDER', help='where metrics.json and, for a diagnosis '
+                                                              'model, predictions.csv, confusion.csv and '
+                                                              'report.html go; default: only printed')
+    p.add_argument('--split', default='auto', choices=['auto', 'test', 'all'],
+                   help="auto: the model's test part if it was trained on this data, else all but what it "
+                        "has learned from")
     _add_mode(p); _reading(p); _running(p)
-    p = add('predict', 'super-resolve images and, with a diagnosis model, predict their class. Not for diagnostic use')
+    p = add('predict',
+            'super-resolve images and, with a diagnosis model, predict their class. Not for diagnostic use')
     p.add_argument('files', nargs='+', type=Path, metavar='PATH', help='images or folders')
-    p.add_argument('--model', required=True, type=Path, metavar='FOLDER', help='model folder, or the name of a network that comes with the package: histology_x2, endoscopy_x4')
-    p.add_argument('--out', required=True, type=Path, metavar='FOLDER', help='where predictions.csv, predictions.json and sr/*.png go')
-    p.add_argument('--images', default='lr', choices=['lr', 'hr'], help='what the files are: lr, read as they are; hr, reduced by the scale first')
+    p.add_argument('--model', required=True, type=Path, metavar='FOLDER',
+                   help='model folder, or the name of a network that comes with the package: histology_x2, '
+                        'endoscopy_x4')
+    p.add_argument('--out', required=True, type=Path, metavar='FOLDER',
+                   help='where predictions.csv, predictions.json and sr/*.png go')
+    p.add_argument('--images', default='lr', choices=['lr', 'hr'],
+                   help='what the files are: lr, read as they are; hr, reduced by the scale first')
     p.add_argument('--no-images', action='store_true', help='do not write the super-resolved images')
     _add_mode(p); _reading(p); _running(p)
 
 def _add_mode(p):
-    p.add_argument('--mode', choices=['context', 'solo', 'batch'], help="how a diagnosis model compares images: with its reference images, with nobody, or with their batch as published; default: the model's own")
+    p.add_argument('--mode', choices=['context', 'solo', 'batch'], help="how a diagnosis model compares "
+                       "images: with its reference images, with nobody, or with their batch as published; "
+                       "default: the model's own")
 
 # %% ../nbs/cli.ipynb #c015
 def _comparing(p): # what a benchmark and an experiment have in common
-    p.add_argument('--report-only', action='store_true', help='remake tables and figures from what is complete; trains nothing')
+    p.add_argument('--report-only', action='store_true',
+                   help='remake tables and figures from what is complete; trains nothing')
     p.add_argument('--device', default='auto', help='auto, cpu, cuda or mps')
-    p.add_argument('--precision', default='auto', choices=['auto', 'bf16', 'fp16', 'fp32'], help='auto: what the device computes natively')
-    p.add_argument('--channels', default='auto', choices=['auto', 'rgb', 'grey'], help='auto: grey if every image is')
+    p.add_argument('--precision', default='auto', choices=['auto', 'bf16', 'fp16', 'fp32'],
+                   help='auto: what the device computes natively')
+    p.add_argument('--channels', default='auto', choices=['auto', 'rgb', 'grey'],
+                   help='auto: grey if every image is')
     _reading(p)
 
 def _add_benchmark(add):
-    p = add('benchmark', 'train, test and time super-resolution networks with the same images, patches, steps and seeds')
+    p = add('benchmark',
+            'train, test and time super-resolution networks with the same images, patches, steps and seeds')
     p.add_argument('task', choices=['sr'], help='sr: super-resolution')
-    p.add_argument('--data', type=Path, metavar='PATH', help='folder with high-resolution images; not needed with --report-only')
-    p.add_argument('--out', required=True, type=Path, metavar='FOLDER', help='where runs, tables and figures go; a benchmark that is there goes on where it stopped')
+    p.add_argument('--data', type=Path, metavar='PATH',
+                   help='folder with high-resolution images; not needed with --report-only')
+    p.add_argument('--out', required=True, type=Path, metavar='FOLDER',
+                   help='where runs, tables and figures go; a benchmark that is there goes on where it '
+                        'stopped')
     p.add_argument('--scale', type=int, default=2, choices=[2, 4], help='enlargement of height and width')
-    p.add_argument('--preset', default='light', choices=['light', 'table1', 'table2'], help='which networks: the rows of Table I or II, or a light selection')
-    p.add_argument('--models', metavar='NAMES', help='networks by name instead of a preset, e.g. carn,mrcnet:scratch2x,mrcnet:distilled')
-    p.add_argument('--budget', default='quick', choices=['smoke', 'quick', 'paper'], help='smoke: seconds; quick: minutes; paper: section IV-A, days. The next options change it')
-    for name,what in (('epochs', 'passes'), ('steps', 'training steps per epoch'), ('patch', 'side of a high-resolution patch in px'), ('batch-size', 'patches per step'),
-                      ('seeds', 'trainings of each network, with the seeds 0, 1, ...'), ('rounds', 'timed forward passes')):
+    p.add_argument('--preset', default='light', choices=['light', 'table1', 'table2'],
+                   help='which networks: the rows of Table I or II, or a light selection')
+    p.add_argument('--models', metavar='NAMES',
+                   help='networks by name instead of a preset, e.g. carn,mrcnet:scratch2x,mrcnet:distilled')
+    p.add_argument('--budget', default='quick', choices=['smoke', 'quick', 'paper'],
+                   help='smoke: seconds; quick: minutes; paper: section IV-A, days. The next options change '
+                        'it')
+    for name, what in (('epochs', 'passes'), ('steps', 'training steps per epoch'),
+                       ('patch', 'side of a high-resolution patch in px'), ('batch-size', 'patches per step'),
+                       ('seeds', 'trainings of each network, with the seeds 0, 1, ...'),
+                       ('rounds', 'timed forward passes')):
         p.add_argument(f'--{name}', type=_positive, metavar='N', help=f"{what}; default: the budget's")
     p.add_argument('--recipe', choices=['fast', 'published'], help="learning rate; default: the budget's")
-    p.add_argument('--split-seed', type=_natural, default=0, metavar='N', help='of the split into training, validation and test groups')
-    p.add_argument('--only', metavar='NAME', help='train this network alone (e.g. mrcnet-distilled) and leave the others to other processes')
+    p.add_argument('--split-seed', type=_natural, default=0, metavar='N',
+                   help='of the split into training, validation and test groups')
+    p.add_argument('--only', metavar='NAME', help='train this network alone (e.g. mrcnet-distilled) and '
+                                                  'leave the others to other processes')
     p.add_argument('--only-seed', type=_natural, metavar='N', help='train this seed alone')
     _comparing(p)
 
 # %% ../nbs/cli.ipynb #c017
 def _add_experiment(add):
-    p = add('experiment', "the paper's Tables V to X, Fig. 6 and Fig. 7 on labelled images: cross-validated by group, resumable")
-    p.add_argument('name', metavar='NAME', help='table5 (inputs and SAI), table6 (confusion), table7 (cost), table8 (SAC and SAR), table9 (part of super-resolution), table10 (scales), fig6, fig7, or all')
+    p = add('experiment', "the paper's Tables V to X, Fig. 6 and Fig. 7 on labelled images: cross-validated "
+            "by group, resumable")
+    p.add_argument('name', metavar='NAME', help='table5 (inputs and SAI), table6 (confusion), table7 (cost), '
+                                                'table8 (SAC and SAR), table9 (part of super-resolution), '
+                                                'table10 (scales), fig6, fig7, or all')
     p.add_argument('--data', type=Path, metavar='PATH', help=_LABELLED + '; not needed with --report-only')
     p.add_argument('--labels', type=Path, metavar='CSV', help='table whose files are relative to --data')
-    p.add_argument('--out', required=True, type=Path, metavar='FOLDER', help='where runs, tables and figures go; an experiment that is there goes on where it stopped')
-    p.add_argument('--sr', action='append', default=[], metavar='[NAME=]FOLDER', help='model folder of a super-resolution network, or the name of one of the package; several for table10 and fig6')
-    p.add_argument('--budget', default='quick', choices=['smoke', 'quick', 'paper'], help='smoke: seconds; quick: hours on two cores; paper: section IV-A, days. The next options change it')
-    for name,what in (('epochs', 'passes over the training images'), ('batch-size', 'images per step'), ('folds', 'of the cross-validation'), ('seeds', 'trainings of each row and fold, with the seeds 0, 1, ...')):
+    p.add_argument('--out', required=True, type=Path, metavar='FOLDER',
+                   help='where runs, tables and figures go; an experiment that is there goes on where it '
+                        'stopped')
+    p.add_argument('--sr', action='append', default=[], metavar='[NAME=]FOLDER',
+                   help='model folder of a super-resolution network, or the name of one of the package; '
+                        'several for table10 and fig6')
+    p.add_argument('--budget', default='quick', choices=['smoke', 'quick', 'paper'],
+                   help='smoke: seconds; quick: hours on two cores; paper: section IV-A, days. The next '
+                        'options change it')
+    for name, what in (('epochs', 'passes over the training images'), ('batch-size', 'images per step'),
+                       ('folds', 'of the cross-validation'),
+                       ('seeds', 'trainings of each row and fold, with the seeds 0, 1, ...')):
         p.add_argument(f'--{name}', type=_positive, metavar='N', help=f"{what}; default: the budget's")
     p.add_argument('--recipe', choices=['fast', 'published'], help="learning rate; default: the budget's")
-    p.add_argument('--scale', type=int, default=4, choices=[2, 4], help='enlargement, of all tables but table10')
-    p.add_argument('--images', default='hr', choices=['lr', 'hr'], help='what the files are: hr, reduced by the scale first; lr, read as they are, without the rows that need HR')
-    p.add_argument('--split-seed', type=_natural, default=0, metavar='N', help='of the folds and validation parts')
-    p.add_argument('--benchmark', type=Path, metavar='FOLDER', help='a benchmark whose trained networks take part in fig6')
-    p.add_argument('--mode', default='context', choices=['context', 'solo', 'batch'], help='how rows with SAI predict: against reference images, alone, or in mixed batches as published')
-    p.add_argument('--solo-share', type=_share, metavar='SHARE', help='training batches without affinity between samples; default: 0.5 for the mode solo, otherwise 0 as published')
-    p.add_argument('--references', type=_positive, default=32, metavar='N', help='training images that the mode context compares with')
-    p.add_argument('--mutual', default='mean', choices=['printed', 'l2', 'mean'], help='rows of the mutual affinity in Eq. (7), as in train-diagnosis')
-    p.add_argument('--affinity-norm', default='mean_square', choices=['frobenius', 'mean_square'], help='norm in Eq. (9) and (11), as in train-diagnosis')
-    p.add_argument('--only', metavar='ROWS', help='train these rows alone, by key or label with commas in between, and leave the others to other processes')
+    p.add_argument('--scale', type=int, default=4, choices=[2, 4],
+                   help='enlargement, of all tables but table10')
+    p.add_argument('--images', default='hr', choices=['lr', 'hr'], help='what the files are: hr, reduced by '
+                       'the scale first; lr, read as they are, without the rows that need HR')
+    p.add_argument('--split-seed', type=_natural, default=0, metavar='N',
+                   help='of the folds and validation parts')
+    p.add_argument('--benchmark', type=Path, metavar='FOLDER',
+                   help='a benchmark whose trained networks take part in fig6')
+    p.add_argument('--mode', default='context', choices=['context', 'solo', 'batch'],
+                   help='how rows with SAI predict: against reference images, alone, or in mixed batches as '
+                        'published')
+    p.add_argument('--solo-share', type=_share, metavar='SHARE', help='training batches without affinity '
+                       'between samples; default: 0.5 for the mode solo, otherwise 0 as published')
+    p.add_argument('--references', type=_positive, default=32, metavar='N',
+                   help='training images that the mode context compares with')
+    p.add_argument('--mutual', default='mean', choices=['printed', 'l2', 'mean'],
+                   help='rows of the mutual affinity in Eq. (7), as in train-diagnosis')
+    p.add_argument('--affinity-norm', default='mean_square', choices=['frobenius', 'mean_square'],
+                   help='norm in Eq. (9) and (11), as in train-diagnosis')
+    p.add_argument('--only', metavar='ROWS', help='train these rows alone, by key or label with commas in '
+                                                  'between, and leave the others to other processes')
     p.add_argument('--only-fold', type=_natural, metavar='K', help='train this fold alone, counted from 0')
     p.add_argument('--only-seed', type=_natural, metavar='K', help='train this seed alone')
-    p.add_argument('--keep-models', action='store_true', help='save every trained framework (about 100 MB each)')
+    p.add_argument('--keep-models', action='store_true',
+                   help='save every trained framework (about 100 MB each)')
     _comparing(p)
 
 # %% ../nbs/cli.ipynb #c019
 def _add_build(add):
-    p = add('build', 'make a data set of high- and low-resolution pairs after the paper: EndoSR from frames, HistoSR from slides')
+    p = add('build', 'make a data set of high- and low-resolution pairs after the paper: EndoSR from frames, '
+            'HistoSR from slides')
     kinds = p.add_subparsers(dest='what', required=True, metavar='DATASET')
 
     def kind(name, text, data, side, default, scale, fraction):
-        q = kinds.add_parser(name, help=text, description=text[0].upper() + text[1:] + '.', formatter_class=_Formatter)
+        q = kinds.add_parser(name, help=text, description=text[0].upper() + text[1:] + '.',
+                             formatter_class=_Formatter)
         _io(q, data, 'data set to make: train and test, manifest.csv and README.md')
-        q.add_argument(f'--{side}', type=_positive, default=default, metavar='PX', help='side of a high-resolution image')
-        q.add_argument('--scale', type=_positive, default=scale, metavar='N', help='how many times smaller the low-resolution image is')
-        q.add_argument('--test-fraction', type=_share, default=fraction, metavar='SHARE', help='of the pairs that go into the test part, by whole groups')
-        q.add_argument('--group-pattern', default='auto', metavar='REGEX', help="groups (patients, videos) by file name: 'auto' is the part before a double underscore, "
-                       "else each file; 'none', or a regular expression with one pair of parentheses")
+        q.add_argument(f'--{side}', type=_positive, default=default, metavar='PX',
+                       help='side of a high-resolution image')
+        q.add_argument('--scale', type=_positive, default=scale, metavar='N',
+                       help='how many times smaller the low-resolution image is')
+        q.add_argument('--test-fraction', type=_share, default=fraction, metavar='SHARE',
+                       help='of the pairs that go into the test part, by whole groups')
+        q.add_argument('--group-pattern', default='auto', metavar='REGEX',
+                       help="groups (patients, videos) by file name: 'auto' is the part before a double "
+                            "underscore, "
+                            "else each file; 'none', or a regular expression with one pair of parentheses")
         q.add_argument('--seed', type=_natural, default=0, metavar='N', help='of crops and split')
-        q.add_argument('--strict', action='store_true', help='a bad file is fatal; default: it is named, counted and skipped')
+        q.add_argument('--strict', action='store_true',
+                       help='a bad file is fatal; default: it is named, counted and skipped')
         q.add_argument('--overwrite', action='store_true', help='replace a data set that srdiag built before')
         return q
 
-    q = kind('endosr', 'endoscopy: the middle square of each frame, masked by a circle', 'folder with frames; smaller ones are skipped, not enlarged', 'size', 512, 4, 0.166)
-    q.add_argument('--mask', default='circle', choices=['circle', 'none'], help='circle: black outside the inscribed circle')
-    q = kind('histosr', 'histology: random crops with tissue', 'folder with slides (.svs, .tif) or images', 'crop', 192, 2, 0.143)
-    q.add_argument('--per-slide', type=_positive, default=100, metavar='N', help='crops of each slide; fewer if they would not fit side by side')
-    q.add_argument('--tissue', type=_share, default=0.5, metavar='SHARE', help='of a crop that must be stained tissue; 0: crop anywhere')
-    q.add_argument('--level', type=_natural, default=0, metavar='N', help='of the pyramid; 0 is the full resolution')
-    q.add_argument('--mpp', type=float, metavar='UM', help='micrometres per pixel, instead of a level: the nearest one, within 10 %%')
+    q = kind('endosr', 'endoscopy: the middle square of each frame, masked by a circle',
+             'folder with frames; smaller ones are skipped, not enlarged', 'size', 512, 4, 0.166)
+    q.add_argument('--mask', default='circle', choices=['circle', 'none'],
+                   help='circle: black outside the inscribed circle')
+    q = kind('histosr', 'histology: random crops with tissue', 'folder with slides (.svs, .tif) or images',
+             'crop', 192, 2, 0.143)
+    q.add_argument('--per-slide', type=_positive, default=100, metavar='N',
+                   help='crops of each slide; fewer if they would not fit side by side')
+    q.add_argument('--tissue', type=_share, default=0.5, metavar='SHARE',
+                   help='of a crop that must be stained tissue; 0: crop anywhere')
+    q.add_argument('--level', type=_natural, default=0, metavar='N',
+                   help='of the pyramid; 0 is the full resolution')
+    q.add_argument('--mpp', type=float, metavar='UM',
+                   help='micrometres per pixel, instead of a level: the nearest one, within 10 %%')
 
 # %% ../nbs/cli.ipynb #c021
 def _add_import(add):
-    p = add('import', 'turn a data set as it was downloaded into images and a table of labels, groups and split; or check any labelled data')
+    p = add('import', 'turn a data set as it was downloaded into images and a table of labels, groups and '
+            'split; or check any labelled data')
     kinds = p.add_subparsers(dest='what', required=True, metavar='DATASET')
 
     def kind(name, text, data, folds=None):
-        q = kinds.add_parser(name, help=text, description=text[0].upper() + text[1:] + '.', formatter_class=_Formatter)
+        q = kinds.add_parser(name, help=text, description=text[0].upper() + text[1:] + '.',
+                             formatter_class=_Formatter)
         _io(q, data, 'data set to make: images, labels.csv, manifest.csv and README.md')
-        q.add_argument('--per-class', type=_positive, metavar='N', help='images of each class in each part; default: all')
-        q.add_argument('--seed', type=_natural, default=0, metavar='N', help='of that choice and of the folds')
-        q.add_argument('--overwrite', action='store_true', help='replace a data set that srdiag imported before')
+        q.add_argument('--per-class', type=_positive, metavar='N',
+                       help='images of each class in each part; default: all')
+        q.add_argument('--seed', type=_natural, default=0, metavar='N',
+                       help='of that choice and of the folds')
+        q.add_argument('--overwrite', action='store_true',
+                       help='replace a data set that srdiag imported before')
         if folds is None: return q
-        q.add_argument('--folds', type=_natural, default=folds, metavar='K', help='tables fold0.csv, fold1.csv, ... for cross-validation by group; 0: none')
-        q.add_argument('--strict', action='store_true', help='a damaged image is fatal; default: it is named, counted and skipped')
+        q.add_argument('--folds', type=_natural, default=folds, metavar='K',
+                       help='tables fold0.csv, fold1.csv, ... for cross-validation by group; 0: none')
+        q.add_argument('--strict', action='store_true',
+                       help='a damaged image is fatal; default: it is named, counted and skipped')
         return q
 
-    q = kind('pcam', 'PCam from its official HDF5 files', 'folder with the nine files, .h5 or .h5.gz, and the meta .csv')
-    q.add_argument('--download', action='store_true', help='fetch images and labels into --data first, with torchvision and gdown')
-    q.add_argument('--no-meta', action='store_true', help='do without the tables of slides: groups are then unknown')
-    q.add_argument('--no-check', action='store_true', help='allow files other than the official ones, such as excerpts')
-    q = kind('kaggle-pcam', 'PCam from the folder of the Kaggle competition', 'folder with train/ and train_labels.csv', 0)
-    q.add_argument('--groups', type=Path, metavar='CSV', help='table of id and wsi, the slide of each patch; without it a split leaks')
-    q = kind('cadcap', 'capsule endoscopy of CAD-CAP as in section IV-A', 'folder with a folder for each class: normal, inflammatory, vascular', 4)
+    q = kind('pcam', 'PCam from its official HDF5 files',
+             'folder with the nine files, .h5 or .h5.gz, and the meta .csv')
+    q.add_argument('--download', action='store_true',
+                   help='fetch images and labels into --data first, with torchvision and gdown')
+    q.add_argument('--no-meta', action='store_true',
+                   help='do without the tables of slides: groups are then unknown')
+    q.add_argument('--no-check', action='store_true',
+                   help='allow files other than the official ones, such as excerpts')
+    q = kind('kaggle-pcam', 'PCam from the folder of the Kaggle competition',
+             'folder with train/ and train_labels.csv', 0)
+    q.add_argument('--groups', type=Path, metavar='CSV',
+                   help='table of id and wsi, the slide of each patch; without it a split leaks')
+    q = kind('cadcap', 'capsule endoscopy of CAD-CAP as in section IV-A',
+             'folder with a folder for each class: normal, inflammatory, vascular', 4)
     _add_frames(q, 576)
-    q.add_argument('--group-pattern', default='auto', metavar='REGEX', help="patients by file name: 'auto' is the part before a double underscore, 'none', or a regular expression with one pair of parentheses")
-    q = kind('kvasir-capsule', 'labelled frames of Kvasir-Capsule, grouped by video', 'folder with metadata.csv, labelled_images/ and official_splits/', 0)
+    q.add_argument('--group-pattern', default='auto', metavar='REGEX',
+                   help="patients by file name: 'auto' is the part before a double underscore, 'none', or a "
+                        "regular expression with one pair of parentheses")
+    q = kind('kvasir-capsule', 'labelled frames of Kvasir-Capsule, grouped by video',
+             'folder with metadata.csv, labelled_images/ and official_splits/', 0)
     _add_frames(q, 336)
-    q.add_argument('--official-test', type=int, choices=[0, 1], help='this official half is the test part, the other trains without the videos they share; default: no split')
-    q.add_argument('--min-videos', type=_positive, default=3, metavar='N', help='without an official split, leave out classes in fewer videos')
+    q.add_argument('--official-test', type=int, choices=[0, 1], help='this official half is the test part, '
+                       'the other trains without the videos they share; default: no split')
+    q.add_argument('--min-videos', type=_positive, default=3, metavar='N',
+                   help='without an official split, leave out classes in fewer videos')
     _add_check(kinds)
 
 # %% ../nbs/cli.ipynb #c023
 def _add_frames(q, side):
-    q.add_argument('--size', type=_positive, default=128, metavar='PX', help='side of the images that are written')
-    q.add_argument('--mask', default='circle', choices=['circle', 'none'], help='circle: black outside the inscribed circle')
+    q.add_argument('--size', type=_positive, default=128, metavar='PX',
+                   help='side of the images that are written')
+    q.add_argument('--mask', default='circle', choices=['circle', 'none'],
+                   help='circle: black outside the inscribed circle')
     q.set_defaults(side=side)
     q.add_argument('--any-size', action='store_true', help=f'allow frames that are not {side}x{side} pixels')
 
 def _add_check(kinds):
     text = 'class balance, groups and split of any labelled folder or table; hashes if srdiag imported it'
-    q = kinds.add_parser('check', help=text, description=text[0].upper() + text[1:] + '.', formatter_class=_Formatter)
-    q.add_argument('--data', required=True, type=Path, metavar='PATH', help='an imported data set, a folder with a folder for each class, or a table')
-    q.add_argument('--group-pattern', default='auto', metavar='REGEX', help="groups by file name, as in train-diagnosis")
+    q = kinds.add_parser('check', help=text, description=text[0].upper() + text[1:] + '.',
+                         formatter_class=_Formatter)
+    q.add_argument('--data', required=True, type=Path, metavar='PATH',
+                   help='an imported data set, a folder with a folder for each class, or a table')
+    q.add_argument('--group-pattern', default='auto', metavar='REGEX',
+                   help="groups by file name, as in train-diagnosis")
 
 # %% ../nbs/cli.ipynb #c025
 def _add_rest(add):
-    p = add('demo', 'train, distil and use everything on one real micrograph, and write a report (a few minutes)')
-    p.add_argument('--out', type=Path, default=Path('runs/demo'), metavar='FOLDER', help='where the report and the models go')
+    p = add('demo',
+            'train, distil and use everything on one real micrograph, and write a report (a few minutes)')
+    p.add_argument('--out', type=Path, default=Path('runs/demo'), metavar='FOLDER',
+                   help='where the report and the models go')
     p.add_argument('--seed', type=_natural, default=0, metavar='N', help='of everything')
-    p.add_argument('--quick', action='store_true', help='a few steps only, to see that it runs; the numbers mean nothing')
+    p.add_argument('--quick', action='store_true',
+                   help='a few steps only, to see that it runs; the numbers mean nothing')
     _running(p)
     p = add('cost', 'parameters and FLOPs of every network beside the published ones')
-    p.add_argument('--json', type=Path, metavar='FILE', help='write name, scale, input size, parameters and FLOPs; refuses to replace a file without --overwrite')
+    p.add_argument('--json', type=Path, metavar='FILE', help='write name, scale, input size, parameters and '
+                                                             'FLOPs; refuses to replace a file without '
+                                                             '--overwrite')
     p.add_argument('--overwrite', action='store_true', help='replace the JSON file')
 
 def parser() -> argparse.ArgumentParser:
     "The parser of all commands"
-    top = argparse.ArgumentParser('srdiag', description='Super-resolution enhanced medical image diagnosis, for teaching and research. Not for diagnostic use.')
+    top = argparse.ArgumentParser('srdiag', description='Super-resolution enhanced medical image diagnosis, '
+                                                        'for teaching and research. Not for diagnostic use.')
     top.add_argument('--version', action='version', version=f'srdiag {__version__}')
     commands = top.add_subparsers(dest='command', required=True, metavar='COMMAND')
-    def add(name, text): return commands.add_parser(name, help=text, description=text[0].upper() + text[1:] + '.', formatter_class=_Formatter)
-    for group in (_add_rest, _add_build, _add_import, _add_sr, _add_diagnosis, _add_using, _add_benchmark, _add_experiment): group(add)
+    def add(name, text):
+        return commands.add_parser(name, help=text, description=text[0].upper() + text[1:] + '.',
+                                   formatter_class=_Formatter)
+    for group in (_add_rest, _add_build, _add_import, _add_sr, _add_diagnosis, _add_using, _add_benchmark,
+                  _add_experiment):
+        group(add)
     return top
 
 # %% ../nbs/cli.ipynb #c027
 def _options(a):
     from dataclasses import fields
     from srdiag.commands import RunOptions
-    return RunOptions(**{f.name:getattr(a, f.name) for f in fields(RunOptions) if hasattr(a, f.name)})
+    return RunOptions(**{f.name: getattr(a, f.name) for f in fields(RunOptions) if hasattr(a, f.name)})
 
 def _run_train_sr(a):
     from srdiag.commands import train_sr_command
-    train_sr_command(a.data, a.out, a.scale, a.recursions, a.steps, a.patch, a.supervise_steps, _options(a), a.model)
+    train_sr_command(a.data, a.out, a.scale, a.recursions, a.steps, a.patch, a.supervise_steps, _options(a),
+                     a.model)
 
 def _run_distill(a):
     from srdiag.commands import distill_command
@@ -286,9 +433,11 @@ def _run_distill(a):
 
 def _run_train_diagnosis(a):
     from srdiag.commands import Caution, train_diagnosis_command
-    train_diagnosis_command(a.data, a.out, a.labels, a.sr, a.scale, a.images, a.inputs, not a.no_sai, a.fixed, a.batch_size,
-                            dict(rank=a.rank, sac=a.sac, sar=a.sar, norm=a.affinity_norm), a.mutual, a.mode, a.solo_share, a.references,
-                            Caution(a.risk, a.sensitivity, a.positive), _options(a))
+    (train_diagnosis_command(a.data, a.out, a.labels, a.sr, a.scale, a.images, a.inputs, not a.no_sai,
+                             a.fixed, a.batch_size,
+                             dict(rank=a.rank, sac=a.sac, sar=a.sar, norm=a.affinity_norm), a.mutual, a.mode,
+                             a.solo_share, a.references, Caution(a.risk, a.sensitivity, a.positive),
+                             _options(a)))
 
 def _run_evaluate(a):
     from srdiag.commands import evaluate_command
@@ -308,10 +457,15 @@ def _run_benchmark(a):
     from srdiag.commands import RunOptions
     from srdiag.errors import DataError
     if a.report_only: return print(f'Report: {report(Store(a.out))}')
-    if a.data is None: raise DataError('The benchmark needs images: name their folder with --data, or use --report-only.')
-    budget = budget_of(a.budget, **{k:getattr(a, k) for k in ('epochs', 'steps', 'patch', 'batch_size', 'seeds', 'rounds', 'recipe')})
-    options = RunOptions(seed=a.split_seed, **{k:getattr(a, k) for k in ('device', 'precision', 'strict', 'channels', 'size', 'group_pattern')})
-    benchmark_sr(a.data, a.out, a.scale, entries_of(a.scale, a.preset, a.models), budget, options, a.only, a.only_seed)
+    if a.data is None:
+        raise DataError('The benchmark needs images: name their folder with --data, or use --report-only.')
+    budget = (budget_of(a.budget, **{k: getattr(a, k) for k in ('epochs', 'steps', 'patch', 'batch_size',
+                                                                'seeds', 'rounds', 'recipe')}))
+    options = (RunOptions(seed=a.split_seed, **{k: getattr(a, k) for k in ('device', 'precision', 'strict',
+                                                                           'channels', 'size',
+                                                                           'group_pattern')}))
+    benchmark_sr(a.data, a.out, a.scale, entries_of(a.scale, a.preset, a.models), budget, options, a.only,
+                 a.only_seed)
 
 # %% ../nbs/cli.ipynb #c031
 def _run_experiment(a):
@@ -320,21 +474,29 @@ def _run_experiment(a):
     from srdiag.experiment import Design, Store, budget_of, check_name, report, run_experiment
     check_name(a.name)
     if a.report_only: return print(f'Report: {report(Store(a.out))}')
-    if a.data is None: raise DataError('The experiment needs labelled images: name them with --data, or use --report-only.')
-    budget = budget_of(a.budget, **{k:getattr(a, k) for k in ('epochs', 'batch_size', 'folds', 'seeds', 'recipe')})
-    options = RunOptions(**{k:getattr(a, k) for k in ('device', 'precision', 'strict', 'channels', 'size', 'group_pattern')})
+    if a.data is None:
+        raise DataError('The experiment needs labelled images: name them with --data, or use --report-only.')
+    budget = (budget_of(a.budget,
+                        **{k: getattr(a, k) for k in ('epochs', 'batch_size', 'folds', 'seeds', 'recipe')}))
+    options = (RunOptions(**{k: getattr(a, k) for k in ('device', 'precision', 'strict', 'channels', 'size',
+                                                        'group_pattern')}))
     solo = a.solo_share if a.solo_share is not None else 0.5 if a.mode == 'solo' else 0.
-    design = Design(a.images, a.scale, a.split_seed, mutual=a.mutual, mode=a.mode, solo_share=solo, references=a.references, norm=a.affinity_norm)
-    run_experiment(a.name, a.data, a.out, a.labels, a.sr, budget, design, options, a.only, a.only_fold, a.only_seed, a.keep_models, a.benchmark)
+    design = Design(a.images, a.scale, a.split_seed, mutual=a.mutual, mode=a.mode, solo_share=solo,
+                    references=a.references, norm=a.affinity_norm)
+    run_experiment(a.name, a.data, a.out, a.labels, a.sr, budget, design, options, a.only, a.only_fold,
+                   a.only_seed, a.keep_models, a.benchmark)
 
 # %% ../nbs/cli.ipynb #c033
 def _run_build(a):
     from srdiag.data.builders import build_endosr, build_histosr
     def report(done, files):
         if done % 100 == 0 and done < files: print(f'{done} of {files} files', flush=True)
-    common = dict(scale=a.scale, test_fraction=a.test_fraction, group_pattern=a.group_pattern, seed=a.seed, overwrite=a.overwrite, strict=a.strict, report=report)
+    common = dict(scale=a.scale, test_fraction=a.test_fraction, group_pattern=a.group_pattern, seed=a.seed,
+                  overwrite=a.overwrite, strict=a.strict, report=report)
     if a.what == 'endosr': built = build_endosr(a.data, a.out, a.size, mask=a.mask, **common)
-    else: built = build_histosr(a.data, a.out, a.crop, a.per_slide, tissue=a.tissue, level=a.level, mpp=a.mpp, **common)
+    else:
+        built = build_histosr(a.data, a.out, a.crop, a.per_slide, tissue=a.tissue, level=a.level, mpp=a.mpp,
+                              **common)
     print(built)
     print(f'Go on with: srdiag train-sr --data {a.out}/train/hr --scale {a.scale} --out MODEL')
 
@@ -345,14 +507,18 @@ def _run_import(a):
     def report(done, images):
         if done % 5000 == 0 and done < images: print(f'{done} of {images} images', flush=True)
     common = dict(per_class=a.per_class, seed=a.seed, overwrite=a.overwrite, report=report)
-    if a.what == 'pcam': made = datasets.import_pcam(a.data, a.out, meta=not a.no_meta, check=not a.no_check, download=a.download, **common)
+    if a.what == 'pcam':
+        made = (datasets.import_pcam(a.data, a.out, meta=not a.no_meta, check=not a.no_check,
+                                     download=a.download, **common))
     else:
         common |= dict(folds=a.folds, strict=a.strict)
         if a.what == 'kaggle-pcam': made = datasets.import_kaggle_pcam(a.data, a.out, a.groups, **common)
         else:
             common |= dict(size=a.size, mask=a.mask == 'circle', side=None if a.any_size else a.side)
-            if a.what == 'cadcap': made = datasets.import_cadcap(a.data, a.out, group_pattern=a.group_pattern, **common)
-            else: made = datasets.import_kvasir_capsule(a.data, a.out, a.official_test, a.min_videos, **common)
+            if a.what == 'cadcap':
+                made = datasets.import_cadcap(a.data, a.out, group_pattern=a.group_pattern, **common)
+            else:
+                made = datasets.import_kvasir_capsule(a.data, a.out, a.official_test, a.min_videos, **common)
     print(made)
     table = 'labels.csv' if not getattr(a, 'folds', 0) else 'fold0.csv'
     print(f'Go on with: srdiag train-diagnosis --data {a.out/table} --out MODEL')
@@ -362,26 +528,35 @@ def _run_cost(a):
     from srdiag.catalogue import compare_with_published
     from srdiag.errors import DataError
     from srdiag.evaluation.cost import format_count as f
-    if a.json and a.json.exists() and not a.overwrite: raise DataError(f'{a.json} exists: choose another file, or allow it to be replaced with --overwrite.')
+    if a.json and a.json.exists() and not a.overwrite:
+        raise DataError(f'{a.json} exists: choose another file, or allow it to be replaced with --overwrite.')
     rows = compare_with_published()
     print(f'{"network":24}{"scale":>6}{"input":>7}{"parameters":>12}{"published":>12}{"FLOPs":>10}{"published":>11}')
     for r in rows:
         print(f'{r["name"]:24}{"x" + str(r["scale"]):>6}{r["input_size"]:>7}{f(r["parameters"]):>12}{f(r["published_parameters"]):>12}{f(r["flops"]):>10}{f(r["published_flops"]):>11}')
-    print('FLOPs are 2 x multiply-accumulates of convolutions and matrix products. Where the paper contradicts itself: notebook catalogue.')
+    print('FLOPs are 2 x multiply-accumulates of convolutions and matrix products. Where the paper '
+          'contradicts itself: notebook catalogue.')
     if a.json:
         keys = ('name', 'scale', 'input_size', 'parameters', 'flops')
-        try: a.json.write_text(json.dumps([{k:r[k] for k in keys} for r in rows], indent=2), encoding='utf-8')
-        except OSError as e: raise DataError(f'{a.json} could not be written ({e.strerror}): choose another place.') from e
+        try:
+            a.json.write_text(json.dumps([{k: r[k] for k in keys} for r in rows], indent=2), encoding='utf-8')
+        except OSError as e:
+            raise DataError(f'{a.json} could not be written ({e.strerror}): choose another place.') from e
 
 # %% ../nbs/cli.ipynb #c039
 def main(
-    argv:list|None=None, # arguments; None: those of the process
+    argv: list|None = None, # arguments; None: those of the process
 ) -> int: # 0, 2 for a mistake that the user can put right, 130 when interrupted
     "The entry point of `srdiag`"
-    if getattr(sys.stdout, 'errors', '') == 'strict' and hasattr(sys.stdout, 'reconfigure'): sys.stdout.reconfigure(errors='replace') # where the terminal is not UTF-8: a question mark, not a traceback
+    # where the terminal is not UTF-8: a question mark, not a traceback
+    if getattr(sys.stdout, 'errors', '') == 'strict' and hasattr(sys.stdout, 'reconfigure'):
+        sys.stdout.reconfigure(errors='replace')
     args = parser().parse_args(argv)
-    os.environ.setdefault('THP_MEM_ALLOC_ENABLE', '1') # PyTorch on Linux: large blocks in large pages, a third off each layer of an enlarged image
-    if not sys.warnoptions: warnings.filterwarnings('ignore', category=FutureWarning) # of fastai's own imports; python -W default shows them
+    # PyTorch on Linux: large blocks in large pages, a third off each layer of an enlarged image
+    os.environ.setdefault('THP_MEM_ALLOC_ENABLE', '1')
+    # of fastai's own imports; python -W default shows them
+    if not sys.warnoptions:
+        warnings.filterwarnings('ignore', category=FutureWarning)
     try: globals()['_run_' + args.command.replace('-', '_')](args)
     except SrdiagError as e:
         print(f'srdiag {args.command}: {e}', file=sys.stderr)

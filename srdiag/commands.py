@@ -65,29 +65,35 @@ class RunOptions:
     overwrite: bool = False # replace a model folder that is there
     channels: str = 'auto' # 'auto' (grey if every image is), 'rgb' or 'grey'
     size: int|None = None # cut every file to its middle size×size px
-    group_pattern: str = 'auto' # groups by file name: 'auto' (before a double underscore), 'none', or a regular expression
+    # groups by file name: 'auto' (before a double underscore), 'none', or a regular expression
+    group_pattern: str = 'auto'
 
     def __post_init__(self):
-        check_settings(self, 'A run', dict(recipe=SR_RECIPES, precision=('auto', *PRECISIONS), channels=_CHANNELS), seed=(0, 2**32-1))
+        check_settings(self, 'A run',
+                       dict(recipe=SR_RECIPES, precision=('auto', *PRECISIONS), channels=_CHANNELS),
+                       seed=(0, 2**32-1))
 
 # %% ../nbs/commands.ipynb #c007
 def pick_device(
-    name:str='auto', # 'auto', 'cpu', 'cuda' or 'mps'
+    name: str = 'auto', # 'auto', 'cpu', 'cuda' or 'mps'
 ) -> torch.device:
     "The device asked for, or the best there is; DataError if it is not there"
-    have = dict(cuda=torch.cuda.device_count() if torch.cuda.is_available() else 0, mps=int(torch.backends.mps.is_available()), cpu=1)
-    if name == 'auto': name = next(k for k,n in have.items() if n)
+    have = dict(cuda=torch.cuda.device_count() if torch.cuda.is_available() else 0,
+                mps=int(torch.backends.mps.is_available()), cpu=1)
+    if name == 'auto': name = next(k for k, n in have.items() if n)
     try: device = torch.device(name)
     except RuntimeError: device = None
-    if device is None or (device.index or 0) >= have.get(device.type, 0): raise DataError(f'There is no device {name!r} on this machine: choose one of {", ".join(k for k,n in have.items() if n)}.')
+    if device is None or (device.index or 0) >= have.get(device.type, 0):
+        raise DataError(f'There is no device {name!r} on this machine: choose one of '
+                        f'{", ".join(k for k, n in have.items() if n)}.')
     return device
 
 def pick_place(
-    options:RunOptions, # device, precision
+    options: RunOptions, # device, precision
 ) -> tuple: # torch.device, and 'bf16', 'fp16' or 'fp32'
     "Where and in how many bits to compute; DataError if the device is not there, or cannot compute so"
     device = pick_device(options.device)
-    try: return device,chosen_precision(options.precision, device)
+    try: return device, chosen_precision(options.precision, device)
     except ValueError as e: raise DataError(f'The precision does not fit: {e}') from e
 
 # %% ../nbs/commands.ipynb #c009
@@ -105,71 +111,93 @@ class SRData:
         files = self.table.file[self.table.split == part].tolist()
         return SRPairs(self.parts[part], scale, names=files)
 
-def _file_names(paths, data): # as split.csv names them: relative to the folder, or just the name if `data` is one image
+def _file_names(paths, data):
+    # as split.csv names them: relative to the folder, or just the name if `data` is one image
     root = Path(data)
     return [p.relative_to(root).as_posix() if root.is_dir() else p.name for p in paths]
 
 # %% ../nbs/commands.ipynb #c011
 def read_split(
-    model:str|Path, # a model folder, or the name of a network of the package
+    model: str|Path, # a model folder, or the name of a network of the package
 ) -> pd.DataFrame|None: # file and split (and more), as text; None if the folder has no split.csv
     "The split that a model was trained by; DataError if the table is not one"
     path = model_folder(model)/'split.csv'
     if not path.is_file(): return None
     try: table = pd.read_csv(path, dtype=str, keep_default_na=False) # a group may be called NA
-    except (ValueError, UnicodeDecodeError) as e: raise DataError(f'{path} is not readable as a table ({e}): restore it from a copy, or remove it to go on without a split.') from e
-    if not {'file', 'split'} <= set(table.columns): raise DataError(f'{path} needs the columns file and split: restore it from a copy, or remove it to go on without a split.')
+    except (ValueError, UnicodeDecodeError) as e:
+        raise DataError(f'{path} is not readable as a table ({e}): restore it from a copy, or remove it to '
+                        'go on without a split.') from e
+    if not {'file', 'split'} <= set(table.columns):
+        raise DataError(f'{path} needs the columns file and split: restore it from a copy, or remove it to '
+                        'go on without a split.')
     return table
 
 # %% ../nbs/commands.ipynb #c013
-def _sr_files(data): # image files for super-resolution, and the rows of the manifest of a built set (file → row) or None
+def _sr_files(data):
+    # image files for super-resolution, and the rows of the manifest of a built set (file → row) or None
     root = Path(data)
-    if not ((root/MANIFEST).is_file() and (root/'.srdiag').exists()): return find_images(data),None
-    rows = {row['file']:row for row in read_manifest(root)}
-    return [root/name for name in sorted(rows)],rows
+    if not ((root/MANIFEST).is_file() and (root/'.srdiag').exists()): return find_images(data), None
+    rows = {row['file']: row for row in read_manifest(root)}
+    return [root/name for name in sorted(rows)], rows
 
 # %% ../nbs/commands.ipynb #c015
 def read_sr_folder(
-    data:str|Path, # a folder with images, or one image
-    scale:int, # images must be large enough for it
-    patch:int, # side of a training patch in px: smaller images are skipped
-    options:RunOptions, # strict, channels, size, group_pattern, seed
-    split:pd.DataFrame|None=None, # a table with file and split to follow; None: a new split
+    data: str|Path, # a folder with images, or one image
+    scale: int, # images must be large enough for it
+    patch: int, # side of a training patch in px: smaller images are skipped
+    options: RunOptions, # strict, channels, size, group_pattern, seed
+    split: pd.DataFrame|None = None, # a table with file and split to follow; None: a new split
 ) -> SRData:
-    "Read and split the images of a folder (80/10/10 by group; a built set keeps its test part); DataError if there are too few"
-    root,(paths,built) = Path(data),_sr_files(data)
-    if options.size is not None and options.size < patch: raise DataError(f'Images cut to {options.size}×{options.size} pixels (--size) hold no patch of {patch}×{patch} (--patch): use a larger cut, or smaller patches.')
-    images = read_images(paths, _CHANNELS[options.channels], options.strict, min_size=max(patch, scale*MRCNet.min_size), size=options.size)
+    """Read and split the images of a folder (80/10/10 by group; a built set keeps its test part); DataError
+    if there are too few"""
+    root, (paths, built) = Path(data), _sr_files(data)
+    if options.size is not None and options.size < patch:
+        raise DataError(f'Images cut to {options.size}×{options.size} pixels (--size) hold no patch of '
+                        f'{patch}×{patch} (--patch): use a larger cut, or smaller patches.')
+    images = read_images(paths, _CHANNELS[options.channels], options.strict,
+                         min_size=max(patch, scale*MRCNet.min_size), size=options.size)
     if images.skipped: say(images.skipped_sentence())
     files = _file_names(images.paths, data)
-    groups = np.array([built[f]['group'] for f in files]) if built else groups_from_names(images.paths, options.group_pattern)
+    groups = (np.array([built[f]['group'] for f in files]) if built
+              else groups_from_names(images.paths, options.group_pattern))
     if groups is None: groups = np.array(files)
-    if split is not None: part = pd.Series(files).map(dict(zip(split.file, split.split))).fillna('unused').to_numpy(str)
+    if split is not None:
+        part = pd.Series(files).map(dict(zip(split.file, split.split))).fillna('unused').to_numpy(str)
     else:
-        if len(files) < 3: raise DataError(f'{data} has {len(files)} usable images; training needs at least 3: one each to train, to validate and to test.')
+        if len(files) < 3:
+            raise DataError(f'{data} has {len(files)} usable images; training needs at least 3: one each to '
+                            'train, to validate and to test.')
         part = np.full(len(files), 'test', dtype='<U6')
-        free = np.flatnonzero([built[f]['split'] == 'train' for f in files]) if built else np.arange(len(files))
-        names,shares = (('train', 'valid'), (0.9, 0.1)) if built else (('train', 'valid', 'test'), (0.8, 0.1, 0.1))
-        for name,idx in zip(names, grouped_split(None, groups[free], shares, options.seed)): part[free[idx]] = name
-    whole,digests = fingerprints(images.paths, root if root.is_dir() else None)
+        free = (np.flatnonzero([built[f]['split'] == 'train' for f in files]) if built
+                else np.arange(len(files)))
+        names, shares = ((('train', 'valid'), (0.9, 0.1)) if built
+                         else (('train', 'valid', 'test'), (0.8, 0.1, 0.1)))
+        for name, idx in zip(names, grouped_split(None, groups[free], shares, options.seed)):
+            part[free[idx]] = name
+    whole, digests = fingerprints(images.paths, root if root.is_dir() else None)
     table = pd.DataFrame(dict(file=files, group=groups, split=part, sha256=digests))
-    parts = {k:[images.images[i] for i in np.flatnonzero(part == k)] for k in ('train', 'valid', 'test')}
-    empty = [k for k,v in parts.items() if not v]
-    if empty: raise DataError(f'No image of {data} is in the part {empty[0]}: the split does not fit this folder.')
+    parts = {k: [images.images[i] for i in np.flatnonzero(part == k)] for k in ('train', 'valid', 'test')}
+    empty = [k for k, v in parts.items() if not v]
+    if empty:
+        raise DataError(f'No image of {data} is in the part {empty[0]}: the split does not fit this folder.')
     return SRData(root, parts, table, images.channels, images.skipped_sentence(), whole)
 
 # %% ../nbs/commands.ipynb #c017
 VALIDATED = 32 # images at most that choose the best epoch
 
 def _sr_info(title, data, metrics, training, notes=''):
-    return ModelInfo(title, data=dict(name=data.root.name, hash=data.hash, skipped=data.skipped or 'none', **data.table.split.value_counts().to_dict(),
-                                      groups=int(data.table.group.nunique())), metrics=metrics, training=training, notes=notes)
+    return ModelInfo(title, data=dict(name=data.root.name, hash=data.hash, skipped=data.skipped or 'none',
+                                      **data.table.split.value_counts().to_dict(),
+                                      groups=int(data.table.group.nunique())), metrics=metrics,
+                     training=training, notes=notes)
 
 class _Saver:
-    "Saves a network and its split at each improvement, then for good; the folder may replace what this run wrote before"
+    """Saves a network and its split at each improvement, then for good; the folder may replace what this run
+    wrote before"""
     def __init__(self, folder, network, overwrite, split):
-        self.folder,self.network,self.overwrite,self.saved = check_output(folder, overwrite),network,overwrite,False
-        self.files = {'split.csv':split.to_csv(index=False)}
+        self.folder, self.network, self.overwrite, self.saved = (
+            check_output(folder, overwrite), network, overwrite, False)
+        self.files = {'split.csv': split.to_csv(index=False)}
     def __call__(self, info):
         save_model(self.folder, self.network, info, self.overwrite or self.saved, self.files)
         self.saved = True
@@ -180,8 +208,9 @@ def _finish_sr(saver, network, data, title, training, start):
     bicubic = evaluate_sr(lambda lr: upsample(lr, network.scale), test)
     metrics |= dict(bicubic_psnr=bicubic['psnr'], bicubic_ssim=bicubic['ssim'])
     saver(_sr_info(title, data, metrics, training | dict(seconds=round(time.time()-start, 1))))
-    say(f"test, {counted(metrics['n'], 'image')} ({metrics['convention']}): bicubic {bicubic['psnr']:.2f} dB / {bicubic['ssim']:.4f}, "
-         f"network {metrics['psnr']:.2f} dB / {metrics['ssim']:.4f}. Saved to {saver.folder}.")
+    say(f"test, {counted(metrics['n'], 'image')} ({metrics['convention']}): bicubic {bicubic['psnr']:.2f} dB "
+        f"/ {bicubic['ssim']:.4f}, "
+        f"network {metrics['psnr']:.2f} dB / {metrics['ssim']:.4f}. Saved to {saver.folder}.")
     return metrics
 
 # %% ../nbs/commands.ipynb #c019
@@ -198,74 +227,99 @@ def _train_in(saver, train, info):
 
 # %% ../nbs/commands.ipynb #c021
 def _trainable(model, scale, recursions, supervise_steps): # the full name in the zoo
-    if model.endswith(('_x2', '_x4')): raise ModelError(f'{model}: leave the ending {model[-3:]} out, the scale has an option of its own.')
+    if model.endswith(('_x2', '_x4')):
+        raise ModelError(f'{model}: leave the ending {model[-3:]} out, the scale has an option of its own.')
     name = f'{model}_x{scale}'
-    entry,_ = entry_of(name)
-    if entry.architecture == 'bicubic': raise ModelError('bicubic has nothing to train: it is compared with every network anyway.')
-    if (recursions > 1 or supervise_steps) and model != 'mrcnet': raise ModelError(f'Recursions are a matter of mrcnet: leave --recursions and --supervise-steps out for {model}.')
+    entry, _ = entry_of(name)
+    if entry.architecture == 'bicubic':
+        raise ModelError('bicubic has nothing to train: it is compared with every network anyway.')
+    if (recursions > 1 or supervise_steps) and model != 'mrcnet':
+        raise ModelError('Recursions are a matter of mrcnet: leave --recursions and --supervise-steps out '
+                         f'for {model}.')
     return name
 
 def train_sr_command(
-    data:str|Path, # a folder with images
-    out:str|Path, # the model folder to make
-    scale:int=4, # 2 or 4
-    recursions:int=1, # 1: single-forward; 3: recursive, to be distilled
-    steps:int=100, # training steps per epoch
-    patch:int=64, # side of a high-resolution training patch in px
-    supervise_steps:bool=False, # compare the image of every recursion
-    options:RunOptions=RunOptions(), # see there
-    model:str='mrcnet', # name in the zoo without the scale, e.g. 'edsr_baseline'
+    data: str|Path, # a folder with images
+    out: str|Path, # the model folder to make
+    scale: int = 4, # 2 or 4
+    recursions: int = 1, # 1: single-forward; 3: recursive, to be distilled
+    steps: int = 100, # training steps per epoch
+    patch: int = 64, # side of a high-resolution training patch in px
+    supervise_steps: bool = False, # compare the image of every recursion
+    options: RunOptions = RunOptions(), # see there
+    model: str = 'mrcnet', # name in the zoo without the scale, e.g. 'edsr_baseline'
 ) -> dict: # test metrics
     "Train an MRC-Net, or another network of the zoo, on the images of a folder"
-    start,(device,precision),recipe = time.time(),pick_place(options),SR_RECIPES[options.recipe]
+    start, (device, precision), recipe = time.time(), pick_place(options), SR_RECIPES[options.recipe]
     check_output(out, options.overwrite)
     check_number('A run', 'steps', steps)
     name = _trainable(model, scale, recursions, supervise_steps)
     check_patch_side(patch, scale)
     found = read_sr_folder(data, scale, patch, options)
     torch.manual_seed(options.seed)
-    network = create_model(name, found.channels, **(dict(steps=recursions) if recursions > 1 else {})).to(device)
+    network = (create_model(name, found.channels, **(dict(steps=recursions) if recursions > 1 else {})).to(
+                       device))
     kind = f', {"recursive" if recursions > 1 else "single-forward"}' if model == 'mrcnet' else ''
-    saver,title = _Saver(out, network, options.overwrite, found.table),f'{entry_of(name)[0].title} x{scale}{kind}'
-    training = asdict(options) | dict(command=command_line(), precision=precision, model=name, recipe=repr(recipe), steps=steps, patch=patch)
-    def info(value, epoch): return _sr_info(title, found, dict(valid_psnr=value, epoch=epoch), training, 'Training had not finished when this was saved.')
-    def train(**kw): return train_sr(network, found.pairs('train', scale), found.pairs('valid', scale).few(VALIDATED), recipe, options.epochs, steps, patch,
-                                     options.seed, supervise_steps, precision=precision, **kw)
+    saver, title = (_Saver(out, network, options.overwrite, found.table),
+                    f'{entry_of(name)[0].title} x{scale}{kind}')
+    training = (asdict(options) | dict(command=command_line(), precision=precision, model=name,
+                                       recipe=repr(recipe), steps=steps, patch=patch))
+    def info(value, epoch):
+        return _sr_info(title, found, dict(valid_psnr=value, epoch=epoch), training,
+                        'Training had not finished when this was saved.')
+    def train(**kw):
+        return train_sr(network, found.pairs('train', scale), found.pairs('valid', scale).few(VALIDATED),
+                        recipe, options.epochs, steps, patch, options.seed, supervise_steps,
+                        precision=precision, **kw)
     _train_in(saver, train, info)
     return _finish_sr(saver, network, found, title, training, start)
 
 # %% ../nbs/commands.ipynb #c023
 def distill_command(
-    data:str|Path, # the folder the teacher was trained on
-    teacher:str|Path, # model folder of a recursive MRC-Net
-    out:str|Path, # the model folder to make
-    steps:int=100, # training steps per epoch
-    patch:int=64, # side of a high-resolution training patch in px
-    phase1:float=0.5, # share of the epochs with the distillation loss
-    weight:float=1., # γ_d of Algorithm 1
-    options:RunOptions=RunOptions(), # see there
+    data: str|Path, # the folder the teacher was trained on
+    teacher: str|Path, # model folder of a recursive MRC-Net
+    out: str|Path, # the model folder to make
+    steps: int = 100, # training steps per epoch
+    patch: int = 64, # side of a high-resolution training patch in px
+    phase1: float = 0.5, # share of the epochs with the distillation loss
+    weight: float = 1., # γ_d of Algorithm 1
+    options: RunOptions = RunOptions(), # see there
 ) -> dict: # test metrics
     "Recursion distillation (Algorithm 1); the student is tested on the images the teacher never saw"
-    start,(device,precision),recipe = time.time(),pick_place(options),SR_RECIPES[options.recipe]
+    start, (device, precision), recipe = time.time(), pick_place(options), SR_RECIPES[options.recipe]
     check_output(out, options.overwrite)
     check_number('A run', 'steps', steps)
-    for name,value,high in (('phase1', phase1, 1), ('weight', weight, math.inf)): check_number('A distillation', name, value, 0, high, numbers.Real)
-    master,known = load_model(teacher, 'sr', device=device)
-    if master.config.get('steps', 1) < 2: raise ModelError(f'The model in {teacher} is not recursive: train a teacher with --recursions 3 first.')
+    for name, value, high in (('phase1', phase1, 1), ('weight', weight, math.inf)):
+        check_number('A distillation', name, value, 0, high, numbers.Real)
+    master, known = load_model(teacher, 'sr', device=device)
+    if master.config.get('steps', 1) < 2:
+        raise ModelError(f'The model in {teacher} is not recursive: train a teacher with --recursions 3 '
+                         'first.')
     check_patch_side(patch, master.scale)
-    split,options = read_split(teacher),replace(options, channels='rgb' if master.config['image_channels'] == 3 else 'grey')
+    split, options = (read_split(teacher),
+                      replace(options, channels='rgb' if master.config['image_channels'] == 3 else 'grey'))
     found = read_sr_folder(data, master.scale, patch, options, split)
-    if split is None: say(f'Note: {teacher} has no split.csv, so a new split is drawn: the student may be tested on images that its teacher learned from.')
-    elif found.hash != known.data.get('hash'): say(f'Note: {data} is not exactly the data of the teacher; its split is followed where files agree.')
-    network,title = MRCNet(**(master.config | dict(steps=1))),f'MRC-Net x{master.scale}, distilled'
+    if split is None:
+        say(f'Note: {teacher} has no split.csv, so a new split is drawn: the student may be tested on images '
+            'that its teacher learned from.')
+    elif found.hash != known.data.get('hash'):
+        say(f'Note: {data} is not exactly the data of the teacher; its split is followed where files agree.')
+    network, title = MRCNet(**(master.config | dict(steps=1))), f'MRC-Net x{master.scale}, distilled'
     saver = _Saver(out, network, options.overwrite, found.table)
-    training = asdict(options) | dict(command=command_line(), precision=precision, teacher=str(teacher), recipe=repr(recipe), steps=steps, patch=patch, phase1=phase1, weight=weight)
-    def info(value, epoch): return _sr_info(title, found, dict(valid_psnr=value, epoch=epoch), training, 'Training had not finished when this was saved.')
+    training = (asdict(options) | dict(command=command_line(), precision=precision, teacher=str(teacher),
+                                       recipe=repr(recipe), steps=steps, patch=patch, phase1=phase1,
+                                       weight=weight))
+    def info(value, epoch):
+        return _sr_info(title, found, dict(valid_psnr=value, epoch=epoch), training,
+                        'Training had not finished when this was saved.')
     def train(folder, save):
-        def keep(model, value, epoch): network.load_state_dict(model.network.state_dict()); save(model, value, epoch)
-        return distil(master, found.pairs('train', master.scale), found.pairs('valid', master.scale).few(VALIDATED), recipe, options.epochs, steps, patch,
+        def keep(model, value, epoch):
+            network.load_state_dict(model.network.state_dict())
+            save(model, value, epoch)
+        return distil(master, found.pairs('train', master.scale),
+                      found.pairs('valid', master.scale).few(VALIDATED), recipe, options.epochs, steps, patch,
                       options.seed, phase1, weight, folder=folder, save=keep, precision=precision)
-    student,_ = _train_in(saver, train, info)
+    student, _ = _train_in(saver, train, info)
     network.load_state_dict(student.state_dict())
     return _finish_sr(saver, network, found, title, training, start)
 
@@ -281,36 +335,40 @@ class LabelledData:
     digests: list # of each file
 
 def read_labelled(
-    data:str|Path, # a folder with one sub-folder per class, or a CSV
-    labels:str|Path|None, # a CSV whose files are relative to `data`
-    options:RunOptions, # strict, channels, size, group_pattern
-    min_size:int=1, # smaller images are skipped
+    data: str|Path, # a folder with one sub-folder per class, or a CSV
+    labels: str|Path|None, # a CSV whose files are relative to `data`
+    options: RunOptions, # strict, channels, size, group_pattern
+    min_size: int = 1, # smaller images are skipped
 ) -> LabelledData:
     "Read a labelled data set; unreadable images are left out and counted"
     table = load_table(data, labels, options.group_pattern)
     images = read_images(table.files, _CHANNELS[options.channels], options.strict, min_size, options.size)
     if images.skipped: say(images.skipped_sentence())
-    where = {p:i for i,p in enumerate(table.files)}
+    where = {p: i for i, p in enumerate(table.files)}
     table = table.subset([where[p] for p in images.paths])
     check_classes(table)
-    return LabelledData(table, images.images, images.channels, images.skipped_sentence(), *fingerprints(table.files, table.root))
+    return LabelledData(table, images.images, images.channels, images.skipped_sentence(),
+                        *fingerprints(table.files, table.root))
 
 # %% ../nbs/commands.ipynb #c027
 def check_channels(
-    network:nn.Module, # a super-resolution network
+    network: nn.Module, # a super-resolution network
     folder, # where it came from, for the sentence
-    channels:int, # of the images that it is to read
+    channels: int, # of the images that it is to read
 ) -> None:
     "ModelError if it reads other images"
     own = network.config['image_channels']
-    if own != channels: raise ModelError(f'The super-resolution model in {folder} reads {own} channel(s), but the images have {channels}: use --channels.')
+    if own != channels:
+        raise ModelError(f'The super-resolution model in {folder} reads {own} channel(s), but the images '
+                         f'have {channels}: use --channels.')
 
 def say_if_recursive(
-    network:nn.Module, # a super-resolution network
+    network: nn.Module, # a super-resolution network
     folder, # where it came from, for the sentence
 ) -> None:
     "A note that the paper distils first"
-    if network.config.get('steps', 1) > 1: say(f'Note: {folder} is recursive; the paper uses the distilled single-forward network here.')
+    if network.config.get('steps', 1) > 1:
+        say(f'Note: {folder} is recursive; the paper uses the distilled single-forward network here.')
 
 def _sr_network(sr, scale, channels): # model folder or None → the network, or None
     if not sr: return None
@@ -321,61 +379,82 @@ def _sr_network(sr, scale, channels): # model folder or None → the network, or
 
 # %% ../nbs/commands.ipynb #c029
 def build_framework(
-    found:LabelledData, # its images decide stems and channels
-    scale:int, # of the super-resolution
-    inputs:str, # a row of Table V
-    images:str, # what the files are: 'lr' or 'hr'
-    sai:bool, # sample affinity interaction
-    network:nn.Module|None, # the super-resolution network; None: an MRCNet of the default size
-    pretrained:bool, # start from the weights of `network`, not from fresh ones
-    mutual:str, # rows of M in Eq. (7)
-    mode:str, # of prediction
-    solo_share:float, # of the training batches
+    found: LabelledData, # its images decide stems and channels
+    scale: int, # of the super-resolution
+    inputs: str, # a row of Table V
+    images: str, # what the files are: 'lr' or 'hr'
+    sai: bool, # sample affinity interaction
+    network: nn.Module|None, # the super-resolution network; None: an MRCNet of the default size
+    pretrained: bool, # start from the weights of `network`, not from fresh ones
+    mutual: str, # rows of M in Eq. (7)
+    mode: str, # of prediction
+    solo_share: float, # of the training batches
 ) -> SREnhancedDiagnosis: # untrained, but for its super-resolution network
     "The framework that fits these images"
-    side,classes = min(min(x.shape[1:]) for x in found.images),len(found.table.classes)
-    small,large = (side//scale, side) if images == 'hr' else (side, side*scale)
+    side, classes = min(min(x.shape[1:]) for x in found.images), len(found.table.classes)
+    small, large = (side//scale, side) if images == 'hr' else (side, side*scale)
     mixes = sai and '+' in inputs # without affinity there is nothing to be independent of
-    model = SREnhancedDiagnosis(classes, scale, inputs, sai, found.channels, stem_for(small), stem_for(large), None if network is None else network.config, mutual,
-                                mode if mixes else 'solo', solo_share if mixes else 0., sr_architecture='mrcnet' if network is None else architecture_of(network))
-    if pretrained and network is not None and model.sr_network is not None: model.sr_network.load_state_dict(network.state_dict())
+    model = (SREnhancedDiagnosis(classes, scale, inputs, sai, found.channels, stem_for(small),
+                                 stem_for(large), None if network is None else network.config, mutual,
+                                 mode if mixes else 'solo', solo_share if mixes else 0.,
+                                 sr_architecture='mrcnet' if network is None else architecture_of(network)))
+    if pretrained and network is not None and model.sr_network is not None:
+        model.sr_network.load_state_dict(network.state_dict())
     return model
 
 # %% ../nbs/commands.ipynb #c031
 def _diagnosis_info(found, parts, model, lr_size, classes, training, metrics, notes='', calibration=None):
-    c,groups = model.config,found.table.groups
-    title = f'{c["inputs"]}{"" if c["sai"] or "+" not in c["inputs"] else " without SAI"}, {" / ".join(classes)}'
-    data = dict(name=found.table.root.name, hash=found.hash, skipped=found.skipped or 'none', **{k:len(v) for k,v in parts.items()},
-                groups='unknown' if groups is None else len(set(groups)))
-    return ModelInfo(title, training['images'], training['size'], lr_size, classes, data, training, metrics, notes, calibration.to_dict() if calibration is not None else {})
+    c, groups = model.config, found.table.groups
+    title = (f'{c["inputs"]}{"" if c["sai"] or "+" not in c["inputs"] else " without SAI"}, '
+             f'{" / ".join(classes)}')
+    data = (dict(name=found.table.root.name, hash=found.hash, skipped=found.skipped or 'none',
+                 **{k: len(v) for k, v in parts.items()},
+                 groups='unknown' if groups is None else len(set(groups))))
+    return (ModelInfo(title, training['images'], training['size'], lr_size, classes, data, training, metrics,
+                      notes, calibration.to_dict() if calibration is not None else {}))
 
 # %% ../nbs/commands.ipynb #c033
-def _check_place(out, data, labels, overwrite): # as check_output; DataError for an output folder that would be read as a class
+def _check_place(out, data, labels, overwrite):
+    # as check_output; DataError for an output folder that would be read as a class
     check_output(out, overwrite)
-    a,b = Path(out).resolve(),Path(data).resolve()
-    if labels is None and b.is_dir() and not (b/'labels.csv').is_file() and a.is_relative_to(b): raise DataError(f'{out} lies among the classes of {data}, and would be read as one of them: choose an output folder elsewhere.')
+    a, b = Path(out).resolve(), Path(data).resolve()
+    if labels is None and b.is_dir() and not (b/'labels.csv').is_file() and a.is_relative_to(b):
+        raise DataError(f'{out} lies among the classes of {data}, and would be read as one of them: choose '
+                        'an output folder elsewhere.')
 
 def _check_inputs(inputs, images, sr, data, fixed):
-    if inputs.endswith('HR') and images != 'hr': raise DataError(f'{inputs} needs high-resolution files: use --images hr if that is what {data} holds.')
-    if fixed and inputs.endswith('SR') and not sr: say('Note: without --sr the super-resolution network starts from random weights, and --fixed keeps it so.')
-    if sr and not inputs.endswith('SR'): raise DataError(f'{inputs} has no super-resolution network: leave out --sr {sr}, or choose --inputs LR+SR.')
+    if inputs.endswith('HR') and images != 'hr':
+        raise DataError(f'{inputs} needs high-resolution files: use --images hr if that is what {data} holds.')
+    if fixed and inputs.endswith('SR') and not sr:
+        say('Note: without --sr the super-resolution network starts from random weights, and --fixed keeps '
+            'it so.')
+    if sr and not inputs.endswith('SR'):
+        raise DataError(f'{inputs} has no super-resolution network: leave out --sr {sr}, or choose --inputs '
+                        'LR+SR.')
 
-def _check_setting(scale, images, inputs, mutual, mode, solo_share, batch_size, references): # of the framework, before an image is read
-    for what,value,known in (('scale', scale, SCALES), ('kind of images', images, ('lr', 'hr')), ('input', inputs, INPUTS), ('way to weigh rows', mutual, ROW_WEIGHTS), ('mode', mode, MODES)): check_choice(what, value, known)
+def _check_setting(scale, images, inputs, mutual, mode, solo_share, batch_size, references):
+    # of the framework, before an image is read
+    for what, value, known in (('scale', scale, SCALES), ('kind of images', images, ('lr', 'hr')),
+                               ('input', inputs, INPUTS), ('way to weigh rows', mutual, ROW_WEIGHTS),
+                               ('mode', mode, MODES)):
+        check_choice(what, value, known)
     check_number('A run', 'references', references)
-    if batch_size == 1: raise DataError('Batches of 1 image cannot be normalised in training: use a batch size of at least 2.')
+    if batch_size == 1:
+        raise DataError('Batches of 1 image cannot be normalised in training: use a batch size of at least 2.')
     if batch_size is not None: check_number('A run', 'batch_size', batch_size, 2)
     if solo_share is not None: check_number('A run', 'solo_share', solo_share, 0, 1, numbers.Real)
 
 def _loss_of(options): # of DiagnosisLoss, or None → the loss; DataError for options that there are not
-    for name in options or (): check_choice('option of the loss', name, inspect.signature(DiagnosisLoss).parameters)
+    for name in options or ():
+        check_choice('option of the loss', name, inspect.signature(DiagnosisLoss).parameters)
     try: return DiagnosisLoss(**(options or {}))
     except ValueError as e: raise DataError(f'The loss cannot be: {e}') from e
 
 # %% ../nbs/commands.ipynb #c035
 @dataclass(frozen=True)
 class Caution:
-    "What the thresholds of a model are to reach on validation images. Raises DataError for shares that nobody can reach"
+    """What the thresholds of a model are to reach on validation images. Raises DataError for shares that
+    nobody can reach"""
     risk: float = 0.05 # share of wrong ones among the answered images, at most
     sensitivity: float = 0.95 # of the positive class, at least
     positive: str|None = None # the class that must not be missed; None: no operating point
@@ -383,95 +462,131 @@ class Caution:
     def __post_init__(self):
         for name in ('risk', 'sensitivity'):
             value = getattr(self, name)
-            if not isinstance(value, numbers.Real) or not 0 < value < 1: raise DataError(f'The {name} that is wanted lies between 0 and 1, not at {value!r}.')
+            if not isinstance(value, numbers.Real) or not 0 < value < 1:
+                raise DataError(f'The {name} that is wanted lies between 0 and 1, not at {value!r}.')
 
     def check(self, classes): # → the same names; DataError if the positive class is not one of them
-        if self.positive is not None and self.positive not in classes: raise DataError(f'There is no class {self.positive!r} that could be positive: the data has {", ".join(classes)}.')
+        if self.positive is not None and self.positive not in classes:
+            raise DataError(f'There is no class {self.positive!r} that could be positive: the data has '
+                            f'{", ".join(classes)}.')
         return classes
 
 # %% ../nbs/commands.ipynb #c037
 def _calibrated(y, p, groups, caution): # class numbers and Predictions of the validation images
     open_ = ~p.closed if not p.closed.all() else np.ones(len(y), bool)
-    return calibrate(y[open_], p.probabilities['ens'][open_], p.classes, None if groups is None else groups[open_], caution.risk, caution.sensitivity, caution.positive)
+    return (calibrate(y[open_], p.probabilities['ens'][open_], p.classes,
+                      None if groups is None else groups[open_], caution.risk, caution.sensitivity,
+                      caution.positive))
 
-def _finish_diagnosis(saver, model, sets, classes, groups, caution, info): # calibrate, test, save → test metrics
-    _,p = evaluate_labelled(model, sets['valid'], classes, groups['valid'])
+def _finish_diagnosis(saver, model, sets, classes, groups, caution, info):
+    # calibrate, test, save → test metrics
+    _, p = evaluate_labelled(model, sets['valid'], classes, groups['valid'])
     calibration = _calibrated(sets['valid'].labels.numpy(), p, groups['valid'], caution)
-    metrics,_ = evaluate_labelled(model, sets['test'], classes, groups['test'], calibration=calibration)
+    metrics, _ = evaluate_labelled(model, sets['test'], classes, groups['test'], calibration=calibration)
     saver(info(metrics, calibration=calibration))
     say(_diagnosis_sentence(metrics), f'Saved to {saver.folder}.')
     return metrics
 
-def _calibration_for(network, info, mode): # Calibration or None: it belongs to the model's own mode of prediction
-    if info.calibrated is None or mode is None or not network.mixes or mode == network.mode: return info.calibrated
-    say(f'Note: temperature and thresholds were set in the mode {network.mode}, so they are not used in the mode {mode}.')
+def _calibration_for(network, info, mode):
+    # Calibration or None: it belongs to the model's own mode of prediction
+    if info.calibrated is None or mode is None or not network.mixes or mode == network.mode:
+        return info.calibrated
+    say(f'Note: temperature and thresholds were set in the mode {network.mode}, so they are not used in the '
+        f'mode {mode}.')
 
 # %% ../nbs/commands.ipynb #c039
-_WITHOUT_A_CLASS = dict(valid='the epoch, the temperature and the thresholds are chosen without them', test='nothing is known about how well they are found')
+_WITHOUT_A_CLASS = dict(valid='the epoch, the temperature and the thresholds are chosen without them',
+                        test='nothing is known about how well they are found')
 
 def _parts_of(table, seed): # `check_split` has seen to the training part
     parts = split_table(table, seed=seed)
-    for part,loss in _WITHOUT_A_CLASS.items():
-        missing = [name for k,name in enumerate(table.classes) if not (table.labels[parts[part]] == k).any()]
-        if missing: say(f'Note: the {part} part has no image of {", ".join(missing)}, so {loss}. More groups, another --seed or a split column of your own would help.')
+    for part, loss in _WITHOUT_A_CLASS.items():
+        missing = [name for k, name in enumerate(table.classes) if not (table.labels[parts[part]] == k).any()]
+        if missing:
+            say(f'Note: the {part} part has no image of {", ".join(missing)}, so {loss}. More groups, '
+                'another --seed or a split column of your own would help.')
     return parts
 
 # %% ../nbs/commands.ipynb #c041
 def train_diagnosis_command(
-    data:str|Path, # a folder with one sub-folder per class, or a CSV
-    out:str|Path, # the model folder to make
-    labels:str|Path|None=None, # a CSV whose files are relative to `data`
-    sr:str|Path|None=None, # model folder of an MRC-Net; None: start it from scratch
-    scale:int=4, # of the super-resolution: 2 or 4
-    images:str='lr', # what the files are: 'lr' as they are, 'hr' to be reduced by the scale
-    inputs:str='LR+SR', # a row of Table V
-    sai:bool=True, # sample affinity interaction; False: plain concatenation
-    fixed:bool=False, # keep MRC-Net as it is
-    batch_size:int|None=None, # images per step; None: the recipe's
-    loss:dict|None=None, # options of DiagnosisLoss
-    mutual:str='mean', # rows of M in Eq. (7): 'printed', 'l2' or 'mean'
-    mode:str='context', # of prediction: 'context' (compared with reference images), 'solo' (with nobody) or 'batch' (as published)
-    solo_share:float|None=None, # of the training batches without affinity; None: 0.5 for 'solo', else 0 as published
-    references:int=32, # reference images of the mode 'context', from the training groups
-    caution:Caution=Caution(), # what the thresholds are to reach
-    options:RunOptions=RunOptions(), # see there
+    data: str|Path, # a folder with one sub-folder per class, or a CSV
+    out: str|Path, # the model folder to make
+    labels: str|Path|None = None, # a CSV whose files are relative to `data`
+    sr: str|Path|None = None, # model folder of an MRC-Net; None: start it from scratch
+    scale: int = 4, # of the super-resolution: 2 or 4
+    images: str = 'lr', # what the files are: 'lr' as they are, 'hr' to be reduced by the scale
+    inputs: str = 'LR+SR', # a row of Table V
+    sai: bool = True, # sample affinity interaction; False: plain concatenation
+    fixed: bool = False, # keep MRC-Net as it is
+    batch_size: int|None = None, # images per step; None: the recipe's
+    loss: dict|None = None, # options of DiagnosisLoss
+    mutual: str = 'mean', # rows of M in Eq. (7): 'printed', 'l2' or 'mean'
+    # of prediction: 'context' (compared with reference images), 'solo' (with nobody) or 'batch' (as
+    # published)
+    mode: str = 'context',
+    # of the training batches without affinity; None: 0.5 for 'solo', else 0 as published
+    solo_share: float|None = None,
+    references: int = 32, # reference images of the mode 'context', from the training groups
+    caution: Caution = Caution(), # what the thresholds are to reach
+    options: RunOptions = RunOptions(), # see there
 ) -> dict: # test metrics
     "Train the framework (or a baseline) on labelled images, split 70/15/15 by group, and test it"
-    start,(device,precision),recipe = time.time(),pick_place(options),DIAGNOSIS_RECIPES[options.recipe]
+    start, (device, precision), recipe = time.time(), pick_place(options), DIAGNOSIS_RECIPES[options.recipe]
     _check_place(out, data, labels, options.overwrite)
     _check_setting(scale, images, inputs, mutual, mode, solo_share, batch_size, references)
-    recipe,criterion = replace(recipe, batch_size=batch_size or recipe.batch_size),_loss_of(loss)
+    recipe, criterion = replace(recipe, batch_size=batch_size or recipe.batch_size), _loss_of(loss)
     _check_inputs(inputs, images, sr, data, fixed)
     found = read_labelled(data, labels, options, MRCNet.min_size*(scale if images == 'hr' else 1))
-    parts,classes = _parts_of(found.table, options.seed),caution.check(list(found.table.classes))
+    parts, classes = _parts_of(found.table, options.seed), caution.check(list(found.table.classes))
     torch.manual_seed(options.seed)
     if solo_share is None: solo_share = 0.5 if mode == 'solo' else 0.
-    model = build_framework(found, scale, inputs, images, sai, _sr_network(sr, scale, found.channels), True, mutual, mode, solo_share).to(device)
-    sets = {k:LabelledPairs([found.images[i] for i in idx], found.table.labels[idx], scale, images, PairAugment(options.seed) if k == 'train' else None) for k,idx in parts.items()}
-    groups = {k:None if found.table.groups is None else found.table.groups[idx] for k,idx in parts.items()}
+    model = build_framework(found, scale, inputs, images, sai, _sr_network(sr, scale, found.channels), True,
+                            mutual, mode, solo_share).to(device)
+    sets = ({k: LabelledPairs([found.images[i] for i in idx], found.table.labels[idx], scale, images,
+                              PairAugment(options.seed) if k == 'train' else None) for k,
+             idx in parts.items()})
+    groups = {k: None if found.table.groups is None else found.table.groups[idx] for k, idx in parts.items()}
     chosen = choose_references(found.table.labels[parts['train']], groups['train'], references, options.seed)
-    training = asdict(options) | dict(command=command_line(), precision=precision, recipe=repr(recipe), sr=str(sr or 'from scratch'), images=images, fixed=fixed, loss=loss or 'as published', mutual=mutual,
-                                      mode=model.mode, solo_share=model.solo_share, references=len(chosen) if model.mode == 'context' else 0)
-    def info(metrics, notes='', calibration=None): return _diagnosis_info(found, parts, model, list(sets['train'].lr.shape[-2:]), classes, training | dict(seconds=round(time.time()-start, 1)), metrics, notes, calibration)
-    saver = _Saver(out, model, options.overwrite, _split_frame(found, parts, parts['train'][chosen] if model.mode == 'context' else ()))
-    _train_in(saver, lambda **kw: train_diagnosis(model, sets['train'], sets['valid'], recipe, options.epochs, fixed, options.seed, chosen, loss=criterion, precision=precision, **kw),
-              lambda value, epoch: info(dict(valid_accuracy=value, epoch=epoch), 'Training had not finished when this was saved.'))
+    training = (asdict(options) | dict(command=command_line(), precision=precision, recipe=repr(recipe),
+                                       sr=str(sr or 'from scratch'), images=images, fixed=fixed,
+                                       loss=loss or 'as published', mutual=mutual, mode=model.mode,
+                                       solo_share=model.solo_share,
+                                       references=len(chosen) if model.mode == 'context' else 0))
+    def info(metrics, notes='', calibration=None):
+        return _diagnosis_info(found, parts, model, list(sets['train'].lr.shape[-2:]), classes,
+                               training | dict(seconds=round(time.time()-start, 1)), metrics, notes,
+                               calibration)
+    saver = (_Saver(out, model, options.overwrite,
+                    _split_frame(found, parts, parts['train'][chosen] if model.mode == 'context' else ())))
+    _train_in(saver, lambda **kw: train_diagnosis(model, sets['train'], sets['valid'], recipe, options.epochs,
+                                                  fixed, options.seed, chosen, loss=criterion,
+                                                  precision=precision, **kw),
+                  lambda value, epoch: info(dict(valid_accuracy=value, epoch=epoch),
+                                            'Training had not finished when this was saved.'))
     return _finish_diagnosis(saver, model, sets, classes, groups, caution, info)
 
 # %% ../nbs/commands.ipynb #c043
 def _split_frame(found, parts, references=()):
     frame = found.table.to_frame()
-    frame['split'],frame['sha256'] = '',found.digests
-    if len(references): frame['reference'] = np.isin(np.arange(len(frame)), references) # these images are part of the model
-    for name,idx in parts.items(): frame.loc[idx, 'split'] = name
+    frame['split'], frame['sha256'] = '', found.digests
+    # these images are part of the model
+    if len(references):
+        frame['reference'] = np.isin(np.arange(len(frame)), references)
+    for name, idx in parts.items(): frame.loc[idx, 'split'] = name
     return frame
 
 def _diagnosis_sentence(m):
-    interval = f"95 % interval {m['accuracy_low']:.3f}–{m['accuracy_high']:.3f}, " if m['accuracy_low'] == m['accuracy_low'] else ''
+    interval = (f"95 % interval {m['accuracy_low']:.3f}–{m['accuracy_high']:.3f}, "
+                if m['accuracy_low'] == m['accuracy_low'] else '')
     text = f"test, {counted(m['n'], 'image')}: accuracy {m['accuracy']:.3f} ({interval}{m['interval']})"
-    if m['mode'] == 'batch': text += '; as published, so each prediction depends on the other images of its batch of 32'
-    if 'coverage' in m: text += f"; {100*m['coverage']:.0f} % answered" + (f", {100*m['risk_answered']:.1f} % of them wrong" if m['coverage'] else '')
-    if m.get('decision_found', float('nan')) == m.get('decision_found'): text += f"; of {m['positive']} {100*m['decision_found']:.0f} % are found, {100*m['decision_undecided']:.0f} % undecided, {100*m['decision_missed']:.0f} % missed"
+    if m['mode'] == 'batch':
+        text += '; as published, so each prediction depends on the other images of its batch of 32'
+    if 'coverage' in m:
+        text += (f"; {100*m['coverage']:.0f} % answered"
+                 + (f", {100*m['risk_answered']:.1f} % of them wrong" if m['coverage'] else ''))
+    if m.get('decision_found', float('nan')) == m.get('decision_found'):
+        text += (f"; of {m['positive']} {100*m['decision_found']:.0f} % are found, "
+                 f"{100*m['decision_undecided']:.0f} % undecided, {100*m['decision_missed']:.0f} % missed")
     if m.get('gate_closed'): text += f"; the gate shut all heads for {counted(m['gate_closed'], 'image')}"
     return text + '. Not for diagnostic use.'
 
@@ -481,172 +596,233 @@ def _caution_metrics(y, p, calibration): # class numbers, Predictions, Calibrati
     found = dict(ece=expected_calibration_error(y, raw), brier=brier_score(y, raw))
     if calibration is None: return found
     better = calibration.apply(raw)
-    found |= dict(ece_calibrated=expected_calibration_error(y, better), brier_calibrated=brier_score(y, better))
+    found |= dict(ece_calibrated=expected_calibration_error(y, better),
+                  brier_calibrated=brier_score(y, better))
     said = p.decisions(calibration, operate=False)
     answered = said >= 0
-    found |= dict(coverage=float(answered.mean()), risk_answered=float((said != y)[answered].mean()) if answered.any() else float('nan'))
+    found |= (dict(coverage=float(answered.mean()),
+                   risk_answered=float((said != y)[answered].mean()) if answered.any() else float('nan')))
     both = p.decisions(calibration)
-    found |= dict(decision_coverage=float((both >= 0).mean()), decision_risk=float((both != y)[both >= 0].mean()) if (both >= 0).any() else float('nan'))
+    found |= (dict(decision_coverage=float((both >= 0).mean()),
+                   decision_risk=float((both != y)[both >= 0].mean()) if (both >= 0).any() else float('nan')))
     if calibration.operating is not None:
         ill_class = calibration.classes.index(calibration.operating.positive)
-        ill,called = y == ill_class,calibration.decide(raw, abstain=False) == ill_class
-        found |= {f'decision_{k}':float(v[ill].mean()) if ill.any() else float('nan') for k,v in dict(found=both == ill_class, undecided=both < 0, missed=(both >= 0) & (both != ill_class)).items()}
-        found |= {'positive':calibration.operating.positive} | {f'operating_{k}':float(v.mean()) if len(v) else float('nan') for k,v in (('sensitivity', called[ill]), ('specificity', ~called[~ill]))}
+        ill, called = y == ill_class, calibration.decide(raw, abstain=False) == ill_class
+        found |= ({f'decision_{k}': float(v[ill].mean()) if ill.any() else float('nan') for k,
+                   v in dict(found=both == ill_class, undecided=both < 0,
+                             missed=(both >= 0) & (both != ill_class)).items()})
+        found |= ({'positive': calibration.operating.positive} | {
+                      f'operating_{k}': float(v.mean()) if len(v) else float('nan') for k,
+                      v in (('sensitivity', called[ill]), ('specificity', ~called[~ill]))})
     return found
 
 # %% ../nbs/commands.ipynb #c048
-_MODE_WORDS = dict(context='each image compared with the reference images of the model', solo='each image by itself', batch='batches of 32 in random order')
+_MODE_WORDS = dict(context='each image compared with the reference images of the model',
+                   solo='each image by itself', batch='batches of 32 in random order')
 
 def evaluate_labelled(
-    model:SREnhancedDiagnosis, # trained
-    data:LabelledPairs, # without augmentation
-    classes:list, # names
+    model: SREnhancedDiagnosis, # trained
+    data: LabelledPairs, # without augmentation
+    classes: list, # names
     groups=None, # of each image, for the interval
-    mode:str|None=None, # 'context', 'solo' or 'batch'; None: the model's own
+    mode: str|None = None, # 'context', 'solo' or 'batch'; None: the model's own
     calibration=None, # Calibration of the model
 ) -> tuple[dict, object]: # metrics, Predictions
     "Metrics of a framework with a bootstrap interval over groups"
-    hr,y = data.hr if model.large == 'HR' else None,data.labels.numpy()
+    hr, y = data.hr if model.large == 'HR' else None, data.labels.numpy()
     mode = mode if mode is not None and model.mixes else modes_of(model)[0]
-    p = predict(model, data.lr, classes, hr, mode=mode, order=torch.randperm(len(y), generator=torch.Generator().manual_seed(0)))
+    p = predict(model, data.lr, classes, hr, mode=mode,
+                order=torch.randperm(len(y), generator=torch.Generator().manual_seed(0)))
     metrics = diagnostic_metrics(y, p.probabilities['ens'], classes)
-    _,low,high,how = share_interval(p.labels == y, groups, n=1000)
-    metrics |= dict(accuracy_low=low, accuracy_high=high, interval=how,
-                    gate_closed=int(p.closed.sum()), mode=mode, convention='macro averages; ' + _MODE_WORDS[mode])
+    _, low, high, how = share_interval(p.labels == y, groups, n=1000)
+    metrics |= dict(accuracy_low=low, accuracy_high=high, interval=how, gate_closed=int(p.closed.sum()),
+                    mode=mode, convention='macro averages; ' + _MODE_WORDS[mode])
     metrics |= _caution_metrics(y, p, calibration)
-    metrics |= {f'accuracy_{h}':float((v.argmax(1) == y).mean()) for h,v in p.probabilities.items() if h != 'ens'}
-    return {k:v.item() if isinstance(v, np.generic) else v for k,v in metrics.items()},p
+    metrics |= ({f'accuracy_{h}': float((v.argmax(1) == y).mean()) for h,
+                 v in p.probabilities.items() if h != 'ens'})
+    return {k: v.item() if isinstance(v, np.generic) else v for k, v in metrics.items()}, p
 
 # %% ../nbs/commands.ipynb #c050
 def _seen(split, files, digests, groups): # which images the model has learned from or chosen its epoch by
     learned = split[split.split.isin(['train', 'valid'])]
-    if 'sha256' not in split: return np.isin(files, learned.file) # a model made before contents were noted: by name
+    # a model made before contents were noted: by name
+    if 'sha256' not in split:
+        return np.isin(files, learned.file)
     seen = np.isin(digests, learned.sha256)
-    if groups is not None and 'group' in split and np.isin(digests, split.sha256).any(): seen |= np.isin(np.asarray(groups, str), learned.group) # new images of its patients
+    # new images of its patients
+    if groups is not None and 'group' in split and np.isin(digests, split.sha256).any():
+        seen |= np.isin(np.asarray(groups, str), learned.group)
     return seen
 
-def _test_rows(files, digests, groups, folder, which, same_data): # → row numbers, and how many images were left out because they were seen
-    everything,split = np.arange(len(files)),read_split(folder)
-    if which == 'all': return everything,0
-    if split is None and which == 'test': raise DataError(f'{folder} has no split.csv, so its test part is not known: use --split all.')
+def _test_rows(files, digests, groups, folder, which, same_data):
+    # → row numbers, and how many images were left out because they were seen
+    everything, split = np.arange(len(files)), read_split(folder)
+    if which == 'all': return everything, 0
+    if split is None and which == 'test':
+        raise DataError(f'{folder} has no split.csv, so its test part is not known: use --split all.')
     if split is None:
-        if same_data: say(f'Note: {folder} has no split.csv, so it is not known which of these images the model was trained on. All are taken: the scores are those of images that it has seen.')
-        return everything,0
+        if same_data:
+            say(f'Note: {folder} has no split.csv, so it is not known which of these images the model was '
+                'trained on. All are taken: the scores are those of images that it has seen.')
+        return everything, 0
     part = dict(zip(split.file, split.split))
     rows = np.flatnonzero([part.get(f) == 'test' for f in files])
     if which == 'test' or same_data:
-        if not len(rows): raise DataError(f'None of the files is in the test part of {folder}: use --split all if this is other data.')
-        return rows,0
+        if not len(rows):
+            raise DataError(f'None of the files is in the test part of {folder}: use --split all if this is '
+                            'other data.')
+        return rows, 0
     seen = _seen(split, files, digests, groups)
-    if seen.all(): raise DataError(f'The model in {folder} has learned from all these images, or from others of the same groups: use --split all to test it on them all the same.')
-    if seen.any(): say(f'Note: this is not exactly the data of {folder}. Left out: {counted(int(seen.sum()), "image")} that it has learned from or chosen its epoch by, with others of the same groups; --split all takes them, too.')
-    return everything[~seen],int(seen.sum())
+    if seen.all():
+        raise DataError(f'The model in {folder} has learned from all these images, or from others of the '
+                        'same groups: use --split all to test it on them all the same.')
+    if seen.any():
+        say(f'Note: this is not exactly the data of {folder}. Left out: {counted(int(seen.sum()), "image")} '
+            'that it has learned from or chosen its epoch by, with others of the same groups; --split all '
+            'takes them, too.')
+    return everything[~seen], int(seen.sum())
 
 # %% ../nbs/commands.ipynb #c052
 def _say_if_ignored(network, labels, mode): # options that a model has no use for
     sr = not isinstance(network, SREnhancedDiagnosis)
-    if sr and labels is not None: say(f'Note: a super-resolution model needs no labels, so {labels} is not read.')
-    if mode is not None and (sr or not network.mixes): say(f'Note: this model compares no images with each other, so the mode {mode} makes no difference.')
+    if sr and labels is not None:
+        say(f'Note: a super-resolution model needs no labels, so {labels} is not read.')
+    if mode is not None and (sr or not network.mixes):
+        say(f'Note: this model compares no images with each other, so the mode {mode} makes no difference.')
 
 _EVALUATION = 'metrics.json', 'predictions.csv', 'confusion.csv', 'report.html' # what it writes
 
 def evaluate_command(
-    model:str|Path, # a model folder, or the name of a network of the package
-    data:str|Path, # images; labelled for a diagnosis model
-    out:str|Path|None=None, # where metrics.json and tables go; None: only printed
-    labels:str|Path|None=None, # a CSV whose files are relative to `data`
-    split:str='auto', # 'auto': the model's test part if this is its data, else everything that it has not learned from; 'test'; 'all'
-    mode:str|None=None, # of a diagnosis model: 'context', 'solo' or 'batch'; None: its own
-    options:RunOptions=RunOptions(), # device, strict, overwrite, group_pattern
+    model: str|Path, # a model folder, or the name of a network of the package
+    data: str|Path, # images; labelled for a diagnosis model
+    out: str|Path|None = None, # where metrics.json and tables go; None: only printed
+    labels: str|Path|None = None, # a CSV whose files are relative to `data`
+    # 'auto': the model's test part if this is its data, else everything that it has not learned from;
+    # 'test'; 'all'
+    split: str = 'auto',
+    mode: str|None = None, # of a diagnosis model: 'context', 'solo' or 'batch'; None: its own
+    options: RunOptions = RunOptions(), # device, strict, overwrite, group_pattern
 ) -> dict: # metrics
     "Test a model on a folder"
     if out is not None: check_output(out, options.overwrite)
     model = model_folder(model)
-    network,info = load_model(model, device=pick_device(options.device))
+    network, info = load_model(model, device=pick_device(options.device))
     _say_if_ignored(network, labels, mode)
-    if out is not None and isinstance(network, SREnhancedDiagnosis): _check_place(out, data, labels, options.overwrite)
-    metrics,tables,page = (_evaluate_diagnosis_folder if isinstance(network, SREnhancedDiagnosis) else _evaluate_sr_folder)(network, info, model, data, labels, split, mode, options)
+    if out is not None and isinstance(network, SREnhancedDiagnosis):
+        _check_place(out, data, labels, options.overwrite)
+    metrics, tables, page = (_evaluate_diagnosis_folder if isinstance(network, SREnhancedDiagnosis)
+                             else _evaluate_sr_folder)(network, info, model, data, labels, split, mode,
+                                                       options)
     if out is not None:
         folder = Path(out); folder.mkdir(parents=True, exist_ok=True); (folder/'.srdiag').touch()
-        for name in _EVALUATION: (folder/name).unlink(missing_ok=True) # of an earlier evaluation, perhaps of another model
+        # of an earlier evaluation, perhaps of another model
+        for name in _EVALUATION:
+            (folder/name).unlink(missing_ok=True)
         write_text(folder/'metrics.json', json_text(metrics))
-        for name,frame in tables.items(): write_text(folder/name, frame.to_csv())
+        for name, frame in tables.items(): write_text(folder/name, frame.to_csv())
         if page is not None: page().write(folder/'report.html')
         say(f'Written to {folder}.')
     return metrics
 
 # %% ../nbs/commands.ipynb #c054
 def _evaluate_sr_folder(network, info, model, data, labels, split, mode, options):
-    paths,_ = _sr_files(data)
-    least = max(network.scale*network.min_size, 11 + 2*network.scale) # SSIM needs 11 px inside the border that is cropped
-    images = read_images(paths, network.config['image_channels'], options.strict, least, options.size or info.size)
+    paths, _ = _sr_files(data)
+    # SSIM needs 11 px inside the border that is cropped
+    least = max(network.scale*network.min_size, 11 + 2*network.scale)
+    images = read_images(paths, network.config['image_channels'], options.strict, least,
+                         options.size or info.size)
     if images.skipped: say(images.skipped_sentence())
-    root,files = Path(data),_file_names(images.paths, data)
-    whole,digests = fingerprints(images.paths, root if root.is_dir() else None)
-    rows,left = _test_rows(files, digests, None, model, split, whole == info.data.get('hash'))
+    root, files = Path(data), _file_names(images.paths, data)
+    whole, digests = fingerprints(images.paths, root if root.is_dir() else None)
+    rows, left = _test_rows(files, digests, None, model, split, whole == info.data.get('hash'))
     pairs = SRPairs([images.images[i] for i in rows], network.scale, [files[i] for i in rows])
-    metrics,bicubic = evaluate_sr(network, pairs),evaluate_sr(lambda lr: upsample(lr, network.scale), pairs)
-    metrics |= dict(bicubic_psnr=bicubic['psnr'], bicubic_ssim=bicubic['ssim']) | (dict(left_out=left) if left else {})
-    say(f"{counted(len(rows), 'image')} ({metrics['convention']}): bicubic {bicubic['psnr']:.2f} dB / {bicubic['ssim']:.4f}, network {metrics['psnr']:.2f} dB / {metrics['ssim']:.4f}.")
-    return metrics,{},None
+    metrics, bicubic = evaluate_sr(network, pairs), evaluate_sr(lambda lr: upsample(lr, network.scale), pairs)
+    metrics |= (dict(bicubic_psnr=bicubic['psnr'], bicubic_ssim=bicubic['ssim'])
+                | (dict(left_out=left) if left else {}))
+    say(f"{counted(len(rows), 'image')} ({metrics['convention']}): bicubic {bicubic['psnr']:.2f} dB / "
+        f"{bicubic['ssim']:.4f}, network {metrics['psnr']:.2f} dB / {metrics['ssim']:.4f}.")
+    return metrics, {}, None
 
-def _check_described(info, folder): # ModelError for a diagnosis model that somebody saved without saying for what
-    if not info.classes or info.lr_size is None: raise ModelError(f'{folder}/config.json does not say for which {"size of images" if info.classes else "classes"} the model was trained: save it with classes and lr_size in its ModelInfo.')
+def _check_described(info, folder):
+    # ModelError for a diagnosis model that somebody saved without saying for what
+    if not info.classes or info.lr_size is None:
+        raise ModelError(f'{folder}/config.json does not say for which '
+                         f'{"size of images" if info.classes else "classes"} the model was trained: save it '
+                         'with classes and lr_size in its ModelInfo.')
 
 def _evaluate_diagnosis_folder(network, info, model, data, labels, split, mode, options):
     _check_described(info, model)
-    options = replace(options, size=options.size or info.size, channels='rgb' if network.config['channels'] == 3 else 'grey')
-    found = read_labelled(data, labels, options, MRCNet.min_size*(network.scale if info.images == 'hr' else 1))
+    options = (replace(options, size=options.size or info.size,
+                       channels='rgb' if network.config['channels'] == 3 else 'grey'))
+    found = (read_labelled(data, labels, options,
+                           MRCNet.min_size*(network.scale if info.images == 'hr' else 1)))
     if found.table.classes != info.classes:
-        raise DataError(f'The data has the classes {", ".join(found.table.classes)}, but the model knows {", ".join(info.classes)}.')
-    rows,left = _test_rows(list(found.table.to_frame().file), found.digests, found.table.groups, model, split, found.hash == info.data.get('hash'))
-    pairs = LabelledPairs([found.images[i] for i in rows], found.table.labels[rows], network.scale, info.images)
+        raise DataError(f'The data has the classes {", ".join(found.table.classes)}, but the model knows '
+                        f'{", ".join(info.classes)}.')
+    rows, left = (_test_rows(list(found.table.to_frame().file), found.digests, found.table.groups, model,
+                             split, found.hash == info.data.get('hash')))
+    pairs = (LabelledPairs([found.images[i] for i in rows], found.table.labels[rows], network.scale,
+                           info.images))
     if list(pairs.lr.shape[-2:]) != list(info.lr_size):
-        raise DataError(f'The images of {data} give low-resolution images of {pairs.lr.shape[-2]}×{pairs.lr.shape[-1]} px, but the model was trained on '
+        raise DataError(f'The images of {data} give low-resolution images of '
+                        f'{pairs.lr.shape[-2]}×{pairs.lr.shape[-1]} px, but the model was trained on '
                         f'{info.lr_size[0]}×{info.lr_size[1]}: use --size.')
     groups = None if found.table.groups is None else found.table.groups[rows]
     calibration = _calibration_for(network, info, mode)
-    metrics,p = evaluate_labelled(network, pairs, info.classes, groups, mode, calibration)
+    metrics, p = evaluate_labelled(network, pairs, info.classes, groups, mode, calibration)
     metrics |= dict(left_out=left) if left else {}
     say(_diagnosis_sentence(metrics))
-    frame = p.to_frame(found.table.to_frame().file.iloc[rows], calibration).assign(true=[info.classes[k] for k in found.table.labels[rows]])
-    matrix = pd.DataFrame(confusion(pairs.labels.numpy(), p.labels, info.classes), index=info.classes, columns=info.classes)
+    frame = (p.to_frame(found.table.to_frame().file.iloc[rows], calibration).assign(
+                 true=[info.classes[k] for k in found.table.labels[rows]]))
+    matrix = pd.DataFrame(confusion(pairs.labels.numpy(), p.labels, info.classes), index=info.classes,
+                          columns=info.classes)
     def page(): # made only if it is to be written
-        assessed = Assessed(network, pairs.lr, pairs.hr if network.large == 'HR' else None, pairs.labels.numpy(), p, metrics, groups, list(frame.file), calibration)
-        facts = {'command':command_line(), 'model':str(model), 'data':str(data), 'images':len(rows), **({'left out, because it has learned from them':left} if left else {}), 'groups':'unknown' if groups is None else len(set(groups))}
-        return assessment_report(assessed, f'Evaluation: {info.title}', facts | {f'trained: {k}':info.training[k] for k in ('command', 'epochs', 'seed', 'mode') if k in info.training} | info.made)
-    return metrics,{'predictions.csv':frame.set_index('file'), 'confusion.csv':matrix},page
+        assessed = (Assessed(network, pairs.lr, pairs.hr if network.large == 'HR' else None,
+                             pairs.labels.numpy(), p, metrics, groups, list(frame.file), calibration))
+        facts = ({'command': command_line(), 'model': str(model), 'data': str(data), 'images': len(rows),
+                  **({'left out, because it has learned from them': left} if left else {}),
+                  'groups': 'unknown' if groups is None else len(set(groups))})
+        return (assessment_report(assessed, f'Evaluation: {info.title}', facts
+                                  | {f'trained: {k}': info.training[k]
+                                     for k in ('command', 'epochs', 'seed', 'mode') if k in info.training}
+                                  | info.made))
+    return metrics, {'predictions.csv': frame.set_index('file'), 'confusion.csv': matrix}, page
 
 # %% ../nbs/commands.ipynb #c056
 def predict_command(
-    model:str|Path, # a model folder, super-resolution or diagnosis, or the name of a network of the package
-    files:list, # images or folders
-    out:str|Path, # where predictions.csv, predictions.json and sr/ go
-    images:str='lr', # what the files are: 'lr' as they are, 'hr' to be reduced by the scale first
-    save_images:bool=True, # write the super-resolved images
-    mode:str|None=None, # of a diagnosis model: 'context', 'solo' or 'batch'; None: its own
-    options:RunOptions=RunOptions(), # device, strict, overwrite, size
+    model: str|Path, # a model folder, super-resolution or diagnosis, or the name of a network of the package
+    files: list, # images or folders
+    out: str|Path, # where predictions.csv, predictions.json and sr/ go
+    images: str = 'lr', # what the files are: 'lr' as they are, 'hr' to be reduced by the scale first
+    save_images: bool = True, # write the super-resolved images
+    mode: str|None = None, # of a diagnosis model: 'context', 'solo' or 'batch'; None: its own
+    options: RunOptions = RunOptions(), # device, strict, overwrite, size
 ) -> pd.DataFrame: # one row per image
     "Super-resolve images and, with a diagnosis model, predict their class. Not for diagnostic use"
     check_output(out, options.overwrite)
-    network,info = load_model(model, device=pick_device(options.device))
+    network, info = load_model(model, device=pick_device(options.device))
     is_sr = not isinstance(network, SREnhancedDiagnosis)
     _say_if_ignored(network, None, mode)
     if not is_sr: _check_described(info, model)
     channels = network.config['image_channels' if is_sr else 'channels']
     sr_network = network if is_sr else network.sr_network
-    if not is_sr and network.large == 'HR' and images != 'hr': raise DataError(f'The model in {model} reads the true high-resolution image: use --images hr.')
+    if not is_sr and network.large == 'HR' and images != 'hr':
+        raise DataError(f'The model in {model} reads the true high-resolution image: use --images hr.')
     least = (network.min_size if is_sr else MRCNet.min_size)*(network.scale if images == 'hr' else 1)
-    found = read_images(_not_below(find_images(files), out), channels, options.strict, least, options.size or (info.size if images == info.images else None))
+    found = (read_images(_not_below(find_images(files), out), channels, options.strict, least,
+                         options.size or (info.size if images == info.images else None)))
     if found.skipped: say(found.skipped_sentence())
     frame = _predict_rows(network, info, found, images, is_sr, mode)
     folder = Path(out)
     _forget(folder)
     folder.mkdir(parents=True, exist_ok=True); (folder/'.srdiag').touch()
-    if save_images and sr_network is not None: frame['sr_image'] = _write_sr(sr_network, found, images, folder/'sr', options.overwrite, options.precision)
+    if save_images and sr_network is not None:
+        frame['sr_image'] = _write_sr(sr_network, found, images, folder/'sr', options.overwrite,
+                                      options.precision)
     write_text(folder/'predictions.csv', frame.to_csv(index=False))
     write_text(folder/'predictions.json', frame.to_json(orient='records', indent=2, force_ascii=False))
-    say(f'{counted(len(frame), "image")}, written to {folder}.' + ('' if is_sr else ' For teaching and research, not for diagnostic use.'))
+    say(f'{counted(len(frame), "image")}, written to {folder}.'
+        + ('' if is_sr else ' For teaching and research, not for diagnostic use.'))
     return frame
 
 # %% ../nbs/commands.ipynb #c058
@@ -658,32 +834,44 @@ def _not_below(paths, out): # images that an earlier prediction wrote are not pr
 
 def _forget(folder): # remove the enlarged images of an earlier prediction, as its table lists them
     table = folder/'predictions.csv'
-    try: names = pd.read_csv(table, dtype=str).get('sr_image', pd.Series(dtype=str)).dropna() if table.is_file() else []
+    try:
+        names = (pd.read_csv(table, dtype=str).get('sr_image', pd.Series(dtype=str)).dropna()
+                 if table.is_file() else [])
     except ValueError: names = [] # an empty or damaged table lists nothing
     for name in names:
         if Path(name).parent == Path('sr'): (folder/name).unlink(missing_ok=True)
 
-def _small(x, scale, images): return x if images == 'lr' else to_uint8(degrade(as_float(crop_to_multiple(x, scale)), scale))
+def _small(x, scale, images):
+    return x if images == 'lr' else to_uint8(degrade(as_float(crop_to_multiple(x, scale)), scale))
 
 def _write_sr(network, found, images, folder, overwrite, precision):
     folder.mkdir(exist_ok=True)
-    names,taken = [],Counter(p.stem for p in found.paths)
-    for k,p in enumerate(found.paths):
+    names, taken = [], Counter(p.stem for p in found.paths)
+    for k, p in enumerate(found.paths):
         name = p.stem if taken[p.stem] == 1 else f'{k:05d}_{p.stem}'
         while name != p.stem and taken[name]: name = f'_{name}' # the name of another file
         names.append(name)
-    return [str(save_png(super_resolve(network, _small(x, network.scale, images), str(p), precision, dtype=torch.uint8), folder/f'{n}.png', overwrite).relative_to(folder.parent))
-            for x,p,n in zip(found.images, found.paths, names)]
+    return ([str(save_png(super_resolve(network, _small(x, network.scale, images), str(p), precision,
+                                        dtype=torch.uint8), folder/f'{n}.png', overwrite).relative_to(
+                         folder.parent)) for x, p, n in zip(found.images, found.paths, names)])
 
 def _predict_rows(network, info, found, images, is_sr, mode):
-    if is_sr: return pd.DataFrame(dict(file=list(map(str, found.paths)), height=[x.shape[1] for x in found.images], width=[x.shape[2] for x in found.images]))
+    if is_sr:
+        return (pd.DataFrame(dict(file=list(map(str, found.paths)), height=[x.shape[1] for x in found.images],
+                                  width=[x.shape[2] for x in found.images])))
     lr = [_small(x, network.scale, images) for x in found.images]
-    wrong = [(p, x) for p,x in zip(found.paths, lr) if list(x.shape[1:]) != info.lr_size]
+    wrong = [(p, x) for p, x in zip(found.paths, lr) if list(x.shape[1:]) != info.lr_size]
     if wrong:
-        p,x = wrong[0]
-        raise DataError(f'{p} gives a low-resolution image of {x.shape[1]}×{x.shape[2]} px, but the model was trained on {info.lr_size[0]}×{info.lr_size[1]} '
-                        f'({len(wrong)} such files): use --size, or --images {"lr" if images == "hr" else "hr"} if that is what the files are.')
+        p, x = wrong[0]
+        raise DataError(f'{p} gives a low-resolution image of {x.shape[1]}×{x.shape[2]} px, but the model '
+                        f'was trained on {info.lr_size[0]}×{info.lr_size[1]} '
+                        f'({len(wrong)} such files): use --size, or --images '
+                        f'{"lr" if images == "hr" else "hr"} if that is what the files are.')
     lr = torch.stack([x if x.dtype == torch.uint8 else to_uint8(x) for x in lr])
-    hr = torch.stack([as_float(crop_to_multiple(x, network.scale)) for x in found.images]) if network.large == 'HR' else None
-    if network.mixes and (mode or modes_of(network)[0]) == 'batch': say('Note: the model predicts as published, so each prediction depends on the other images of its batch of 32.')
-    return predict(network, lr, info.classes, hr, mode=mode).to_frame(found.paths, _calibration_for(network, info, mode))
+    hr = (torch.stack([as_float(crop_to_multiple(x, network.scale)) for x in found.images])
+          if network.large == 'HR' else None)
+    if network.mixes and (mode or modes_of(network)[0]) == 'batch':
+        say('Note: the model predicts as published, so each prediction depends on the other images of its '
+            'batch of 32.')
+    return predict(network, lr, info.classes, hr, mode=mode).to_frame(
+            found.paths, _calibration_for(network, info, mode))

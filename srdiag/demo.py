@@ -51,16 +51,18 @@ class DemoSettings:
 QUICK = DemoSettings(teacher_steps=4, student_steps=4, stride=64, epochs=1, patch=32)
 
 # %% ../nbs/demo.ipynb #c007
-TEST_BLOCKS,VALID_BLOCKS = {(0, 1), (1, 3), (2, 0), (3, 2)},{(0, 2), (3, 1)} # (row, column) of 4×4; the other ten are for training
+# (row, column) of 4×4; the other ten are for training
+TEST_BLOCKS, VALID_BLOCKS = {(0, 1), (1, 3), (2, 0), (3, 2)}, {(0, 2), (3, 1)}
 
 def part_of(block): # (row, column) → 'train', 'valid' or 'test'
     return 'test' if block in TEST_BLOCKS else 'valid' if block in VALID_BLOCKS else 'train'
 
 def blocks() -> dict: # part → list of uint8 3×112×112
     "The tissue image in sixteen blocks that share no pixel, in three parts"
-    image,out = tissue(),dict(train=[], valid=[], test=[])
+    image, out = tissue(), dict(train=[], valid=[], test=[])
     for i in range(4):
-        for j in range(4): out[part_of((i, j))].append(image[:, 128*i+8:128*i+120, 128*j+8:128*j+120].contiguous())
+        for j in range(4):
+            out[part_of((i, j))].append(image[:, 128*i+8:128*i+120, 128*j+8:128*j+120].contiguous())
     return out
 
 # %% ../nbs/demo.ipynb #c011
@@ -72,150 +74,200 @@ def _timed(text, function, *args, **kwargs):
     return out
 
 def train_networks(
-    s:DemoSettings, # the budget
-    parts:dict, # from blocks()
-    seed:int, # of weights and patches
-    device:torch.device, # where to train
-    folder:Path, # for logs
+    s: DemoSettings, # the budget
+    parts: dict, # from blocks()
+    seed: int, # of weights and patches
+    device: torch.device, # where to train
+    folder: Path, # for logs
 ) -> dict: # name → trained MRCNet
     "Scratch, recursive and distilled networks on the training blocks"
-    train,valid = SRPairs(parts['train'], s.scale),SRPairs(parts['valid'], s.scale)
+    train, valid = SRPairs(parts['train'], s.scale), SRPairs(parts['valid'], s.scale)
     def build(recursions): torch.manual_seed(seed); return MRCNet(s.scale, recursions).to(device)
     def logs(name): (folder/name).mkdir(parents=True, exist_ok=True); return folder/name
     options = dict(patch=s.patch, seed=seed)
     nets = dict(scratch=build(1), recursive=build(3))
-    _timed(f'Training MRC-Net from scratch, {s.teacher_steps+s.student_steps} steps', train_sr, nets['scratch'], train, valid, s.sr_recipe, 4,
-           (s.teacher_steps+s.student_steps)//4, folder=logs('scratch'), **options)
-    _timed(f'Training the recursive MRC-Net, {s.teacher_steps} steps', train_sr, nets['recursive'], train, valid, s.sr_recipe, 2, s.teacher_steps//2,
-           folder=logs('recursive'), **options)
-    student,_ = _timed(f'Distilling it into one step, {s.student_steps} steps', distil, nets['recursive'], train, valid, replace(s.sr_recipe, lr=s.sr_recipe.lr/2), 4,
-                       s.student_steps//4, folder=logs('distilled'), **options)
+    _timed(f'Training MRC-Net from scratch, {s.teacher_steps+s.student_steps} steps', train_sr,
+           nets['scratch'], train, valid, s.sr_recipe, 4, (s.teacher_steps+s.student_steps)//4,
+           folder=logs('scratch'), **options)
+    _timed(f'Training the recursive MRC-Net, {s.teacher_steps} steps', train_sr, nets['recursive'], train,
+           valid, s.sr_recipe, 2, s.teacher_steps//2, folder=logs('recursive'), **options)
+    student, _ = _timed(f'Distilling it into one step, {s.student_steps} steps', distil, nets['recursive'],
+                        train, valid, replace(s.sr_recipe, lr=s.sr_recipe.lr/2), 4, s.student_steps//4,
+                        folder=logs('distilled'), **options)
     return nets | dict(distilled=student)
 
 # %% ../nbs/demo.ipynb #c013
 def compare_networks(nets, test, scale): # name → MRCNet, SRPairs → rows with name, psnr, ssim
     rows = [dict(network='bicubic') | evaluate_sr(lambda lr: upsample(lr, scale), test)]
-    return rows + [dict(network=name) | evaluate_sr(net, test) for name,net in nets.items()]
+    return rows + [dict(network=name) | evaluate_sr(net, test) for name, net in nets.items()]
 
 # %% ../nbs/demo.ipynb #c015
 def labelled_tiles(
-    s:DemoSettings, # tile and stride
-    parts:dict, # from blocks()
-    seed:int, # of the augmentation
+    s: DemoSettings, # tile and stride
+    parts: dict, # from blocks()
+    seed: int, # of the augmentation
 ) -> tuple[dict, list, list]: # part → LabelledPairs; the two thresholds; the block of each test tile
-    "Tiles labelled 'coarse' and 'fine': the lower and the upper third by the share of variance that bicubic loses"
-    out,thresholds = {},None
-    for part,images in parts.items():
-        places = [(k, i, j) for k,im in enumerate(images) for i in range(0, im.shape[1]-s.tile+1, s.stride) for j in range(0, im.shape[2]-s.tile+1, s.stride)]
-        tiles = [images[k][:, i:i+s.tile, j:j+s.tile] for k,i,j in places]
+    """Tiles labelled 'coarse' and 'fine': the lower and the upper third by the share of variance that bicubic
+    loses"""
+    out, thresholds = {}, None
+    for part, images in parts.items():
+        places = ([(k, i, j) for k, im in enumerate(images) for i in range(0, im.shape[1]-s.tile+1, s.stride)
+                   for j in range(0, im.shape[2]-s.tile+1, s.stride)])
+        tiles = [images[k][:, i:i+s.tile, j:j+s.tile] for k, i, j in places]
         lost = lost_energy(torch.stack(tiles), s.scale)
         thresholds = lost.quantile(torch.tensor([1/3, 2/3])).tolist() if thresholds is None else thresholds
-        keep = [n for n,v in enumerate(lost.tolist()) if not thresholds[0] <= v <= thresholds[1]]
-        out[part] = LabelledPairs([tiles[n] for n in keep], (lost[keep] > thresholds[1]).long(), s.scale, 'hr', PairAugment(seed) if part == 'train' else None)
-    return out,thresholds,[f'block {places[n][0]}' for n in keep]
+        keep = [n for n, v in enumerate(lost.tolist()) if not thresholds[0] <= v <= thresholds[1]]
+        out[part] = (LabelledPairs([tiles[n] for n in keep], (lost[keep] > thresholds[1]).long(), s.scale,
+                                   'hr', PairAugment(seed) if part == 'train' else None))
+    return out, thresholds, [f'block {places[n][0]}' for n in keep]
 
 # %% ../nbs/demo.ipynb #c018
 def train_diagnosers(s, sets, student, seed, device, folder): # → name → trained SREnhancedDiagnosis
-    side,models = sets['train'].lr.shape[-1],{}
+    side, models = sets['train'].lr.shape[-1], {}
     for inputs in ('LR', 'HR', 'LR+SR'):
         torch.manual_seed(seed)
-        model = SREnhancedDiagnosis(2, s.scale, inputs, lr_stem=stem_for(side), sr_stem=stem_for(side*s.scale), sr=student.config,
-                                    mutual='mean', mode='context' if '+' in inputs else 'solo').to(device)
+        model = (SREnhancedDiagnosis(2, s.scale, inputs, lr_stem=stem_for(side),
+                                     sr_stem=stem_for(side*s.scale), sr=student.config, mutual='mean',
+                                     mode='context' if '+' in inputs else 'solo').to(device))
         if model.sr_network is not None: model.sr_network.load_state_dict(student.state_dict())
         (folder/inputs).mkdir(parents=True, exist_ok=True)
         name = f'{inputs} with sample affinity interaction' if '+' in inputs else inputs
-        _timed(f'Training the diagnosis from {name}, {s.epochs} epochs of {len(sets["train"])} tiles', train_diagnosis, model, sets['train'], sets['valid'],
-               s.diagnosis_recipe, s.epochs, seed=seed, folder=folder/inputs, loss=DiagnosisLoss(norm=s.affinity_norm))
+        _timed(f'Training the diagnosis from {name}, {s.epochs} epochs of {len(sets["train"])} tiles',
+               train_diagnosis, model, sets['train'], sets['valid'], s.diagnosis_recipe, s.epochs, seed=seed,
+               folder=folder/inputs, loss=DiagnosisLoss(norm=s.affinity_norm))
         models[inputs] = model
     return models
 
 # %% ../nbs/demo.ipynb #c020
 def _sr_section(report, s, nets, test, rows, folder):
-    (lr,hr),best = test[0],{r['network']:r for r in rows}
-    report.section('Super-resolution', f'Networks at ×{s.scale}, trained on ten blocks of the image, tested on the {len(test)} test blocks. {rows[0]["convention"]}.')
-    report.table([{'network':r['network'], 'PSNR in dB':r['psnr'], 'SSIM':r['ssim']} for r in rows], 'Scratch had as many training steps as recursive and distilled together.', {'PSNR in dB':'.2f', 'SSIM':'.4f'})
-    images = {'LR':lr, 'bicubic':upsample(lr, s.scale, clip=True)} | {name:super_resolve(net, lr) for name,net in nets.items()}
-    report.figure(figures.sr_panel(images, hr, convention(s.scale)), 'The first test block, and the smoothed error of each image on one colour scale.', 'Super-resolved images and error maps')
+    (lr, hr), best = test[0], {r['network']: r for r in rows}
+    report.section('Super-resolution', f'Networks at ×{s.scale}, trained on ten blocks of the image, tested '
+                   f'on the {len(test)} test blocks. {rows[0]["convention"]}.')
+    (report.table([{'network': r['network'], 'PSNR in dB': r['psnr'], 'SSIM': r['ssim']} for r in rows],
+                  'Scratch had as many training steps as recursive and distilled together.',
+                  {'PSNR in dB': '.2f', 'SSIM': '.4f'}))
+    images = ({'LR': lr, 'bicubic': upsample(lr, s.scale, clip=True)}
+              | {name: super_resolve(net, lr) for name, net in nets.items()})
+    report.figure(figures.sr_panel(images, hr, convention(s.scale)),
+                  'The first test block, and the smoothed error of each image on one colour scale.',
+                  'Super-resolved images and error maps')
     curves = []
     for name in nets:
         log = pd.read_csv(folder/name/'steps.csv')
-        curves.append(pd.DataFrame({'step':log.step, f'{name}: mae':log.mae.rolling(8, min_periods=1).mean()}).set_index('step'))
-    report.figure(figures.training_curves(pd.concat(curves, axis=1).reset_index(), x='step'), 'Mean absolute error on training patches.', 'Training curves')
+        curves.append(pd.DataFrame({'step': log.step,
+                                    f'{name}: mae': log.mae.rolling(8, min_periods=1).mean()}).set_index(
+                              'step'))
+    report.figure(figures.training_curves(pd.concat(curves, axis=1).reset_index(), x='step'),
+                  'Mean absolute error on training patches.', 'Training curves')
     gain = best['distilled']['psnr'] - best['bicubic']['psnr']
-    report.text(f'The distilled network is **{gain:+.2f} dB** from bicubic, and {best["distilled"]["psnr"]-best["scratch"]["psnr"]:+.2f} dB from the one trained from scratch. '
-                'One seed and a few hundred steps: the second number may have either sign; the paper trains for hundreds of epochs.')
+    report.text(f'The distilled network is **{gain:+.2f} dB** from bicubic, and '
+                f'{best["distilled"]["psnr"]-best["scratch"]["psnr"]:+.2f} dB from the one trained from '
+                'scratch. '
+                'One seed and a few hundred steps: the second number may have either sign; the paper trains '
+                'for hundreds of epochs.')
 
 # %% ../nbs/demo.ipynb #c022
 def _diagnosis_section(report, results, sets, thresholds, folder):
     y = sets['test'].labels.numpy()
-    rows = [dict(name=name, accuracy=m['accuracy'], low=m['accuracy_low'], high=m['accuracy_high']) for name,(m,_) in results.items()]
-    report.section('Diagnosis', f'The task: tell fine from coarse tiles. A tile is fine if bicubic reduction loses more than {100*thresholds[1]:.1f} % of its luma variance, coarse below {100*thresholds[0]:.1f} % (the upper and lower third of the training tiles); others are left out. '
-                   f'{len(sets["train"])} training, {len(sets["valid"])} validation and {len(y)} test tiles; neighbouring tiles overlap, so the intervals resample whole blocks.')
-    report.table([{'input':name, 'accuracy':m['accuracy'], '95 % interval':f'{m["accuracy_low"]:.3f} – {m["accuracy_high"]:.3f}', 'n':m['n'], 'kappa':m['kappa']} for name,(m,_) in results.items()],
-                 'Each tile is predicted independently of the others.', {'accuracy':'.3f', 'kappa':'.3f'})
-    report.figure(figures.accuracy_bars(rows), 'Accuracy on the test blocks with 95 % intervals.', 'Accuracy bars')
-    m,p = results['LR+SR']
-    report.figure(figures.confusion_figure(confusion(y, p.labels, list(CLASSES)), list(CLASSES), 'LR+SR'), 'Confusion matrix of the framework.', 'Confusion matrix')
-    report.figure(figures.gate_simplex(p.gate, y, list(CLASSES), p.labels), f'Gate weights of the test tiles: how much each head is trusted. Tiles for which the gate shut all heads: {m["gate_closed"]}.', 'Gate weights')
+    rows = ([dict(name=name, accuracy=m['accuracy'], low=m['accuracy_low'], high=m['accuracy_high']) for name,
+             (m, _) in results.items()])
+    report.section('Diagnosis', 'The task: tell fine from coarse tiles. A tile is fine if bicubic reduction '
+                   f'loses more than {100*thresholds[1]:.1f} % of its luma variance, coarse below '
+                   f'{100*thresholds[0]:.1f} % (the upper and lower third of the training tiles); others are '
+                   'left out. '
+                   f'{len(sets["train"])} training, {len(sets["valid"])} validation and {len(y)} test tiles; '
+                   'neighbouring tiles overlap, so the intervals resample whole blocks.')
+    (report.table([{'input': name, 'accuracy': m['accuracy'],
+                    '95 % interval': f'{m["accuracy_low"]:.3f} – {m["accuracy_high"]:.3f}', 'n': m['n'],
+                    'kappa': m['kappa']} for name, (m, _) in results.items()],
+                  'Each tile is predicted independently of the others.', {'accuracy': '.3f', 'kappa': '.3f'}))
+    report.figure(figures.accuracy_bars(rows), 'Accuracy on the test blocks with 95 % intervals.',
+                  'Accuracy bars')
+    m, p = results['LR+SR']
+    report.figure(figures.confusion_figure(confusion(y, p.labels, list(CLASSES)), list(CLASSES), 'LR+SR'),
+                  'Confusion matrix of the framework.', 'Confusion matrix')
+    report.figure(figures.gate_simplex(p.gate, y, list(CLASSES), p.labels),
+                  f'Gate weights of the test tiles: how much each head is trusted. Tiles for which the gate shut all heads: {m["gate_closed"]}.',
+                  'Gate weights')
     log = pd.read_csv(folder/'LR+SR'/'steps.csv')
-    report.figure(figures.training_curves(log.rolling(5, min_periods=1).mean(), keys=['loss', 'ce', 'rank', 'sac', 'sar'], x='step'), 'Components of the loss of the framework, weighted as in Eq. (14).', 'Loss components')
+    report.figure(figures.training_curves(log.rolling(5, min_periods=1).mean(),
+                                          keys=['loss', 'ce', 'rank', 'sac', 'sar'], x='step'),
+                  'Components of the loss of the framework, weighted as in Eq. (14).', 'Loss components')
 
 # %% ../nbs/demo.ipynb #c024
 def honest_sentence(
-    results:dict, # input → (metrics, predictions)
+    results: dict, # input → (metrics, predictions)
 ) -> str:
     "What the diagnosis part of such a run shows, and what it does not"
-    acc,n = {k:m['accuracy'] for k,(m,_) in results.items()},results['LR'][0]['n']
-    gap,gain = acc['HR'] - acc['LR'],acc['LR+SR'] - acc['LR']
-    order = (f'The framework is {100*abs(gain):.1f} points {"above" if gain >= 0 else "below"} LR alone, and HR is {100*abs(gap):.1f} points {"above" if gap >= 0 else "below"} it.')
+    acc, n = {k: m['accuracy'] for k, (m, _) in results.items()}, results['LR'][0]['n']
+    gap, gain = acc['HR'] - acc['LR'], acc['LR+SR'] - acc['LR']
+    order = (f'The framework is {100*abs(gain):.1f} points {"above" if gain >= 0 else "below"} LR alone, and '
+             f'HR is {100*abs(gap):.1f} points {"above" if gap >= 0 else "below"} it.')
     if gain < 0: order += ' So few steps do not suffice for its 26 million weights.'
-    return (f'{order} With one image, one seed and {n} overlapping test tiles this shows that the machinery works. It does not show that the method is better than another: '
-            'the intervals overlap widely, and the labels are computed from pixels, not given by a pathologist.')
+    return (f'{order} With one image, one seed and {n} overlapping test tiles this shows that the machinery '
+            'works. It does not show that the method is better than another: '
+            'the intervals overlap widely, and the labels are computed from pixels, not given by a '
+            'pathologist.')
 
 # %% ../nbs/demo.ipynb #c026
 def demo(
-    out:str|Path='runs/demo', # where the report and the models go
-    seed:int=0, # of everything
-    quick:bool=False, # a few steps only, to see that it runs
-    device:str='auto', # 'auto', 'cpu', 'cuda' or 'mps'
-    overwrite:bool=False, # replace an earlier demonstration
+    out: str|Path = 'runs/demo', # where the report and the models go
+    seed: int = 0, # of everything
+    quick: bool = False, # a few steps only, to see that it runs
+    device: str = 'auto', # 'auto', 'cpu', 'cuda' or 'mps'
+    overwrite: bool = False, # replace an earlier demonstration
 ) -> dict: # rows of both tables
     "Train, distil and use everything on one real micrograph; writes report.html, models and results.json"
-    start,s,where = time.time(),QUICK if quick else DemoSettings(),pick_device(device)
+    start, s, where = time.time(), QUICK if quick else DemoSettings(), pick_device(device)
     folder = check_output(out, overwrite)
     folder.mkdir(parents=True, exist_ok=True); (folder/'.srdiag').touch()
     parts = blocks()
     nets = train_networks(s, parts, seed, where, folder/'logs')
     test = SRPairs(parts['test'], s.scale)
     rows = compare_networks(nets, test, s.scale)
-    sets,thresholds,groups = labelled_tiles(s, parts, seed)
+    sets, thresholds, groups = labelled_tiles(s, parts, seed)
     models = train_diagnosers(s, sets, nets['distilled'], seed, where, folder/'logs')
-    results = {name:evaluate_labelled(model, sets['test'], list(CLASSES), groups) for name,model in models.items()}
+    results = ({name: evaluate_labelled(model, sets['test'], list(CLASSES), groups) for name,
+                model in models.items()})
     _save(folder, s, seed, nets, models, rows, results)
     report = Report('srdiag demonstration', honest_sentence(results))
     _sr_section(report, s, nets, test, rows, folder/'logs')
     _diagnosis_section(report, results, sets, thresholds, folder/'logs')
-    report.section('How it was made').facts(dict(command='srdiag demo', seed=seed, seconds=round(time.time()-start), threads=torch.get_num_threads(), device=str(where),
-                                                 torch=torch.__version__, data='scikit-image, immunohistochemistry, 512×512 px') | {k:str(v) for k,v in asdict(s).items()})
+    (report.section('How it was made').facts(dict(command='srdiag demo', seed=seed,
+                                                  seconds=round(time.time()-start),
+                                                  threads=torch.get_num_threads(), device=str(where),
+                                                  torch=torch.__version__,
+                                                  data='scikit-image, immunohistochemistry, 512×512 px')
+                                             | {k: str(v) for k, v in asdict(s).items()}))
     report.write(folder/'report.html')
     _print_summary(rows, results, folder, start)
-    return dict(sr=rows, diagnosis={k:m for k,(m,_) in results.items()})
+    return dict(sr=rows, diagnosis={k: m for k, (m, _) in results.items()})
 
 # %% ../nbs/demo.ipynb #c028
 def _save(folder, s, seed, nets, models, rows, results):
     note = 'Trained for minutes on a part of one image: for demonstration only.'
-    facts = dict(data=dict(name='scikit-image immunohistochemistry', blocks='10 train, 2 validation, 4 test'), training=dict(command='srdiag demo', seed=seed, settings=repr(s)), notes=note)
-    for name,net in nets.items():
+    facts = dict(data=dict(name='scikit-image immunohistochemistry', blocks='10 train, 2 validation, 4 test'),
+                 training=dict(command='srdiag demo', seed=seed, settings=repr(s)), notes=note)
+    for name, net in nets.items():
         metrics = next(r for r in rows if r['network'] == name)
-        save_model(folder/'models'/name, net, ModelInfo(f'MRC-Net x{s.scale}, {name}', images='hr', metrics={k:v for k,v in metrics.items() if k != 'network'}, **facts), overwrite=True)
-    for name,model in models.items():
-        save_model(folder/'models'/name.replace('+', '_'), model, ModelInfo(f'Diagnosis from {name}', images='hr', size=s.tile, lr_size=[s.tile//s.scale]*2, classes=list(CLASSES),
-                                                                            metrics=results[name][0], **facts), overwrite=True)
-    (folder/'results.json').write_text(json_text(dict(sr=rows, diagnosis={k:m for k,(m,_) in results.items()})), encoding='utf-8')
+        (save_model(folder/'models'/name, net, ModelInfo(f'MRC-Net x{s.scale}, {name}', images='hr',
+                                                         metrics={k: v for k,
+                                                                  v in metrics.items() if k != 'network'},
+                                                         **facts), overwrite=True))
+    for name, model in models.items():
+        save_model(folder/'models'/name.replace('+', '_'), model, ModelInfo(
+                       f'Diagnosis from {name}', images='hr', size=s.tile, lr_size=[s.tile//s.scale]*2,
+                       classes=list(CLASSES), metrics=results[name][0], **facts), overwrite=True)
+    ((folder/'results.json').write_text(json_text(dict(sr=rows,
+                                                       diagnosis={k: m for k, (m, _) in results.items()})),
+                                        encoding='utf-8'))
 
 def _print_summary(rows, results, folder, start):
     print(f'\nSuper-resolution x2, test blocks ({rows[0]["convention"]}):')
     for r in rows: print(f'  {r["network"]:10} {r["psnr"]:6.2f} dB   SSIM {r["ssim"]:.4f}')
     print('\nDiagnosis, fine or coarse tissue:')
-    for name,(m,_) in results.items(): print(f'  {name:10} accuracy {m["accuracy"]:.3f}  (95 % {m["accuracy_low"]:.3f}–{m["accuracy_high"]:.3f}, n = {m["n"]})')
-    print(f'\n{honest_sentence(results)}\nNot for diagnostic use.\n\n{folder/"report.html"} written after {time.time()-start:.0f} s.', flush=True)
+    for name, (m, _) in results.items():
+        print(f'  {name:10} accuracy {m["accuracy"]:.3f}  (95 % '
+              f'{m["accuracy_low"]:.3f}–{m["accuracy_high"]:.3f}, n = {m["n"]})')
+    print(f'\n{honest_sentence(results)}\nNot for diagnostic use.\n\n{folder/"report.html"} written after {time.time()-start:.0f} s.',
+          flush=True)

@@ -16,10 +16,10 @@ class SrdiagError(Exception):
 class ImageError(SrdiagError):
     "An image file that cannot be used: `path`, and `why` as a clause that follows the file's name"
     def __init__(self,
-        path:str|Path, # the file
-        why:str, # a clause, e.g. "is truncated: copy it again"
+        path: str|Path, # the file
+        why: str, # a clause, e.g. "is truncated: copy it again"
     ):
-        self.path,self.why = Path(path),why
+        self.path, self.why = Path(path), why
         super().__init__(f'{path} {why}.')
 
 class DataError(SrdiagError):
@@ -33,8 +33,8 @@ class TrainingError(SrdiagError):
 
 # %% ../nbs/errors.ipynb #c011
 def counted(
-    n:int, # how many
-    noun:str, # in the singular
+    n: int, # how many
+    noun: str, # in the singular
 ) -> str: # '1 group', '2 groups'
     "A number with its noun"
     return f'{n} {noun}' if n == 1 else f'{n} {noun}s'

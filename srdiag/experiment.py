@@ -29,7 +29,8 @@ import pandas as pd
 import torch
 
 from . import benchmark, figures
-from .commands import RunOptions, build_framework, check_channels, pick_place, read_labelled, read_split, say_if_recursive
+from .commands import (RunOptions, build_framework, check_channels, pick_place, read_labelled,
+                             read_split, say_if_recursive)
 from .data.degradation import upsample
 from .data.images import as_float, read_image, save_png
 from .data.pairs import SRPairs
@@ -48,7 +49,8 @@ from .evaluation.speed import Setup, peak_memory
 from .files import replacing, write_text
 from .models import ModelInfo, json_text, load_model, save_model
 from .report import Report
-from .runs import as_markdown, check_apart, check_choice, check_settings, command_line, markdown_table, misfit, named_budget, placing, read_json, say, session_now
+from .runs import (as_markdown, check_apart, check_choice, check_settings, command_line, markdown_table,
+                         misfit, named_budget, placing, read_json, say, session_now)
 from .sr.mrcnet import MRCNet
 from .sr.training import score_images
 from .sr.zoo import SCALES
@@ -58,95 +60,111 @@ from .weights import model_folder, read_config
 # %% ../nbs/experiment.ipynb #c007
 @dataclass(frozen=True)
 class Row:
-    "One row of a table: what the framework reads, and how it is trained. Raises ValueError for what does not fit"
-    label:str # as printed in the paper's table
-    inputs:str # 'LR', 'ILR', 'HR', 'SR', 'LR+LR', 'LR+ILR', 'LR+HR' or 'LR+SR'
-    sai:bool=False # sample affinity interaction
-    start:str='pretrained' # of the super-resolution network: 'pretrained' or 'scratch'
-    fixed:bool=False # its weights stay as they are
-    sac:bool=True # the consistency loss is on
-    sar:bool=True # the regularization loss is on
-    scale:int=4 # between LR and HR
-    network:str='mrcnet' # name of the super-resolution network
+    """One row of a table: what the framework reads, and how it is trained. Raises ValueError for what does
+    not fit"""
+    label: str # as printed in the paper's table
+    inputs: str # 'LR', 'ILR', 'HR', 'SR', 'LR+LR', 'LR+ILR', 'LR+HR' or 'LR+SR'
+    sai: bool=False # sample affinity interaction
+    start: str='pretrained' # of the super-resolution network: 'pretrained' or 'scratch'
+    fixed: bool=False # its weights stay as they are
+    sac: bool=True # the consistency loss is on
+    sar: bool=True # the regularization loss is on
+    scale: int=4 # between LR and HR
+    network: str='mrcnet' # name of the super-resolution network
 
     known = INPUTS # that the framework can read
 
     def __post_init__(self):
-        if self.inputs not in self.known: raise ValueError(f'There are no inputs {self.inputs!r}: choose one of {", ".join(self.known)}.')
-        if self.scale not in SCALES or type(self.scale) is not int: raise ValueError(f'The scale is {" or ".join(map(str, SCALES))}, not {self.scale!r}.')
-        if self.sai and '+' not in self.inputs: raise ValueError(f'{self.inputs} is a single branch: there is nothing to interact with.')
-        if not (self.sac and self.sar) and not self.sai: raise ValueError('The losses of affinities need sai.')
-        if self.start not in ('pretrained', 'scratch'): raise ValueError(f"start is 'pretrained' or 'scratch', not {self.start!r}.")
-        if not self.has_sr and (self.start != 'pretrained' or self.fixed): raise ValueError(f'{self.inputs} has no super-resolution network.')
+        if self.inputs not in self.known:
+            raise ValueError(f'There are no inputs {self.inputs!r}: choose one of {", ".join(self.known)}.')
+        if self.scale not in SCALES or type(self.scale) is not int:
+            raise ValueError(f'The scale is {" or ".join(map(str, SCALES))}, not {self.scale!r}.')
+        if self.sai and '+' not in self.inputs:
+            raise ValueError(f'{self.inputs} is a single branch: there is nothing to interact with.')
+        if not (self.sac and self.sar) and not self.sai:
+            raise ValueError('The losses of affinities need sai.')
+        if self.start not in ('pretrained', 'scratch'):
+            raise ValueError(f"start is 'pretrained' or 'scratch', not {self.start!r}.")
+        if not self.has_sr and (self.start != 'pretrained' or self.fixed):
+            raise ValueError(f'{self.inputs} has no super-resolution network.')
 
     @property
     def has_sr(self): return self.inputs.endswith('SR')
 
     @property
     def key(self): # the name of its folder
-        said = [('sai', self.sai), ('nosac', not self.sac), ('nosar', not self.sar), ('scratch', self.start == 'scratch'), ('fixed', self.fixed),
-                (self.network, self.has_sr and self.network != 'mrcnet')]
-        return '-'.join([self.inputs, *(word for word,on in said if on), f'x{self.scale}'])
+        said = ([('sai', self.sai), ('nosac', not self.sac), ('nosar', not self.sar),
+                 ('scratch', self.start == 'scratch'), ('fixed', self.fixed),
+                 (self.network, self.has_sr and self.network != 'mrcnet')])
+        return '-'.join([self.inputs, *(word for word, on in said if on), f'x{self.scale}'])
 
 # %% ../nbs/experiment.ipynb #c010
 OURS = Row('LR+SR w/ SAI (Ours)', 'LR+SR', True)
 
-TABLES = {
-    'table5': (Row('LR', 'LR'), Row('ILR', 'ILR'), Row('HR', 'HR'), Row('SR', 'SR'), Row('LR+LR w/o SAI', 'LR+LR'), Row('LR+HR w/o SAI', 'LR+HR'), Row('LR+SR w/o SAI', 'LR+SR'),
-               Row('LR+LR w/ SAI', 'LR+LR', True), Row('LR+ILR w/ SAI', 'LR+ILR', True), Row('LR+HR w/ SAI', 'LR+HR', True), OURS),
-    'table6': (OURS,),
-    'table7': (Row('Ours w/o SAI', 'LR+SR'), replace(OURS, label='Ours')),
-    'table8': tuple(Row(f'SAC {"yes" if sac else "no"}, SAR {"yes" if sar else "no"}', 'LR+SR', True, sac=sac, sar=sar) for sac in (False, True) for sar in (False, True)),
-    'table9': (Row('Scratch+Fine-tune', 'LR+SR', True, start='scratch'), Row('Pretrain+Fixed', 'LR+SR', True, fixed=True), replace(OURS, label='Pretrain+Fine-tune (Ours)')),
-    'table10': (replace(OURS, label='x2', scale=2), replace(OURS, label='x4', scale=4)),
-    'fig6': (Row('ILR', 'LR+ILR', True),),
-}
+TABLES = ({'table5': (Row('LR', 'LR'), Row('ILR', 'ILR'), Row('HR', 'HR'), Row('SR', 'SR'),
+                      Row('LR+LR w/o SAI', 'LR+LR'), Row('LR+HR w/o SAI', 'LR+HR'),
+                      Row('LR+SR w/o SAI', 'LR+SR'), Row('LR+LR w/ SAI', 'LR+LR', True),
+                      Row('LR+ILR w/ SAI', 'LR+ILR', True), Row('LR+HR w/ SAI', 'LR+HR', True), OURS),
+           'table6': (OURS,), 'table7': (Row('Ours w/o SAI', 'LR+SR'), replace(OURS, label='Ours')),
+           'table8': tuple(Row(f'SAC {"yes" if sac else "no"}, SAR {"yes" if sar else "no"}', 'LR+SR', True,
+                               sac=sac, sar=sar) for sac in (False, True) for sar in (False, True)),
+           'table9': (Row('Scratch+Fine-tune', 'LR+SR', True, start='scratch'),
+                      Row('Pretrain+Fixed', 'LR+SR', True, fixed=True),
+                      replace(OURS, label='Pretrain+Fine-tune (Ours)')),
+           'table10': (replace(OURS, label='x2', scale=2), replace(OURS, label='x4', scale=4)),
+           'fig6': (Row('ILR', 'LR+ILR', True),), })
 TABLES['fig7'] = TABLES['table9'] # the images of the same three
 
 # %% ../nbs/experiment.ipynb #c013
 @dataclass(frozen=True)
 class Budget:
     "How long every row is trained, and how often. Raises DataError for a number that makes no training"
-    epochs:int=5 # passes over the training images; the best on validation images is kept
-    batch_size:int=32 # images per step
-    recipe:str='fast' # 'fast' or 'published', see DIAGNOSIS_RECIPES
-    folds:int=3 # of the cross-validation
-    seeds:int=1 # trainings of each row and fold, with the seeds 0, 1, ...
+    epochs: int=5 # passes over the training images; the best on validation images is kept
+    batch_size: int=32 # images per step
+    recipe: str='fast' # 'fast' or 'published', see DIAGNOSIS_RECIPES
+    folds: int=3 # of the cross-validation
+    seeds: int=1 # trainings of each row and fold, with the seeds 0, 1, ...
 
     def __post_init__(self):
         check_settings(self, 'The budget', dict(recipe=DIAGNOSIS_RECIPES), folds=2, batch_size=2)
 
-    def __str__(self): return f'{self.epochs} epochs in batches of {self.batch_size}, recipe {self.recipe}, {self.folds} folds, {counted(self.seeds, "seed")}'
+    def __str__(self):
+        return (f'{self.epochs} epochs in batches of {self.batch_size}, recipe {self.recipe}, {self.folds} '
+                f'folds, {counted(self.seeds, "seed")}')
 
 BUDGETS = {'smoke': Budget(1, 8, folds=2), 'quick': Budget(), 'paper': Budget(120, 8, 'published', 4)}
 
 @dataclass(frozen=True)
 class Design:
     "What all rows of one folder have in common beside the budget. Raises DataError for what does not exist"
-    images:str='hr' # what the files are: 'hr', reduced by the scale, or 'lr', as they are
-    scale:int=4 # of all tables but Table X
-    split_seed:int=0 # of folds and validation parts
-    valid_share:float=0.15 # of the groups of a training part, to choose the best epoch
-    mutual:str='mean' # rows of M in Eq. (7)
-    mode:str='context' # of prediction with SAI: 'context', 'solo' or 'batch'
-    solo_share:float=0. # of the training batches without affinity; 0 as published
-    references:int=32 # images that the mode 'context' compares with
-    norm:str='mean_square' # of SAC and SAR, Eq. (9) and (11)
-    rank:float=1. # λ₁
-    sac:float=100. # λ₂
-    sar:float=100. # λ₃
+    images: str='hr' # what the files are: 'hr', reduced by the scale, or 'lr', as they are
+    scale: int=4 # of all tables but Table X
+    split_seed: int=0 # of folds and validation parts
+    valid_share: float=0.15 # of the groups of a training part, to choose the best epoch
+    mutual: str='mean' # rows of M in Eq. (7)
+    mode: str='context' # of prediction with SAI: 'context', 'solo' or 'batch'
+    solo_share: float=0. # of the training batches without affinity; 0 as published
+    references: int=32 # images that the mode 'context' compares with
+    norm: str='mean_square' # of SAC and SAR, Eq. (9) and (11)
+    rank: float=1. # λ₁
+    sac: float=100. # λ₂
+    sar: float=100. # λ₃
 
     def __post_init__(self):
-        check_settings(self, 'The design', dict(images=('lr', 'hr'), scale=SCALES, mutual=ROW_WEIGHTS, mode=MODES, norm=NORMS), ['valid_share', 'solo_share'],
-                       split_seed=(0, 2**32-1), rank=0, sac=0, sar=0)
-        if self.valid_share in (0, 1): raise DataError('A part of the images validates and another trains: valid_share lies between 0 and 1.')
+        check_settings(self, 'The design',
+                       dict(images=('lr', 'hr'), scale=SCALES, mutual=ROW_WEIGHTS, mode=MODES, norm=NORMS),
+                       ['valid_share', 'solo_share'], split_seed=(0, 2**32-1), rank=0, sac=0, sar=0)
+        if self.valid_share in (0, 1):
+            raise DataError('A part of the images validates and another trains: valid_share lies between 0 '
+                            'and 1.')
 
     def loss(self, row): # DiagnosisLoss of a row
-        return DiagnosisLoss(self.rank, self.sac if row.sac else 0., self.sar if row.sar else 0., norm=self.norm)
+        return DiagnosisLoss(self.rank, self.sac if row.sac else 0., self.sar if row.sar else 0.,
+                             norm=self.norm)
 
 # %% ../nbs/experiment.ipynb #c015
 def budget_of(
-    name:str, # a key of BUDGETS
+    name: str, # a key of BUDGETS
     **changes, # fields of Budget; None leaves a field as it is
 ) -> Budget:
     "A named budget with changes; DataError for names that do not exist"
@@ -156,17 +174,19 @@ def budget_of(
 def make_folds(
     labels, # N class names
     groups, # N names of groups, or None: each image on its own
-    folds:int, # of the cross-validation
-    valid_share:float=0.15, # of each training part
-    seed:int=0, # another seed, other folds
+    folds: int, # of the cross-validation
+    valid_share: float = 0.15, # of each training part
+    seed: int = 0, # another seed, other folds
 ) -> list: # for each fold: {'train', 'valid', 'test'} → row numbers
     "Parts that share no group; DataError for too few groups or a class that is missing somewhere"
-    labels,out = np.asarray(labels),[]
-    for k,(rest,test) in enumerate(grouped_folds(labels, groups, folds, seed)):
-        train,valid = grouped_split(labels[rest], None if groups is None else np.asarray(groups)[rest], (1-valid_share, valid_share), seed)
+    labels, out = np.asarray(labels), []
+    for k, (rest, test) in enumerate(grouped_folds(labels, groups, folds, seed)):
+        train, valid = (grouped_split(labels[rest], None if groups is None else np.asarray(groups)[rest],
+                                      (1-valid_share, valid_share), seed))
         parts = dict(train=rest[train], valid=rest[valid], test=test)
         if missing := sorted(set(labels) - set(labels[test])):
-            raise DataError(f'The class {missing[0]} is missing from the test part of fold {k}: use fewer folds, or images from more patients.')
+            raise DataError(f'The class {missing[0]} is missing from the test part of fold {k}: use fewer '
+                            'folds, or images from more patients.')
         if groups is not None:
             seen = [set(np.asarray(groups)[idx]) for idx in parts.values()]
             assert sum(map(len, seen)) == len(set.union(*seen)), 'two parts share a group'
@@ -179,92 +199,111 @@ class JobFacts:
     def split_frame(self): # file, label, group, and the part in each fold
         frame = self.frame[['file', 'label']].copy()
         frame['group'] = frame.file if self.groups is None else self.groups
-        for k,parts in enumerate(self.folds):
+        for k, parts in enumerate(self.folds):
             frame.loc[parts['test'], 'fold'] = k
-            for name,idx in parts.items(): frame.loc[idx, f'fold{k}'] = name
+            for name, idx in parts.items(): frame.loc[idx, f'fold{k}'] = name
         return frame.astype(dict(fold=int))
 
     def fixed(self): # what must not change within one folder
         table = self.split_frame().to_csv(index=False)
-        return {'data hash':self.data.hash, 'split hash':hashlib.sha256(table.encode()).hexdigest()[:16], 'channels':self.data.channels, 'size':self.options.size,
-                'device':self.device.type, 'precision':self.precision} | {k:v for k,v in asdict(self.budget).items() if k != 'seeds'} | asdict(self.design)
+        return ({'data hash': self.data.hash, 'split hash': hashlib.sha256(table.encode()).hexdigest()[:16],
+                 'channels': self.data.channels, 'size': self.options.size, 'device': self.device.type,
+                 'precision': self.precision} | {k: v for k, v in asdict(self.budget).items() if k != 'seeds'}
+                | asdict(self.design))
 
     def about(self): # for the reader
         counts = self.frame.label.value_counts().sort_index()
-        return dict(data='/'.join(self.data.table.root.resolve().parts[-2:]), classes=self.classes, images={str(k):int(v) for k,v in counts.items()}, grouped=self.groups is not None,
-                    groups=len(self.frame) if self.groups is None else len(set(self.groups)), skipped=self.data.skipped or 'none',
-                    parts=[{k:len(v) for k,v in parts.items()} for parts in self.folds], shape=list(self.data.images[0].shape), high=list(self.data.images[0].shape[1:]) if self.design.images == 'hr' else None)
+        return (dict(data='/'.join(self.data.table.root.resolve().parts[-2:]), classes=self.classes,
+                     images={str(k): int(v) for k, v in counts.items()}, grouped=self.groups is not None,
+                     groups=len(self.frame) if self.groups is None else len(set(self.groups)),
+                     skipped=self.data.skipped or 'none',
+                     parts=[{k: len(v) for k, v in parts.items()} for parts in self.folds],
+                     shape=list(self.data.images[0].shape),
+                     high=list(self.data.images[0].shape[1:]) if self.design.images == 'hr' else None))
 
 # %% ../nbs/experiment.ipynb #c025
 class Job(JobFacts):
     "Images, folds, networks and settings of an experiment"
     def __init__(self,
         data, # LabelledData
-        design:Design, # what the rows have in common
-        budget:Budget, # how long, how often
-        networks:dict|None=None, # (name, scale) → model folder of a super-resolution network
-        options:RunOptions=RunOptions(), # device, precision, reading
+        design: Design, # what the rows have in common
+        budget: Budget, # how long, how often
+        networks: dict|None = None, # (name, scale) → model folder of a super-resolution network
+        options: RunOptions = RunOptions(), # device, precision, reading
     ):
-        self.data,self.design,self.budget,self.options = data,design,budget,options
-        self.device,self.precision = pick_place(options)
+        self.data, self.design, self.budget, self.options = data, design, budget, options
+        self.device, self.precision = pick_place(options)
         self.classes = list(data.table.classes)
         self.frame = data.table.to_frame()
         self.groups = self.frame.group.astype(str).to_numpy() if 'group' in self.frame else None
-        self.folds = make_folds(self.frame.label.to_numpy(), self.groups, budget.folds, design.valid_share, design.split_seed)
-        self.networks = {k:Network(*k, folder) for k,folder in (networks or {}).items()}
+        self.folds = make_folds(self.frame.label.to_numpy(), self.groups, budget.folds, design.valid_share,
+                                design.split_seed)
+        self.networks = {k: Network(*k, folder) for k, folder in (networks or {}).items()}
         self._pairs = {}
 
     def pairs(self, scale): # all images, degraded once
-        if scale not in self._pairs: self._pairs[scale] = LabelledPairs(self.data.images, self.data.table.labels, scale, self.design.images)
+        if scale not in self._pairs:
+            self._pairs[scale] = LabelledPairs(self.data.images, self.data.table.labels, scale,
+                                               self.design.images)
         return self._pairs[scale]
 
-    def part(self, row, fold, name, augment=None): # LabelledPairs of one part, with HR only where the row reads it
-        part,idx = copy.copy(self.pairs(row.scale)),torch.as_tensor(self.folds[fold][name])
+    def part(self, row, fold, name, augment=None):
+        # LabelledPairs of one part, with HR only where the row reads it
+        part, idx = copy.copy(self.pairs(row.scale)), torch.as_tensor(self.folds[fold][name])
         with_hr = row.inputs.endswith('HR')
-        part.lr,part.labels,part.augment = part.lr[idx],part.labels[idx],augment
-        part.hr,part.n_inp = (part.hr[idx], 2) if with_hr else (None, 1)
+        part.lr, part.labels, part.augment = part.lr[idx], part.labels[idx], augment
+        part.hr, part.n_inp = (part.hr[idx], 2) if with_hr else (None, 1)
         return part
 
-    def references(self, row, fold, seed): # rows of the training part that the mode 'context' compares with, or None
+    def references(self, row, fold, seed):
+        # rows of the training part that the mode 'context' compares with, or None
         if not row.sai or self.design.mode != 'context': return None
         idx = self.folds[fold]['train']
-        return choose_references(self.data.table.labels[idx], None if self.groups is None else self.groups[idx], self.design.references, seed)
+        return (choose_references(self.data.table.labels[idx],
+                                  None if self.groups is None else self.groups[idx], self.design.references,
+                                  seed))
 
 # %% ../nbs/experiment.ipynb #c027
 class Network:
     "A super-resolution network that takes part: its model folder and what identifies its weights"
     def __init__(self,
-        name:str, # in this experiment
-        scale:int, # that it must have
-        folder:str|Path, # model folder, or the name of a network of the package
+        name: str, # in this experiment
+        scale: int, # that it must have
+        folder: str|Path, # model folder, or the name of a network of the package
     ):
-        self.name,self.scale,self.folder = name,scale,folder
-        self.module,self.info = load_model(folder, 'sr', scale)
+        self.name, self.scale, self.folder = name, scale, folder
+        self.module, self.info = load_model(folder, 'sr', scale)
         self.hash = read_config(model_folder(folder))['weights_sha256']
 
     def groups(self): # names of the groups that it has learned from; empty if they are not known
         split = read_split(self.folder)
-        return set() if split is None or 'group' not in split else set(split.group[split.split.isin(['train', 'valid'])])
+        return (set() if split is None or 'group' not in split
+                else set(split.group[split.split.isin(['train', 'valid'])]))
 
-    def shared(self, job): # how many groups of the labelled images bear the name of a group that it has learned from
+    def shared(self, job):
+        # how many groups of the labelled images bear the name of a group that it has learned from
         return 0 if job.groups is None else len(self.groups() & set(job.groups))
 
 # %% ../nbs/experiment.ipynb #c029
 FORMAT = 'srdiag experiment 1'
-_NUMBER,_MAYBE = (int, float),(int, float, type(None))
+_NUMBER, _MAYBE = (int, float), (int, float, type(None))
 _SETUP = dict(format=str, fixed={}, about={})
-_FACTS = dict(fixed=dict(folds=int, epochs=int, batch_size=int, scale=int, recipe=str, mode=str, mutual=str, norm=str, solo_share=_NUMBER, references=int, images=str, valid_share=_NUMBER, precision=str, device=str),
+_FACTS = dict(fixed=dict(folds=int, epochs=int, batch_size=int, scale=int, recipe=str, mode=str, mutual=str,
+                         norm=str, solo_share=_NUMBER, references=int, images=str, valid_share=_NUMBER,
+                         precision=str, device=str),
               about=dict(data=str, classes=[str], images={}, grouped=bool, groups=int))
-_RUN = dict(row={}, seed=int, fold=int, metrics=dict.fromkeys(('f1', 'sensitivity', 'specificity', 'kappa', 'mcc', 'auc'), _MAYBE) | dict(accuracy=_NUMBER, n=int), mode=str, modes={}, gate_closed=int,
-            seconds=_NUMBER, made={}, config={})
+_RUN = dict(row={}, seed=int, fold=int, metrics=dict.fromkeys(('f1', 'sensitivity', 'specificity', 'kappa',
+                                                               'mcc', 'auc'), _MAYBE)
+            | dict(accuracy=_NUMBER, n=int), mode=str, modes={}, gate_closed=int, seconds=_NUMBER, made={},
+            config={})
 _COST = dict(parameters=int, flops=_NUMBER, peak_bytes=_MAYBE)
 
 # %% ../nbs/experiment.ipynb #c031
 class StorePlaces:
     "Where the folder of an experiment keeps what, and how it was set up; nothing is written"
     def __init__(self,
-        folder:str|Path, # made when it is opened
-    ): self.folder,self._parts = Path(folder),None
+        folder: str|Path, # made when it is opened
+    ): self.folder, self._parts = Path(folder), None
 
     @property
     def file(self): return self.folder/'setup'/'config.json'
@@ -272,24 +311,31 @@ class StorePlaces:
     def setup(self) -> dict: # what setup/config.json says
         "DataError if the folder holds no experiment"
         remedy = 'restore it from a copy, or choose another output folder'
-        if not self.file.is_file(): raise DataError(f'{self.folder} holds no experiment (setup/config.json is missing): check the path, or start one with --data.')
+        if not self.file.is_file():
+            raise DataError(f'{self.folder} holds no experiment (setup/config.json is missing): check the '
+                            'path, or start one with --data.')
         setup = read_json(self.file, _SETUP, remedy)
-        if setup['format'] != FORMAT: raise DataError(f'{self.file} is of the format {setup["format"]!r}, not {FORMAT!r}: {remedy}.')
-        wrong = misfit(setup, _FACTS) or misfit(setup['about']['images'], dict.fromkeys(setup['about']['classes'], int))
+        if setup['format'] != FORMAT:
+            raise DataError(f'{self.file} is of the format {setup["format"]!r}, not {FORMAT!r}: {remedy}.')
+        wrong = (misfit(setup, _FACTS)
+                 or misfit(setup['about']['images'], dict.fromkeys(setup['about']['classes'], int)))
         try: self.design(setup) # says what does not exist
         except DataError as e: wrong = wrong or str(e).rstrip('.')
         if wrong: raise DataError(f'{self.file} is not what srdiag wrote ({wrong}): {remedy}.')
         return setup
 
     @staticmethod
-    def design(setup): return Design(**{f.name:setup['fixed'][f.name] for f in fields(Design) if f.name in setup['fixed']})
+    def design(setup):
+        return Design(**{f.name: setup['fixed'][f.name] for f in fields(Design) if f.name in setup['fixed']})
 
     def networks(self): # what is known of each
-        return [read_json(p, dict(name=str, scale=int, hash=str), 'restore it from a copy') for p in sorted(self.folder.glob('networks/*/network.json'))]
+        return ([read_json(p, dict(name=str, scale=int, hash=str), 'restore it from a copy')
+                 for p in sorted(self.folder.glob('networks/*/network.json'))])
 
     def sessions(self): # in order of time
         form = dict(date=str, command=str, machine=str, torch=str, srdiag=str)
-        return sorted((read_json(p, form, 'remove it') for p in self.folder.glob('sessions/*.json')), key=lambda s: s['date'])
+        return (sorted((read_json(p, form, 'remove it') for p in self.folder.glob('sessions/*.json')),
+                       key=lambda s: s['date']))
 
     def network_folder(self, name, scale): return self.folder/'networks'/f'{name}_x{scale}'
 
@@ -298,42 +344,62 @@ class StorePlaces:
     def done(self, row, seed, fold): return (self.path(row, seed, fold)/'metrics.json').is_file()
 
     def complete(self, row): # (seed, fold) of its runs, in order
-        found = [(p.parent.parent.name.removeprefix('seed'), p.parent.name.removeprefix('fold')) for p in (self.folder/'runs'/row.key).glob('seed*/fold*/metrics.json')]
-        return sorted((int(s), int(k)) for s,k in found if s.isdecimal() and k.isdecimal())
+        found = ([(p.parent.parent.name.removeprefix('seed'), p.parent.name.removeprefix('fold'))
+                  for p in (self.folder/'runs'/row.key).glob('seed*/fold*/metrics.json')])
+        return sorted((int(s), int(k)) for s, k in found if s.isdecimal() and k.isdecimal())
 
 # %% ../nbs/experiment.ipynb #c033
 class StoreFolder(StorePlaces):
-    "The runs of an experiment; nothing is written. DataError for those that are damaged, or of another row, seed or fold"
+    """The runs of an experiment; nothing is written. DataError for those that are damaged, or of another row,
+    seed or fold"""
     def metrics(self, row, seed, fold):
         path = self.path(row, seed, fold)
         remedy = f'remove the folder {path} to have this run made again'
         m = read_json(path/'metrics.json', _RUN, remedy)
-        if strange := {m['mode'], *m['modes']} - set(MODES): raise DataError(f'{path/"metrics.json"} is not what srdiag wrote (there is no mode {min(strange)}): {remedy}.')
+        if strange := {m['mode'], *m['modes']} - set(MODES):
+            raise DataError(f'{path/"metrics.json"} is not what srdiag wrote (there is no mode '
+                            f'{min(strange)}): {remedy}.')
         try: whose = (type(row)(**m['row']).key, m['seed'], m['fold'])
-        except (TypeError, ValueError) as e: raise DataError(f'{path/"metrics.json"} is not what srdiag wrote ({e}): {remedy}.') from e
-        if whose != (row.key, seed, fold): raise DataError(f'{path/"metrics.json"} is of another run ({whose[0]}, seed {whose[1]}, fold {whose[2]}): {remedy}.')
-        if odd := [k for k,v in m['metrics'].items() if k != 'n' and v is not None and not (isinstance(v, _NUMBER) and -1 <= v <= 1)]: raise DataError(f'{path/"metrics.json"} is not what srdiag wrote ({odd[0]} is {m["metrics"][odd[0]]}): {remedy}.')
+        except (TypeError, ValueError) as e:
+            raise DataError(f'{path/"metrics.json"} is not what srdiag wrote ({e}): {remedy}.') from e
+        if whose != (row.key, seed, fold):
+            raise DataError(f'{path/"metrics.json"} is of another run ({whose[0]}, seed {whose[1]}, fold '
+                            f'{whose[2]}): {remedy}.')
+        if (odd := [k for k, v in m['metrics'].items()
+                    if k != 'n' and v is not None and not (isinstance(v, _NUMBER) and -1 <= v <= 1)]):
+            raise DataError(f'{path/"metrics.json"} is not what srdiag wrote ({odd[0]} is '
+                            f'{m["metrics"][odd[0]]}): {remedy}.')
         return m
 
     def parts(self): # file → group and the part of each fold, as text
         path = self.folder/'setup'/'split.csv'
         if self._parts is None:
-            try: table = pd.read_csv(path, dtype=str, keep_default_na=False).set_index('file')[['group', 'fold']]
-            except (OSError, ValueError, KeyError) as e: raise DataError(f'{path} is not readable as the table of folds ({e}): restore it from a copy.') from e
-            if not table.index.is_unique: raise DataError(f'{path} is not readable as the table of folds (a file stands in it twice): restore it from a copy.')
+            try:
+                table = pd.read_csv(path, dtype=str, keep_default_na=False).set_index('file')[
+                            ['group', 'fold']]
+            except (OSError, ValueError, KeyError) as e:
+                raise DataError(f'{path} is not readable as the table of folds ({e}): restore it from a copy.') from e
+            if not table.index.is_unique:
+                raise DataError(f'{path} is not readable as the table of folds (a file stands in it twice): '
+                                'restore it from a copy.')
             self._parts = table
         return self._parts
 
     def predictions(self, row, seed, fold): # DataError if they are not those that metrics.json speaks of
-        path,classes = self.path(row, seed, fold),self.setup()['about']['classes']
-        p,m = read_predictions(path/'predictions.csv', classes),self.metrics(row, seed, fold)
+        path, classes = self.path(row, seed, fold), self.setup()['about']['classes']
+        p, m = read_predictions(path/'predictions.csv', classes), self.metrics(row, seed, fold)
         right = (np.array(classes)[p[[f'ens_{c}' for c in classes]].to_numpy().argmax(1)] == p.true).mean()
-        if m['metrics']['n'] != len(p) or not abs(m['metrics']['accuracy'] - right) <= 1.5/len(p): # one image may be tied by rounding
-            raise DataError(f'{path/"predictions.csv"} and metrics.json beside it do not belong together: remove the folder {path} to have this run made again.')
+        # one image may be tied by rounding
+        if m['metrics']['n'] != len(p) or not abs(m['metrics']['accuracy'] - right) <= 1.5/len(p):
+            raise DataError(f'{path/"predictions.csv"} and metrics.json beside it do not belong together: '
+                            f'remove the folder {path} to have this run made again.')
         known = self.parts()
         test = known[known.fold == str(fold)]
-        if set(p.file) != set(test.index) or (test.group.reindex(p.file).to_numpy() != p.group.to_numpy()).any():
-            raise DataError(f'{path/"predictions.csv"} is not of the images and groups of fold {fold} in {self.folder/"setup"/"split.csv"}: one of the two was changed. Restore it from a copy, or remove the folder {path} to have this run made again.')
+        if (set(p.file) != set(test.index)
+            or (test.group.reindex(p.file).to_numpy() != p.group.to_numpy()).any()):
+            raise DataError(f'{path/"predictions.csv"} is not of the images and groups of fold {fold} in '
+                            f'{self.folder/"setup"/"split.csv"}: one of the two was changed. Restore it '
+                            f'from a copy, or remove the folder {path} to have this run made again.')
         return p
 
 # %% ../nbs/experiment.ipynb #c035
@@ -344,14 +410,17 @@ class Store(StoreFolder):
         if not self.file.is_file():
             with placing(self.folder/'setup', 'config.json') as folder:
                 write_text(folder/'split.csv', job.split_frame().to_csv(index=False))
-                write_text(folder/'config.json', json_text(dict(format=FORMAT, fixed=fixed, about=job.about())))
+                write_text(folder/'config.json',
+                           json_text(dict(format=FORMAT, fixed=fixed, about=job.about())))
         self._compare(fixed)
         for network in job.networks.values(): self._register(network, network.shared(job))
         (self.folder/'sessions').mkdir(exist_ok=True)
         write_text(self.folder/'sessions'/f'{uuid.uuid4().hex}.json', json_text(session))
 
     def check(self, job): # what must not change, as JSON; DataError or ModelError before anything is written
-        if self.folder.exists() and not self.file.is_file() and not (self.folder.is_dir() and {p.name.split('-')[0] for p in self.folder.iterdir()} <= {'.setup', 'setup'}):
+        if (self.folder.exists() and not self.file.is_file() and not (
+                self.folder.is_dir()
+                and {p.name.split('-')[0] for p in self.folder.iterdir()} <= {'.setup', 'setup'})):
             raise DataError(f'{self.folder} exists and holds no experiment: choose another output folder.')
         fixed = json.loads(json_text(job.fixed()))
         if self.file.is_file(): self._compare(fixed)
@@ -360,124 +429,165 @@ class Store(StoreFolder):
 
     def _compare(self, fixed):
         old = self.setup()['fixed']
-        hint = {'split hash':' (the groups and folds: see --group-pattern)', 'split_seed':' (see --split-seed)', 'size':' (see --size)'}
-        differ = [f'{k} was {old.get(k)}, now it is {v}{hint.get(k, "")}' for k,v in fixed.items() if old.get(k) != v]
-        if differ: raise DataError(f'{self.folder} was made with another configuration ({"; ".join(differ)}): choose another output folder, or the old configuration.')
+        hint = {'split hash': ' (the groups and folds: see --group-pattern)',
+                'split_seed': ' (see --split-seed)', 'size': ' (see --size)'}
+        differ = ([f'{k} was {old.get(k)}, now it is {v}{hint.get(k, "")}' for k,
+                   v in fixed.items() if old.get(k) != v])
+        if differ:
+            raise DataError(f'{self.folder} was made with another configuration ({"; ".join(differ)}): '
+                            'choose another output folder, or the old configuration.')
 
     def _same(self, network): # ModelError if its name stands for other weights
-        known = next((n for n in self.networks() if (n['name'], n['scale']) == (network.name, network.scale)), None)
-        if known and known['hash'] != network.hash: raise ModelError(f'In {self.folder}, {network.name} x{network.scale} stands for other weights than those in {network.folder}: give the old ones, or another name with --sr NAME=FOLDER.')
+        known = ((next((n
+                        for n in self.networks() if (n['name'], n['scale']) == (network.name, network.scale)),
+                       None)))
+        if known and known['hash'] != network.hash:
+            raise ModelError(f'In {self.folder}, {network.name} x{network.scale} stands for other weights '
+                             f'than those in {network.folder}: give the old ones, or another name with --sr '
+                             'NAME=FOLDER.')
 
     def _register(self, network, shared):
         folder = self.network_folder(network.name, network.scale)
         if not (folder/'network.json').is_file():
-            known = dict(name=network.name, scale=network.scale, hash=network.hash, title=network.info.title, parameters=count_parameters(network.module), shared=shared)
+            known = dict(name=network.name, scale=network.scale, hash=network.hash, title=network.info.title,
+                         parameters=count_parameters(network.module), shared=shared)
             with placing(folder, 'network.json') as new: write_text(new/'network.json', json_text(known))
         self._same(network)
 
 # %% ../nbs/experiment.ipynb #c037
 def read_predictions(
-    path:Path, # of a run
+    path: Path, # of a run
     classes, # names
 ) -> pd.DataFrame: # file, group, true, probabilities of each head
     "DataError if it is damaged"
     remedy = f'remove the folder {path.parent} to have this run made again'
     try: p = pd.read_csv(path, dtype=dict(file=str, group=str, true=str), keep_default_na=False)
-    except (OSError, ValueError) as e: raise DataError(f'{path} is not readable as a table ({e}): {remedy}.') from e
+    except (OSError, ValueError) as e:
+        raise DataError(f'{path} is not readable as a table ({e}): {remedy}.') from e
     heads = [f'ens_{c}' for c in classes]
-    if missing := [c for c in ('file', 'group', 'true', *heads) if c not in p]: raise DataError(f'{path} has no column {missing[0]}: {remedy}.')
+    if missing := [c for c in ('file', 'group', 'true', *heads) if c not in p]:
+        raise DataError(f'{path} has no column {missing[0]}: {remedy}.')
     numbers = [*heads, *(c for c in p if c.startswith('mode_'))]
-    if not all(pd.api.types.is_numeric_dtype(p[h]) for h in numbers) or not p.true.isin(classes).all() or not len(p): raise DataError(f'{path} is not what srdiag wrote: {remedy}.')
+    if (not all(pd.api.types.is_numeric_dtype(p[h]) for h in numbers) or not p.true.isin(classes).all()
+        or not len(p)):
+        raise DataError(f'{path} is not what srdiag wrote: {remedy}.')
     q = p[numbers].to_numpy(float)
-    if p.file.duplicated().any() or not ((q >= 0) & (q <= 1)).all() or not np.allclose(p[heads].sum(axis=1), 1, atol=1e-4): raise DataError(f'{path} is not what srdiag wrote (a file twice, or numbers that are no probabilities): {remedy}.')
+    if (p.file.duplicated().any() or not ((q >= 0) & (q <= 1)).all()
+        or not np.allclose(p[heads].sum(axis=1), 1, atol=1e-4)):
+        raise DataError(f'{path} is not what srdiag wrote (a file twice, or numbers that are no '
+                        f'probabilities): {remedy}.')
     return p
 
 # %% ../nbs/experiment.ipynb #c039
 def build(
-    row:Row, # of a table
-    job:Job, # images, networks
+    row: Row, # of a table
+    job: Job, # images, networks
 ) -> SREnhancedDiagnosis: # untrained, but for its super-resolution network
     "The framework of a row; the same stems for every row"
-    d,network = job.design,job.networks[row.network, row.scale].module if row.has_sr else None
-    return build_framework(job.data, row.scale, row.inputs, d.images, row.sai, network, row.start == 'pretrained', d.mutual, d.mode, d.solo_share).to(job.device)
+    d, network = job.design, job.networks[row.network, row.scale].module if row.has_sr else None
+    return (build_framework(job.data, row.scale, row.inputs, d.images, row.sai, network,
+                            row.start == 'pretrained', d.mutual, d.mode, d.solo_share).to(job.device))
 
 def predict_by(
-    model:SREnhancedDiagnosis, # trained
-    mode:str, # of `modes_of`
-    part:LabelledPairs, # test images
-    classes:list, # names
-    batch_size:int, # images that meet in mode 'batch'
+    model: SREnhancedDiagnosis, # trained
+    mode: str, # of `modes_of`
+    part: LabelledPairs, # test images
+    classes: list, # names
+    batch_size: int, # images that meet in mode 'batch'
 ): # Predictions, in the order of `part`
     "Predict in a fixed random order, so that a batch is a mix of groups and classes"
-    return predict(model, part.lr, classes, part.hr, batch_size, mode, torch.randperm(len(part), generator=torch.Generator().manual_seed(0)))
+    return predict(model, part.lr, classes, part.hr, batch_size, mode,
+                   torch.randperm(len(part), generator=torch.Generator().manual_seed(0)))
 
 # %% ../nbs/experiment.ipynb #c041
 def predictions_frame(
-    job:Job, # images, folds
-    fold:int, # whose test part was predicted
-    found:dict, # mode → Predictions, the model's own mode first
+    job: Job, # images, folds
+    fold: int, # whose test part was predicted
+    found: dict, # mode → Predictions, the model's own mode first
 ) -> pd.DataFrame: # a line per test image
     "Probabilities of each head, gate weights, and the ensemble's probabilities in each mode"
-    idx,first = job.folds[fold]['test'],next(iter(found.values()))
+    idx, first = job.folds[fold]['test'], next(iter(found.values()))
     split = job.frame.iloc[idx]
-    columns = dict(file=split.file.tolist(), group=split.file.tolist() if job.groups is None else job.groups[idx].tolist(), true=split.label.tolist())
-    for head,p in first.probabilities.items(): columns |= {f'{head}_{c}':p[:, k].round(8) for k,c in enumerate(job.classes)}
-    if first.gate is not None: columns |= {f'gate_{h}':first.gate[:, k].round(6) for k,h in enumerate(('sr', 'lr', 'aux'))} | dict(gate_closed=first.closed)
-    for mode,p in found.items():
-        if len(found) > 1: columns |= {f'mode_{mode}_{c}':p.probabilities['ens'][:, k].round(8) for k,c in enumerate(job.classes)}
+    columns = (dict(file=split.file.tolist(),
+                    group=split.file.tolist() if job.groups is None else job.groups[idx].tolist(),
+                    true=split.label.tolist()))
+    for head, p in first.probabilities.items():
+        columns |= {f'{head}_{c}': p[:, k].round(8) for k, c in enumerate(job.classes)}
+    if first.gate is not None:
+        columns |= ({f'gate_{h}': first.gate[:, k].round(6) for k, h in enumerate(('sr', 'lr', 'aux'))}
+                    | dict(gate_closed=first.closed))
+    for mode, p in found.items():
+        if len(found) > 1:
+            columns |= ({f'mode_{mode}_{c}': p.probabilities['ens'][:, k].round(8) for k,
+                         c in enumerate(job.classes)})
     return pd.DataFrame(columns)
 
 # %% ../nbs/experiment.ipynb #c043
 def do_run(
-    job:Job, # images, networks, settings
-    store:Store, # where results go
-    row:Row, # what to train
-    seed:int, # of weights, order and augmentation
-    fold:int, # whose test part is left out
-    keep_models:bool=False, # save the whole framework
+    job: Job, # images, networks, settings
+    store: Store, # where results go
+    row: Row, # what to train
+    seed: int, # of weights, order and augmentation
+    fold: int, # whose test part is left out
+    keep_models: bool = False, # save the whole framework
 ) -> bool: # False: it was complete already
     "Train, predict and store one row, seed and fold, unless that is done"
     if store.done(row, seed, fold): return False
     say(f'{row.key}, seed {seed}, fold {fold}')
-    recipe,best = replace(DIAGNOSIS_RECIPES[job.budget.recipe], batch_size=job.budget.batch_size),{}
+    recipe, best = replace(DIAGNOSIS_RECIPES[job.budget.recipe], batch_size=job.budget.batch_size), {}
     with placing(store.path(row, seed, fold)) as folder:
         start = time.perf_counter()
         torch.manual_seed(seed)
         model = build(row, job)
-        train,valid,test = (job.part(row, fold, k, PairAugment(seed) if k == 'train' else None) for k in ('train', 'valid', 'test'))
-        train_diagnosis(model, train, valid, recipe, job.budget.epochs, row.fixed, seed, job.references(row, fold, seed), loss=job.design.loss(row), precision=job.precision, folder=folder,
-                        save=lambda model, value, epoch: best.update(value=value, epoch=epoch))
+        train, valid, test = ((job.part(row, fold, k, PairAugment(seed) if k == 'train' else None)
+                               for k in ('train', 'valid', 'test')))
+        train_diagnosis(model, train, valid, recipe, job.budget.epochs, row.fixed, seed,
+                        job.references(row, fold, seed), loss=job.design.loss(row), precision=job.precision,
+                        folder=folder, save=lambda model, value, epoch: best.update(value=value, epoch=epoch))
         seconds = time.perf_counter()-start
-        found = {mode:predict_by(model, mode, test, job.classes, job.budget.batch_size) for mode in modes_of(model)}
+        found = ({mode: predict_by(model, mode, test, job.classes, job.budget.batch_size)
+                  for mode in modes_of(model)})
         write_text(folder/'predictions.csv', predictions_frame(job, fold, found).to_csv(index=False))
-        scores = {mode:diagnostic_metrics(test.labels.numpy(), p.probabilities['ens'], job.classes) for mode,p in found.items()}
+        scores = ({mode: diagnostic_metrics(test.labels.numpy(), p.probabilities['ens'], job.classes)
+                   for mode, p in found.items()})
         own = next(iter(scores))
         _save_networks(job, model, row, seed, fold, folder, scores[own], keep_models)
-        metrics = dict(row=asdict(row), seed=seed, fold=fold, metrics=scores[own], mode=own, modes=scores, gate_closed=int(found[own].closed.sum()), best_epoch=best['epoch'], valid_accuracy=best['value'],
-                       epochs=job.budget.epochs, steps=job.budget.epochs*max(1, len(train)//recipe.batch_size), seconds=seconds, predict_seconds=time.perf_counter()-start-seconds,
-                       parameters=count_parameters(model), network=job.networks[row.network, row.scale].hash if row.has_sr else None, config=model.config, made=session_now())
+        metrics = dict(row=asdict(row), seed=seed, fold=fold, metrics=scores[own], mode=own, modes=scores,
+                       gate_closed=int(found[own].closed.sum()), best_epoch=best['epoch'],
+                       valid_accuracy=best['value'], epochs=job.budget.epochs,
+                       steps=job.budget.epochs*max(1, len(train)//recipe.batch_size), seconds=seconds,
+                       predict_seconds=time.perf_counter()-start-seconds, parameters=count_parameters(model),
+                       network=job.networks[row.network, row.scale].hash if row.has_sr else None,
+                       config=model.config, made=session_now())
         write_text(folder/'metrics.json', json_text(metrics))
     say(f'    accuracy {scores[own]["accuracy"]:.4f}, {seconds:.0f} s')
     return True
 
 def _save_networks(job, model, row, seed, fold, folder, metrics, keep_models):
-    title,notes = f'{row.key}, seed {seed}, fold {fold}','Of an experiment.'
-    if row.has_sr and row.sai and fold == 0: save_model(folder/'sr', model.sr_network, ModelInfo(title, notes=notes))
+    title, notes = f'{row.key}, seed {seed}, fold {fold}', 'Of an experiment.'
+    if row.has_sr and row.sai and fold == 0:
+        save_model(folder/'sr', model.sr_network, ModelInfo(title, notes=notes))
     if not keep_models: return
-    parts = {k:len(idx) for k,idx in job.folds[fold].items()}
-    info = ModelInfo(title, job.design.images, job.options.size, list(job.part(row, fold, 'test').lr.shape[-2:]), job.classes, dict(name=job.data.table.root.name, hash=job.data.hash, **parts),
-                     asdict(job.budget) | asdict(job.design) | dict(command=command_line(), seed=seed, precision=job.precision, mode=model.mode), metrics, notes)
+    parts = {k: len(idx) for k, idx in job.folds[fold].items()}
+    info = ModelInfo(title, job.design.images, job.options.size,
+                     list(job.part(row, fold, 'test').lr.shape[-2:]), job.classes,
+                     dict(name=job.data.table.root.name, hash=job.data.hash, **parts),
+                     asdict(job.budget) | asdict(job.design)
+                     | dict(command=command_line(), seed=seed, precision=job.precision, mode=model.mode),
+                     metrics, notes)
     split = job.split_frame()
-    save_model(folder/'model', model, info, files={'split.csv':split[['file', 'label', 'group']].assign(split=split[f'fold{fold}'], sha256=job.data.digests).to_csv(index=False)})
+    save_model(folder/'model', model, info, files={'split.csv': split[['file', 'label', 'group']].assign(split=split[f'fold{fold}'],
+                                                                                                         sha256=job.data.digests).to_csv(
+                                                                        index=False)})
 
 # %% ../nbs/experiment.ipynb #c045
 def run_all(
-    job:Job, # images, networks, settings
-    store:Store, # open
+    job: Job, # images, networks, settings
+    store: Store, # open
     rows, # what to train
-    only_fold:int|None=None, # leave the other folds to other processes
-    only_seed:int|None=None, # leave the other seeds
-    keep_models:bool=False, # save whole frameworks
+    only_fold: int|None = None, # leave the other folds to other processes
+    only_seed: int|None = None, # leave the other seeds
+    keep_models: bool = False, # save whole frameworks
 ) -> int: # runs that were done now
     "Every row of every fold and seed, skipping what is complete; a training that fails is said and left out"
     done = 0
@@ -485,27 +595,31 @@ def run_all(
         for fold in range(job.budget.folds) if only_fold is None else [only_fold]:
             for row in rows:
                 try: done += do_run(job, store, row, seed, fold, keep_models)
-                except TrainingError as e: say(f'{row.key}, seed {seed}, fold {fold} failed and is not recorded: {e}')
+                except TrainingError as e:
+                    say(f'{row.key}, seed {seed}, fold {fold} failed and is not recorded: {e}')
     return done
 
 # %% ../nbs/experiment.ipynb #c056
 class Answers:
     "For each row, which image was diagnosed rightly in which seed and fold"
     def __init__(self,
-        store:Store, # of an experiment
+        store: Store, # of an experiment
         rows, # whose runs are read
     ):
-        runs = {r.key:store.complete(r) for r in rows} # once: another process may finish a run while this one reads
-        self.store,self.rows,self.runs,self.tables = store,[r for r in rows if runs[r.key]],runs,{}
+        # once: another process may finish a run while this one reads
+        runs = {r.key: store.complete(r) for r in rows}
+        self.store, self.rows, self.runs, self.tables = store, [r for r in rows if runs[r.key]], runs, {}
 
     def table(self, row, mode=None): # file, group, right, seed, fold; mode None: the model's own
         if (row.key, mode) not in self.tables:
-            parts = [self._right(self.store.predictions(row, *run), mode).assign(seed=run[0], fold=run[1]) for run in self.runs[row.key]]
+            parts = ([self._right(self.store.predictions(row, *run), mode).assign(seed=run[0], fold=run[1])
+                      for run in self.runs[row.key]])
             self.tables[row.key, mode] = pd.concat(parts, ignore_index=True)
         return self.tables[row.key, mode]
 
     def _right(self, p, mode):
-        classes,head = self.store.setup()['about']['classes'],'ens' if mode is None or f'mode_{mode}_{p.true[0]}' not in p else f'mode_{mode}'
+        classes, head = (self.store.setup()['about']['classes'],
+                         'ens' if mode is None or f'mode_{mode}_{p.true[0]}' not in p else f'mode_{mode}')
         said = np.array(classes)[p[[f'{head}_{c}' for c in classes]].to_numpy().argmax(1)]
         return pd.DataFrame(dict(file=p.file, group=p.group, right=(said == p.true).astype(float)))
 
@@ -513,16 +627,20 @@ class Answers:
         t = self.table(row)
         return t[pd.MultiIndex.from_frame(t[['seed', 'fold']]).isin(runs)]
 
-    def per_image(self, row, mode=None, runs=None): # file → right: the share of seeds in which it was, group; in order of file
+    def per_image(self, row, mode=None, runs=None):
+        # file → right: the share of seeds in which it was, group; in order of file
         t = self.table(row, mode) if runs is None else self._of(row, runs)
         return t.groupby('file', sort=True).agg(right=('right', 'mean'), group=('group', 'first'))
 
-    def aligned(self, *rows): # groups, one list per row: the share of seeds in which each image was right; and the seeds
+    def aligned(self, *rows):
+        # groups, one list per row: the share of seeds in which each image was right; and the seeds
         common = sorted(set.intersection(*({*self.runs[r.key]} for r in rows)))
-        if not common: return None,[],[]
+        if not common: return None, [], []
         tables = [self.per_image(r, runs=common) for r in rows]
-        if any(not t.index.equals(tables[0].index) for t in tables): raise DataError(f'In {self.store.folder}, runs of one fold are of different images: they were not made by one experiment.')
-        return tables[0].group.to_numpy(),[t.right.to_numpy() for t in tables],common
+        if any(not t.index.equals(tables[0].index) for t in tables):
+            raise DataError(f'In {self.store.folder}, runs of one fold are of different images: they were '
+                            'not made by one experiment.')
+        return tables[0].group.to_numpy(), [t.right.to_numpy() for t in tables], common
 
     def gains_by_seed(self, a, b, common): # mean gain of b over a in each seed
         means = []
@@ -534,324 +652,455 @@ class Answers:
 METRICS = ('accuracy', 'f1', 'sensitivity', 'specificity', 'kappa', 'mcc', 'auc')
 
 def results_table(
-    store:Store, # of an experiment
+    store: Store, # of an experiment
     rows, # whose runs are listed
 ) -> pd.DataFrame: # a line per row, seed and fold
     "Everything that is complete"
     lines = []
     for r in rows:
-        for seed,fold in store.complete(r):
+        for seed, fold in store.complete(r):
             m = store.metrics(r, seed, fold)
-            lines.append(dict(key=r.key, label=r.label, seed=seed, fold=fold, mode=m['mode'], n=m['metrics']['n'], **{k:m['metrics'].get(k) for k in METRICS},
-                              **{k:m.get(k) for k in ('best_epoch', 'valid_accuracy', 'gate_closed', 'steps', 'seconds', 'parameters')}))
-    if not lines: raise DataError(f'{store.folder} holds no complete run of these rows yet: let the experiment train first.')
-    return pd.DataFrame(lines).astype({k:float for k in METRICS})
+            (lines.append(dict(key=r.key, label=r.label, seed=seed, fold=fold, mode=m['mode'],
+                               n=m['metrics']['n'], **{k: m['metrics'].get(k) for k in METRICS},
+                               **{k: m.get(k) for k in ('best_epoch', 'valid_accuracy', 'gate_closed',
+                                                        'steps', 'seconds', 'parameters')})))
+    if not lines:
+        raise DataError(f'{store.folder} holds no complete run of these rows yet: let the experiment train '
+                        'first.')
+    return pd.DataFrame(lines).astype({k: float for k in METRICS})
 
 def summary_table(
-    answers:Answers, # of the rows
-    results:pd.DataFrame, # from results_table
+    answers: Answers, # of the rows
+    results: pd.DataFrame, # from results_table
 ) -> pd.DataFrame: # a line per row
-    "Mean and standard deviation over folds, seeds averaged first; pooled accuracy with its interval over groups"
+    """Mean and standard deviation over folds, seeds averaged first; pooled accuracy with its interval over
+    groups"""
     lines = []
     for r in answers.rows:
         found = results[results.key == r.key]
         folds = found.groupby('fold')[list(METRICS)].mean()
-        groups,(right,),_ = answers.aligned(r)
-        pooled,low,high,_ = share_interval(right, groups)
-        lines.append(dict(key=r.key, label=r.label, mode=found['mode'].iloc[0], seeds=found.seed.nunique(), folds=len(folds), images=len(right), pooled=pooled, low=low, high=high)
-                     | {k:folds[k].mean() for k in METRICS} | {f'{k}_sd':folds[k].std() for k in METRICS} | dict(gate_closed=found.gate_closed.sum(), seconds=found.seconds.mean()))
+        groups, (right,), _ = answers.aligned(r)
+        pooled, low, high, _ = share_interval(right, groups)
+        (lines.append(dict(key=r.key, label=r.label, mode=found['mode'].iloc[0], seeds=found.seed.nunique(),
+                           folds=len(folds), images=len(right), pooled=pooled, low=low, high=high)
+                      | {k: folds[k].mean() for k in METRICS} | {f'{k}_sd': folds[k].std() for k in METRICS}
+                      | dict(gate_closed=found.gate_closed.sum(), seconds=found.seconds.mean())))
     return pd.DataFrame(lines)
 
 # %% ../nbs/experiment.ipynb #c060
 def modes_table(
-    answers:Answers, # of the rows
+    answers: Answers, # of the rows
 ) -> pd.DataFrame: # a line per row with SAI and mode
-    "Pooled accuracy by the way of prediction (with references, alone, in mixed batches), and its paired difference to the model's own way"
+    """Pooled accuracy by the way of prediction (with references, alone, in mixed batches), and its paired
+    difference to the model's own way"""
     lines = []
     for r in answers.rows:
         if not r.sai: continue
         own = answers.per_image(r)
         for mode in answers.store.metrics(r, *answers.runs[r.key][0])['modes']:
             by = answers.per_image(r, mode)
-            mean,low,high,_ = share_interval(by.right, by.group)
+            mean, low, high, _ = share_interval(by.right, by.group)
             gain = dict(zip(('gain', 'gain_low', 'gain_high'), paired_gain(own.right, by.right, by.group)))
             lines.append(dict(key=r.key, label=r.label, mode=mode, accuracy=mean, low=low, high=high) | gain)
-    return pd.DataFrame(lines, columns=['key', 'label', 'mode', 'accuracy', 'low', 'high', 'gain', 'gain_low', 'gain_high'])
+    return pd.DataFrame(lines, columns=['key', 'label', 'mode', 'accuracy', 'low', 'high', 'gain', 'gain_low',
+                                        'gain_high'])
 
 # %% ../nbs/experiment.ipynb #c062
 def pairs_of(
     rows, # of one table
 ) -> list: # (row, against)
     "The comparisons of a table"
-    ours = [r for r in rows if r.has_sr and r.sai and r.sac and r.sar and r.start == 'pretrained' and not r.fixed and r.network == 'mrcnet']
+    ours = ([r for r in rows if r.has_sr and r.sai and r.sac and r.sar and r.start == 'pretrained'
+             and not r.fixed and r.network == 'mrcnet'])
     bases = [r for r in rows if r.inputs in ('LR', 'ILR')] or [r for r in rows if r.inputs == 'LR+ILR']
-    pairs = [(r, b) for k,b in enumerate(bases) for r in rows if r != b and r not in bases[:k]]
+    pairs = [(r, b) for k, b in enumerate(bases) for r in rows if r != b and r not in bases[:k]]
     pairs += [(o, r) for o in ours[-1:] for r in rows if r != o]
     return list(dict.fromkeys(pairs))
 
 def gains_table(
-    answers:Answers, # of the rows
+    answers: Answers, # of the rows
     pairs, # from pairs_of
-) -> pd.DataFrame: # key, label, against, gain, low and high over groups, seeds, seed_low and seed_high over seeds, images, groups
+# key, label, against, gain, low and high over groups, seeds, seed_low and seed_high over seeds, images,
+# groups
+) -> pd.DataFrame:
     "Paired differences in accuracy"
     lines = []
-    for r,other in pairs:
+    for r, other in pairs:
         if r not in answers.rows or other not in answers.rows: continue
-        groups,right,common = answers.aligned(other, r)
+        groups, right, common = answers.aligned(other, r)
         if groups is None: continue
-        a,b = right
-        gain,low,high = paired_gain(a, b, groups)
+        a, b = right
+        gain, low, high = paired_gain(a, b, groups)
         by_seed = answers.gains_by_seed(other, r, common)
-        seed_low,seed_high = seed_interval(by_seed)
-        lines.append(dict(key=r.key, against_key=other.key, label=r.label, against=other.label, gain=gain, low=low, high=high, seeds=len(by_seed), seed_low=seed_low, seed_high=seed_high, images=len(a), groups=len(set(groups))))
-    return pd.DataFrame(lines, columns=['key', 'against_key', 'label', 'against', 'gain', 'low', 'high', 'seeds', 'seed_low', 'seed_high', 'images', 'groups'])
+        seed_low, seed_high = seed_interval(by_seed)
+        lines.append(dict(key=r.key, against_key=other.key, label=r.label, against=other.label, gain=gain,
+                          low=low, high=high, seeds=len(by_seed), seed_low=seed_low, seed_high=seed_high,
+                          images=len(a), groups=len(set(groups))))
+    return pd.DataFrame(lines, columns=['key', 'against_key', 'label', 'against', 'gain', 'low', 'high',
+                                        'seeds', 'seed_low', 'seed_high', 'images', 'groups'])
 
 def gap_table(
-    answers:Answers, # of the rows
+    answers: Answers, # of the rows
 ) -> pd.DataFrame: # label, base, gap with its interval, clear, closed with its interval
     "Share of the gap between HR and LR, and between HR and ILR, that rows with super-resolution close"
-    find = lambda inputs, scale: next((r for r in answers.rows if r.inputs == inputs and r.scale == scale), None)
+    find = lambda inputs, scale: next((r for r in answers.rows if r.inputs == inputs and r.scale == scale),
+                                      None)
     lines = []
     for r in (r for r in answers.rows if r.has_sr):
         for base in ('LR', 'ILR'):
             three = [find(base, r.scale), r, find('HR', r.scale)]
             if None in three: continue
-            groups,right,_ = answers.aligned(*three)
-            if groups is not None: lines.append(dict(key=r.key, label=r.label, base=base, **gap_closed(*right, groups)))
-    return pd.DataFrame(lines, columns=['key', 'label', 'base', 'gap', 'gap_low', 'gap_high', 'clear', 'closed', 'low', 'high'])
+            groups, right, _ = answers.aligned(*three)
+            if groups is not None:
+                lines.append(dict(key=r.key, label=r.label, base=base, **gap_closed(*right, groups)))
+    return pd.DataFrame(lines, columns=['key', 'label', 'base', 'gap', 'gap_low', 'gap_high', 'clear',
+                                        'closed', 'low', 'high'])
 
 # %% ../nbs/experiment.ipynb #c067
 NUMERALS = dict(table5='V', table6='VI', table7='VII', table8='VIII', table9='IX', table10='X')
 
 def published_diagnosis(
-    table:str|None=None, # 'III' to 'X' but VI; None: all
+    table: str|None = None, # 'III' to 'X' but VI; None: all
 ) -> pd.DataFrame: # table, data, row, metrics in percent with _sd, psnr, ssim, parameters, flops, memory_mb
     "The diagnosis tables as printed, in plain units"
-    with (resources.files('srdiag.published')/'diagnosis.csv').open(encoding='utf-8') as f: frame = pd.read_csv(f)
+    with (resources.files('srdiag.published')/'diagnosis.csv').open(encoding='utf-8') as f:
+        frame = pd.read_csv(f)
     return frame if table is None else frame[frame.table == table].reset_index(drop=True)
 
 def published_confusion() -> pd.DataFrame: # true, predicted, percent, sd
     "Table VI as printed"
-    with (resources.files('srdiag.published')/'confusion.csv').open(encoding='utf-8') as f: return pd.read_csv(f)
+    with (resources.files('srdiag.published')/'confusion.csv').open(encoding='utf-8') as f:
+        return pd.read_csv(f)
 
 # %% ../nbs/experiment.ipynb #c070
 def measure_row(
-    config:dict, # of the framework, from metrics.json
+    config: dict, # of the framework, from metrics.json
     shape, # C, height and width of the low-resolution image
-    setup:Setup=Setup(), # device, precision
+    setup: Setup = Setup(), # device, precision
 ) -> dict: # parameters, flops, peak_bytes, setup, shape
     "Count and measure the framework of a row"
     config = config | dict(mode='batch', references=None) # one image, compared with itself
     model = SREnhancedDiagnosis(**config)
-    images = [torch.zeros(1, *shape)] + [torch.zeros(1, shape[0], *(config['scale']*n for n in shape[1:]))]*(model.large == 'HR')
-    peak = None if model.large == 'HR' else peak_memory('srdiag.diagnosis.network:SREnhancedDiagnosis', config, (1, *shape), setup)
-    return dict(parameters=count_parameters(model), flops=count_flops(model, *images), peak_bytes=peak, setup=str(setup), shape=list(shape))
+    images = ([torch.zeros(1, *shape)]
+              + [torch.zeros(1, shape[0], *(config['scale']*n for n in shape[1:]))]*(model.large == 'HR'))
+    peak = (None if model.large == 'HR'
+            else peak_memory('srdiag.diagnosis.network:SREnhancedDiagnosis', config, (1, *shape), setup))
+    return dict(parameters=count_parameters(model), flops=count_flops(model, *images), peak_bytes=peak,
+                setup=str(setup), shape=list(shape))
 
 def costs_of(store): # key of a row → what was measured
-    path,remedy = store.folder/'cost.json','remove it to have the rows measured again'
+    path, remedy = store.folder/'cost.json', 'remove it to have the rows measured again'
     known = read_json(path, {}, remedy) if path.is_file() else {}
-    if wrong := misfit(known, dict.fromkeys(known, _COST)): raise DataError(f'{path} is not what srdiag wrote ({wrong}): {remedy}.')
+    if wrong := misfit(known, dict.fromkeys(known, _COST)):
+        raise DataError(f'{path} is not what srdiag wrote ({wrong}): {remedy}.')
     return known
 
 def ensure_costs(job, store, rows): # cost.json: measured once for each row that has a run
-    path,known = store.folder/'cost.json',costs_of(store)
+    path, known = store.folder/'cost.json', costs_of(store)
     for r in rows:
         if r.key in known or not store.complete(r): continue
         lr = job.pairs(r.scale).lr
         say(f'Measuring the cost of {r.key}.')
-        known[r.key] = measure_row(store.metrics(r, *store.complete(r)[0])['config'], list(lr.shape[1:]), Setup(str(job.device), job.precision))
+        known[r.key] = measure_row(store.metrics(r, *store.complete(r)[0])['config'], list(lr.shape[1:]),
+                                   Setup(str(job.device), job.precision))
         write_text(path, json_text(known))
 
 # %% ../nbs/experiment.ipynb #c072
 def _score(enlarge, pairs):
     s = score_images(enlarge, pairs)
     s = s[np.isfinite(s.psnr)] # an image without any error, such as a constant one, has no PSNR to average
-    return dict(psnr=float(s.psnr.mean()) if len(s) else None, ssim=float(s.ssim.mean()) if len(s) else None, n=len(s))
+    return dict(psnr=float(s.psnr.mean()) if len(s) else None, ssim=float(s.ssim.mean()) if len(s) else None,
+                n=len(s))
 
 def ensure_scores(job, store, rows): # scores.json beside each super-resolution network that takes part
     if job.design.images != 'hr': return
     for scale in sorted({r.scale for r in rows}):
-        if min(job.pairs(scale).hr.shape[-2:]) < 11 + 2*scale: say(f'Note: the images are too small for SSIM at scale {scale}, so networks are not scored.'); continue
+        if min(job.pairs(scale).hr.shape[-2:]) < 11 + 2*scale:
+            say(f'Note: the images are too small for SSIM at scale {scale}, so networks are not scored.')
+            continue
         here = [r for r in rows if r.scale == scale]
-        paths = {store.network_folder(r.network, scale)/'scores.json':job.networks[r.network, scale].folder for r in here if r.has_sr and (r.network, scale) in job.networks}
-        paths |= {p.parent.with_name('sr_scores.json'):p.parent for r in here if r.has_sr for p in [store.path(r, 0, 0)/'sr'/'config.json'] if p.is_file()}
+        paths = ({store.network_folder(r.network, scale)/'scores.json': job.networks[r.network, scale].folder
+                  for r in here if r.has_sr and (r.network, scale) in job.networks})
+        paths |= ({p.parent.with_name('sr_scores.json'): p.parent for r in here if r.has_sr
+                   for p in [store.path(r, 0, 0)/'sr'/'config.json'] if p.is_file()})
         paths[store.network_folder('bicubic', scale)/'scores.json'] = None
         if all(p.is_file() for p in paths): continue
         idx = job.folds[0]['test']
         pairs = SRPairs([job.data.images[i] for i in idx], scale, [job.frame.file[i] for i in idx]).few(256)
-        for path,folder in paths.items():
+        for path, folder in paths.items():
             if path.is_file(): continue
             path.parent.mkdir(parents=True, exist_ok=True)
-            network = load_model(folder, 'sr', scale, job.device)[0] if folder else lambda lr, scale=scale: upsample(lr, scale)
-            write_text(path, json_text(_score(network, pairs) | dict(convention=convention(scale).describe(job.data.channels))))
+            network = load_model(folder, 'sr', scale, job.device)[0] if folder else lambda lr, scale=scale: upsample(
+                        lr, scale)
+            write_text(path, json_text(_score(network, pairs)
+                                       | dict(convention=convention(scale).describe(job.data.channels))))
 
 def scores_of(store, row, fine_tuned=False): # dict with psnr, ssim, n, or None
-    path = store.path(row, 0, 0)/'sr_scores.json' if fine_tuned else store.network_folder(row.network if row.has_sr else 'bicubic', row.scale)/'scores.json'
-    return read_json(path, dict(psnr=_MAYBE, ssim=_MAYBE, n=int), 'remove it to have it made again') if path.is_file() else None
+    path = (store.path(row, 0, 0)/'sr_scores.json' if fine_tuned
+            else store.network_folder(row.network if row.has_sr else 'bicubic', row.scale)/'scores.json')
+    return (read_json(path, dict(psnr=_MAYBE, ssim=_MAYBE, n=int), 'remove it to have it made again')
+            if path.is_file() else None)
 
 # %% ../nbs/experiment.ipynb #c074
 def save_panels(job, store): # panels/<k>_lr.png and <k>_hr.png
-    folder,d = store.folder/'panels',job.design
+    folder, d = store.folder/'panels', job.design
     if d.images != 'hr' or folder.exists() or min(job.data.images[0].shape[1:]) < 11 + 2*d.scale: return
-    pairs,test = job.pairs(d.scale),job.folds[0]['test']
+    pairs, test = job.pairs(d.scale), job.folds[0]['test']
     with placing(folder, '0_hr.png') as new:
         for k in range(min(3, len(job.classes))):
             idx = [i for i in test if job.data.table.labels[i] == k][:64]
-            scores = psnr(upsample(as_float(pairs.lr[idx]), d.scale).clamp(0, 1), as_float(pairs.hr[idx]), convention(d.scale))
+            scores = psnr(upsample(as_float(pairs.lr[idx]), d.scale).clamp(0, 1), as_float(pairs.hr[idx]),
+                          convention(d.scale))
             one = idx[int(scores.argsort()[(len(idx)-1)//2])]
-            for name,images in (('lr', pairs.lr), ('hr', pairs.hr)): save_png(images[one], new/f'{k}_{name}.png')
+            for name, images in (('lr', pairs.lr), ('hr', pairs.hr)):
+                save_png(images[one], new/f'{k}_{name}.png')
 
 @torch.no_grad()
 def draw_panels(store, rows): # name → Figure: nearest, bicubic, each row's network after training, HR
-    drawn,scale = {},rows[0].scale
+    drawn, scale = {}, rows[0].scale
     there = [r for r in rows if (store.path(r, 0, 0)/'sr'/'config.json').is_file()]
-    networks = {r.label:load_model(store.path(r, 0, 0)/'sr', 'sr', scale)[0] for r in there}
+    networks = {r.label: load_model(store.path(r, 0, 0)/'sr', 'sr', scale)[0] for r in there}
     for path in sorted((store.folder/'panels').glob('*_hr.png')) if there else ():
-        hr,lr = (as_float(read_image(path.with_name(path.name.replace('_hr', f'_{k}')))) for k in ('hr', 'lr'))
-        images = dict(LR=lr, bicubic=upsample(lr[None], scale)[0].clamp(0, 1)) | {k:n(lr[None])[0].float().clamp(0, 1) for k,n in networks.items()}
-        drawn[f'fig7_{path.name[0]}'] = figures.sr_panel(images, hr, convention(scale), width=1.7*(len(images) + 1))
+        hr, lr = ((as_float(read_image(path.with_name(path.name.replace('_hr', f'_{k}'))))
+                   for k in ('hr', 'lr')))
+        images = (dict(LR=lr, bicubic=upsample(lr[None], scale)[0].clamp(0, 1))
+                  | {k: n(lr[None])[0].float().clamp(0, 1) for k, n in networks.items()})
+        drawn[f'fig7_{path.name[0]}'] = figures.sr_panel(images, hr, convention(scale),
+                                                         width=1.7*(len(images) + 1))
     return drawn
 
 # %% ../nbs/experiment.ipynb #c076
 def _known(x): return x is not None and not (isinstance(x, float) and math.isnan(x))
-def _percent(x, sd=None): return '–' if not _known(x) else f'{100*x:.2f}' + (f' ± {100*sd:.2f}' if sd is not None and _known(sd) else '')
-def _range(low, high, form='{:.2f}'): return '–' if not _known(low) else f'{form.format(100*low)} to {form.format(100*high)}'
-def _printed(row, k): return '–' if row is None or not _known(row.get(k)) else f'{row[k]:.2f}' + (f' ± {row[f"{k}_sd"]:.2f}' if _known(row.get(f'{k}_sd')) else '')
+def _percent(x, sd=None):
+    return ('–' if not _known(x)
+            else f'{100*x:.2f}' + (f' ± {100*sd:.2f}' if sd is not None and _known(sd) else ''))
+def _range(low, high, form='{:.2f}'):
+    return '–' if not _known(low) else f'{form.format(100*low)} to {form.format(100*high)}'
+def _printed(row, k):
+    return ('–' if row is None or not _known(row.get(k))
+            else f'{row[k]:.2f}' + (f' ± {row[f"{k}_sd"]:.2f}' if _known(row.get(f'{k}_sd')) else ''))
 def _as(x, form): return form.format(x) if _known(x) else '–'
 
 def main_table(summary):
-    header = ['row', '>seeds × folds', '>accuracy, all images', '>95 % over groups', *(f'>{k}' for k in METRICS)]
-    return markdown_table(header, [[s.label, f'{s.seeds} × {s.folds}', _percent(s.pooled), _range(s.low, s.high), *(_percent(getattr(s, k), getattr(s, f'{k}_sd')) for k in METRICS)] for s in summary.itertuples()])
+    header = (['row', '>seeds × folds', '>accuracy, all images', '>95 % over groups',
+               *(f'>{k}' for k in METRICS)])
+    return (markdown_table(header, [[s.label, f'{s.seeds} × {s.folds}', _percent(s.pooled),
+                                     _range(s.low, s.high),
+                                     *(_percent(getattr(s, k), getattr(s, f'{k}_sd')) for k in METRICS)]
+                                    for s in summary.itertuples()]))
 
 def beside_table(name, summary): # ours and the printed ones, column by column
     printed = published_diagnosis(NUMERALS.get(name, ''))
-    metrics,sets = [k for k in METRICS if k in printed and printed[k].notna().any()],list(printed.data.unique())
+    metrics, sets = ([k for k in METRICS if k in printed and printed[k].notna().any()],
+                     list(printed.data.unique()))
     if not metrics: return ''
-    find = lambda label, data: next(iter(printed[(printed.row == label) & (printed.data == data)].to_dict('records')), None)
+    find = lambda label, data: next(iter(printed[(printed.row == label) & (printed.data == data)].to_dict(
+                                                 'records')), None)
     header = ['row', *(h for k in metrics for h in (f'>{k} here', *(f'>{k} printed, {d}' for d in sets)))]
-    return markdown_table(header, [[s.label, *(c for k in metrics for c in (_percent(getattr(s, k), getattr(s, f'{k}_sd')), *(_printed(find(s.label, d), k) for d in sets)))] for s in summary.itertuples()])
+    return (markdown_table(header, [[s.label, *(c for k in metrics for c in (_percent(getattr(s, k),
+                                                                                      getattr(s, f'{k}_sd')),
+                                                                             *(_printed(find(s.label, d), k)
+                                                                               for d in sets)))]
+                                    for s in summary.itertuples()]))
 
 # %% ../nbs/experiment.ipynb #c078
 def gain_table(gains):
-    header = ['row', 'against', '>gain in points', '>95 % over groups', '>seeds', '>95 % over seeds', 'what it says']
-    return markdown_table(header, [[g.label, g.against, f'{100*g.gain:+.2f}', _range(g.low, g.high, '{:+.2f}'), g.seeds, _range(g.seed_low, g.seed_high, '{:+.2f}'), verdict(g.gain, g.low, g.high, g.seed_low, g.seed_high)] for g in gains.itertuples()])
+    header = ['row', 'against', '>gain in points', '>95 % over groups', '>seeds', '>95 % over seeds',
+              'what it says']
+    return (markdown_table(header, [[g.label, g.against, f'{100*g.gain:+.2f}',
+                                     _range(g.low, g.high, '{:+.2f}'), g.seeds,
+                                     _range(g.seed_low, g.seed_high, '{:+.2f}'),
+                                     verdict(g.gain, g.low, g.high, g.seed_low, g.seed_high)]
+                                    for g in gains.itertuples()]))
 
 def closed_table(gaps):
     header = ['row', 'gap', '>gap in points', '>95 % over groups', '>closed', '>95 % over groups']
-    return markdown_table(header, [[g.label, f'HR − {g.base}', f'{100*g.gap:+.2f}', _range(g.gap_low, g.gap_high, '{:+.2f}'), f'{g.closed:.0%}' if g.clear else 'no clear gap', f'{g.low:.0%} to {g.high:.0%}' if g.clear else '–'] for g in gaps.itertuples()])
+    return (markdown_table(header, [[g.label, f'HR − {g.base}', f'{100*g.gap:+.2f}',
+                                     _range(g.gap_low, g.gap_high, '{:+.2f}'),
+                                     f'{g.closed:.0%}' if g.clear else 'no clear gap',
+                                     f'{g.low:.0%} to {g.high:.0%}' if g.clear else '–']
+                                    for g in gaps.itertuples()]))
 
 def modes_markdown(modes):
-    header,words = ['row', 'predicted', '>accuracy', '>95 % over groups', '>against the first in points', '>95 % over groups'],dict(context='with references', solo='alone', batch='in mixed batches')
-    return markdown_table(header, [[m.label, words[m.mode], _percent(m.accuracy), _range(m.low, m.high), *((f'{100*m.gain:+.2f}', _range(m.gain_low, m.gain_high, '{:+.2f}')) if again else ('–', '–'))]
-                                   for m,again in zip(modes.itertuples(), modes.key.duplicated())])
+    header, words = (['row', 'predicted', '>accuracy', '>95 % over groups', '>against the first in points',
+                      '>95 % over groups'],
+                     dict(context='with references', solo='alone', batch='in mixed batches'))
+    return (markdown_table(header, [[m.label, words[m.mode], _percent(m.accuracy), _range(m.low, m.high),
+                                     *((f'{100*m.gain:+.2f}', _range(m.gain_low, m.gain_high, '{:+.2f}'))
+                                       if again else ('–', '–'))] for m,
+                                    again in zip(modes.itertuples(), modes.key.duplicated())]))
 
 def cost_table(store, rows): # Table VII
-    known,printed = costs_of(store),published_diagnosis('VII').set_index('row')
+    known, printed = costs_of(store), published_diagnosis('VII').set_index('row')
     header = ['row', '>parameters', '>printed', '>FLOPs', '>printed', '>peak memory in MB', '>printed']
-    return markdown_table(header, [[r.label, format_count(c['parameters']), format_count(p.parameters), format_count(c['flops']), format_count(p.flops), _as(c['peak_bytes'] and c['peak_bytes']/1e6, '{:.0f}'), _as(p.memory_mb, '{:.0f}')]
-                                   for r in rows if r.key in known for c,p in [(known[r.key], printed.loc[r.label])]])
+    return (markdown_table(header, [[r.label, format_count(c['parameters']), format_count(p.parameters),
+                                     format_count(c['flops']), format_count(p.flops),
+                                     _as(c['peak_bytes'] and c['peak_bytes']/1e6, '{:.0f}'),
+                                     _as(p.memory_mb, '{:.0f}')] for r in rows if r.key in known for c,
+                                    p in [(known[r.key], printed.loc[r.label])]]))
 
-def image_table(store, rows, printed=None): # PSNR and SSIM of the networks, before and after the training for diagnosis
-    header,lines = ['row', '>PSNR before', '>SSIM before', '>PSNR after', '>SSIM after', *([f'>PSNR printed, {d}' for d in printed.data.unique()] if printed is not None else [])],[]
+def image_table(store, rows, printed=None):
+    # PSNR and SSIM of the networks, before and after the training for diagnosis
+    header, lines = (['row', '>PSNR before', '>SSIM before', '>PSNR after', '>SSIM after',
+                      *([f'>PSNR printed, {d}' for d in printed.data.unique()] if printed is not None
+                        else [])], [])
     for r in rows:
-        before,after = (None if r.start == 'scratch' else scores_of(store, r)),scores_of(store, r, True) if r.has_sr else None
-        theirs = [] if printed is None else [_as(next(iter(printed.psnr[(printed.row == r.label) & (printed.data == d)]), None), '{:.3f}') for d in printed.data.unique()]
-        if before or after: lines.append([r.label, *(_as(s and s[k], form) for s in (before, after) for k,form in (('psnr', '{:.3f}'), ('ssim', '{:.4f}'))), *theirs])
+        before, after = ((None if r.start == 'scratch' else scores_of(store, r)),
+                         scores_of(store, r, True) if r.has_sr else None)
+        theirs = ([] if printed is None else [_as(next(iter(printed.psnr[(printed.row == r.label) & (
+                                                                                 printed.data == d)]), None),
+                                                  '{:.3f}') for d in printed.data.unique()])
+        if before or after:
+            (lines.append([r.label, *(_as(s and s[k], form) for s in (before, after) for k,
+                                      form in (('psnr', '{:.3f}'), ('ssim', '{:.4f}'))), *theirs]))
     return markdown_table(header, lines) if lines else ''
 
 # %% ../nbs/experiment.ipynb #c080
 def confusion_of(
-    store:Store, # of an experiment
-    row:Row, # with complete runs
-) -> tuple: # K×K mean and standard deviation over folds, in percent of each true class; K×K counts of all runs
+    store: Store, # of an experiment
+    row: Row, # with complete runs
+# K×K mean and standard deviation over folds, in percent of each true class; K×K counts of all runs
+) -> tuple:
     "Confusion in percent, seeds of a fold together"
-    classes,counts = store.setup()['about']['classes'],{}
-    for seed,fold in store.complete(row):
+    classes, counts = store.setup()['about']['classes'], {}
+    for seed, fold in store.complete(row):
         p = store.predictions(row, seed, fold)
         said = p[[f'ens_{c}' for c in classes]].to_numpy().argmax(1)
         counts[fold] = counts.get(fold, 0) + confusion(p.true.map(classes.index).to_numpy(), said, classes)
     percent = np.stack([100*m/np.maximum(1, m.sum(1, keepdims=True)) for m in counts.values()])
-    return percent.mean(0),percent.std(0, ddof=1) if len(percent) > 1 else np.full(percent[0].shape, np.nan),sum(counts.values())
+    return (percent.mean(0),
+            percent.std(0, ddof=1) if len(percent) > 1 else np.full(percent[0].shape, np.nan),
+            sum(counts.values()))
 
 def confusion_markdown(store, row):
-    classes,(mean,sd,_) = store.setup()['about']['classes'],confusion_of(store, row)
+    classes, (mean, sd, _) = store.setup()['about']['classes'], confusion_of(store, row)
     cell = lambda m, s: f'{m:.2f}' + (f' ± {s:.2f}' if _known(float(s)) else '')
-    ours = markdown_table(['true', *(f'>said {c}' for c in classes)], [[c, *map(cell, mean[i], sd[i])] for i,c in enumerate(classes)])
+    ours = (markdown_table(['true', *(f'>said {c}' for c in classes)],
+                           [[c, *map(cell, mean[i], sd[i])] for i, c in enumerate(classes)]))
     p = published_confusion()
-    theirs = markdown_table(['true (printed, CAD-CAP)', *(f'>said {c}' for c in p.predicted.unique())], [[t, *map(cell, g.percent, g.sd)] for t,g in p.groupby('true', sort=False)])
+    theirs = (markdown_table(['true (printed, CAD-CAP)', *(f'>said {c}' for c in p.predicted.unique())],
+                             [[t, *map(cell, g.percent, g.sd)] for t, g in p.groupby('true', sort=False)]))
     return f'{ours}\n\n{theirs}'
 
 # %% ../nbs/experiment.ipynb #c082
-NOT_COMPARABLE = 'The printed numbers are of other images (CAD-CAP, PCam), trained longer, on networks that may differ. **They cannot be set against ours**, and no difference between the two says anything about the method.'
+NOT_COMPARABLE = ('The printed numbers are of other images (CAD-CAP, PCam), trained longer, on networks that '
+                  'may differ. **They cannot be set against ours**, and no difference between the two says '
+                  'anything about the method.')
 
 def limits(
-    setup:dict, # of a store
-    seeds:int, # trainings of each row and fold
+    setup: dict, # of a store
+    seeds: int, # trainings of each row and fold
     networks=(), # from Store.networks
 ) -> str: # a list in markdown
     "What the tables do not say"
-    f,a = setup['fixed'],setup['about']
-    counts = ', '.join(f'{n} {as_markdown(c)}' for c,n in a['images'].items())
-    said = [f'Test images come from {"groups (patients)" if a["grouped"] else "images"} that neither the training nor the choice of the epoch has seen; that choice was made on about {f["valid_share"]:.0%} of the training groups.',
-            f'Classes: {counts}. Always saying the larger one would reach {100*max(a["images"].values())/sum(a["images"].values()):.1f} %. Batches are not balanced; averages of F1, sensitivity and specificity are over classes.',
-            '± is the standard deviation over folds, seeds averaged first; folds share training images, so it is no standard error. Intervals are a bootstrap over test groups, for these trainings.',
-            f'{"One training" if seeds == 1 else f"{seeds} trainings"} of each row and fold: ' + ('whether another seed would say the same is not known.' if seeds == 1 else 'seeds are averaged image by image.'),
-            'Several comparisons stand in one table, and of twenty without any true difference one interval leaves out zero.',
-            f'All rows: {f["epochs"]} epochs, recipe {f["recipe"]}, batches of {f["batch_size"]}. A short budget ranks rows by how fast they learn; rows with two branches have two to three times the parameters of a single one.',
-            *(f'**{n["shared"]} groups bear names of groups that {n["name"]} x{n["scale"]} has learned from**: if they are the same patients, rows with super-resolution have seen their test images.' for n in networks if n.get('shared')),
-            'Whether a super-resolution network has learned from images of the same patients is known only as far as names of groups tell: its training images should be of others.',
-            'A network from scratch learns at 0.01 times the rate, like a pretrained one, as section IV-A has it for the framework.',
-            'Rows with SAI: predicted ' + dict(context='against reference images of the training part, which a model keeps, so that no prediction depends on other test images', solo='one by one', batch='in mixed batches, as published, so that each prediction depends on the other images of its batch')[f['mode']] + '.']
-    if (f['mutual'], f['norm']) != ('printed', 'frobenius'): said.append(f'Rows with SAI are not the printed design: the rows of M in Eq. (7) are weighed by "{f["mutual"]}" (printed: as they are), and Eq. (9) and (11) use "{f["norm"]}" (printed: the Frobenius norm).')
-    if f['mode'] != 'solo' and not f['solo_share']: said.append('The way of prediction called "alone" is one that these frameworks were not trained for: their statistics are those of mixed features.')
-    if not a['grouped']: said.insert(0, '**Groups are unknown: each image stands for itself, and images of one patient may be on both sides of a split.** Intervals are too narrow then.')
-    elif a['groups'] < 10: said.append(f'There are {a["groups"]} groups: fewer than ten make a bootstrap interval too narrow.')
-    if f['images'] == 'lr': said.append('The files are low-resolution, so there are no rows with true HR images, and no gap to close.')
+    f, a = setup['fixed'], setup['about']
+    counts = ', '.join(f'{n} {as_markdown(c)}' for c, n in a['images'].items())
+    said = (((((((([f'Test images come from {"groups (patients)" if a["grouped"] else "images"} that neither the training nor the choice of the epoch has seen; that choice was made on about {f["valid_share"]:.0%} of the training groups.',
+                    f'Classes: {counts}. Always saying the larger one would reach {100*max(a["images"].values())/sum(a["images"].values()):.1f} %. Batches are not balanced; averages of F1, sensitivity and specificity are over classes.',
+                    '± is the standard deviation over folds, seeds averaged first; folds share training images, so it is no standard error. Intervals are a bootstrap over test groups, for these trainings.',
+                    f'{"One training" if seeds == 1 else f"{seeds} trainings"} of each row and fold: '
+                    + ('whether another seed would say the same is not known.' if seeds == 1
+                       else 'seeds are averaged image by image.'), 'Several comparisons stand in one table, and of twenty without any true difference one interval leaves out zero.',
+                    f'All rows: {f["epochs"]} epochs, recipe {f["recipe"]}, batches of {f["batch_size"]}. A short budget ranks rows by how fast they learn; rows with two branches have two to three times the parameters of a single one.',
+                    *(f'**{n["shared"]} groups bear names of groups that {n["name"]} x{n["scale"]} has '
+                      'learned '
+                      'from**: if they are the same patients, rows with super-resolution have seen their '
+                      'test '
+                      'images.' for n in networks if n.get('shared')),
+                    'Whether a super-resolution network has learned from images of the same patients is known only as far as names of groups tell: its training images should be of others.',
+                    'A network from scratch learns at 0.01 times the rate, like a pretrained one, as section IV-A has it for the framework.',
+                    'Rows with SAI: predicted ' + dict(context='against reference images of the training part, which a model keeps, so that no prediction depends on other test images',
+                                                       solo='one by one', batch='in mixed batches, as '
+                                                                                'published, '
+                                                                                'so '
+                                                                                'that each prediction '
+                                                                                'depends '
+                                                                                'on '
+                                                                                'the other images of its '
+                                                                                'batch')[f['mode']]
+                    + '.']))))))))
+    if (f['mutual'], f['norm']) != ('printed', 'frobenius'):
+        said.append('Rows with SAI are not the printed design: the rows of M in Eq. (7) are weighed by '
+                    f'"{f["mutual"]}" (printed: as they are), and Eq. (9) and (11) use "{f["norm"]}" '
+                    '(printed: the Frobenius norm).')
+    if f['mode'] != 'solo' and not f['solo_share']:
+        said.append('The way of prediction called "alone" is one that these frameworks were not trained for: '
+                    'their statistics are those of mixed features.')
+    if not a['grouped']:
+        said.insert(0, '**Groups are unknown: each image stands for itself, and images of one patient may be '
+                    'on both sides of a split.** Intervals are too narrow then.')
+    elif a['groups'] < 10:
+        said.append(f'There are {a["groups"]} groups: fewer than ten make a bootstrap interval too narrow.')
+    if f['images'] == 'lr':
+        said.append('The files are low-resolution, so there are no rows with true HR images, and no gap to '
+                    'close.')
     return '\n'.join(f'- {x}' for x in said)
 
 # %% ../nbs/experiment.ipynb #c084
-TITLES = dict(table5='Table V: inputs and sample affinity interaction', table6='Table VI: confusion', table7='Table VII: cost of SAI', table8='Table VIII: consistency and regularization',
-              table9='Table IX: what super-resolution contributes', table10='Table X: scales', fig6='Fig. 6: other super-resolution networks', fig7='Fig. 7: images before and after')
+TITLES = dict(table5='Table V: inputs and sample affinity interaction', table6='Table VI: confusion',
+              table7='Table VII: cost of SAI', table8='Table VIII: consistency and regularization',
+              table9='Table IX: what super-resolution contributes', table10='Table X: scales',
+              fig6='Fig. 6: other super-resolution networks', fig7='Fig. 7: images before and after')
 
 def tables_of(store): # name → its rows, for tables with runs enough to show
     design = store.design(store.setup())
     networks = [(n['name'], n['scale']) for n in store.networks()]
-    rows = {name:[r for r in rows_of(name, design, networks)] for name in TABLES}
-    return {name:all_ for name,all_ in rows.items() if sum(bool(store.complete(r)) for r in all_) >= min(2, len(all_))}
+    rows = {name: [r for r in rows_of(name, design, networks)] for name in TABLES}
+    return ({name: all_ for name,
+             all_ in rows.items() if sum(bool(store.complete(r)) for r in all_) >= min(2, len(all_))})
 
 @dataclass
 class Part:
     "What the report shows of one table"
-    name:str # a key of TABLES
-    rows:list # its rows
-    summary:pd.DataFrame # see summary_table
-    gains:pd.DataFrame # see gains_table
-    gaps:pd.DataFrame # see gap_table
-    modes:pd.DataFrame # see modes_table
-    missing:list # sentences: which runs are not there
+    name: str # a key of TABLES
+    rows: list # its rows
+    summary: pd.DataFrame # see summary_table
+    gains: pd.DataFrame # see gains_table
+    gaps: pd.DataFrame # see gap_table
+    modes: pd.DataFrame # see modes_table
+    missing: list # sentences: which runs are not there
 
 def part_of(store, name, rows, results): # → Part
     answers = Answers(store, rows)
     runs = sorted({run for r in rows for run in store.complete(r)})
-    missing = [f'{r.label} (seed {s}, fold {k})' for r in rows for s,k in runs if (s, k) not in store.complete(r)]
-    return Part(name, answers.rows, summary_table(answers, results), gains_table(answers, pairs_of(rows)), gap_table(answers) if name == 'table5' else gap_table(Answers(store, [])), modes_table(answers), missing)
+    missing = ([f'{r.label} (seed {s}, fold {k})' for r in rows for s,
+                k in runs if (s, k) not in store.complete(r)])
+    return (Part(name, answers.rows, summary_table(answers, results), gains_table(answers, pairs_of(rows)),
+                 gap_table(answers) if name == 'table5' else gap_table(Answers(store, [])),
+                 modes_table(answers), missing))
 
 # %% ../nbs/experiment.ipynb #c086
 def part_text(store, part, drawn): # markdown, below a heading
-    said,name = [f'# {TITLES[part.name]}'],part.name
+    said, name = [f'# {TITLES[part.name]}'], part.name
     setup = store.setup()
-    about,fixed = setup['about'],setup['fixed']
-    folds,wanted = int(part.summary.folds.max()),fixed['folds']
+    about, fixed = setup['about'], setup['fixed']
+    folds, wanted = int(part.summary.folds.max()), fixed['folds']
     if folds < wanted: said.append(f'**Not complete yet:** {folds} of {wanted} folds so far.')
-    if part.missing: said.append(f'**Not complete yet:** {len(part.missing)} runs are missing, such as {part.missing[0]}. Rows are compared on the runs that both have.')
-    said += [f'{about["data"]}: {sum(about["images"].values())} images' + (f' of {about["groups"]} groups' if about['groups'] else '') + f'; {fixed["epochs"]} epochs. All values in percent; intervals over groups say what other patients would change, not what another training would. Limits, configuration and command stand in README.md.', main_table(part.summary)]
+    if part.missing:
+        said.append(f'**Not complete yet:** {len(part.missing)} runs are missing, such as {part.missing[0]}. '
+                    'Rows are compared on the runs that both have.')
+    said += [f'{about["data"]}: {sum(about["images"].values())} images'
+             + (f' of {about["groups"]} groups' if about['groups'] else '')
+             + f'; {fixed["epochs"]} epochs. All values in percent; intervals over groups say what other patients would change, not what another training would. Limits, configuration and command stand in README.md.',
+             main_table(part.summary)]
     if name == 'table6': said.append(confusion_markdown(store, part.rows[0]))
-    if name == 'table7' and (store.folder/'cost.json').is_file(): said.append('For one image; counts and memory depend on its size, so they differ from the printed ones.\n\n' + cost_table(store, part.rows))
-    if name in ('table9', 'table10', 'fig6', 'fig7') and (images := image_table(store, part.rows, published_diagnosis('X') if name == 'table10' else None)): said.append('PSNR in dB and SSIM of the super-resolution network on test images of fold 0, before and after the training for diagnosis.\n\n' + images)
-    if name == 'table10' and fixed['images'] == 'hr': said.append('Both rows start from the same HR files, so x2 reads an LR image of twice the side (four times the pixels) of x4. In the paper both read the same LR image: this table mixes the scale with how much was thrown away. `--images lr` compares as the paper does.')
+    if name == 'table7' and (store.folder/'cost.json').is_file():
+        said.append('For one image; counts and memory depend on its size, so they differ from the printed '
+                    'ones.\n\n' + cost_table(store, part.rows))
+    if (name in ('table9', 'table10', 'fig6', 'fig7') and (
+            images := image_table(store, part.rows,
+                                  published_diagnosis('X') if name == 'table10' else None))):
+        said.append('PSNR in dB and SSIM of the super-resolution network on test images of fold 0, before '
+                    'and after the training for diagnosis.\n\n' + images)
+    if name == 'table10' and fixed['images'] == 'hr':
+        said.append('Both rows start from the same HR files, so x2 reads an LR image of twice the side (four '
+                    'times the pixels) of x4. In the paper both read the same LR image: this table mixes '
+                    'the scale with how much was thrown away. `--images lr` compares as the paper does.')
     said += [f'![{TITLES[name]}]({k}.png)' for k in drawn]
     if len(part.gains): said += ['## Paired differences', gain_table(part.gains)]
-    if len(part.gaps): said += ['## The gap between LR and HR', 'Of what high-resolution images would bring, how much is closed? The larger grid alone (ILR, nothing but bicubic enlargement) closes a part, so only the second line of each row is about super-resolution.', closed_table(part.gaps)]
+    if len(part.gaps):
+        said += ['## The gap between LR and HR', 'Of what high-resolution images would bring, how much is closed? The larger grid alone (ILR, nothing but bicubic enlargement) closes a part, so only the second line of each row is about super-resolution.',
+                 closed_table(part.gaps)]
     if len(part.modes): said += ['## Ways of prediction', modes_markdown(part.modes)]
     if beside := beside_table(name, part.summary): said += ['## Beside the paper', NOT_COMPARABLE, beside]
     return '\n\n'.join(said) + '\n'
@@ -859,76 +1108,106 @@ def part_text(store, part, drawn): # markdown, below a heading
 def draw_part(store, part): # name of the file → Figure
     drawn = draw_panels(store, part.rows) if part.name == 'fig7' else {}
     if part.name == 'table6':
-        drawn['table6'] = figures.confusion_figure(confusion_of(store, part.rows[0])[2], store.setup()['about']['classes'], 'all folds together')
+        drawn['table6'] = figures.confusion_figure(confusion_of(store, part.rows[0])[2],
+                                                   store.setup()['about']['classes'], 'all folds together')
     elif part.name != 'fig7':
-        bars = [dict(name=s.label, accuracy=s.pooled, low=s.low, high=s.high) for s in part.summary.itertuples()]
-        drawn[part.name] = figures.accuracy_bars(bars, title=f'{TITLES[part.name].split(":")[0]}, {store.setup()["about"]["data"]}')
+        bars = ([dict(name=s.label, accuracy=s.pooled, low=s.low, high=s.high)
+                 for s in part.summary.itertuples()])
+        drawn[part.name] = figures.accuracy_bars(bars, title=f'{TITLES[part.name].split(":")[0]}, '
+                                                             f'{store.setup()["about"]["data"]}')
     return drawn
 
 # %% ../nbs/experiment.ipynb #c088
 def report(
-    store:Store, # of an experiment
+    store: Store, # of an experiment
 ) -> Path: # the README.md
-    "Write results.csv, summary.csv, gains.csv, gaps.csv, modes.csv, a file per table, figures, README.md and report.html from what is complete"
-    setup,tables = store.setup(),tables_of(store)
-    rows = list({r.key:r for rs in tables.values() for r in rs}.values())
-    if not rows: raise DataError(f'{store.folder} holds too few complete runs for a table yet: let the experiment train first.')
+    """Write results.csv, summary.csv, gains.csv, gaps.csv, modes.csv, a file per table, figures, README.md
+    and report.html from what is complete"""
+    setup, tables = store.setup(), tables_of(store)
+    rows = list({r.key: r for rs in tables.values() for r in rs}.values())
+    if not rows:
+        raise DataError(f'{store.folder} holds too few complete runs for a table yet: let the experiment '
+                        'train first.')
     results = results_table(store, rows)
-    parts = [part_of(store, name, rs, results) for name,rs in tables.items()]
+    parts = [part_of(store, name, rs, results) for name, rs in tables.items()]
     _write_csv(store, results, parts)
     head = _head(setup, results)
-    page,texts = Report(f'Experiments on {setup["about"]["data"]}', head),[]
+    page, texts = Report(f'Experiments on {setup["about"]["data"]}', head), []
     for part in parts:
         drawn = draw_part(store, part)
-        for k,fig in drawn.items():
+        for k, fig in drawn.items():
             with replacing(store.folder/f'{k}.png') as temporary: fig.savefig(temporary, dpi=150)
         write_text(store.folder/f'{part.name}.md', part_text(store, part, drawn))
-        texts.append(f'- [{TITLES[part.name]}]({part.name}.md)' + (f': {len(part.missing)} runs missing' if part.missing else ''))
+        texts.append(f'- [{TITLES[part.name]}]({part.name}.md)'
+                     + (f': {len(part.missing)} runs missing' if part.missing else ''))
         _add_section(page, part, drawn)
     said = limits(setup, results.seed.nunique(), store.networks())
-    page.section('Limits').text('\n\n'.join(line[2:] for line in said.split('\n'))).section('How it was made').facts({k:'none' if v is None else v for k,v in setup['fixed'].items()})
+    (page.section('Limits').text('\n\n'.join(line[2:] for line in said.split('\n'))).section(
+             'How it was made').facts({k: 'none' if v is None else v for k, v in setup['fixed'].items()}))
     page.write(store.folder/'report.html')
     session = next(iter(store.sessions()[-1:]), None)
-    made = 'Not known: no session is recorded.' if session is None else f'`{session["command"]}`, {session["date"]}; {session["machine"]}; torch {session["torch"]}, srdiag {session["srdiag"]}.'
-    facts = '\n'.join(f'- {k}: {v}' for k,v in setup['fixed'].items())
-    return write_text(store.folder/'README.md', '\n\n'.join([f'# Experiments on {setup["about"]["data"]}', head, '\n'.join(texts), '## Limits', said, '## Configuration', facts, f'## Last session\n\n{made}']) + '\n')
+    made = (((((((('Not known: no session is recorded.' if session is None
+                   else f'`{session["command"]}`, {session["date"]}; {session["machine"]}; torch {session["torch"]}, srdiag {session["srdiag"]}.'))))))))
+    facts = '\n'.join(f'- {k}: {v}' for k, v in setup['fixed'].items())
+    return write_text(store.folder/'README.md', '\n\n'.join([f'# Experiments on {setup["about"]["data"]}',
+                                                             head, '\n'.join(texts), '## Limits', said,
+                                                             '## Configuration', facts,
+                                                             f'## Last session\n\n{made}']) + '\n')
 
 # %% ../nbs/experiment.ipynb #c090
 def _head(setup, results):
-    a,f = setup['about'],setup['fixed']
-    return (f'{sum(a["images"].values())} images of {a["groups"]} {"groups" if a["grouped"] else "images (groups unknown)"}, {len(a["classes"])} classes; {f["folds"]} folds, {counted(results.seed.nunique(), "seed")}; '
-            f'{f["epochs"]} epochs in batches of {f["batch_size"]}, recipe {f["recipe"]}, {f["precision"]} on {f["device"]}. For teaching and research. Not for diagnostic use.')
+    a, f = setup['about'], setup['fixed']
+    return (f'{sum(a["images"].values())} images of {a["groups"]} '
+            f'{"groups" if a["grouped"] else "images (groups unknown)"}, {len(a["classes"])} classes; '
+            f'{f["folds"]} folds, {counted(results.seed.nunique(), "seed")}; '
+            f'{f["epochs"]} epochs in batches of {f["batch_size"]}, recipe {f["recipe"]}, {f["precision"]} '
+            f'on {f["device"]}. For teaching and research. Not for diagnostic use.')
 
 def _write_csv(store, results, parts):
     frames = dict(results=results.drop_duplicates(['key', 'seed', 'fold']))
     for name in ('summary', 'gains', 'gaps', 'modes'):
         found = [getattr(p, name).assign(table=p.name) for p in parts if len(getattr(p, name))]
         if found: frames[name] = pd.concat(found, ignore_index=True)
-    for name,frame in frames.items(): write_text(store.folder/f'{name}.csv', frame.to_csv(index=False))
+    for name, frame in frames.items(): write_text(store.folder/f'{name}.csv', frame.to_csv(index=False))
 
 def _add_section(page, part, drawn):
     page.section(TITLES[part.name], f'{len(part.missing)} runs are missing yet.' if part.missing else '')
-    for k,fig in drawn.items(): page.figure(fig, 'Pooled accuracy with 95 % intervals over groups.' if k.startswith(('table', 'fig6')) and k != 'table6' else 'All folds together.' if k == 'table6' else 'A test image of fold 0.', TITLES[part.name])
-    page.table(100*part.summary.set_index('label')[['pooled', 'low', 'high', *METRICS]], 'Percent: pooled accuracy with its interval, then means over folds.', {k:'.2f' for k in ('pooled', 'low', 'high', *METRICS)})
+    for k, fig in drawn.items():
+        (page.figure(fig, 'Pooled accuracy with 95 % intervals over groups.'
+                     if k.startswith(('table', 'fig6')) and k != 'table6' else 'All folds together.'
+                     if k == 'table6' else 'A test image of fold 0.', TITLES[part.name]))
+    (page.table(100*part.summary.set_index('label')[['pooled', 'low', 'high', *METRICS]],
+                'Percent: pooled accuracy with its interval, then means over folds.',
+                {k: '.2f' for k in ('pooled', 'low', 'high', *METRICS)}))
     if len(part.gains):
-        points = part.gains.assign(gain=100*part.gains.gain, low=100*part.gains.low, high=100*part.gains.high, says=[verdict(g.gain, g.low, g.high, g.seed_low, g.seed_high) for g in part.gains.itertuples()])
-        page.table(points[['label', 'against', 'gain', 'low', 'high', 'says']], 'Paired differences in points.', dict(gain='+.2f', low='+.2f', high='+.2f'))
-    if len(part.gaps): page.table(part.gaps.drop(columns='key'), 'Share of the gap to HR that is closed; without a clear gap there is no interval.', {k:'.3f' for k in ('gap', 'gap_low', 'gap_high', 'closed', 'low', 'high')})
+        points = (part.gains.assign(gain=100*part.gains.gain, low=100*part.gains.low,
+                                    high=100*part.gains.high, says=[verdict(g.gain, g.low, g.high, g.seed_low,
+                                                                            g.seed_high)
+                                                                    for g in part.gains.itertuples()]))
+        page.table(points[['label', 'against', 'gain', 'low', 'high', 'says']],
+                   'Paired differences in points.', dict(gain='+.2f', low='+.2f', high='+.2f'))
+    if len(part.gaps):
+        (page.table(part.gaps.drop(columns='key'),
+                    'Share of the gap to HR that is closed; without a clear gap there is no interval.',
+                    {k: '.3f' for k in ('gap', 'gap_low', 'gap_high', 'closed', 'low', 'high')}))
 
 # %% ../nbs/experiment.ipynb #c092
 def check_name(name): check_choice('experiment', name, (*TABLES, 'all'))
 
 def rows_of(
-    name:str, # a key of TABLES, or 'all'
-    design:Design, # images, scale
+    name: str, # a key of TABLES, or 'all'
+    design: Design, # images, scale
     networks, # (name, scale) of the super-resolution networks that are there
 ) -> tuple: # rows, each key once
     "The rows of a table for this scale and these networks; DataError for a name that there is not"
     check_name(name)
     out = {}
     for table in TABLES if name == 'all' else [name]:
-        rows = TABLES[table] if table == 'table10' else [replace(r, scale=design.scale) for r in TABLES[table]]
-        if table == 'fig6': rows = [*rows, *(Row(n, 'LR+SR', True, scale=s, network=n) for n,s in networks if s == design.scale)]
+        rows = (TABLES[table] if table == 'table10'
+                else [replace(r, scale=design.scale) for r in TABLES[table]])
+        if table == 'fig6':
+            rows = ([*rows,
+                     *(Row(n, 'LR+SR', True, scale=s, network=n) for n, s in networks if s == design.scale)])
         if table == 'table10' and name == 'all': rows = [r for r in rows if (r.network, r.scale) in networks]
         for r in rows:
             if design.images == 'hr' or not r.inputs.endswith('HR'): out.setdefault(r.key, r)
@@ -936,88 +1215,115 @@ def rows_of(
 
 def networks_of(
     given=(), # texts: 'FOLDER' or 'NAME=FOLDER'
-    bench:str|Path|None=None, # the folder of a benchmark, whose trained networks (first seed) are taken, too
+    # the folder of a benchmark, whose trained networks (first seed) are taken, too
+    bench: str|Path|None = None,
 ) -> dict: # (name, scale) → folder
     "The super-resolution networks of the command line; ModelError if two have the same name and scale"
-    out,given = {},[str(x) for x in given]
+    out, given = {}, [str(x) for x in given]
     if bench is not None:
         trained = benchmark.Store(bench)
-        found = {e.key.replace('-', '_'):trained.path(e, k)/'model' for e in trained.entries() for k in trained.seeds(e)[:1]}
-        given += [f'{name if name != "mrcnet" else "mrcnet_scratch"}={folder}' for name,folder in found.items() if folder.is_dir()]
+        found = ({e.key.replace('-', '_'): trained.path(e, k)/'model' for e in trained.entries()
+                  for k in trained.seeds(e)[:1]})
+        given += ([f'{name if name != "mrcnet" else "mrcnet_scratch"}={folder}' for name,
+                   folder in found.items() if folder.is_dir()])
     for text in given:
-        name,sep,folder = text.partition('=')
-        if not sep: name,folder = 'mrcnet',text
-        if not name.replace('_', '').isalnum(): raise ModelError(f'{text!r}: the name of a network has letters, digits and underscores.')
-        if name.lower() in ('sai', 'nosac', 'nosar', 'scratch', 'fixed', 'bicubic'): raise ModelError(f'{name!r} already means something in the names of rows: give the network another name, as --sr NAME=FOLDER.')
+        name, sep, folder = text.partition('=')
+        if not sep: name, folder = 'mrcnet', text
+        if not name.replace('_', '').isalnum():
+            raise ModelError(f'{text!r}: the name of a network has letters, digits and underscores.')
+        if name.lower() in ('sai', 'nosac', 'nosar', 'scratch', 'fixed', 'bicubic'):
+            raise ModelError(f'{name!r} already means something in the names of rows: give the network '
+                             'another name, as --sr NAME=FOLDER.')
         scale = load_model(folder, 'sr')[0].scale
-        if (name, scale) in out: raise ModelError(f'Two networks are called {name} and enlarge {scale} times: name one of them, as --sr NAME=FOLDER.')
+        if (name, scale) in out:
+            raise ModelError(f'Two networks are called {name} and enlarge {scale} times: name one of them, '
+                             'as --sr NAME=FOLDER.')
         out[name, scale] = folder
     return out
 
 # %% ../nbs/experiment.ipynb #c094
 def _check_networks(job, rows):
-    for n in (job.networks[r.network, r.scale] for r in rows if r.has_sr): check_channels(n.module, n.folder, job.data.channels)
+    for n in (job.networks[r.network, r.scale] for r in rows if r.has_sr):
+        check_channels(n.module, n.folder, job.data.channels)
     for n in job.networks.values():
         say_if_recursive(n.module, n.folder)
-        if shared := n.shared(job): say(f'Note: {shared} groups of the labelled images have names of groups that {n.folder} has learned from. If they are the same patients, rows with super-resolution have seen their test images.')
+        if shared := n.shared(job):
+            say(f'Note: {shared} groups of the labelled images have names of groups that {n.folder} has '
+                'learned from. If they are the same patients, rows with super-resolution have seen their '
+                'test images.')
 
 def chosen_rows(rows, only): # the rows that were asked for by key or label
     if only is None: return rows
-    wanted = [only] if only in [r.label for r in rows] else [x.strip() for x in only.split(',') if x.strip()] # a label may have commas of its own
+    # a label may have commas of its own
+    wanted = [only] if only in [r.label for r in rows] else [x.strip() for x in only.split(',') if x.strip()]
     unknown = [x for x in wanted if not any(x in (r.key, r.label) for r in rows)]
-    if unknown or not wanted: raise DataError(f'{", ".join(unknown) or "Nothing"} is not a row of this experiment: choose from {", ".join(r.key for r in rows)}.')
+    if unknown or not wanted:
+        raise DataError(f'{", ".join(unknown) or "Nothing"} is not a row of this experiment: choose from '
+                        f'{", ".join(r.key for r in rows)}.')
     return tuple(r for r in rows if r.key in wanted or r.label in wanted)
 
-def prepare(data, out, labels, rows, networks, budget, design, options): # → Job and Store, checked; nothing is written
+def prepare(data, out, labels, rows, networks, budget, design, options):
+    # → Job and Store, checked; nothing is written
     check_apart(out, data)
     lacking = next((r for r in rows if r.has_sr and (r.network, r.scale) not in networks), None)
-    if lacking: raise ModelError(f'The row {lacking.label} needs a super-resolution network for scale {lacking.scale}: train one with srdiag train-sr or srdiag distill and give its folder with --sr.')
+    if lacking:
+        raise ModelError(f'The row {lacking.label} needs a super-resolution network for scale '
+                         f'{lacking.scale}: train one with srdiag train-sr or srdiag distill and give its '
+                         'folder with --sr.')
     if not rows: raise DataError('No row is left: Fig. 6 and tables with HR need HR files or networks.')
     pick_place(options)
     least = max(r.scale if design.images == 'hr' else 1 for r in rows)*MRCNet.min_size
     found = read_labelled(data, labels, options, least)
-    if found.table.split is not None: say('Note: the split column of the table is not used here: folds take its place.')
-    job,store = Job(found, design, budget, networks, options),Store(out)
+    if found.table.split is not None:
+        say('Note: the split column of the table is not used here: folds take its place.')
+    job, store = Job(found, design, budget, networks, options), Store(out)
     for scale in {r.scale for r in rows}: job.pairs(scale) # sizes that do not fit are said here
     _check_networks(job, rows)
     store.check(job)
-    return job,store
+    return job, store
 
 # %% ../nbs/experiment.ipynb #c096
 def run_experiment(
-    name:str, # a key of TABLES, or 'all'
-    data:str|Path, # labelled images
-    out:str|Path, # the folder of the experiment; one that is there is continued
-    labels:str|Path|None=None, # a CSV whose files are relative to `data`
+    name: str, # a key of TABLES, or 'all'
+    data: str|Path, # labelled images
+    out: str|Path, # the folder of the experiment; one that is there is continued
+    labels: str|Path|None = None, # a CSV whose files are relative to `data`
     sr=(), # super-resolution networks: 'FOLDER' or 'NAME=FOLDER'
-    budget:Budget=BUDGETS['quick'], # the same for all rows
-    design:Design=Design(), # what else the rows have in common
-    options:RunOptions=RunOptions(), # device, precision, reading of images
-    only:str|None=None, # keys or labels of rows, with commas: leave the others to other processes
-    only_fold:int|None=None, # leave the other folds
-    only_seed:int|None=None, # leave the other seeds
-    keep_models:bool=False, # save whole frameworks
-    bench:str|Path|None=None, # folder of a benchmark whose networks take part in fig6
+    budget: Budget = BUDGETS['quick'], # the same for all rows
+    design: Design = Design(), # what else the rows have in common
+    options: RunOptions = RunOptions(), # device, precision, reading of images
+    only: str|None = None, # keys or labels of rows, with commas: leave the others to other processes
+    only_fold: int|None = None, # leave the other folds
+    only_seed: int|None = None, # leave the other seeds
+    keep_models: bool = False, # save whole frameworks
+    bench: str|Path|None = None, # folder of a benchmark whose networks take part in fig6
 ) -> Path: # the folder
     "Train and test every row; what is complete in `out` is kept. DataError and ModelError are sentences"
     networks = networks_of(sr, bench)
     rows = chosen_rows(rows_of(name, design, networks), only)
-    for what,asked,there in (('fold', only_fold, budget.folds), ('seed', only_seed, budget.seeds)):
-        if asked is not None and not 0 <= asked < there: raise DataError(f'There is no {what} {asked}: this budget has {"only number 0" if there == 1 else f"0 to {there-1}"}.')
-    job,store = prepare(data, out, labels, rows, networks, budget, design, options)
+    for what, asked, there in (('fold', only_fold, budget.folds), ('seed', only_seed, budget.seeds)):
+        if asked is not None and not 0 <= asked < there:
+            raise DataError(f'There is no {what} {asked}: this budget has '
+                            f'{"only number 0" if there == 1 else f"0 to {there-1}"}.')
+    job, store = prepare(data, out, labels, rows, networks, budget, design, options)
     store.open(job, session_now() | dict(name=name))
     about = job.about()
-    say(f'{name}: {len(rows)} rows, {budget}; {about["groups"]} groups, {", ".join(f"{n} {c}" for c,n in about["images"].items())}.')
-    if design.images == 'lr': say('Note: the files are low-resolution, so rows with true HR images are left out.')
-    for k,v in job.fixed().items(): say(f'    {k}: {v}')
+    say(f'{name}: {len(rows)} rows, {budget}; {about["groups"]} groups, '
+        f'{", ".join(f"{n} {c}" for c, n in about["images"].items())}.')
+    if design.images == 'lr':
+        say('Note: the files are low-resolution, so rows with true HR images are left out.')
+    for k, v in job.fixed().items(): say(f'    {k}: {v}')
     save_panels(job, store)
     done = run_all(job, store, rows, only_fold, only_seed, keep_models)
     say(f'{counted(done, "run")} done now, the others were complete. They are in {store.folder}.')
-    if left := sorted(store.folder.glob('runs/*/seed*/.fold*')): say(f'Note: {left[0]}{f" and {len(left)-1} more" if len(left) > 1 else ""}: left of a run that was stopped, unless one is running now. It can be removed.')
+    if left := sorted(store.folder.glob('runs/*/seed*/.fold*')):
+        say(f'Note: {left[0]}{f" and {len(left)-1} more" if len(left) > 1 else ""}: left of a run that was '
+            'stopped, unless one is running now. It can be removed.')
     if only is None and only_fold is None and only_seed is None: _measure(name, job, store, rows)
     if tables_of(store): say(f'Report: {report(store)}')
     return store.folder
 
 def _measure(name, job, store, rows): # what takes no training
-    if name in ('table7', 'all'): ensure_costs(job, store, [replace(r, scale=job.design.scale) for r in TABLES['table7']])
+    if name in ('table7', 'all'):
+        ensure_costs(job, store, [replace(r, scale=job.design.scale) for r in TABLES['table7']])
     if name in ('table9', 'table10', 'fig6', 'fig7', 'all'): ensure_scores(job, store, rows)

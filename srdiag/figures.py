@@ -30,7 +30,8 @@ def use_style() -> None:
 
 def style(): # a context manager
     "The project's style for the length of a `with` block"
-    plt.switch_backend(plt.get_backend()) # settled outside the block: a notebook would otherwise lose the figures that follow
+    # settled outside the block: a notebook would otherwise lose the figures that follow
+    plt.switch_backend(plt.get_backend())
     return plt.style.context(STYLE)
 
 def plain(
@@ -40,18 +41,21 @@ def plain(
     return str(name).replace('$', r'\$')
 
 def finished(
-    fig:Figure, # just drawn
+    fig: Figure, # just drawn
 ) -> Figure: # the same
-    "Take the figure out of pyplot's list, so that a notebook shows it once and a long run does not pile figures up"
+    """Take the figure out of pyplot's list, so that a notebook shows it once and a long run does not pile
+    figures up"""
     plt.close(fig)
     return fig
 
 # %% ../nbs/figures.ipynb #c008
-COLOURS = dict(lr='#56B4E9', ilr='#E69F00', sr='#D55E00', hr='#009E73', aux='#CC79A7', ens='#0072B2', same='#999999')
-PALETTE = ['#0072B2', '#D55E00', '#009E73', '#CC79A7', '#E69F00', '#56B4E9', '#000000'] # for classes and curves, in this order
+COLOURS = dict(lr='#56B4E9', ilr='#E69F00', sr='#D55E00', hr='#009E73', aux='#CC79A7', ens='#0072B2',
+               same='#999999')
+# for classes and curves, in this order
+PALETTE = ['#0072B2', '#D55E00', '#009E73', '#CC79A7', '#E69F00', '#56B4E9', '#000000']
 
 def colour_of(
-    name:str, # 'LR', 'ILR', 'SR', 'HR', 'aux', 'ens', or a pair such as 'LR+SR w/ SAI'
+    name: str, # 'LR', 'ILR', 'SR', 'HR', 'aux', 'ens', or a pair such as 'LR+SR w/ SAI'
 ) -> str: # hex colour; grey for names that are not known
     "The project's colour for an image kind, a head, or a pair of image kinds"
     words = name.split()
@@ -73,35 +77,42 @@ def _check_panel(images, hr, zoom_box):
     if not images: raise ValueError('A panel needs at least one image beside the high-resolution one.')
     for name, x in images.items():
         if x.ndim != 3 or x.shape[0] != hr.shape[0] or x.shape[1] > hr.shape[1] or x.shape[2] > hr.shape[2]:
-            raise ValueError(f'{name} has the shape {tuple(x.shape)}, which does not go with hr {tuple(hr.shape)} (C, H, W).')
+            raise ValueError(f'{name} has the shape {tuple(x.shape)}, which does not go with hr '
+                             f'{tuple(hr.shape)} (C, H, W).')
     if zoom_box is None: return
     top, left, height, width = zoom_box
-    if min(top, left) < 0 or min(height, width) < 1 or top + height > hr.shape[1] or left + width > hr.shape[2]:
+    if (min(top, left) < 0 or min(height, width) < 1 or top + height > hr.shape[1]
+        or left + width > hr.shape[2]):
         raise ValueError(f'The zoom box {tuple(zoom_box)} (top, left, height, width) leaves the image '
                          f'of {hr.shape[1]}x{hr.shape[2]} px.')
 
 # %% ../nbs/figures.ipynb #c017
 def sr_panel(
-    images:dict[str, torch.Tensor], # name -> C×H×W, 0..1; one smaller than `hr` is enlarged by nearest neighbour and not scored
-    hr:torch.Tensor, # C×H×W, 0..1
-    convention:Convention, # of the scores in the titles
-    zoom_box:tuple|None=None, # top, left, height, width in HR pixels: the part shown in the first row
-    error_maps:bool=True, # second row with the smoothed errors
-    width:float=7, # of the figure in inches
+    # name -> C×H×W, 0..1; one smaller than `hr` is enlarged by nearest neighbour and not scored
+    images: dict[str, torch.Tensor],
+    hr: torch.Tensor, # C×H×W, 0..1
+    convention: Convention, # of the scores in the titles
+    zoom_box: tuple|None = None, # top, left, height, width in HR pixels: the part shown in the first row
+    error_maps: bool = True, # second row with the smoothed errors
+    width: float = 7, # of the figure in inches
 ) -> Figure: # first row images, second row error maps on one scale
-    "Images with PSNR and SSIM, and where their errors lie (Fig. 5). Raises ValueError for shapes and boxes that do not fit"
+    """Images with PSNR and SSIM, and where their errors lie (Fig. 5). Raises ValueError for shapes and boxes
+    that do not fit"""
     _check_panel(images, hr, zoom_box)
     small = {name for name, x in images.items() if x.shape[1:] != hr.shape[1:]}
-    full = {name: F.interpolate(x[None].float(), size=hr.shape[1:], mode='nearest')[0] for name, x in images.items()} | {'HR': hr}
+    full = ({name: F.interpolate(x[None].float(), size=hr.shape[1:], mode='nearest')[0] for name,
+             x in images.items()} | {'HR': hr})
     scored = [name for name in images if name not in small]
     top, left, h, w = zoom_box or (0, 0, *hr.shape[1:])
     with style():
         rows, side = 1 + error_maps, width/len(full)
-        fig, axes = plt.subplots(rows, len(full), squeeze=False,
-                                 figsize=(width, side*h/w + 0.75 + error_maps*(side*hr.shape[1]/hr.shape[2] + 0.4)))
+        fig, axes = plt.subplots(rows, len(full), squeeze=False, figsize=(width, side*h/w + 0.75
+                                                                          + error_maps*(side*hr.shape[1]
+                                                                                        /hr.shape[2] + 0.4)))
         for ax, (name, x) in zip(axes[0], full.items()):
             _show(ax, x[:, top:top+h, left:left+w])
-            score = f'{psnr(x, hr, convention).item():.2f} dB\n{ssim(x, hr, convention).item():.4f}' if name in scored else '\n'
+            score = (f'{psnr(x, hr, convention).item():.2f} dB\n{ssim(x, hr, convention).item():.4f}'
+                     if name in scored else '\n')
             ax.set_title(f'{name}\n{score}')
         if error_maps: _error_row(fig, axes[1], full, scored, hr, zoom_box)
         for ax in axes.flat: ax.axis('off')
@@ -136,17 +147,20 @@ def _curves(log, keys, x):
 # %% ../nbs/figures.ipynb #c024
 def training_curves(
     log, # pandas.DataFrame: a column 'step' or 'epoch', and columns of losses and metrics
-    keys:list[str]|None=None, # what to draw, by column or without 'train_' and 'valid_'; None: every numeric column
-    x:str|None=None, # the horizontal axis; None: 'step' if there is one, else 'epoch'
-    title:str='', # above all panels
-    columns:int=3, # panels in a row
+    # what to draw, by column or without 'train_' and 'valid_'; None: every numeric column
+    keys: list[str]|None = None,
+    x: str|None = None, # the horizontal axis; None: 'step' if there is one, else 'epoch'
+    title: str = '', # above all panels
+    columns: int = 3, # panels in a row
 ) -> Figure: # one small panel per quantity
     "Losses and metrics over training, as small multiples. Raises ValueError if there is nothing to draw"
     x = x or next((c for c in ('step', 'epoch') if c in log.columns), None)
-    if x not in log.columns: raise ValueError("A log needs a column 'step' or 'epoch', or name the column to use as x.")
+    if x not in log.columns:
+        raise ValueError("A log needs a column 'step' or 'epoch', or name the column to use as x.")
     panels = _curves(log, keys, x)
     if not panels:
-        raise ValueError(f'None of {keys} is a numeric column of the log, which has: {", ".join(map(str, log.columns))}.')
+        raise ValueError(f'None of {keys} is a numeric column of the log, which has: '
+                         f'{", ".join(map(str, log.columns))}.')
     columns = min(columns, len(panels))
     rows = math.ceil(len(panels)/columns)
     with style():
@@ -154,7 +168,8 @@ def training_curves(
         for ax, (name, kinds) in zip(axes.flat, panels.items()):
             for kind, column in kinds.items():
                 part = log[[x, column]].dropna()
-                line = dict(color=PALETTE[1], ls='--', marker='o', ms=3) if kind == 'valid' else dict(color=PALETTE[0])
+                line = (dict(color=PALETTE[1], ls='--', marker='o', ms=3) if kind == 'valid'
+                        else dict(color=PALETTE[0]))
                 ax.plot(part[x], part[column], label=kind, **line)
             ax.set_title(name)
             if len(kinds) > 1: ax.legend()
@@ -167,10 +182,10 @@ def training_curves(
 
 # %% ../nbs/figures.ipynb #c028
 def learning_curves(
-    curves:dict, # name -> values, one after each epoch
-    steps:int=1, # training steps per epoch
-    label:str='PSNR (dB)', # of the values
-    title:str='', # above the figure
+    curves: dict, # name -> values, one after each epoch
+    steps: int = 1, # training steps per epoch
+    label: str = 'PSNR (dB)', # of the values
+    title: str = '', # above the figure
 ) -> Figure: # a line per name, named at the right
     "How several networks learn. Raises ValueError if there is nothing to draw"
     curves = {name: np.asarray(v, float) for name, v in curves.items() if len(v)}
@@ -178,45 +193,52 @@ def learning_curves(
     with style():
         fig, ax = plt.subplots(figsize=(6.4, 2.8))
         for i, (name, v) in enumerate(curves.items()):
-            ax.plot(steps*np.arange(1, len(v) + 1), v, color=PALETTE[i % len(PALETTE)], ls=('-', '--', ':')[i//len(PALETTE) % 3],
-                    marker='o', ms=3 if len(v) < 30 else 0, lw=1.4, label=f'{name}, {v[-1]:.2f}')
+            (ax.plot(steps*np.arange(1, len(v) + 1), v, color=PALETTE[i % len(PALETTE)],
+                     ls=('-', '--', ':')[i//len(PALETTE) % 3], marker='o', ms=3 if len(v) < 30 else 0, lw=1.4,
+                     label=f'{name}, {v[-1]:.2f}'))
         ax.set(xlabel='training steps', ylabel=label, title=title)
         order = sorted(range(len(curves)), key=lambda i: -list(curves.values())[i][-1])
         handles, labels = ax.get_legend_handles_labels()
-        fig.legend([handles[i] for i in order], [labels[i] for i in order], loc='outside right center', title='last value')
+        (fig.legend([handles[i] for i in order], [labels[i] for i in order], loc='outside right center',
+                    title='last value'))
     return finished(fig)
 
 # %% ../nbs/figures.ipynb #c031
 def confusion_figure(
     matrix, # K×K counts; rows are true classes, columns predicted ones
     classes, # K class names
-    title:str='', # above the figure
+    title: str = '', # above the figure
 ) -> Figure: # a heat map with counts and row percentages
     "A confusion matrix as in Table VI. Raises ValueError if the matrix and the names do not fit"
     m = np.asarray(matrix)
     if m.shape != (len(classes), len(classes)):
-        raise ValueError(f'The confusion matrix has the shape {m.shape}, but there are {len(classes)} classes.')
+        raise ValueError(f'The confusion matrix has the shape {m.shape}, but there are {len(classes)} '
+                         'classes.')
     total = m.sum(1, keepdims=True)
     percent = 100*np.divide(m, total, out=np.zeros(m.shape), where=total > 0)
     text = [[f'{m[i, j]:g}\n{percent[i, j]:.1f} %' for j in range(len(m))] for i in range(len(m))]
     with style():
         fig, ax = plt.subplots(figsize=(2.2 + 0.85*len(m), 0.9 + 0.6*len(m)))
-        sns.heatmap(percent, annot=text, fmt='', vmin=0, vmax=100, cmap='Blues', ax=ax, linewidths=1, annot_kws={'fontsize': 8},
-                    xticklabels=[plain(c) for c in classes], yticklabels=[plain(c) for c in classes],
-                    cbar_kws={'label': 'percent of the row', 'ticks': [0, 50, 100]})
+        (sns.heatmap(percent, annot=text, fmt='', vmin=0, vmax=100, cmap='Blues', ax=ax, linewidths=1,
+                     annot_kws={'fontsize': 8}, xticklabels=[plain(c) for c in classes],
+                     yticklabels=[plain(c) for c in classes],
+                     cbar_kws={'label': 'percent of the row', 'ticks': [0, 50, 100]}))
         ax.set(xlabel='predicted', ylabel='true', title=title)
         ax.tick_params(axis='y', rotation=0, length=0)
         ax.tick_params(axis='x', length=0)
         crowded = max(map(len, classes)) > 13
-        plt.setp(ax.get_xticklabels(), rotation=30 if crowded else 0, ha='right' if crowded else 'center', rotation_mode='anchor')
+        plt.setp(ax.get_xticklabels(), rotation=30 if crowded else 0, ha='right' if crowded else 'center',
+                 rotation_mode='anchor')
         ax.grid(False)
     return finished(fig)
 
 # %% ../nbs/figures.ipynb #c036
 def simplex_points(
     gate, # N×3 weights for SR, LR, aux, each 0 or more
-) -> tuple[np.ndarray, np.ndarray]: # N×2 points (nan where all weights are 0), and N booleans: is there a point?
-    "Gate weights as points of a triangle with the corners LR (0, 0), aux (1, 0) and SR on top. Raises ValueError for bad weights"
+# N×2 points (nan where all weights are 0), and N booleans: is there a point?
+) -> tuple[np.ndarray, np.ndarray]:
+    """Gate weights as points of a triangle with the corners LR (0, 0), aux (1, 0) and SR on top. Raises
+    ValueError for bad weights"""
     g = np.asarray(gate, float)
     if g.ndim != 2 or g.shape[1] != 3:
         raise ValueError(f'The gate has the shape {g.shape}; N×3 weights for SR, LR and aux are needed.')
@@ -233,7 +255,8 @@ def _triangle(ax, weights):
     for a, b in (([0.25, 0.5], [0.433, 0.2887]), ([0.75, 0.5], [0.433, 0.2887]), ([0.5, 0.5], [0, 0.2887])):
         ax.plot(a, b, color='#dddddd', lw=1, zorder=0)
     alone = ((weights > 0).sum(1, keepdims=True) == 1) & (weights > 0)
-    places = [('SR', 0.5, 0.9, 'center', 'bottom'), ('LR', 0, -0.04, 'center', 'top'), ('aux', 1, -0.04, 'center', 'top')]
+    places = [('SR', 0.5, 0.9, 'center', 'bottom'), ('LR', 0, -0.04, 'center', 'top'),
+              ('aux', 1, -0.04, 'center', 'top')]
     for (name, x, y, ha, va), n in zip(places, alone.sum(0)):
         ax.text(x, y, f'{name}\n({n} alone)', ha=ha, va=va, color='#333333', fontsize=8)
     ax.set(xlim=(-0.15, 1.15), ylim=(-0.16, 1.03), aspect='equal')
@@ -256,23 +279,26 @@ def gate_simplex(
         for i, c in enumerate(names):
             for bad, marker in ((False, 'o'), (True, 'x')):
                 at = ok & (targets == c) & (wrong == bad)
-                ax.scatter(*points[at].T, s=30 if bad else 18, marker=marker, color=PALETTE[i % 7], alpha=0.9 if bad else 0.55,
-                           lw=1.4 if bad else 0, zorder=3 if bad else 2, clip_on=False)
+                ax.scatter(*points[at].T, s=30 if bad else 18, marker=marker, color=PALETTE[i % 7],
+                           alpha=0.9 if bad else 0.55, lw=1.4 if bad else 0, zorder=3 if bad else 2,
+                           clip_on=False)
         handles = [Line2D([], [], ls='', marker='o', color=PALETTE[i % 7], label=plain(name))
                    for i, name in enumerate(names.values())]
         if wrong.any(): handles.append(Line2D([], [], ls='', marker='x', color='#333333', label='wrong'))
         if len(handles) > 1: ax.legend(handles=handles, loc='upper left', borderaxespad=0)
         closed = int((~ok).sum())
-        ax.set_title(f'{len(ok)} samples' + (f', {closed} with all gates at zero' if closed else ', none with all gates at zero'))
+        ax.set_title(f'{len(ok)} samples'
+                     + (f', {closed} with all gates at zero' if closed else ', none with all gates at zero'))
     return finished(fig)
 
 # %% ../nbs/figures.ipynb #c042
 def accuracy_bars(
-    rows:list[dict], # name, accuracy, low, high; all 0..1; without low and high only the mark is drawn
-    label:str='accuracy', # what is drawn, for the axis
-    title:str='', # above the figure
+    rows: list[dict], # name, accuracy, low, high; all 0..1; without low and high only the mark is drawn
+    label: str = 'accuracy', # what is drawn, for the axis
+    title: str = '', # above the figure
 ) -> Figure: # one line per row, in the order given
-    "Accuracies as marks on their intervals, coloured by `colour_of` the name. Raises ValueError if there are no rows"
+    """Accuracies as marks on their intervals, coloured by `colour_of` the name. Raises ValueError if there
+    are no rows"""
     if not rows: raise ValueError('There are no accuracies to draw.')
     with style():
         fig, ax = plt.subplots(figsize=(7, 0.75 + 0.27*len(rows)))
@@ -283,7 +309,8 @@ def accuracy_bars(
             if low is not None and high is not None and not (math.isnan(low) or math.isnan(high)):
                 ends = [100*low, 100*high]
                 ax.plot(ends, [i, i], color=colour, lw=8, alpha=0.35, solid_capstyle='butt')
-            ax.plot(value, i, marker='D' if '+' in row['name'] else 'o', ms=6, color=colour, mec='white', mew=0.8)
+            (ax.plot(value, i, marker='D' if '+' in row['name'] else 'o', ms=6, color=colour, mec='white',
+                     mew=0.8))
             ax.annotate(f'{value:.1f}', (max(ends), i), xytext=(7, 0), textcoords='offset points',
                         va='center', fontsize=8, color='#333333')
         ax.set_yticks(range(len(rows)), [plain(row['name']) for row in rows])
@@ -295,20 +322,23 @@ def accuracy_bars(
 
 # %% ../nbs/figures.ipynb #c046
 def affinity_figure(
-    matrices:dict, # name -> B×B affinities of one batch
+    matrices: dict, # name -> B×B affinities of one batch
     labels, # B class numbers or names, in the order of the batch
     classes=None, # names for class numbers
-    columns:int=4, # panels in a row
+    columns: int = 4, # panels in a row
 ) -> Figure: # heat maps on one scale, samples ordered by class
-    "Affinity matrices of Eq. (5) or (6), ordered by class. Raises ValueError for matrices that do not fit the labels"
+    """Affinity matrices of Eq. (5) or (6), ordered by class. Raises ValueError for matrices that do not fit
+    the labels"""
     labels = np.asarray(labels)
     order = np.argsort(labels, kind='stable')
     kinds, counts = np.unique(labels, return_counts=True)
     ends = np.cumsum(counts)
     names = [plain(classes[k] if classes is not None else k) for k in kinds]
-    arrays = {name: np.asarray(m.detach().cpu() if torch.is_tensor(m) else m, float) for name, m in matrices.items()}
+    arrays = ({name: np.asarray(m.detach().cpu() if torch.is_tensor(m) else m, float) for name,
+               m in matrices.items()})
     for name, m in arrays.items():
-        if m.shape != (len(labels),)*2: raise ValueError(f'{name} has the shape {m.shape}, but there are {len(labels)} labels.')
+        if m.shape != (len(labels),)*2:
+            raise ValueError(f'{name} has the shape {m.shape}, but there are {len(labels)} labels.')
     if not arrays: raise ValueError('There are no affinity matrices to draw.')
     low, high = min(min(m.min() for m in arrays.values()), 0), max(m.max() for m in arrays.values())
     columns = min(columns, len(arrays))
@@ -332,15 +362,19 @@ def affinity_figure(
 
 # %% ../nbs/figures.ipynb #c049
 def _place_labels(fig, ax, points):
-    "Write each label beside its bubble at (x, y) with radius r in points, avoiding bubbles and labels already placed"
+    """Write each label beside its bubble at (x, y) with radius r in points, avoiding bubbles and labels
+    already placed"""
     fig.canvas.draw()
     fig.set_layout_engine('none')
     unit, frame = fig.dpi/72, ax.get_window_extent()
     centres = [ax.transData.transform((x, y)) for x, y, _, _ in points]
-    taken = [(cx - r*unit, cy - r*unit, cx + r*unit, cy + r*unit) for (cx, cy), (_, _, r, _) in zip(centres, points)]
-    sides = ((1, 0, 'left', 'center'), (-1, 0, 'right', 'center'), (0, 1, 'center', 'bottom'), (0, -1, 'center', 'top'))
-    places = [(dx, dy, ha, va, 3) for dx, dy, ha, va in sides] + [(dx, dy, 'left' if dx > 0 else 'right', 'center', far)
-              for far in (18, 36, 54, 72) for dx, dy in ((0.9, 0.7), (0.9, -0.7), (-0.9, 0.7), (-0.9, -0.7))]
+    taken = ([(cx - r*unit, cy - r*unit, cx + r*unit, cy + r*unit) for (cx, cy),
+              (_, _, r, _) in zip(centres, points)])
+    sides = ((1, 0, 'left', 'center'), (-1, 0, 'right', 'center'), (0, 1, 'center', 'bottom'),
+             (0, -1, 'center', 'top'))
+    places = ([(dx, dy, ha, va, 3) for dx, dy, ha, va in sides] + [
+                  (dx, dy, 'left' if dx > 0 else 'right', 'center', far) for far in (18, 36, 54, 72) for dx,
+                  dy in ((0.9, 0.7), (0.9, -0.7), (-0.9, 0.7), (-0.9, -0.7))])
     for x, y, r, label in points:
         for dx, dy, ha, va, far in places:
             lead = dict(arrowstyle='-', color='#999999', lw=0.7) if far > 3 else None
@@ -355,18 +389,23 @@ def _place_labels(fig, ax, points):
 
 def _floor_line(ax, row): # a method that computes nothing that is counted, as a dashed line
     ax.axhline(row['psnr'], color=COLOURS['ilr'], ls='--', lw=1.2, zorder=1)
-    ax.annotate(row['name'], (0.99, row['psnr']), xycoords=('axes fraction', 'data'), xytext=(0, 3), textcoords='offset points', ha='right', fontsize=8)
+    ax.annotate(row['name'], (0.99, row['psnr']), xycoords=('axes fraction', 'data'), xytext=(0, 3),
+                textcoords='offset points', ha='right', fontsize=8)
 
 # %% ../nbs/figures.ipynb #c051
 def psnr_flops(
-    rows:list[dict], # name, psnr in dB, flops, parameters; and sd in dB, if known. Without flops: a dashed line
-    highlight:str='MRC-Net', # networks whose name starts so are drawn in the colour of SR
-    title:str='', # above the figure
+    # name, psnr in dB, flops, parameters; and sd in dB, if known. Without flops: a dashed line
+    rows: list[dict],
+    highlight: str = 'MRC-Net', # networks whose name starts so are drawn in the colour of SR
+    title: str = '', # above the figure
 ) -> Figure: # logarithmic FLOPs to the right, PSNR upwards, area proportional to parameters
-    "Quality against cost as in Fig. 4. Raises ValueError if there are no rows, or for a PSNR that is not finite"
+    """Quality against cost as in Fig. 4. Raises ValueError if there are no rows, or for a PSNR that is not
+    finite"""
     if not rows: raise ValueError('There are no networks to draw.')
     endless = [r['name'] for r in rows if not math.isfinite(r['psnr'])]
-    if endless: raise ValueError(f'The PSNR of {", ".join(endless)} is not finite and has no place in the figure: average without the images that have no error.')
+    if endless:
+        raise ValueError(f'The PSNR of {", ".join(endless)} is not finite and has no place in the figure: '
+                         'average without the images that have no error.')
     bubbles = sorted((r for r in rows if r['flops']), key=lambda r: -r['parameters'])
     biggest = max((r['parameters'] for r in bubbles), default=1)
     area = [max(1300*r['parameters']/biggest, 12) for r in bubbles]
@@ -375,22 +414,26 @@ def psnr_flops(
         for r, s in zip(bubbles, area):
             colour = COLOURS['sr'] if r['name'].startswith(highlight) else COLOURS['same']
             ax.scatter(r['flops'], r['psnr'], s=s, color=colour, alpha=0.75, lw=0)
-            if r.get('sd'): ax.plot([r['flops']]*2, [r['psnr'] - r['sd'], r['psnr'] + r['sd']], color='#333333', lw=1)
+            if r.get('sd'):
+                ax.plot([r['flops']]*2, [r['psnr'] - r['sd'], r['psnr'] + r['sd']], color='#333333', lw=1)
         flops, values = [r['flops'] for r in bubbles] or [1], [r['psnr'] for r in rows]
         room = (max(values) - min(values)) or 1
-        ax.set(xscale='log', xlim=(min(flops)/2.2, max(flops)*3), ylim=(min(values) - 0.2*room, max(values) + 0.2*room),
+        ax.set(xscale='log', xlim=(min(flops)/2.2, max(flops)*3),
+               ylim=(min(values) - 0.2*room, max(values) + 0.2*room),
                xlabel='FLOPs for one image (logarithmic)', ylabel='PSNR (dB)', title=title)
         for r in rows:
             if not r['flops']: _floor_line(ax, r)
         labels = [f'{r["name"]}\n{r["parameters"]/1e6:.2f} M' for r in bubbles]
-        _place_labels(fig, ax, [(r['flops'], r['psnr'], math.sqrt(s/math.pi), label) for r, s, label in zip(bubbles, area, labels)])
+        (_place_labels(fig, ax, [(r['flops'], r['psnr'], math.sqrt(s/math.pi), label) for r, s,
+                                 label in zip(bubbles, area, labels)]))
     return finished(fig)
 
 # %% ../nbs/figures.ipynb #c056
 def figure_to_html(
-    fig:Figure, # any matplotlib figure; it is closed
-    alt:str='', # description for readers who do not see the picture; '' takes the figure's titles
-    dpi:int=144, # pixels per inch of the picture; it is shown at 96 per inch, so 144 is sharp on fine screens
+    fig: Figure, # any matplotlib figure; it is closed
+    alt: str = '', # description for readers who do not see the picture; '' takes the figure's titles
+    # pixels per inch of the picture; it is shown at 96 per inch, so 144 is sharp on fine screens
+    dpi: int = 144,
 ) -> str: # an <img> element with the PNG inside
     "A figure as a piece of HTML that needs no other file"
     buffer = io.BytesIO()

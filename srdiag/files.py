@@ -16,26 +16,30 @@ from .errors import DataError
 # %% ../nbs/files.ipynb #c007
 @contextmanager
 def replacing(
-    path:str|Path, # the file to make or replace; its folder must exist
+    path: str|Path, # the file to make or replace; its folder must exist
 ): # yields a Path to write to, which takes the place of `path` at the end
     "Replace a file as a whole or leave everything as it was. DataError if that is not possible"
     path = Path(path)
-    if not path.parent.is_dir(): raise DataError(f'{path} cannot be written: the folder {path.parent} does not exist.')
+    if not path.parent.is_dir():
+        raise DataError(f'{path} cannot be written: the folder {path.parent} does not exist.')
     part = path.with_name(f'.{uuid.uuid4().hex}{path.suffix}')
     try:
         yield part
         os.replace(part, path)
-    except OSError as e: raise DataError(f'{path} cannot be written ({e.strerror or e}): check the free space and your permissions there.') from e
+    except OSError as e:
+        raise DataError(f'{path} cannot be written ({e.strerror or e}): check the free space and your '
+                        'permissions there.') from e
     finally:
         with suppress(OSError): part.unlink()
 
 # %% ../nbs/files.ipynb #c009
 def write_text(
-    path:str|Path, # the file to make or replace; its folder must exist
-    text:str, # what it shall hold; lines end in \n on every system
+    path: str|Path, # the file to make or replace; its folder must exist
+    text: str, # what it shall hold; lines end in \n on every system
 ) -> Path: # the file
     "Write a text file as a whole, in UTF-8, or leave everything as it was. DataError if that is not possible"
-    with replacing(path) as part, open(part, 'x', encoding='utf-8', errors='backslashreplace', newline='\n') as f:
+    with (replacing(path) as part,
+          open(part, 'x', encoding='utf-8', errors='backslashreplace', newline='\n') as f):
         f.write(text)
         f.flush()
         os.fsync(f.fileno())

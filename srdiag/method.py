@@ -47,14 +47,16 @@ PARTS = { # part → title, notebook, place in the paper
 CONTAINS = { # part → what lights with it
     'degradation': 'hr lr', 'pairs': 'hr lr degradation', 'labels': 'lr t', 'data': 'hr lr',
     'mrc': 'rcf', 'mrcnet': 'layers convlstm mrc skip',
-    'zoo': 'mrcnet lr sr', 'sr_training': 'hr lr degradation mrcnet sr l1', 'sr_inference': 'lr student sr', 'student': 'layers cell mrc skip',
-    'diagnosis': 'branches sai gate lr sr into', 'diagnosis_training': 'lr student sr diagnosis losses labels',
+    'zoo': 'mrcnet lr sr', 'sr_training': 'hr lr degradation mrcnet sr l1', 'sr_inference': 'lr student sr',
+        'student': 'layers cell mrc skip',
+    'diagnosis': 'branches sai gate lr sr into',
+        'diagnosis_training': 'lr student sr diagnosis losses labels',
     'inference': 'lr student sr diagnosis', 'image_quality': 'hr sr', 'diagnostic': 't ens',
     'metrics': 'image_quality diagnostic', 'gate': 'ens',
 }
 
 def parts_within(
-    part:str, # a part of the method
+    part: str, # a part of the method
 ) -> set[str]: # the part itself and everything that lights with it
     "Follow `CONTAINS` down"
     return {part}.union(*(parts_within(p) for p in CONTAINS.get(part, '').split()))
@@ -63,9 +65,11 @@ def parts_within(
 SIZE = 76, 34 # of the sheet, tenths of an inch
 
 BOXES = [ # part, colour, centre x and y, width, height, text
-    ('hr', 'hr', 4, 29, 5.4, 5, 'HR\nimage'), ('lr', 'lr', 4, 17, 5.4, 5, 'LR\nimage'), ('sr', 'sr', 45, 17, 5.4, 5, 'SR\nimage'),
+    ('hr', 'hr', 4, 29, 5.4, 5, 'HR\nimage'), ('lr', 'lr', 4, 17, 5.4, 5, 'LR\nimage'),
+        ('sr', 'sr', 45, 17, 5.4, 5, 'SR\nimage'),
     ('degradation', 'grey', 4, 23, 6, 2.6, 'degrade'),
-    ('mrcnet student', 'frame', 24.7, 18, 34.4, 15.2, ''), ('layers', 'sr', 11.2, 17, 4.4, 4, 'extract'), ('convlstm cell', 'sr', 16.8, 17, 4.6, 4.4, 'conv\nLSTM'),
+    ('mrcnet student', 'frame', 24.7, 18, 34.4, 15.2, ''), ('layers', 'sr', 11.2, 17, 4.4, 4, 'extract'),
+        ('convlstm cell', 'sr', 16.8, 17, 4.6, 4.4, 'conv\nLSTM'),
     ('mrc', 'frame', 26, 17.2, 11.4, 8.8, ''), ('layers', 'sr', 37, 17, 5, 4, 'rebuild'),
     *(('rcf', 'sr', x, 16.8, 2.6, 5, 'RCF') for x in (23.6, 26.7, 29.8)),
 ]
@@ -74,63 +78,80 @@ JOINS = [('mrcnet student', 33.1, 17), ('skip', 41, 17)] # part, x, y: where two
 # %% ../nbs/method.ipynb #c011
 STAGES = 51.2, 55.4, 59.6, 63.8 # x of the four stages
 
-BOXES += [
-    ('distillation', 'frame', 24.7, 7.6, 34.4, 4.6, ''),
-    ('distillation', 'grey', 12.8, 7.6, 9.4, 3, 'teacher: 3 steps'), ('distillation', 'grey', 36.6, 7.6, 9.4, 3, 'student: 1 step'),
-    ('l1', 'grey', 41.2, 28.9, 4, 3, 'MAE'), ('image_quality', 'grey', 46.8, 28.9, 4.2, 4, 'PSNR\nSSIM'),
-    *(('branches', 'sr', x, 25, 3, 3.4, str(i + 1)) for i, x in enumerate(STAGES)),
-    *(('branches', 'lr', x, 9.6, 3, 3.4, str(i + 1)) for i, x in enumerate(STAGES)),
-    *(('sai', 'grey', x, 17.3, 3.2, 3.4, 'SAI') for x in STAGES),
-    ('branches', 'sr', 69.2, 25, 3.4, 2.8, '$y_{SR}$'), ('branches', 'lr', 69.2, 9.6, 3.4, 2.8, '$y_{LR}$'),
-    ('gate', 'aux', 69.2, 19.7, 3.4, 2.8, '$y_{aux}$'), ('gate', 'ens', 69.2, 14.9, 3.4, 2.8, '$G$'), ('ens', 'ens', 73.9, 17.3, 3.4, 3.4, '$y_{ens}$'),
-    ('losses', 'grey', 53.3, 2.4, 3.6, 2.8, 'SAC'), ('losses', 'grey', 57.5, 2.4, 3.6, 2.8, 'SAR'),
-    ('losses', 'grey', 65, 2.4, 4, 2.8, 'rank'), ('losses', 'grey', 70, 2.4, 3.2, 2.8, 'CE'), ('t', 'hr', 74.2, 2.4, 2.6, 2.8, '$t$'),
-    ('diagnostic', 'grey', 71.6, 30.6, 8, 4, 'accuracy, F1,\nCK, MCC'),
-]
+BOXES += ([('distillation', 'frame', 24.7, 7.6, 34.4, 4.6, ''),
+           ('distillation', 'grey', 12.8, 7.6, 9.4, 3, 'teacher: 3 steps'),
+           ('distillation', 'grey', 36.6, 7.6, 9.4, 3, 'student: 1 step'),
+           ('l1', 'grey', 41.2, 28.9, 4, 3, 'MAE'),
+           ('image_quality', 'grey', 46.8, 28.9, 4.2, 4, 'PSNR\nSSIM'),
+           *(('branches', 'sr', x, 25, 3, 3.4, str(i + 1)) for i, x in enumerate(STAGES)),
+           *(('branches', 'lr', x, 9.6, 3, 3.4, str(i + 1)) for i, x in enumerate(STAGES)),
+           *(('sai', 'grey', x, 17.3, 3.2, 3.4, 'SAI') for x in STAGES),
+           ('branches', 'sr', 69.2, 25, 3.4, 2.8, '$y_{SR}$'),
+           ('branches', 'lr', 69.2, 9.6, 3.4, 2.8, '$y_{LR}$'),
+           ('gate', 'aux', 69.2, 19.7, 3.4, 2.8, '$y_{aux}$'), ('gate', 'ens', 69.2, 14.9, 3.4, 2.8, '$G$'),
+           ('ens', 'ens', 73.9, 17.3, 3.4, 3.4, '$y_{ens}$'), ('losses', 'grey', 53.3, 2.4, 3.6, 2.8, 'SAC'),
+           ('losses', 'grey', 57.5, 2.4, 3.6, 2.8, 'SAR'), ('losses', 'grey', 65, 2.4, 4, 2.8, 'rank'),
+           ('losses', 'grey', 70, 2.4, 3.2, 2.8, 'CE'), ('t', 'hr', 74.2, 2.4, 2.6, 2.8, '$t$'),
+           ('diagnostic', 'grey', 71.6, 30.6, 8, 4, 'accuracy, F1,\nCK, MCC'),])
 
 # %% ../nbs/method.ipynb #c013
 ARROWS = [ # parts, style, corners
     ('degradation', '-', [(4, 26.5), (4, 24.3)]), ('degradation', '-', [(4, 21.7), (4, 19.5)]),
-    ('layers sr_inference', '-', [(6.7, 17), (9, 17)]), ('layers convlstm cell', '-', [(13.4, 17), (14.5, 17)]),
-    ('convlstm cell mrc', '-', [(19.1, 17), (20.3, 17)]), ('mrc', '-', [(31.7, 17), (32.3, 17)]), ('layers', '-', [(33.9, 17), (34.5, 17)]),
+    ('layers sr_inference', '-', [(6.7, 17), (9, 17)]),
+        ('layers convlstm cell', '-', [(13.4, 17), (14.5, 17)]),
+    ('convlstm cell mrc', '-', [(19.1, 17), (20.3, 17)]), ('mrc', '-', [(31.7, 17), (32.3, 17)]),
+        ('layers', '-', [(33.9, 17), (34.5, 17)]),
     ('skip', '-', [(39.5, 17), (40.2, 17)]), ('skip', '-', [(41.8, 17), (42.3, 17)]),
     ('skip', '-', [(8.2, 17), (8.2, 24.2), (41, 24.2), (41, 17.8)]), # the global skip
     ('mrcnet student', '-', [(19.6, 17), (19.6, 22.6), (33.1, 22.6), (33.1, 17.8)]), # Eq. (2)
     ('convlstm', '--', [(34.2, 17), (34.2, 12.1), (16.8, 12.1), (16.8, 14.8)]), # feedback
-    ('mrc', '-', [(20.3, 17), (21, 17), (21, 18.6), (32.3, 18.6), (32.3, 17.4)]), ('mrc', '-', [(21, 17), (21, 15), (29.8, 15)]), # local and global path
+    # local and global path
+    ('mrc', '-', [(20.3, 17), (21, 17), (21, 18.6), (32.3, 18.6), (32.3, 17.4)]),
+        ('mrc', '-', [(21, 17), (21, 15), (29.8, 15)]),
     ('distillation', '-', [(17.5, 6.6), (31.9, 6.6)]),
-    ('l1', ':', [(4, 31.5), (4, 32.2), (41.2, 32.2), (41.2, 30.4)]), ('image_quality', ':', [(4, 31.5), (4, 32.2), (46.8, 32.2), (46.8, 30.9)]),
-    ('l1', ':', [(45, 19.5), (45, 26), (41.2, 26), (41.2, 27.4)]), ('image_quality', ':', [(45, 19.5), (45, 26), (46.8, 26), (46.8, 26.9)]),
+    ('l1', ':', [(4, 31.5), (4, 32.2), (41.2, 32.2), (41.2, 30.4)]),
+        ('image_quality', ':', [(4, 31.5), (4, 32.2), (46.8, 32.2), (46.8, 30.9)]),
+    ('l1', ':', [(45, 19.5), (45, 26), (41.2, 26), (41.2, 27.4)]),
+        ('image_quality', ':', [(45, 19.5), (45, 26), (46.8, 26), (46.8, 26.9)]),
 ]
 
-ARROWS += [
-    ('into', '-', [(47.7, 17), (48.4, 17), (48.4, 25), (49.7, 25)]), ('into', '-', [(4, 14.5), (4, 3.4), (48.4, 3.4), (48.4, 9.6), (49.7, 9.6)]),
-    *(('branches', '-', [(a + 1.5, y), (b - 1.5, y)]) for y in (25, 9.6) for a,b in zip(STAGES, STAGES[1:])),
-    *(('sai', '<->', [(x, a), (x, b)]) for x in STAGES for a,b in ((19, 23.3), (11.3, 15.6))),
-    *(('branches', '-', [(65.3, y), (67.5, y)]) for y in (25, 9.6)),
-    *(('gate', '-', [(66.3, y), (66.3, to), (67.5, to)]) for y,to in ((25, 19.7), (25, 14.9), (9.6, 19.7), (9.6, 14.9))),
-    ('gate', '-', [(70.9, 25), (73.9, 25), (73.9, 19)]), ('gate', '-', [(70.9, 9.6), (73.2, 9.6), (73.2, 15.6)]),
-    ('gate', '-', [(70.9, 19.7), (71.7, 19.7), (71.7, 17.9), (72.2, 17.9)]), ('gate', '-', [(70.9, 14.9), (71.7, 14.9), (71.7, 16.7), (72.2, 16.7)]),
-    ('losses', 'rail', [(50.4, 13.6), (64.6, 13.6)]), ('losses', ':', [(53.3, 13.6), (53.3, 3.8)]), ('losses', ':', [(57.5, 13.6), (57.5, 3.8)]),
-]
+ARROWS += ([('into', '-', [(47.7, 17), (48.4, 17), (48.4, 25), (49.7, 25)]),
+            ('into', '-', [(4, 14.5), (4, 3.4), (48.4, 3.4), (48.4, 9.6), (49.7, 9.6)]),
+            *(('branches', '-', [(a + 1.5, y), (b - 1.5, y)]) for y in (25, 9.6) for a,
+              b in zip(STAGES, STAGES[1:])),
+            *(('sai', '<->', [(x, a), (x, b)]) for x in STAGES for a, b in ((19, 23.3), (11.3, 15.6))),
+            *(('branches', '-', [(65.3, y), (67.5, y)]) for y in (25, 9.6)),
+            *(('gate', '-', [(66.3, y), (66.3, to), (67.5, to)]) for y,
+              to in ((25, 19.7), (25, 14.9), (9.6, 19.7), (9.6, 14.9))),
+            ('gate', '-', [(70.9, 25), (73.9, 25), (73.9, 19)]),
+            ('gate', '-', [(70.9, 9.6), (73.2, 9.6), (73.2, 15.6)]),
+            ('gate', '-', [(70.9, 19.7), (71.7, 19.7), (71.7, 17.9), (72.2, 17.9)]),
+            ('gate', '-', [(70.9, 14.9), (71.7, 14.9), (71.7, 16.7), (72.2, 16.7)]),
+            ('losses', 'rail', [(50.4, 13.6), (64.6, 13.6)]), ('losses', ':', [(53.3, 13.6), (53.3, 3.8)]),
+            ('losses', ':', [(57.5, 13.6), (57.5, 3.8)]),])
 
 ARROWS += [ # what losses and metrics look at
-    ('losses', ':', [(74.8, 15.6), (74.8, 6), (65, 6), (65, 3.8)]), ('losses', ':', [(70, 6), (70, 3.8)]), ('losses', ':', [(69.2, 8.2), (69.2, 6)]),
+    ('losses', ':', [(74.8, 15.6), (74.8, 6), (65, 6), (65, 3.8)]), ('losses', ':', [(70, 6), (70, 3.8)]),
+        ('losses', ':', [(69.2, 8.2), (69.2, 6)]),
     ('losses', ':', [(72.9, 2.4), (71.6, 2.4)]), ('diagnostic', ':', [(74.8, 19), (74.8, 28.6)]),
 ]
 
 # %% ../nbs/method.ipynb #c015
 WORDS = [ # part, x, y, text, alignment
-    ('mrcnet student', 7.8, 26.5, 'MRC-Net', 'left'), ('skip', 20, 24.9, 'global skip', 'center'), ('mrcnet student', 30.6, 23.2, '$H_t$', 'center'),
+    ('mrcnet student', 7.8, 26.5, 'MRC-Net', 'left'), ('skip', 20, 24.9, 'global skip', 'center'),
+        ('mrcnet student', 30.6, 23.2, '$H_t$', 'center'),
     ('mrc', 26, 20.5, 'MRC: local path', 'center'), ('mrc', 26, 13.6, 'global path', 'center'),
-    ('convlstm', 25.2, 11.3, '$Y_t$ back: only the teacher', 'center'), ('distillation', 24.7, 8, '$C$, $H$, $F_{LR}$, $F_{SR}$', 'center'),
-    ('branches', 57.5, 27.7, 'SR branch', 'center'), ('branches', 61.3, 6.9, 'LR branch', 'center'), ('gate', 69.2, 22.4, 'gate', 'center'),
+    ('convlstm', 25.2, 11.3, '$Y_t$ back: only the teacher', 'center'),
+        ('distillation', 24.7, 8, '$C$, $H$, $F_{LR}$, $F_{SR}$', 'center'),
+    ('branches', 57.5, 27.7, 'SR branch', 'center'), ('branches', 61.3, 6.9, 'LR branch', 'center'),
+        ('gate', 69.2, 22.4, 'gate', 'center'),
 ]
 
 # %% ../nbs/method.ipynb #c017
 class _SmallCanvas(FigureCanvasAgg):
     "Writes PNGs of 64 colours: a third of the bytes, and enough for boxes and words"
-    def print_png(self, filename, **_): # matplotlib also hands over colours and metadata, which a palette image does not need
+    def print_png(self, filename, **_):
+        # matplotlib also hands over colours and metadata, which a palette image does not need
         self.draw()
         image = Image.fromarray(np.asarray(self.buffer_rgba())).convert('RGB')
         image.quantize(64, dither=Image.Dither.NONE).save(filename, format='png', optimize=True)
@@ -142,7 +163,7 @@ def _blend(colour, strength): # the colour on white: 1 in full, 0 white
 class _Pen:
     "Draws boxes, arrows and words on one sheet, lit, pale or plain"
     def __init__(self, ax, lit):
-        self.ax,self.lit = ax,lit
+        self.ax, self.lit = ax, lit
 
     def state(self, parts): # 'plain' without a lit part, else 'lit' or 'pale'
         if self.lit is None: return 'plain'
@@ -155,36 +176,41 @@ class _Pen:
         fill = _blend(colour_of(colour), {'plain': 0.5, 'lit': 0.8, 'pale': 0.12}[state])
         if colour == 'frame': fill = _blend('#E69F00', 0.14) if state == 'lit' else 'white'
         edge = {'plain': '#666666', 'lit': '#000000', 'pale': '#cccccc'}[state]
-        self.ax.add_patch(FancyBboxPatch((x - width/2, y - height/2), width, height, boxstyle='round,pad=0,rounding_size=0.5', fc=fill, ec=edge,
-                                         lw=1.3 if state == 'lit' else 0.7, zorder=1 if colour == 'frame' else 3))
+        (self.ax.add_patch(FancyBboxPatch((x - width/2, y - height/2), width, height,
+                                          boxstyle='round,pad=0,rounding_size=0.5', fc=fill, ec=edge,
+                                          lw=1.3 if state == 'lit' else 0.7,
+                                          zorder=1 if colour == 'frame' else 3)))
         self.ax.text(x, y, text, ha='center', va='center', color=self.ink(parts), zorder=4, linespacing=1.0)
 
     def arrow(self, parts, kind, corners):
-        colour,lit = self.ink(parts),self.state(parts) == 'lit'
+        colour, lit = self.ink(parts), self.state(parts) == 'lit'
         line = dict(color=colour, lw=1.2 if lit else 0.7, zorder=2.5 if lit else 2)
         dash = {'--': (0, (3, 1.5)), ':': (0, (1, 1.2)), 'rail': (0, (1, 1.2))}.get(kind, '-')
         self.ax.plot(*zip(*corners), ls=dash, **line)
         ends = {'rail': [], '<->': [corners[-2:], corners[1::-1]]}.get(kind, [corners[-2:]])
-        for before,end in np.array(ends, float).reshape(-1, 2, 2):
+        for before, end in np.array(ends, float).reshape(-1, 2, 2):
             start = end + 0.5*(before - end)/np.linalg.norm(before - end)
-            self.ax.annotate('', end, start, arrowprops=dict(arrowstyle='-|>,head_width=0.15,head_length=0.3', shrinkA=0, shrinkB=0, **line))
+            self.ax.annotate('', end, start, arrowprops=dict(arrowstyle='-|>,head_width=0.15,head_length=0.3',
+                                                             shrinkA=0, shrinkB=0, **line))
 
     def join(self, parts, x, y): # a circle with a plus
         self.ax.plot(x, y, 'o', ms=7, mfc='white', mec=self.ink(parts), mew=0.8, zorder=3)
         self.ax.plot(x, y, '+', ms=5, color=self.ink(parts), zorder=4)
 
-    def word(self, parts, x, y, text, ha): self.ax.text(x, y, text, ha=ha, va='center', color=self.ink(parts), fontsize=6.5, zorder=4)
+    def word(self, parts, x, y, text, ha):
+        self.ax.text(x, y, text, ha=ha, va='center', color=self.ink(parts), fontsize=6.5, zorder=4)
 
 # %% ../nbs/method.ipynb #c021
 def method_map(
-    lit:str|list[str]|None=None, # a part of `PARTS` or several; None: everything in plain colours
-    title:bool=True, # name the lit parts, with their place in the paper, above the map?
-    dpi:int=100, # pixels per inch
+    lit: str|list[str]|None = None, # a part of `PARTS` or several; None: everything in plain colours
+    title: bool = True, # name the lit parts, with their place in the paper, above the map?
+    dpi: int = 100, # pixels per inch
 ) -> Figure: # 7.6 × 3.4 inches, with a title 3.6
     "Figures 2 and 3 on one sheet, with one part lit. Raises ValueError for a part that is not on the map"
     lit = [lit] if isinstance(lit, str) else lit
     for part in lit or []:
-        if part not in PARTS: raise ValueError(f'{part!r} is not on the map. Its parts are: {", ".join(PARTS)}.')
+        if part not in PARTS:
+            raise ValueError(f'{part!r} is not on the map. Its parts are: {", ".join(PARTS)}.')
     within = set().union(*map(parts_within, lit)) if lit else None
     head = '; '.join(f'{PARTS[p][0]}: {PARTS[p][2]}' for p in lit) if lit and title else ''
     height = SIZE[1] + 2*bool(head)

@@ -47,42 +47,59 @@ class ModelInfo:
     made: dict = field(default_factory=dict) # date, machine and versions; filled in when saved
 
     def __post_init__(self):
-        if self.size is not None and (type(self.size) is not int or self.size < 1): raise ValueError(f'size is a whole number of pixels or None, not {self.size!r}')
+        if self.size is not None and (type(self.size) is not int or self.size < 1):
+            raise ValueError(f'size is a whole number of pixels or None, not {self.size!r}')
         if isinstance(self.lr_size, tuple): self.lr_size = list(self.lr_size)
-        if self.lr_size is not None and not (isinstance(self.lr_size, list) and len(self.lr_size) == 2 and all(type(n) is int and n > 0 for n in self.lr_size)): raise ValueError(f'lr_size is a height and a width in pixels, or None, not {self.lr_size!r}')
-        if not isinstance(self.classes, (list, tuple)) or not all(isinstance(c, str) for c in self.classes) or len(set(self.classes)) < len(self.classes): raise ValueError(f'classes are different names, not {self.classes!r}')
+        if (self.lr_size is not None and not (isinstance(self.lr_size, list) and len(self.lr_size) == 2
+                                              and all(type(n) is int and n > 0 for n in self.lr_size))):
+            raise ValueError(f'lr_size is a height and a width in pixels, or None, not {self.lr_size!r}')
+        if (not isinstance(self.classes, (list, tuple)) or not all(isinstance(c, str) for c in self.classes)
+            or len(set(self.classes)) < len(self.classes)):
+            raise ValueError(f'classes are different names, not {self.classes!r}')
         if self.images not in ('lr', 'hr'): raise ValueError(f"images is 'lr' or 'hr', not {self.images!r}")
         for key in ('data', 'training', 'metrics', 'calibration', 'made'):
-            if not isinstance(getattr(self, key), dict): raise ValueError(f'{key} is a dictionary, not {getattr(self, key)!r}')
+            if not isinstance(getattr(self, key), dict):
+                raise ValueError(f'{key} is a dictionary, not {getattr(self, key)!r}')
         calibrated = self.calibrated
-        if calibrated is not None and list(calibrated.classes) != list(self.classes): raise ValueError(f'the calibration is for the classes {", ".join(calibrated.classes)}, the model for {", ".join(self.classes)}')
+        if calibrated is not None and list(calibrated.classes) != list(self.classes):
+            raise ValueError(f'the calibration is for the classes {", ".join(calibrated.classes)}, the model '
+                             f'for {", ".join(self.classes)}')
 
     @property
     def calibrated(self): # Calibration, or None
         return Calibration.from_dict(self.calibration) if self.calibration else None
 
 # %% ../nbs/models.ipynb #c007
-def _made(): return dict(date=date.today().isoformat(), machine=f'{platform.system()} {platform.machine()}, {os.cpu_count()} cores',
-                         python=platform.python_version(), torch=torch.__version__, srdiag=version('srdiag'))
+def _made():
+    return dict(date=date.today().isoformat(),
+                machine=f'{platform.system()} {platform.machine()}, {os.cpu_count()} cores',
+                python=platform.python_version(), torch=torch.__version__, srdiag=version('srdiag'))
 
 # %% ../nbs/models.ipynb #c009
-def _as_table(d): return markdown_table(['', ''], [[k, _short(v)] for k,v in d.items()])
-def _short(v): return f'{v:.4f}' if isinstance(v, float) else ', '.join(map(str, v)) if isinstance(v, (list, tuple)) else str(v)
+def _as_table(d): return markdown_table(['', ''], [[k, _short(v)] for k, v in d.items()])
+def _short(v):
+    return (f'{v:.4f}' if isinstance(v, float) else ', '.join(map(str, v)) if isinstance(v, (list, tuple))
+            else str(v))
 
 def model_card(
-    what:str, # kind of network, e.g. 'super-resolution network'
-    config:dict, # of the network
-    info:ModelInfo, # what is known
+    what: str, # kind of network, e.g. 'super-resolution network'
+    config: dict, # of the network
+    info: ModelInfo, # what is known
 ) -> str: # markdown
     "The README of a model folder"
-    pre = dict(scale=config['scale'], images={'lr': 'low-resolution, taken as they are', 'hr': 'high-resolution, reduced by the scale first (MATLAB bicubic)'}[info.images],
-               cut=f'middle {info.size}×{info.size} px' if info.size else 'none', values='RGB or grey, 8 or 16 bit, scaled to [0, 1]')
+    pre = dict(scale=config['scale'], images={'lr': 'low-resolution, taken as they are',
+                                              'hr': 'high-resolution, reduced by the scale first (MATLAB '
+                                                    'bicubic)'}[info.images],
+               cut=f'middle {info.size}×{info.size} px' if info.size else 'none',
+               values='RGB or grey, 8 or 16 bit, scaled to [0, 1]')
     if info.classes: pre['classes'] = info.classes
     if info.lr_size: pre['low-resolution size'] = f'{info.lr_size[0]}×{info.lr_size[1]} px'
     parts = [f'# {as_markdown(info.title)}', f'A {what}, made with srdiag {info.made.get("srdiag", "")}.',
-             '**For teaching and research. Not for diagnostic use.**', info.notes, '## Preprocessing', _as_table(pre)]
+             '**For teaching and research. Not for diagnostic use.**', info.notes, '## Preprocessing',
+             _as_table(pre)]
     caution = info.calibrated.facts() if info.calibration else {}
-    for title,d in (('Metrics', info.metrics), ('Calibration and caution', caution), ('Data', info.data), ('Training', info.training), ('Network', config), ('Made', info.made)):
+    for title, d in (('Metrics', info.metrics), ('Calibration and caution', caution), ('Data', info.data),
+                     ('Training', info.training), ('Network', config), ('Made', info.made)):
         if d: parts += [f'## {title}', _as_table(d)]
     return '\n\n'.join(p for p in parts if p) + '\n'
 
@@ -92,42 +109,52 @@ def json_text(
 ) -> str: # strict JSON: undefined numbers become null
     "JSON that every reader accepts"
     def plain(v):
-        if isinstance(v, dict): return {k:plain(x) for k,x in v.items()}
+        if isinstance(v, dict): return {k: plain(x) for k, x in v.items()}
         if isinstance(v, (list, tuple)): return [plain(x) for x in v]
         return None if isinstance(v, float) and not math.isfinite(v) else v
     return json.dumps(plain(value), indent=2, ensure_ascii=False, allow_nan=False)
 
 def _write_files(folder, kind, network, info, files):
-    state = {k:v.detach().cpu().contiguous().clone() for k,v in network.state_dict().items()}
+    state = {k: v.detach().cpu().contiguous().clone() for k, v in network.state_dict().items()}
     save_file(state, folder/'model.safetensors')
     digest = hashlib.sha256((folder/'model.safetensors').read_bytes()).hexdigest()
     config = dict(format=FORMAT, kind=kind, network=network.config, info=asdict(info), weights_sha256=digest)
     if kind == 'sr': config['architecture'] = architecture_of(network)
-    what = f'super-resolution network ({type(network).__name__})' if kind == 'sr' else 'super-resolution enhanced diagnosis framework'
+    what = (f'super-resolution network ({type(network).__name__})' if kind == 'sr'
+            else 'super-resolution enhanced diagnosis framework')
     (folder/'config.json').write_text(json_text(config), encoding='utf-8')
     (folder/'README.md').write_text(model_card(what, network.config, info), encoding='utf-8')
-    for name,text in files.items(): (folder/name).write_text(text, encoding='utf-8')
-    shutil.copymode(folder/'config.json', folder/'model.safetensors') # safetensors makes it readable for its owner only
+    for name, text in files.items(): (folder/name).write_text(text, encoding='utf-8')
+    # safetensors makes it readable for its owner only
+    shutil.copymode(folder/'config.json', folder/'model.safetensors')
 
 # %% ../nbs/models.ipynb #c013
 def check_output(
-    folder:str|Path, # where something is to be written
-    overwrite:bool=False, # the user asked for it
+    folder: str|Path, # where something is to be written
+    overwrite: bool = False, # the user asked for it
 ) -> Path: # the folder
     "ModelError if writing there would replace something that the user did not offer"
     folder = Path(folder)
-    if folder.exists() and not folder.is_dir(): raise ModelError(f'{folder} is a file: choose a folder for the output.')
+    if folder.exists() and not folder.is_dir():
+        raise ModelError(f'{folder} is a file: choose a folder for the output.')
     above = next(p for p in (folder, *folder.absolute().parents) if p.exists())
-    if not above.is_dir(): raise ModelError(f'{folder} cannot be made, because {above} is a file: choose another output folder.')
-    if not os.access(above, os.W_OK | os.X_OK): raise ModelError(f'{folder} cannot be written, because {above} is read-only for you: choose another output folder.')
+    if not above.is_dir():
+        raise ModelError(f'{folder} cannot be made, because {above} is a file: choose another output folder.')
+    if not os.access(above, os.W_OK | os.X_OK):
+        raise ModelError(f'{folder} cannot be written, because {above} is read-only for you: choose another '
+                         'output folder.')
     if folder.is_dir() and any(folder.iterdir()):
-        if not overwrite: raise ModelError(f'{folder} exists and is not empty: choose another output folder, or allow it to be replaced with --overwrite.')
+        if not overwrite:
+            raise ModelError(f'{folder} exists and is not empty: choose another output folder, or allow it '
+                             'to be replaced with --overwrite.')
         if not is_model_folder(folder) and not (folder/'.srdiag').exists():
-            raise ModelError(f'{folder} was not made by srdiag, so it is not replaced, --overwrite or not: choose another output folder.')
+            raise ModelError(f'{folder} was not made by srdiag, so it is not replaced, --overwrite or not: '
+                             'choose another output folder.')
     return folder
 
 # %% ../nbs/models.ipynb #c015
-def _swap(new, folder): # put the finished folder `new` into the place of `folder`, whose other files move along
+def _swap(new, folder):
+    # put the finished folder `new` into the place of `folder`, whose other files move along
     if not folder.exists(): return new.rename(folder)
     old = new.with_name(new.name + '.old')
     folder.rename(old)
@@ -138,52 +165,66 @@ def _swap(new, folder): # put the finished folder `new` into the place of `folde
     shutil.rmtree(old)
 
 def save_model(
-    folder:str|Path, # becomes the model folder
-    network:nn.Module, # MRCNet, one of the zoo, or SREnhancedDiagnosis
-    info:ModelInfo, # what is known about it
-    overwrite:bool=False, # replace a model that is there
-    files:dict|None=None, # name → text of further files that belong to it, e.g. split.csv
+    folder: str|Path, # becomes the model folder
+    network: nn.Module, # MRCNet, one of the zoo, or SREnhancedDiagnosis
+    info: ModelInfo, # what is known about it
+    overwrite: bool = False, # replace a model that is there
+    files: dict|None = None, # name → text of further files that belong to it, e.g. split.csv
 ) -> Path: # the folder
-    "Save a model folder; ModelError if it exists, the disk is full or a weight is not finite: the old model then stays as it was"
-    folder,kind = check_output(folder, overwrite),'diagnosis' if isinstance(network, SREnhancedDiagnosis) else 'sr'
-    bad = [k for k,v in network.state_dict().items() if v.is_floating_point() and not torch.isfinite(v).all()]
-    if bad: raise ModelError(f'The network has non-finite weights ({bad[0]} and {len(bad)-1} more): it is not saved.')
+    """Save a model folder; ModelError if it exists, the disk is full or a weight is not finite: the old model
+    then stays as it was"""
+    folder, kind = (check_output(folder, overwrite),
+                    'diagnosis' if isinstance(network, SREnhancedDiagnosis) else 'sr')
+    bad = ([k for k,
+            v in network.state_dict().items() if v.is_floating_point() and not torch.isfinite(v).all()])
+    if bad:
+        raise ModelError(f'The network has non-finite weights ({bad[0]} and {len(bad)-1} more): it is not '
+                         'saved.')
     info.made = _made()
     temporary = None
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         temporary = Path(tempfile.mkdtemp(prefix=f'.{folder.name}-', dir=folder.parent))
-        temporary.rmdir(); temporary.mkdir() # once more, with the permissions that the user's other folders get
+        # once more, with the permissions that the user's other folders get
+        temporary.rmdir()
+        temporary.mkdir()
         _write_files(temporary, kind, network, info, files or {})
         _swap(temporary, folder)
     except (OSError, SafetensorError) as e:
-        raise ModelError(f'The model could not be saved to {folder} ({e}): free some space or choose another folder. What was there is unchanged.') from e
+        raise ModelError(f'The model could not be saved to {folder} ({e}): free some space or choose another '
+                         'folder. What was there is unchanged.') from e
     finally:
         if temporary is not None and temporary.exists(): shutil.rmtree(temporary, ignore_errors=True)
     return folder
 
 # %% ../nbs/models.ipynb #c019
 def _build(config): # the network that config.json describes, with fresh weights
-    cls = ARCHITECTURES[config.get('architecture', 'mrcnet')] if config['kind'] == 'sr' else SREnhancedDiagnosis
+    cls = (ARCHITECTURES[config.get('architecture', 'mrcnet')] if config['kind'] == 'sr'
+           else SREnhancedDiagnosis)
     return cls(**config['network'])
 
 # %% ../nbs/models.ipynb #c021
 def load_model(
-    folder:str|Path, # a model folder, or the name of a network of the package, e.g. 'histology_x2'
-    kind:str|None=None, # 'sr' or 'diagnosis'; None: either
-    scale:int|None=None, # the scale that is needed; None: any
-    device:str|torch.device='cpu', # where to put it
+    folder: str|Path, # a model folder, or the name of a network of the package, e.g. 'histology_x2'
+    kind: str|None = None, # 'sr' or 'diagnosis'; None: either
+    scale: int|None = None, # the scale that is needed; None: any
+    device: str|torch.device = 'cpu', # where to put it
 ) -> tuple[nn.Module, ModelInfo]: # the network in eval mode, and what is known about it
-    "Rebuild a network from its folder, strictly; nothing in the folder is executed. ModelError says what does not fit"
+    """Rebuild a network from its folder, strictly; nothing in the folder is executed. ModelError says what
+    does not fit"""
     folder = model_folder(folder)
     config = read_config(folder)
     if kind and config['kind'] != kind:
         raise ModelError(f'{folder} holds a model for {config["kind"]}, but one for {kind} is needed.')
     if scale and config['network'].get('scale') != scale:
-        raise ModelError(f'The model in {folder} enlarges {config["network"].get("scale")} times, but scale {scale} is needed: choose another model or scale.')
-    try: network,info = _build(config),ModelInfo(**config['info'])
-    except (TypeError, ValueError, KeyError, RuntimeError, ModelError) as e: raise ModelError(f'{folder}/config.json does not describe a network of this version of srdiag ({e}).') from e
+        raise ModelError(f'The model in {folder} enlarges {config["network"].get("scale")} times, but scale '
+                         f'{scale} is needed: choose another model or scale.')
+    try: network, info = _build(config), ModelInfo(**config['info'])
+    except (TypeError, ValueError, KeyError, RuntimeError, ModelError) as e:
+        raise ModelError(f'{folder}/config.json does not describe a network of this version of srdiag ({e}).') from e
     known = network.config.get('classes') if config['kind'] == 'diagnosis' else None
-    if known and info.classes and len(info.classes) != known: raise ModelError(f'{folder}/config.json describes {len(info.classes)} classes, but the network knows {known}: restore it from a copy.')
+    if known and info.classes and len(info.classes) != known:
+        raise ModelError(f'{folder}/config.json describes {len(info.classes)} classes, but the network knows '
+                         f'{known}: restore it from a copy.')
     load_weights(folder, network, config['weights_sha256'])
-    return network.to(device).eval(),info
+    return network.to(device).eval(), info

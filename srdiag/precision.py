@@ -14,7 +14,7 @@ import torch
 PRECISIONS = 'bf16', 'fp16', 'fp32'
 
 def best_precision(
-    device:torch.device|str='cpu', # where the network runs
+    device: torch.device|str = 'cpu', # where the network runs
 ) -> str: # 'bf16', 'fp16' or 'fp32'
     "The fastest precision that the device computes natively"
     kind = torch.device(device).type
@@ -25,21 +25,24 @@ def best_precision(
 
 # %% ../nbs/precision.ipynb #c008
 def chosen_precision(
-    precision:str='auto', # 'auto', 'bf16', 'fp16' or 'fp32'
-    device:torch.device|str='cpu', # where the network runs
+    precision: str = 'auto', # 'auto', 'bf16', 'fp16' or 'fp32'
+    device: torch.device|str = 'cpu', # where the network runs
 ) -> str: # 'bf16', 'fp16' or 'fp32'
     "The precision asked for, or the best one; ValueError if there is no such precision on the device"
     if precision == 'auto': return best_precision(device)
-    if precision not in PRECISIONS: raise ValueError(f"precision must be 'auto', 'bf16', 'fp16' or 'fp32', not {precision!r}.")
-    if precision == 'fp16' and torch.device(device).type != 'cuda': raise ValueError('fp16 needs a CUDA GPU: use bf16 or fp32 here.')
+    if precision not in PRECISIONS:
+        raise ValueError(f"precision must be 'auto', 'bf16', 'fp16' or 'fp32', not {precision!r}.")
+    if precision == 'fp16' and torch.device(device).type != 'cuda':
+        raise ValueError('fp16 needs a CUDA GPU: use bf16 or fp32 here.')
     return precision
 
 # %% ../nbs/precision.ipynb #c010
 def computing_in(
-    precision:str='auto', # see `chosen_precision`
-    device:torch.device|str='cpu', # where the network runs
+    precision: str = 'auto', # see `chosen_precision`
+    device: torch.device|str = 'cpu', # where the network runs
 ): # a context manager
     "The context in which a network computes in a precision"
     precision = chosen_precision(precision, device)
     if precision == 'fp32': return nullcontext()
-    return torch.autocast(torch.device(device).type, dtype=torch.bfloat16 if precision == 'bf16' else torch.float16)
+    return (torch.autocast(torch.device(device).type,
+                           dtype=torch.bfloat16 if precision == 'bf16' else torch.float16))

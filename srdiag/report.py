@@ -44,20 +44,22 @@ def _paragraphs(
 def _plain(value):
     "Python's own value for a number from numpy or torch; None for anything missing"
     if getattr(value, 'ndim', 0):
-        raise ValueError(f'A cell or a fact holds one value, but got the shape {tuple(value.shape)}: take a mean first.')
+        raise ValueError(f'A cell or a fact holds one value, but got the shape {tuple(value.shape)}: take a '
+                         'mean first.')
     if hasattr(value, 'item'): value = value.item()
     if value is None or value is pd.NA or value is pd.NaT or value != value: return None
     return value
 
 def _number_text(
     value, # int or float
-    spec:str|None, # such as '.2f'; None: four significant digits, whole numbers in full
+    spec: str|None, # such as '.2f'; None: four significant digits, whole numbers in full
 ) -> str: # for example '27.31'
     "A number as text. Raises ValueError for a format that does not suit it"
     if value in (float('inf'), float('-inf')): return '∞' if value > 0 else '-∞'
     if spec is not None:
         try: return format(value, spec)
-        except ValueError as e: raise ValueError(f'The format {spec!r} does not suit the number {value!r} ({e}).') from None
+        except ValueError as e:
+            raise ValueError(f'The format {spec!r} does not suit the number {value!r} ({e}).') from None
     if isinstance(value, int): return str(value)
     return f'{value:.0f}' if 1e4 <= abs(value) < 1e15 else f'{value:.4g}'
 
@@ -88,16 +90,19 @@ def _cell(value, spec, right):
 
 def _table(
     data, # DataFrame or list of dictionaries
-    formats:dict, # column -> format spec
+    formats: dict, # column -> format spec
 ) -> dict: # heads and rows of cells
-    "A table for the template. Raises ValueError for a format without its column, or one that does not suit a number"
+    """A table for the template. Raises ValueError for a format without its column, or one that does not suit
+    a number"""
     names, rows = _columns(data)
     unknown = [str(f) for f in formats if str(f) not in names]
-    if rows and unknown: raise ValueError(f'There is no column {unknown[0]!r} to format; there are: {", ".join(names)}.')
+    if rows and unknown:
+        raise ValueError(f'There is no column {unknown[0]!r} to format; there are: {", ".join(names)}.')
     rows = [[_plain(value) for value in row] for row in rows]
     specs = [{str(k): v for k, v in formats.items()}.get(name) for name in names]
     known = [[row[i] for row in rows if row[i] is not None] for i in range(len(names))]
-    right = [bool(k) and all(isinstance(v, (int, float)) and not isinstance(v, bool) for v in k) for k in known]
+    right = ([bool(k) and all(isinstance(v, (int, float)) and not isinstance(v, bool) for v in k)
+              for k in known])
     return dict(heads=[dict(text=n, number=r) for n, r in zip(names, right)],
                 rows=[[_cell(*args) for args in zip(row, specs, right)] for row in rows])
 
@@ -112,29 +117,30 @@ class _Words:
         return self
 
     def section(self,
-        title:str, # heading, also in the contents
-        text:str='', # prose that opens the section
+        title: str, # heading, also in the contents
+        text: str = '', # prose that opens the section
     ) -> 'Report':
         "Start a section"
         self._sections.append(dict(title=str(title), blocks=[]))
         return self.text(text)
 
     def text(self,
-        prose:str, # blank lines between paragraphs; **bold** and `code`
+        prose: str, # blank lines between paragraphs; **bold** and `code`
     ) -> 'Report':
         "Add prose to the current section"
         return self._add('text', parts=_paragraphs(prose))
 
     def notice(self,
-        prose:str, # as in `text`
-        kind:str='warning', # or 'note'
+        prose: str, # as in `text`
+        kind: str = 'warning', # or 'note'
     ) -> 'Report':
         "Add a box that is not to be overlooked. Raises ValueError for another kind"
-        if kind not in ('warning', 'note'): raise ValueError(f"The kind of a notice is 'warning' or 'note', not {kind!r}.")
+        if kind not in ('warning', 'note'):
+            raise ValueError(f"The kind of a notice is 'warning' or 'note', not {kind!r}.")
         return self._add('notice', style=kind, parts=_paragraphs(prose))
 
     def facts(self,
-        pairs:dict, # name -> value; lists are joined with commas, numbers shown in full
+        pairs: dict, # name -> value; lists are joined with commas, numbers shown in full
     ) -> 'Report':
         "Add a list of names and values: command, data, seed"
         def show(value):
@@ -146,9 +152,9 @@ class _Words:
 _DISCLAIMER = 'For teaching and research. Not for diagnostic use.'
 
 def _page(
-    title:str, # heading
-    lead:list, # paragraphs below it
-    sections:list, # dictionaries with title and blocks; the first has no title
+    title: str, # heading
+    lead: list, # paragraphs below it
+    sections: list, # dictionaries with title and blocks; the first has no title
 ) -> str: # a whole HTML document
     "Fill in the template of the package"
     source = files('srdiag.templates').joinpath('report.html').read_text(encoding='utf-8')
@@ -158,10 +164,11 @@ def _page(
 
 # %% ../nbs/report.ipynb #c028
 class Report(_Words):
-    "A page of prose, figures, tables and facts that is written as one HTML file; each method but `write` returns the report"
+    """A page of prose, figures, tables and facts that is written as one HTML file; each method but `write`
+    returns the report"""
     def __init__(self,
-        title:str, # heading of the page
-        lead:str, # what the report is about, in a sentence or two
+        title: str, # heading of the page
+        lead: str, # what the report is about, in a sentence or two
     ):
         super().__init__(title, lead)
         self._numbers = dict(figure=0, table=0)
@@ -171,23 +178,26 @@ class Report(_Words):
         return self._add(kind, number=self._numbers[kind], caption=_inline(caption), **block)
 
     def figure(self,
-        fig:Figure, # any matplotlib figure; it is closed
-        caption:str, # what the reader should see; numbered
-        alt:str, # description for readers who do not see the picture; '' takes the figure's titles
+        fig: Figure, # any matplotlib figure; it is closed
+        caption: str, # what the reader should see; numbered
+        alt: str, # description for readers who do not see the picture; '' takes the figure's titles
     ) -> 'Report':
         "Add a picture to the current section"
-        return self._numbered('figure', caption, image=Markup(figure_to_html(fig, alt=alt)), wide=fig.get_figwidth() > 5)
+        return (self._numbered('figure', caption, image=Markup(figure_to_html(fig, alt=alt)),
+                               wide=fig.get_figwidth() > 5))
 
     def table(self,
         frame_or_rows, # pandas.DataFrame or list of dictionaries
-        caption:str, # what the numbers are, with their convention; numbered
-        formats:dict|None=None, # column -> format spec such as '.2f'; None: four significant digits
+        caption: str, # what the numbers are, with their convention; numbered
+        formats: dict|None = None, # column -> format spec such as '.2f'; None: four significant digits
     ) -> 'Report':
-        "Add a table to the current section. Raises ValueError for formats that do not fit and for cells of many values"
+        """Add a table to the current section. Raises ValueError for formats that do not fit and for cells of
+        many values"""
         return self._numbered('table', caption, **_table(frame_or_rows, formats or {}))
 
     def write(self,
-        path:str|Path, # the HTML file; its folder exists; a file of that name is replaced
+        path: str|Path, # the HTML file; its folder exists; a file of that name is replaced
     ) -> Path: # the same path
-        "Write the page as one file, whole or not at all. Raises DataError if that fails; the old file is then as it was"
+        """Write the page as one file, whole or not at all. Raises DataError if that fails; the old file is
+        then as it was"""
         return write_text(path, _page(self.title, self.lead, self._sections))

@@ -28,10 +28,11 @@ from .errors import DataError
 # %% ../nbs/runs.ipynb #c005
 @contextmanager
 def placing(
-    final:str|Path, # the folder to make
-    last:str='metrics.json', # the file that makes it complete
+    final: str|Path, # the folder to make
+    last: str = 'metrics.json', # the file that makes it complete
 ): # yields a folder to work in, which becomes `final`
-    "All or nothing: the folder takes its place when the block ends, and vanishes if it fails or is interrupted"
+    """All or nothing: the folder takes its place when the block ends, and vanishes if it fails or is
+    interrupted"""
     final = Path(final)
     folder = final.with_name(f'.{final.name}-{uuid.uuid4().hex[:8]}')
     folder.mkdir(parents=True)
@@ -56,20 +57,21 @@ def misfit(
     if isinstance(form, dict):
         if not isinstance(value, dict): return f'{name} is not an object'
         if gone := [key for key in form if key not in value]: return f'{gone[0]} is missing'
-        return next(filter(None, (misfit(value[key], inner, key) for key,inner in form.items())), '')
+        return next(filter(None, (misfit(value[key], inner, key) for key, inner in form.items())), '')
     if isinstance(form, list):
         if not isinstance(value, list): return f'{name} is not a list'
         return next(filter(None, (misfit(x, form[0], f'an item of {name}') for x in value)), '')
     return '' if isinstance(value, form) else f'{name} is of the kind {type(value).__name__}'
 
 def read_json(
-    path:str|Path, # of the file
+    path: str|Path, # of the file
     form, # see `misfit`
-    remedy:str, # what to do if it is damaged
+    remedy: str, # what to do if it is damaged
 ): # the content
     "The content of a JSON file; DataError if it is damaged or has another form"
     try: value = json.loads(Path(path).read_text(encoding='utf-8'))
-    except (ValueError, RecursionError) as e: raise DataError(f'{path} is not readable as JSON ({e}): {remedy}.') from e
+    except (ValueError, RecursionError) as e:
+        raise DataError(f'{path} is not readable as JSON ({e}): {remedy}.') from e
     if wrong := misfit(value, form): raise DataError(f'{path} is not what srdiag wrote ({wrong}): {remedy}.')
     return value
 
@@ -82,20 +84,25 @@ def command_line() -> str: # 'srdiag …', or 'called from Python'
 
 def session_now() -> dict:
     "When, where and with what"
-    name = torch.cuda.get_device_name() if torch.cuda.is_available() else torch.cpu.get_capabilities().get('cpu_name') or platform.processor()
-    return dict(date=time.strftime('%Y-%m-%d %H:%M'), command=command_line(), machine=f'{platform.system()} {platform.machine()}, {os.cpu_count()} cores, {name}',
+    name = (torch.cuda.get_device_name() if torch.cuda.is_available()
+            else torch.cpu.get_capabilities().get('cpu_name') or platform.processor())
+    return dict(date=time.strftime('%Y-%m-%d %H:%M'), command=command_line(),
+                machine=f'{platform.system()} {platform.machine()}, {os.cpu_count()} cores, {name}',
                 python=platform.python_version(), torch=torch.__version__, srdiag=version('srdiag'))
 
 # %% ../nbs/runs.ipynb #c018
 def check_apart(
-    out:str|Path, # where results go
-    data:str|Path, # where the images are
+    out: str|Path, # where results go
+    data: str|Path, # where the images are
 ):
     "DataError if what is written would be read as data"
-    a,b = Path(out).resolve(),Path(data).resolve()
-    if a.is_relative_to(b) or b.is_relative_to(a): raise DataError(f'{out} and {data} lie in one another, so the next start would take our figures for images: choose an output folder elsewhere.')
+    a, b = Path(out).resolve(), Path(data).resolve()
+    if a.is_relative_to(b) or b.is_relative_to(a):
+        raise DataError(f'{out} and {data} lie in one another, so the next start would take our figures for '
+                        'images: choose an output folder elsewhere.')
 
-def as_markdown(text): return ' '.join(str(text).split()).replace('|', r'\|').replace('<', '&lt;') # a name breaks no table and is no HTML
+def as_markdown(text): # a name breaks no table and is no HTML
+    return ' '.join(str(text).split()).replace('|', r'\|').replace('<', '&lt;')
 
 def markdown_table(
     header, # names of columns; a leading '>' aligns to the right
@@ -103,51 +110,62 @@ def markdown_table(
 ) -> str:
     "A markdown table"
     def line(cells): return '| ' + ' | '.join(map(as_markdown, cells)) + ' |'
-    return '\n'.join([line(h.removeprefix('>') for h in header), '|' + '|'.join('---:' if h.startswith('>') else '---' for h in header) + '|', *map(line, rows)])
+    return ('\n'.join([line(h.removeprefix('>') for h in header),
+                       '|' + '|'.join('---:' if h.startswith('>') else '---' for h in header) + '|',
+                       *map(line, rows)]))
 
 # %% ../nbs/runs.ipynb #c022
 def check_choice(
-    what:str, # kind of thing, for the sentence
+    what: str, # kind of thing, for the sentence
     value, # that was given
     known, # names that there are
 ):
     "DataError for a name that there is not"
-    if not any(type(value) is type(k) and value == k for k in known): raise DataError(f'There is no {what} {value!r}: choose one of {", ".join(map(str, known))}.')
+    if not any(type(value) is type(k) and value == k for k in known):
+        raise DataError(f'There is no {what} {value!r}: choose one of {", ".join(map(str, known))}.')
 
 def check_number(
-    who:str, # 'The budget', for the sentence
-    name:str, # of the number
+    who: str, # 'The budget', for the sentence
+    name: str, # of the number
     value, # that was given
     low=1, # smallest
     high=math.inf, # largest
     kind=numbers.Integral, # or numbers.Real
 ): # the number, as Python's own
     "DataError for what is no such number"
-    fits = isinstance(value, kind) and not isinstance(value, bool) and low <= value <= high and value != math.inf
+    fits = (isinstance(value, kind) and not isinstance(value, bool) and low <= value <= high
+            and value != math.inf)
     span = f'of {low} or more' if high == math.inf else f'from {low} to {high}'
-    if not fits: raise DataError(f'{who} needs {name} {span}, not {value!r}' + (': give a whole number.' if kind is numbers.Integral and not isinstance(value, numbers.Integral) else '.'))
+    if not fits:
+        raise (DataError(f'{who} needs {name} {span}, not {value!r}' + (
+                             ': give a whole number.'
+                             if kind is numbers.Integral and not isinstance(value, numbers.Integral)
+                             else '.')))
     return int(value) if kind is numbers.Integral else float(value)
 
 def check_settings(
     settings, # an object of a dataclass
-    who:str, # 'The budget', for the sentences
-    choices:dict, # name of a field → what it may be
+    who: str, # 'The budget', for the sentences
+    choices: dict, # name of a field → what it may be
     shares=(), # names of fields from 0 to 1
-    **bounds, # name of a field → smallest, or smallest and largest value; 1 for a whole number that is not named
+    # name of a field → smallest, or smallest and largest value; 1 for a whole number that is not named
+    **bounds,
 ):
     "DataError for the first field that makes no sense; numbers of other libraries become Python's own"
     for f in fields(settings):
-        value,bound = getattr(settings, f.name),bounds.get(f.name, 1)
-        low,high = bound if isinstance(bound, tuple) else (bound, math.inf)
+        value, bound = getattr(settings, f.name), bounds.get(f.name, 1)
+        low, high = bound if isinstance(bound, tuple) else (bound, math.inf)
         if f.name in choices: check_choice(f'value of {f.name}', value, choices[f.name]); continue
         if f.name in shares: value = check_number(who, f.name, value, 0, 1, numbers.Real)
-        elif f.name in bounds or f.type is int or f.type == int|None and value is not None: value = check_number(who, f.name, value, low, high, numbers.Real if f.type is float else numbers.Integral)
+        elif f.name in bounds or f.type is int or f.type == int|None and value is not None:
+            value = (check_number(who, f.name, value, low, high,
+                                  numbers.Real if f.type is float else numbers.Integral))
         object.__setattr__(settings, f.name, value)
 
 # %% ../nbs/runs.ipynb #c026
 def named_budget(
-    budgets:dict, # name → an object of a dataclass
-    name:str, # a key of it
+    budgets: dict, # name → an object of a dataclass
+    name: str, # a key of it
     **changes, # fields of the dataclass; None leaves a field as it is
 ): # a budget with changes
     "DataError for names that do not exist"
@@ -155,4 +173,4 @@ def named_budget(
     known = [f.name for f in fields(budgets[name])]
     unknown = sorted(changes.keys() - set(known))
     if unknown: raise DataError(f'A budget has no {", ".join(unknown)}: it has {", ".join(known)}.')
-    return replace(budgets[name], **{k:v for k,v in changes.items() if v is not None})
+    return replace(budgets[name], **{k: v for k, v in changes.items() if v is not None})

@@ -24,66 +24,86 @@ FORMAT = 'srdiag model 1' # of config.json
 MODEL_FILES = 'model.safetensors', 'config.json' # without which a folder holds no model
 
 def is_model_folder(
-    folder:str|Path, # any path
+    folder: str|Path, # any path
 ) -> bool:
     "True if the folder holds a model of this project, and not one of somebody else under the same file names"
     if not all((Path(folder)/name).is_file() for name in MODEL_FILES): return False
-    try: return str(json.loads((Path(folder)/'config.json').read_text(encoding='utf-8')).get('format', '')).startswith('srdiag ')
+    try:
+        return str(json.loads((Path(folder)/'config.json').read_text(encoding='utf-8')).get('format', '')).startswith(
+                    'srdiag ')
     except AttributeError: return False
     except (ValueError, RecursionError): return True # cut off, so that it cannot say
 
 def read_config(
-    folder:str|Path, # a model folder
+    folder: str|Path, # a model folder
 ) -> dict: # config.json
     "The configuration of a model folder; ModelError if it is not one"
     folder = Path(folder)
-    if not folder.is_dir(): raise ModelError(f'There is no model folder {folder}: check the path, or name one of the package: {", ".join(list_pretrained())}.')
+    if not folder.is_dir():
+        raise ModelError(f'There is no model folder {folder}: check the path, or name one of the package: '
+                         f'{", ".join(list_pretrained())}.')
     missing = [n for n in MODEL_FILES if not (folder/n).is_file()]
     if missing: raise ModelError(f'{folder} is not a model folder: {" and ".join(missing)} missing.')
     try: config = json.loads((folder/'config.json').read_text(encoding='utf-8'))
-    except (ValueError, RecursionError) as e: raise ModelError(f'{folder}/config.json is not readable as JSON ({e}): restore it from a copy.') from e
-    lacking = [k for k in ('format', 'kind', 'network', 'info', 'weights_sha256') if k not in config] if isinstance(config, dict) else ['format']
-    odd = [] if lacking else [k for k,t in (('kind', str), ('network', dict), ('info', dict)) if not isinstance(config[k], t)]
-    if odd: raise ModelError(f'{folder}/config.json is not a configuration of srdiag: {odd[0]} is {config[odd[0]]!r}.')
-    if not lacking and config['format'] != FORMAT: raise ModelError(f'{folder}/config.json is of the format {config["format"]!r}, but this version of srdiag reads {FORMAT!r}: use the version that made it, or train the model again.')
-    if lacking or config['kind'] not in KINDS: raise ModelError(f'{folder}/config.json is not a configuration of srdiag: {lacking or config["kind"]!r}.')
+    except (ValueError, RecursionError) as e:
+        raise ModelError(f'{folder}/config.json is not readable as JSON ({e}): restore it from a copy.') from e
+    lacking = ([k for k in ('format', 'kind', 'network', 'info', 'weights_sha256') if k not in config]
+               if isinstance(config, dict) else ['format'])
+    odd = ([] if lacking else [k for k, t in (('kind', str), ('network', dict), ('info', dict))
+                               if not isinstance(config[k], t)])
+    if odd:
+        raise ModelError(f'{folder}/config.json is not a configuration of srdiag: {odd[0]} is '
+                         f'{config[odd[0]]!r}.')
+    if not lacking and config['format'] != FORMAT:
+        raise ModelError(f'{folder}/config.json is of the format {config["format"]!r}, but this version of '
+                         f'srdiag reads {FORMAT!r}: use the version that made it, or train the model again.')
+    if lacking or config['kind'] not in KINDS:
+        raise ModelError(f'{folder}/config.json is not a configuration of srdiag: '
+                         f'{lacking or config["kind"]!r}.')
     return config
 
 # %% ../nbs/weights.ipynb #c007
 def load_weights(
-    folder:str|Path, # a model folder
-    network:nn.Module, # filled in place
-    digest:str, # SHA-256 of model.safetensors, from the configuration
+    folder: str|Path, # a model folder
+    network: nn.Module, # filled in place
+    digest: str, # SHA-256 of model.safetensors, from the configuration
 ) -> nn.Module: # the same network
     "Read the weights of a model folder into a network, strictly; ModelError says what does not fit"
     path = Path(folder)/'model.safetensors'
     if hashlib.sha256(path.read_bytes()).hexdigest() != digest:
-        raise ModelError(f'{path} does not belong to the config.json beside it, or is damaged (checksums differ): restore both files from the same copy.')
+        raise ModelError(f'{path} does not belong to the config.json beside it, or is damaged (checksums '
+                         'differ): restore both files from the same copy.')
     try: state = load_file(path)
     except SafetensorError as e: raise ModelError(f'{path} is damaged ({e}): restore it from a copy.') from e
     own = network.state_dict()
-    missing,extra = sorted(own.keys()-state.keys()),sorted(state.keys()-own.keys())
+    missing, extra = sorted(own.keys()-state.keys()), sorted(state.keys()-own.keys())
     shapes = sorted(k for k in own.keys() & state.keys() if own[k].shape != state[k].shape)
-    for what,keys in (('lacks', missing), ('has the unknown', extra), ('has the wrong shape for', shapes)):
-        if keys: raise ModelError(f'{path} {what} {", ".join(keys[:3])}{f" and {len(keys)-3} more" if len(keys) > 3 else ""}: it was made for another network.')
+    for what, keys in (('lacks', missing), ('has the unknown', extra), ('has the wrong shape for', shapes)):
+        if keys:
+            raise ModelError(f'{path} {what} '
+                             f'{", ".join(keys[:3])}{f" and {len(keys)-3} more" if len(keys) > 3 else ""}: '
+                             'it was made for another network.')
     network.load_state_dict(state)
     return network
 
 # %% ../nbs/weights.ipynb #c009
 def list_pretrained() -> list[str]: # sorted names
     "The trained networks that come with the package"
-    return sorted(p.name for p in (resources.files('srdiag')/'pretrained').iterdir() if (p/'config.json').is_file())
+    return (sorted(p.name for p in (resources.files('srdiag')/'pretrained').iterdir()
+                   if (p/'config.json').is_file()))
 
 def pretrained_folder(
-    name:str, # e.g. 'histology_x2'
+    name: str, # e.g. 'histology_x2'
 ) -> Path: # a model folder
     "Where a trained network of the package lies; ModelError lists the known ones"
-    if name not in list_pretrained(): raise ModelError(f'There is no pretrained network {name!r}: choose one of {", ".join(list_pretrained())}.')
+    if name not in list_pretrained():
+        raise ModelError(f'There is no pretrained network {name!r}: choose one of '
+                         f'{", ".join(list_pretrained())}.')
     return Path(str(resources.files('srdiag')/'pretrained'/name))
 
 def model_folder(
-    folder_or_name:str|Path, # a path, or the name of a trained network of the package
+    folder_or_name: str|Path, # a path, or the name of a trained network of the package
 ) -> Path: # a path that may or may not exist
     "The folder meant: a folder that exists wins over a name of the package"
-    folder,name = Path(folder_or_name),str(folder_or_name)
+    folder, name = Path(folder_or_name), str(folder_or_name)
     return pretrained_folder(name) if not folder.is_dir() and name in list_pretrained() else folder

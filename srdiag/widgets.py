@@ -30,14 +30,14 @@ from .sr.rcf import RefinedContextFusion
 @dataclass(frozen=True)
 class Range:
     "A number between two ends; whole if both ends and the step are"
-    low:float
-    high:float
-    start:float # its first value
-    step:float=1 # of the slider
-    log:bool=False # slide along the logarithm
+    low: float
+    high: float
+    start: float # its first value
+    step: float=1 # of the slider
+    log: bool=False # slide along the logarithm
 
     def checked(self,
-        name:str, # for the message
+        name: str, # for the message
         value, # any
     ) -> float: # an int where the range is whole
         "The value if it lies in the range; ValueError otherwise"
@@ -45,26 +45,29 @@ class Range:
         number = isinstance(value, numbers.Real) and not isinstance(value, bool)
         hair = 0 if whole else 1e-9*(self.high - self.low) # a slider's end may be off by rounding
         if not number or not self.low - hair <= value <= self.high + hair or whole and value != int(value):
-            raise ValueError(f'{name} is a {"whole " if whole else ""}number from {self.low} to {self.high}, not {value!r}.')
+            raise ValueError(f'{name} is a {"whole " if whole else ""}number from {self.low} to {self.high}, '
+                             f'not {value!r}.')
         return int(value) if whole else float(min(max(value, self.low), self.high))
 
     def widget(self, ipywidgets, name, value): # → a slider that reports when it is let go
         if self.log:
-            return ipywidgets.FloatLogSlider(value, min=math.log10(self.low), max=math.log10(self.high), step=0.05, description=name, continuous_update=False)
+            return ipywidgets.FloatLogSlider(value, min=math.log10(self.low), max=math.log10(self.high),
+                                             step=0.05, description=name, continuous_update=False)
         kind = ipywidgets.IntSlider if isinstance(self.checked(name, value), int) else ipywidgets.FloatSlider
-        return kind(value, min=self.low, max=self.high, step=self.step, description=name, continuous_update=False)
+        return kind(value, min=self.low, max=self.high, step=self.step, description=name,
+                    continuous_update=False)
 
 # %% ../nbs/widgets.ipynb #c009
 @dataclass(frozen=True)
 class Choice:
     "One of several values; the first is the start"
-    options:tuple
+    options: tuple
 
     @property
     def start(self): return self.options[0]
 
     def checked(self,
-        name:str, # for the message
+        name: str, # for the message
         value, # any
     ): # one of the options
         "The value if it is one of the options; ValueError otherwise"
@@ -77,7 +80,8 @@ class Choice:
 
 # %% ../nbs/widgets.ipynb #c014
 class Explorer(ABC):
-    "Values to move, and what follows from them; a subclass gives `_numbers`, `_sentence` and `_figure`, each for all values"
+    """Values to move, and what follows from them; a subclass gives `_numbers`, `_sentence` and `_figure`,
+    each for all values"""
     @abstractmethod
     def _numbers(self, **values): ... # → dict
     @abstractmethod
@@ -89,7 +93,7 @@ class Explorer(ABC):
         **controls, # name → Range or Choice
     ):
         self.controls = controls
-        self._values = {name: c.start for name,c in controls.items()}
+        self._values = {name: c.start for name, c in controls.items()}
         self._observers = []
 
     @property
@@ -99,8 +103,10 @@ class Explorer(ABC):
 
     def _with(self, changes): # → all values, checked
         for name in changes:
-            if name not in self.controls: raise ValueError(f'There is nothing called {name!r} to move: choose from {", ".join(self.controls)}.')
-        values = self._values | {name: self.controls[name].checked(name, v) for name,v in changes.items()}
+            if name not in self.controls:
+                raise ValueError(f'There is nothing called {name!r} to move: choose from '
+                                 f'{", ".join(self.controls)}.')
+        values = self._values | {name: self.controls[name].checked(name, v) for name, v in changes.items()}
         self._check(**values)
         return values
 
@@ -109,7 +115,7 @@ class Explorer(ABC):
     def set(self, **changes): # → the explorer
         "Change values, all or none; ValueError for one that cannot be"
         values = self._with(changes)
-        changed = {name: v for name,v in values.items() if v != self._values[name]}
+        changed = {name: v for name, v in values.items() if v != self._values[name]}
         self._values = values
         if changed:
             for f in list(self._observers): f(changed)
@@ -129,16 +135,17 @@ class Explorer(ABC):
 def _ipywidgets():
     try: import ipywidgets
     except ImportError as e:
-        raise SrdiagError('Sliders need ipywidgets, which is not installed: run pip install "srdiag[notebooks]". Values, numbers and figures work without it.') from e
+        raise SrdiagError('Sliders need ipywidgets, which is not installed: run pip install '
+                          '"srdiag[notebooks]". Values, numbers and figures work without it.') from e
     return ipywidgets
 
 def live_view(
-    explorer:Explorer, # it and the view follow each other
+    explorer: Explorer, # it and the view follow each other
 ): # → an ipywidgets.VBox: controls, picture, sentence
     "An explorer with sliders; SrdiagError if ipywidgets is missing"
     w = _ipywidgets()
-    controls = {name: c.widget(w, name, explorer.values[name]) for name,c in explorer.controls.items()}
-    picture,text = w.HTML(),w.HTML()
+    controls = {name: c.widget(w, name, explorer.values[name]) for name, c in explorer.controls.items()}
+    picture, text = w.HTML(), w.HTML()
     def show():
         text.value = html.escape(explorer.sentence())
         picture.value = figure_to_html(explorer.figure(), explorer.sentence())
@@ -148,9 +155,10 @@ def live_view(
             controls[name].value = explorer.values[name]
             text.value = html.escape(str(e))
     def follow(changed):
-        for name,value in changed.items(): controls[name].value = value
+        for name, value in changed.items(): controls[name].value = value
         show()
-    for name,control in controls.items(): control.observe(lambda change, name=name: moved(name, change['new']), names='value')
+    for name, control in controls.items():
+        control.observe(lambda change, name=name: moved(name, change['new']), names='value')
     explorer.observe(follow)
     show()
     return w.VBox([w.HBox(list(controls.values()), layout=w.Layout(flex_flow='row wrap')), picture, text])
@@ -169,16 +177,18 @@ def _map(fig, ax, x, title, low, high, bar=True): # H×W
 
 # %% ../nbs/widgets.ipynb #c022
 class RecursionExplorer(Explorer):
-    "Image, error and PSNR after each recursion step (Eq. 1 and 2, Fig. 3b); ModelError for a network with one step only"
+    """Image, error and PSNR after each recursion step (Eq. 1 and 2, Fig. 3b); ModelError for a network with
+    one step only"""
     def __init__(self,
         network, # a recursive MRCNet, in eval mode
-        hr:torch.Tensor, # C×H×W float in [0, 1]
-        steps:int|None=None, # to show; None: as many as the network was trained for
+        hr: torch.Tensor, # C×H×W float in [0, 1]
+        steps: int|None = None, # to show; None: as many as the network was trained for
     ):
         self.trained = network.recursion.steps
-        if self.trained == 1: raise ModelError('This network has a single step: train one with steps=3 to watch its recursion.')
+        if self.trained == 1:
+            raise ModelError('This network has a single step: train one with steps=3 to watch its recursion.')
         self.hr = crop_to_multiple(hr, network.scale)
-        lr,self.convention = degrade(self.hr, network.scale),convention(network.scale)
+        lr, self.convention = degrade(self.hr, network.scale), convention(network.scale)
         network.recursion.steps = steps or self.trained
         try:
             with torch.no_grad(): images = [x[0] for x in network.forward_steps(lr[None])]
@@ -192,37 +202,41 @@ class RecursionExplorer(Explorer):
         return dict(psnr=self.psnr[step], gain=self.psnr[step] - self.psnr[step-1], moved=moved)
 
     def _sentence(self, step):
-        n,before = self._numbers(step),'bicubic enlargement' if step == 1 else f'step {step-1}'
+        n, before = self._numbers(step), 'bicubic enlargement' if step == 1 else f'step {step-1}'
         extra = f' The network was trained for {self.trained} steps only.' if step > self.trained else ''
-        return f'After step {step} the image has {n["psnr"]:.2f} dB, {n["gain"]:+.2f} dB against {before} ({self.convention.describe(self.hr.shape[0])}).{extra}'
+        return (f'After step {step} the image has {n["psnr"]:.2f} dB, {n["gain"]:+.2f} dB against {before} '
+                f'({self.convention.describe(self.hr.shape[0])}).{extra}')
 
     def _figure(self, step):
         errors = [255*error_map(x.clamp(0, 1), self.hr) for x in self.images[1:]] # in grey levels
         moved = 255*error_map(self.images[step].clamp(0, 1), self.images[step-1].clamp(0, 1))
         with style():
-            fig,axes = plt.subplots(1, 4, figsize=(7.6, 2.1), width_ratios=(1, 1.15, 1.15, 1.2))
+            fig, axes = plt.subplots(1, 4, figsize=(7.6, 2.1), width_ratios=(1, 1.15, 1.15, 1.2))
             _image(axes[0], self.images[step], f'step {step}: {self.psnr[step]:.2f} dB')
             _map(fig, axes[1], errors[step-1], 'error (grey levels)', 0, max(e.max() for e in errors).item())
             _map(fig, axes[2], moved, 'changed by this step', 0, moved.max().item())
             axes[3].plot(range(len(self.psnr)), self.psnr, color=COLOURS['same'], marker='o')
             axes[3].plot(step, self.psnr[step], color=COLOURS['sr'], marker='o', markersize=9)
-            if len(self.images) - 1 > self.trained: axes[3].axvline(self.trained + 0.5, color='#555555', ls=':', lw=1)
+            if len(self.images) - 1 > self.trained:
+                axes[3].axvline(self.trained + 0.5, color='#555555', ls=':', lw=1)
             axes[3].set(title='PSNR (dB)', xlabel='step (0: bicubic)', xticks=range(len(self.psnr)))
         return finished(fig)
 
 # %% ../nbs/widgets.ipynb #c030
-def _contexts(network, lr): # C×h×w → {(stage, path): (attention H×W, size of the correction over that of the gated features)}
-    found,hooks = {},[]
+def _contexts(network, lr):
+    # C×h×w → {(stage, path): (attention H×W, size of the correction over that of the gated features)}
+    found, hooks = {}, []
     def keep(key, rcf, inputs):
-        x1,x2 = inputs
-        mean,context = rcf.pool(x1, x2)
+        x1, x2 = inputs
+        mean, context = rcf.pool(x1, x2)
         gated = x1*rcf.gate(mean)[..., None, None]
         added = rcf.value(context)[..., None, None].expand_as(gated)
-        found[key] = rcf.attention(x1).view(x1.shape[-2:]),(added.norm()/gated.norm()).item()
-    for k,stage in enumerate(network.recursion.mrc[-1].stages, 1):
-        for path,fuse in (('local', stage.fuse_local), ('global', stage.fuse_global)):
+        found[key] = rcf.attention(x1).view(x1.shape[-2:]), (added.norm()/gated.norm()).item()
+    for k, stage in enumerate(network.recursion.mrc[-1].stages, 1):
+        for path, fuse in (('local', stage.fuse_local), ('global', stage.fuse_global)):
             if isinstance(fuse, RefinedContextFusion):
-                hooks.append(fuse.register_forward_hook(lambda rcf, inputs, out, key=(k, path): keep(key, rcf, inputs)))
+                hooks.append(fuse.register_forward_hook(lambda rcf, inputs, out, key=(k, path): keep(
+                                                            key, rcf, inputs)))
     try:
         with torch.no_grad(): network(lr[None])
     finally:
@@ -231,41 +245,49 @@ def _contexts(network, lr): # C×h×w → {(stage, path): (attention H×W, size 
 
 # %% ../nbs/widgets.ipynb #c032
 class AttentionExplorer(Explorer):
-    "The softmax context maps of refined context fusion (Eq. 3) over an image; ModelError for a network without it"
+    """The softmax context maps of refined context fusion (Eq. 3) over an image; ModelError for a network
+    without it"""
     def __init__(self,
         network, # an MRCNet in eval mode
-        lr:torch.Tensor, # C×h×w float in [0, 1]
+        lr: torch.Tensor, # C×h×w float in [0, 1]
     ):
-        self.lr,self._found = lr,_contexts(network, lr)
-        if not self._found: raise ModelError('This network was built with rcf=False: it has no refined context fusion to look at.')
-        super().__init__(stage=Range(1, max(k for k,_ in self._found), 1), path=Choice(('local', 'global')))
+        self.lr, self._found = lr, _contexts(network, lr)
+        if not self._found:
+            raise ModelError('This network was built with rcf=False: it has no refined context fusion to '
+                             'look at.')
+        super().__init__(stage=Range(1, max(k for k, _ in self._found), 1), path=Choice(('local', 'global')))
 
     def _check(self, stage, path):
-        if (stage, path) not in self._found: raise ValueError(f'Stage {stage} has no {path} path: the last stage returns its local features only.')
+        if (stage, path) not in self._found:
+            raise ValueError(f'Stage {stage} has no {path} path: the last stage returns its local features '
+                             'only.')
 
     def attention(self, stage, path): # → H×W, sums to 1
         return self._found[stage, path][0]
 
     def _numbers(self, stage, path):
-        a,correction = self._found[stage, path]
+        a, correction = self._found[stage, path]
         spread = torch.special.entr(a.double()).sum().exp().item()/a.numel()
         return dict(spread=spread, peak=a.max().item()*a.numel(), correction=correction)
 
     def _sentence(self, stage, path):
         n = self._numbers(stage, path)
-        return (f'Stage {stage}, {path} path: the weight is spread over {100*n["spread"]:.0f} % of the pixels, the heaviest counts {n["peak"]:.1f} times the average, '
+        return (f'Stage {stage}, {path} path: the weight is spread over {100*n["spread"]:.0f} % of the '
+                f'pixels, the heaviest counts {n["peak"]:.1f} times the average, '
                 f'and the correction has {100*n["correction"]:.1f} % of the size of the features.')
 
     def _figure(self, stage, path):
         a = self.attention(stage, path)
-        relative,names = a*a.numel(),[f'{k} {p}' for k,p in self._found]
+        relative, names = a*a.numel(), [f'{k} {p}' for k, p in self._found]
         with style():
-            fig,axes = plt.subplots(1, 4, figsize=(7.6, 2.2), width_ratios=(1, 1.2, 0.9, 0.9))
+            fig, axes = plt.subplots(1, 4, figsize=(7.6, 2.2), width_ratios=(1, 1.2, 0.9, 0.9))
             _image(axes[0], self.lr, f'input, {self.lr.shape[1]}×{self.lr.shape[2]} px')
-            _map(fig, axes[1], relative, f'stage {stage}, {path}\n(1 = average weight)', 0, relative.quantile(0.995).item())
-            for ax,what in zip(axes[2:], ('spread', 'correction')):
+            _map(fig, axes[1], relative, f'stage {stage}, {path}\n(1 = average weight)', 0,
+                 relative.quantile(0.995).item())
+            for ax, what in zip(axes[2:], ('spread', 'correction')):
                 values = [100*self._numbers(*key)[what] for key in self._found]
-                ax.barh(names, values, color=[COLOURS['sr'] if key == (stage, path) else COLOURS['same'] for key in self._found])
+                (ax.barh(names, values, color=[COLOURS['sr'] if key == (stage, path) else COLOURS['same']
+                                               for key in self._found]))
                 ax.invert_yaxis()
                 ax.set(title=f'{what} (%)')
             axes[3].set_yticks([])
@@ -275,13 +297,15 @@ class AttentionExplorer(Explorer):
 class _Asked:
     "A DiagnosisNetwork and N samples; remembers what it said"
     def __init__(self, network, lr, sr, references): # N×C×h×w, N×C×H×W, None or such a pair
-        self.network,self.lr,self.sr,self._known = network,lr,sr,{}
+        self.network, self.lr, self.sr, self._known = network, lr, sr, {}
         with torch.no_grad(): self._context = None if references is None else network.context(*references)
 
     def __call__(self, mode, index): # numbers of the samples in the batch → DiagnosisOutput
-        key = mode,*index
+        key = mode, *index
         if key not in self._known:
-            with torch.no_grad(): self._known[key] = self.network(self.lr[index], self.sr[index], mode=mode, context=self._context if mode == 'context' else None)
+            with torch.no_grad():
+                self._known[key] = (self.network(self.lr[index], self.sr[index], mode=mode,
+                                                 context=self._context if mode == 'context' else None))
         return self._known[key]
 
 def _spoken(out, k): # DiagnosisOutput, number of a sample → probabilities, or None where the gate is shut
@@ -289,26 +313,34 @@ def _spoken(out, k): # DiagnosisOutput, number of a sample → probabilities, or
 
 # %% ../nbs/widgets.ipynb #c048
 class AffinityExplorer(Explorer):
-    "One patient in a batch whose neighbours change: affinities (Eq. 5, 6, 10) and diagnosis; ModelError for a network without SAI"
+    """One patient in a batch whose neighbours change: affinities (Eq. 5, 6, 10) and diagnosis; ModelError for
+    a network without SAI"""
     def __init__(self,
         network, # DiagnosisNetwork, in eval mode
-        lr:torch.Tensor, # N×C×h×w float in [0, 1]; sample 0 is the patient
-        sr:torch.Tensor, # N×C×H×W, the same samples
-        classes:list, # K names
-        batch:int=8, # samples 0 to batch-1 sit in the usual batch; 3 or more
-        references:tuple|None=None, # (lr, sr) of reference samples, for the mode 'context'
+        lr: torch.Tensor, # N×C×h×w float in [0, 1]; sample 0 is the patient
+        sr: torch.Tensor, # N×C×H×W, the same samples
+        classes: list, # K names
+        batch: int = 8, # samples 0 to batch-1 sit in the usual batch; 3 or more
+        references: tuple|None = None, # (lr, sr) of reference samples, for the mode 'context'
     ):
         if not 3 <= batch <= len(lr) or len(lr) != len(sr):
-            raise ValueError(f'A batch of 3 to {min(len(lr), len(sr))} samples can be made of {len(lr)} small and {len(sr)} large images, not one of {batch}.')
-        self.sr,self.classes,self.usual,self._ask = sr,list(classes),list(range(batch)),_Asked(network, lr, sr, references)
+            raise ValueError(f'A batch of 3 to {min(len(lr), len(sr))} samples can be made of {len(lr)} '
+                             f'small and {len(sr)} large images, not one of {batch}.')
+        self.sr, self.classes, self.usual, self._ask = (sr, list(classes), list(range(batch)),
+                                                        _Asked(network, lr, sr, references))
         stages = len(self._ask('batch', self.usual).mutual)
-        if not stages: raise ModelError('This network was built with sai=False: its samples do not meet, and nothing would move.')
-        super().__init__(stage=Range(1, stages, 1), temperature=Range(0.05, 5., 1., 0.05, log=True), slot=Range(1, batch-1, 1),
-                         guest=Choice(('nobody', *range(len(lr)))), mode=Choice(('batch', 'solo') if references is None else ('batch', 'solo', 'context')))
+        if not stages:
+            raise ModelError('This network was built with sai=False: its samples do not meet, and nothing '
+                             'would move.')
+        (super().__init__(stage=Range(1, stages, 1), temperature=Range(0.05, 5., 1., 0.05, log=True),
+                          slot=Range(1, batch-1, 1), guest=Choice(('nobody', *range(len(lr)))),
+                          mode=Choice(('batch', 'solo') if references is None
+                                      else ('batch', 'solo', 'context'))))
 
     def members(self, **changes) -> list: # numbers of the samples in the batch, place by place
         v = self._with(changes)
-        return [v['guest'] if place == v['slot'] and v['guest'] != 'nobody' else sample for place,sample in enumerate(self.usual)]
+        return ([v['guest'] if place == v['slot'] and v['guest'] != 'nobody' else sample for place,
+                 sample in enumerate(self.usual)])
 
     def output(self, **changes): # → DiagnosisOutput
         "What the network says about the batch"
@@ -316,102 +348,126 @@ class AffinityExplorer(Explorer):
 
     def matrices(self, **changes) -> tuple: # A_SR, A_LR and M of the stage, softened: rows sum to 1
         "The matrices that the losses compare, after Eq. (10)"
-        v,out = self._with(changes),self.output(**changes)
+        v, out = self._with(changes), self.output(**changes)
         return tuple(soften(m[v['stage']-1], v['temperature']) for m in (out.a_sr, out.a_lr, out.mutual))
 
     def _numbers(self, **v):
-        now,usual = _spoken(self.output(**v), 0),_spoken(self._ask(v['mode'], self.usual), 0)
-        moved = None if now is None or usual is None else max(abs(a - b) for a,b in zip(now, usual))
-        a_sr,a_lr,_ = self.matrices(**v)
+        now, usual = _spoken(self.output(**v), 0), _spoken(self._ask(v['mode'], self.usual), 0)
+        moved = None if now is None or usual is None else max(abs(a - b) for a, b in zip(now, usual))
+        a_sr, a_lr, _ = self.matrices(**v)
         return dict(prediction=now, usual=usual, moved=moved, consistency=matrix_distance(a_sr, a_lr).item())
 
     def _sentence(self, **v):
-        n,who = self._numbers(**v),'In the usual batch' if v['guest'] == 'nobody' else f'With sample {v["guest"]} in place {v["slot"]}'
-        loss = f'‖A_SR − A_LR‖ after softening with T = {v["temperature"]:.2g} is {n["consistency"]:.3f} at stage {v["stage"]}.'
-        if n['prediction'] is None: return f'{who} the gate is shut for the patient: there is no diagnosis. {loss}'
+        n, who = (self._numbers(**v), 'In the usual batch' if v['guest'] == 'nobody'
+                  else f'With sample {v["guest"]} in place {v["slot"]}')
+        loss = (f'‖A_SR − A_LR‖ after softening with T = {v["temperature"]:.2g} is {n["consistency"]:.3f} at '
+                f'stage {v["stage"]}.')
+        if n['prediction'] is None:
+            return f'{who} the gate is shut for the patient: there is no diagnosis. {loss}'
         best = max(range(len(self.classes)), key=n['prediction'].__getitem__)
-        change = '' if n['usual'] is None or v['guest'] == 'nobody' else f' instead of {n["usual"][best]:.3f} in the usual batch'
-        return f'{who} (mode {v["mode"]}) the patient is {self.classes[best]!r} with probability {n["prediction"][best]:.3f}{change}. {loss}'
+        change = ('' if n['usual'] is None or v['guest'] == 'nobody'
+                  else f' instead of {n["usual"][best]:.3f} in the usual batch')
+        return (f'{who} (mode {v["mode"]}) the patient is {self.classes[best]!r} with probability '
+                f'{n["prediction"][best]:.3f}{change}. {loss}')
 
     def _figure(self, **v): return _affinity_figure(self, v)
 
 # %% ../nbs/widgets.ipynb #c050
 def _probability_bars(ax, heads, classes): # name → K probabilities or None; colours by head
     width = 0.8/len(heads)
-    for i,(name,p) in enumerate(heads.items()):
+    for i, (name, p) in enumerate(heads.items()):
         at = [k + (i - (len(heads)-1)/2)*width for k in range(len(classes))]
         if p is not None: ax.bar(at, p, 0.92*width, color=COLOURS.get(name, COLOURS['same']), label=name)
     ax.set(xticks=range(len(classes)), xticklabels=classes, ylim=(0, 1))
 
 def _affinity_figure(explorer, v):
-    members,n,maps = explorer.members(**v),explorer._numbers(**v),explorer.matrices(**v)
+    members, n, maps = explorer.members(**v), explorer._numbers(**v), explorer.matrices(**v)
     with style():
         fig = plt.figure(figsize=(7.6, 3.4))
-        top,bottom = fig.add_gridspec(2, 1, height_ratios=(0.8, 1.7))
-        for place,(sample,ax) in enumerate(zip(members, top.subgridspec(1, len(members)).subplots())):
+        top, bottom = fig.add_gridspec(2, 1, height_ratios=(0.8, 1.7))
+        for place, (sample, ax) in enumerate(zip(members, top.subgridspec(1, len(members)).subplots())):
             _image(ax, explorer.sr[sample], 'the patient' if place == 0 else f'{place}: sample {sample}')
             guest = place == v['slot'] and v['guest'] != 'nobody'
-            for spine in ax.spines.values(): spine.set(visible=guest or place == 0, color=COLOURS['ens'] if place == 0 else COLOURS['sr'], linewidth=3)
+            for spine in ax.spines.values():
+                (spine.set(visible=guest or place == 0, color=COLOURS['ens'] if place == 0 else COLOURS['sr'],
+                           linewidth=3))
         axes = bottom.subgridspec(1, 4).subplots()
         high = max(m.max().item() for m in maps)
-        for ax,m,name in zip(axes, maps, ('$A_{SR}$', '$A_{LR}$', '$M_{L→S}$')): _map(fig, ax, m, f'{name}, softened', 0, high, bar=name.startswith('$M'))
-        if n['prediction'] is None: axes[3].text(0.5, 0.5, 'The gate is shut:\nno diagnosis', ha='center', va='center', transform=axes[3].transAxes)
+        for ax, m, name in zip(axes, maps, ('$A_{SR}$', '$A_{LR}$', '$M_{L→S}$')):
+            _map(fig, ax, m, f'{name}, softened', 0, high, bar=name.startswith('$M'))
+        if n['prediction'] is None:
+            axes[3].text(0.5, 0.5, 'The gate is shut:\nno diagnosis', ha='center', va='center',
+                         transform=axes[3].transAxes)
         _probability_bars(axes[3], dict(ens=n['prediction']), explorer.classes)
-        if n['usual'] is not None: axes[3].hlines(n['usual'], [k - 0.48 for k in range(len(explorer.classes))], [k + 0.48 for k in range(len(explorer.classes))], color='#333333', lw=2)
+        if n['usual'] is not None:
+            (axes[3].hlines(n['usual'], [k - 0.48 for k in range(len(explorer.classes))],
+                            [k + 0.48 for k in range(len(explorer.classes))], color='#333333', lw=2))
         axes[3].set_title('the patient\n(line: usual batch)')
         fig.suptitle(f'mode {v["mode"]}, stage {v["stage"]}, T = {v["temperature"]:.2g}')
     return finished(fig)
 
 # %% ../nbs/widgets.ipynb #c061
-HEADS = 'sr','lr','aux'
+HEADS = 'sr', 'lr', 'aux'
 
 def gate_answer(
-    scores:dict, # 'sr', 'lr', 'aux' → K class scores (logits), float64
-    g:dict, # 'sr', 'lr', 'aux' → score of the gate before the tanh
-) -> dict: # weights of the three heads, probabilities of each head and of 'ens' (None if all are shut), closed
+    scores: dict, # 'sr', 'lr', 'aux' → K class scores (logits), float64
+    g: dict, # 'sr', 'lr', 'aux' → score of the gate before the tanh
+# weights of the three heads, probabilities of each head and of 'ens' (None if all are shut), closed
+) -> dict:
     "Eq. (8) for one sample"
     weights = torch.tensor([g[h] for h in HEADS], dtype=torch.float64).tanh().clamp(min=0)
     closed = gate_closed(weights[None]).item()
-    ens = sum(w*scores[h] for w,h in zip(weights, HEADS))
-    probabilities = {h: scores[h].softmax(0).tolist() for h in HEADS} | dict(ens=None if closed else ens.softmax(0).tolist())
+    ens = sum(w*scores[h] for w, h in zip(weights, HEADS))
+    probabilities = ({h: scores[h].softmax(0).tolist() for h in HEADS}
+                     | dict(ens=None if closed else ens.softmax(0).tolist()))
     return dict(weights=weights.tolist(), probabilities=probabilities, closed=closed)
 
 # %% ../nbs/widgets.ipynb #c063
 class GateExplorer(Explorer):
-    "Three gate scores: weights, ensemble, and the refusal to answer (Eq. 8); ValueError unless the heads know the same classes"
+    """Three gate scores: weights, ensemble, and the refusal to answer (Eq. 8); ValueError unless the heads
+    know the same classes"""
     def __init__(self,
-        scores:dict, # 'sr', 'lr', 'aux' → K class scores (logits)
-        classes:list, # K names
+        scores: dict, # 'sr', 'lr', 'aux' → K class scores (logits)
+        classes: list, # K names
     ):
         if set(scores) != set(HEADS) or any(len(y) != len(classes) for y in scores.values()):
             raise ValueError(f'The heads are sr, lr and aux with {len(classes)} scores each, one per class.')
-        self.scores,self.classes = {h: torch.as_tensor(scores[h], dtype=torch.float64) for h in HEADS},list(classes)
-        super().__init__(**{f'g_{h}': Range(-3., 3., start, 0.1) for h,start in zip(HEADS, (1., 0.5, -0.5))})
+        self.scores, self.classes = ({h: torch.as_tensor(scores[h], dtype=torch.float64) for h in HEADS},
+                                     list(classes))
+        super().__init__(**{f'g_{h}': Range(-3., 3., start, 0.1) for h, start in zip(HEADS, (1., 0.5, -0.5))})
 
     def _numbers(self, **g):
         return gate_answer(self.scores, {h: g[f'g_{h}'] for h in HEADS})
 
     def _sentence(self, **g):
         n = self._numbers(**g)
-        if n['closed']: return 'All three heads are shut: Eq. (8) gives the zero vector. This is no diagnosis, and not an even one either.'
-        p,total = n['probabilities']['ens'],sum(n['weights'])
+        if n['closed']:
+            return ('All three heads are shut: Eq. (8) gives the zero vector. This is no diagnosis, and not '
+                    'an even one either.')
+        p, total = n['probabilities']['ens'], sum(n['weights'])
         best = max(range(len(p)), key=p.__getitem__)
-        shares = ', '.join(f'{h} {100*w/total:.0f} %' for h,w in zip(HEADS, n['weights']))
-        return f'The ensemble says {self.classes[best]!r} with probability {p[best]:.2f}; of a total weight of {total:.2f} go to {shares}.'
+        shares = ', '.join(f'{h} {100*w/total:.0f} %' for h, w in zip(HEADS, n['weights']))
+        return (f'The ensemble says {self.classes[best]!r} with probability {p[best]:.2f}; of a total weight '
+                f'of {total:.2f} go to {shares}.')
 
     def _figure(self, **g):
         n = self._numbers(**g)
-        (point,),(open_,) = simplex_points([n['weights']])
+        (point,), (open_,) = simplex_points([n['weights']])
         with style():
-            fig,(curve,triangle,bars) = plt.subplots(1, 3, figsize=(7.6, 2.4), width_ratios=(1, 1, 1.4))
+            fig, (curve, triangle, bars) = plt.subplots(1, 3, figsize=(7.6, 2.4), width_ratios=(1, 1, 1.4))
             x = torch.linspace(-3, 3, 121)
             curve.plot(x, x.tanh().clamp(min=0), color=COLOURS['same'])
-            for h,w in zip(HEADS, n['weights']): curve.plot(g[f'g_{h}'], w, 'o', color=COLOURS[h], markersize=8, label=h, clip_on=False)
+            for h, w in zip(HEADS, n['weights']):
+                curve.plot(g[f'g_{h}'], w, 'o', color=COLOURS[h], markersize=8, label=h, clip_on=False)
             curve.set(title='max(0, tanh G)', xlabel='score G', ylim=(-0.05, 1.05))
             triangle.plot([0, 1, 0.5, 0], [0, 0, math.sqrt(3)/2, 0], color='#555555', lw=1)
-            for h,x,y in (('SR', 0.5, 0.98), ('LR', -0.06, -0.12), ('aux', 1.06, -0.12)): triangle.text(x, y, h, ha='center')
-            if open_: triangle.plot(*point, 'o', color=COLOURS['ens'], markersize=4 + 5*sum(n['weights']), alpha=0.8)
-            triangle.set(title='shares (size: total weight)' if open_ else 'no point: nobody speaks', aspect='equal', xlim=(-0.2, 1.2), ylim=(-0.2, 1.12))
+            for h, x, y in (('SR', 0.5, 0.98), ('LR', -0.06, -0.12), ('aux', 1.06, -0.12)):
+                triangle.text(x, y, h, ha='center')
+            if open_:
+                triangle.plot(*point, 'o', color=COLOURS['ens'], markersize=4 + 5*sum(n['weights']),
+                              alpha=0.8)
+            triangle.set(title='shares (size: total weight)' if open_ else 'no point: nobody speaks',
+                         aspect='equal', xlim=(-0.2, 1.2), ylim=(-0.2, 1.12))
             triangle.axis('off')
             _probability_bars(bars, n['probabilities'], self.classes)
             bars.set_ylim(0, 1.25)
@@ -423,17 +479,20 @@ class GateExplorer(Explorer):
 # %% ../nbs/widgets.ipynb #c071
 KERNELS = {
     'MATLAB bicubic': lambda x, scale: degrade(x, scale),
-    'bicubic, not widened': lambda x, scale: F.interpolate(x, scale_factor=1/scale, mode='bicubic').clamp(0, 1),
-    'bilinear, widened': lambda x, scale: F.interpolate(x, scale_factor=1/scale, mode='bilinear', antialias=True),
+    'bicubic, not widened': lambda x, scale: F.interpolate(x, scale_factor=1/scale, mode='bicubic').clamp(
+                                    0, 1),
+    'bilinear, widened': lambda x, scale: F.interpolate(x, scale_factor=1/scale, mode='bilinear',
+                                                        antialias=True),
     'bilinear, not widened': lambda x, scale: F.interpolate(x, scale_factor=1/scale, mode='bilinear'),
     'box': lambda x, scale: F.avg_pool2d(x, scale),
-    'nearest': lambda x, scale: F.interpolate(x, scale_factor=1/scale, mode='nearest'), # the top left pixel of each cell: shifts the image
+    # the top left pixel of each cell: shifts the image
+    'nearest': lambda x, scale: F.interpolate(x, scale_factor=1/scale, mode='nearest'),
 }
 
 def shrink(
-    hr:torch.Tensor, # C×H×W float in [0, 1], sides divisible by `scale`
-    scale:int, # how many times smaller
-    kernel:str='MATLAB bicubic', # one of KERNELS
+    hr: torch.Tensor, # C×H×W float in [0, 1], sides divisible by `scale`
+    scale: int, # how many times smaller
+    kernel: str = 'MATLAB bicubic', # one of KERNELS
 ) -> torch.Tensor: # C×H/scale×W/scale
     "The image made smaller by one of six kernels; ValueError for another name"
     if kernel not in KERNELS: raise ValueError(f'kernel is one of {"; ".join(KERNELS)}, not {kernel!r}.')
@@ -443,35 +502,43 @@ def shrink(
 class DegradationExplorer(Explorer):
     "Shrink by a kernel, restore, score under a named convention (Section IV-A)"
     def __init__(self,
-        hr:torch.Tensor, # C×H×W float in [0, 1], 1 or 3 channels
-        networks:dict|None=None, # name → network in eval mode with `.scale`
+        hr: torch.Tensor, # C×H×W float in [0, 1], 1 or 3 channels
+        networks: dict|None = None, # name → network in eval mode with `.scale`
     ):
-        self.hr,self.networks,self._known = crop_to_multiple(hr, 12),dict(networks or {}),{}
-        super().__init__(scale=Choice((2, 3, 4)), kernel=Choice(tuple(KERNELS)), restore=Choice(('bicubic', 'bilinear', 'nearest', *self.networks)),
-                         colour=Choice(('rgb', 'y_bt601') if len(hr) == 3 else ('rgb',)))
+        self.hr, self.networks, self._known = crop_to_multiple(hr, 12), dict(networks or {}), {}
+        (super().__init__(scale=Choice((2, 3, 4)), kernel=Choice(tuple(KERNELS)),
+                          restore=Choice(('bicubic', 'bilinear', 'nearest', *self.networks)),
+                          colour=Choice(('rgb', 'y_bt601') if len(hr) == 3 else ('rgb',))))
 
     def _check(self, scale, kernel, restore, colour):
         fits = self.networks[restore].scale if restore in self.networks else scale
-        if fits != scale: raise ValueError(f'{restore} enlarges {fits} times, but the scale is {scale}: choose scale {fits}, or bicubic.')
+        if fits != scale:
+            raise ValueError(f'{restore} enlarges {fits} times, but the scale is {scale}: choose scale '
+                             f'{fits}, or bicubic.')
 
     def images(self, **changes) -> tuple: # the small image C×h×w and the restored one C×H×W
         "What the journey down and up leaves"
         v = self._with(changes)
-        key = v['scale'],v['kernel'],v['restore']
+        key = v['scale'], v['kernel'], v['restore']
         if key not in self._known:
             lr = shrink(self.hr, v['scale'], v['kernel'])
-            with torch.no_grad(): sr = self.networks[v['restore']](lr[None])[0] if v['restore'] in self.networks else upsample(lr, v['scale'], v['restore'])
-            self._known[key] = lr,sr.float().clamp(0, 1)
+            with torch.no_grad():
+                sr = (self.networks[v['restore']](lr[None])[0] if v['restore'] in self.networks
+                      else upsample(lr, v['scale'], v['restore']))
+            self._known[key] = lr, sr.float().clamp(0, 1)
         return self._known[key]
 
     def _numbers(self, **v):
-        (_,sr),c = self.images(**v),convention(v['scale'], v['colour'])
-        return dict(psnr=psnr(sr, self.hr, c).item(), ssim=ssim(sr, self.hr, c).item(), convention=c.describe(len(self.hr)))
+        (_, sr), c = self.images(**v), convention(v['scale'], v['colour'])
+        return dict(psnr=psnr(sr, self.hr, c).item(), ssim=ssim(sr, self.hr, c).item(),
+                    convention=c.describe(len(self.hr)))
 
     def _sentence(self, **v):
         n = self._numbers(**v)
-        return f'×{v["scale"]}, shrunk by {v["kernel"]}, restored by {v["restore"]}: {n["psnr"]:.2f} dB, SSIM {n["ssim"]:.4f} ({n["convention"]}).'
+        return (f'×{v["scale"]}, shrunk by {v["kernel"]}, restored by {v["restore"]}: {n["psnr"]:.2f} dB, '
+                f'SSIM {n["ssim"]:.4f} ({n["convention"]}).')
 
     def _figure(self, **v):
-        lr,sr = self.images(**v)
-        return sr_panel({f'LR, {v["kernel"]}': lr, v['restore']: sr}, self.hr, convention(v['scale'], v['colour']), width=5.2)
+        lr, sr = self.images(**v)
+        return sr_panel({f'LR, {v["kernel"]}': lr, v['restore']: sr}, self.hr,
+                        convention(v['scale'], v['colour']), width=5.2)

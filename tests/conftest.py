@@ -1,4 +1,5 @@
-"What the tests share: small real images, tiny models made by the commands themselves, and the command line within this process."
+"""What the tests share: small real images, tiny models made by the commands themselves, and the command line
+within this process."""
 import contextlib
 import csv
 import hashlib
@@ -19,7 +20,8 @@ TINY_DIAGNOSIS = ['--epochs', 1, '--batch-size', 8, '--scale', 2, '--device', 'c
 def pytest_collection_modifyitems(items):
     "Tests marked `data` need the folder of real images"
     if os.environ.get('SRDIAG_DATA'): return
-    skip = pytest.mark.skip(reason='SRDIAG_DATA is not set: it names the folder with bloodsmear, histology and endoscopy')
+    skip = pytest.mark.skip(reason='SRDIAG_DATA is not set: it names the folder with bloodsmear, histology '
+                                   'and endoscopy')
     for item in items:
         if item.get_closest_marker('data'): item.add_marker(skip)
 
@@ -28,19 +30,20 @@ def pytest_collection_modifyitems(items):
 
 def _run(*argv):
     from srdiag.cli import main
-    out,err = io.StringIO(),io.StringIO()
+    out, err = io.StringIO(), io.StringIO()
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
         try: code = main([str(a) for a in argv])
         except SystemExit as e: code = e.code
         except Exception:
             traceback.print_exc(file=err)
             code = 1
-    return code,out.getvalue(),err.getvalue()
+    return code, out.getvalue(), err.getvalue()
 
 
 @pytest.fixture(scope='session')
 def run_cli():
-    "A function: arguments of `srdiag` → (exit status, stdout, stderr); what main lets through counts as a crash with status 1"
+    """A function: arguments of `srdiag` → (exit status, stdout, stderr); what main lets through counts as a
+    crash with status 1"""
     return _run
 
 
@@ -48,7 +51,7 @@ def run_cli():
 def succeeds():
     "A function: run `srdiag`, insist on success, return what it printed"
     def succeeds(*argv):
-        code,out,err = _run(*argv)
+        code, out, err = _run(*argv)
         assert code == 0, err
         return out
     return succeeds
@@ -58,16 +61,18 @@ def succeeds():
 def snapshot():
     "A function: folder → every path in it with the hash of its content"
     def snapshot(folder):
-        return {p.relative_to(folder).as_posix():hashlib.sha256(p.read_bytes()).hexdigest() if p.is_file() else 'folder' for p in Path(folder).rglob('*')}
+        return ({p.relative_to(folder).as_posix(): hashlib.sha256(p.read_bytes()).hexdigest() if p.is_file()
+                 else 'folder' for p in Path(folder).rglob('*')})
     return snapshot
 
 
 @pytest.fixture
 def refused(tmp_path, snapshot):
-    "A function: `srdiag` must end with status 2 and one sentence that holds each of `naming`; nothing under tmp_path may change"
+    """A function: `srdiag` must end with status 2 and one sentence that holds each of `naming`; nothing under
+    tmp_path may change"""
     def refused(*argv, naming=(), ending='.'):
         before = snapshot(tmp_path)
-        code,out,err = _run(*argv)
+        code, out, err = _run(*argv)
         assert 'Traceback' not in err, err
         assert code == 2, (code, out, err)
         assert err.startswith(f'srdiag {argv[0]}: ') and err.endswith(ending + '\n') and err.count('\n') == 1, err
@@ -81,11 +86,12 @@ def refused(tmp_path, snapshot):
 
 @pytest.fixture(scope='session')
 def tile():
-    "A function: (number, side) → a piece of stained tissue, uint8 3×side×side; the pieces of one side do not overlap"
+    """A function: (number, side) → a piece of stained tissue, uint8 3×side×side; the pieces of one side do
+    not overlap"""
     from srdiag.data.samples import tissue
     image = tissue()
     def tile(k, side=32):
-        row,column = divmod(k, 512//side)
+        row, column = divmod(k, 512//side)
         return image[:, row*side:(row+1)*side, column*side:(column+1)*side].clone()
     return tile
 
@@ -102,17 +108,19 @@ def fill(tile):
 
 @pytest.fixture(scope='session')
 def fill_labelled(tile):
-    "A function: write class folders with p0__0.png, p1__0.png, ... and a labels.csv with file, label and group"
+    """A function: write class folders with p0__0.png, p1__0.png, ... and a labels.csv with file, label and
+    group"""
     from srdiag.data.images import save_png
     def fill_labelled(folder, classes=('healthy', 'ill'), groups=12, each=1, side=16):
-        rows,k = [],100
+        rows, k = [], 100
         for label in classes:
             (folder/label).mkdir(parents=True, exist_ok=True)
             for g in range(groups):
                 for i in range(each):
                     save_png(tile(k, side), folder/label/f'p{g}__{i}.png')
-                    rows,k = rows + [(f'{label}/p{g}__{i}.png', label, f'p{g}')],k+1
-        with open(folder/'labels.csv', 'w', newline='', encoding='utf-8') as f: csv.writer(f).writerows([('file', 'label', 'group'), *rows])
+                    rows, k = rows + [(f'{label}/p{g}__{i}.png', label, f'p{g}')], k+1
+        with open(folder/'labels.csv', 'w', newline='', encoding='utf-8') as f:
+            csv.writer(f).writerows([('file', 'label', 'group'), *rows])
         return folder
     return fill_labelled
 
@@ -133,14 +141,17 @@ def labelled(fill_labelled, tmp_path_factory):
 
 @pytest.fixture(scope='session')
 def models(sr_folder, labelled, succeeds, tmp_path_factory):
-    "Folders of tiny trained models: sr (x2), teacher (recursive), lr and diagnosis (single branch; framework with sr), and what training printed"
+    """Folders of tiny trained models: sr (x2), teacher (recursive), lr and diagnosis (single branch;
+    framework with sr), and what training printed"""
     root = tmp_path_factory.mktemp('models')
     hr = ['--images', 'hr', *TINY_DIAGNOSIS]
     printed = dict(sr=succeeds('train-sr', '--data', sr_folder, '--out', root/'sr', *TINY_SR),
-                   teacher=succeeds('train-sr', '--data', sr_folder, '--out', root/'teacher', '--recursions', 2, *TINY_SR),
-                   lr=succeeds('train-diagnosis', '--data', labelled, '--out', root/'lr', '--inputs', 'LR', *hr),
-                   diagnosis=succeeds('train-diagnosis', '--data', labelled, '--out', root/'diagnosis', '--sr', root/'sr', *hr))
-    return SimpleNamespace(printed=printed, **{name:root/name for name in printed})
+                   teacher=succeeds('train-sr', '--data', sr_folder, '--out', root/'teacher', '--recursions',
+                                    2, *TINY_SR), lr=succeeds('train-diagnosis', '--data', labelled, '--out',
+                                                              root/'lr', '--inputs', 'LR', *hr),
+                   diagnosis=succeeds('train-diagnosis', '--data', labelled, '--out', root/'diagnosis',
+                                      '--sr', root/'sr', *hr))
+    return SimpleNamespace(printed=printed, **{name: root/name for name in printed})
 
 
 @pytest.fixture(scope='session')

@@ -10,8 +10,10 @@ import pytest
 import torch
 
 from srdiag import benchmark
-from srdiag.benchmark import (BICUBIC, CARN, DOUBLE, EDSR_DOUBLE, PRESETS, SCRATCH, STUDENT, UNKNOWN, Entry, Store, benchmark_sr, budget_of, deviations, entries_of, gains_table, groups_known, limits, paired_gain,
-                              published_sr, report, seed_interval, steps_of, with_teachers)
+from srdiag.benchmark import (BICUBIC, CARN, DOUBLE, EDSR_DOUBLE, PRESETS, SCRATCH, STUDENT, UNKNOWN, Entry,
+                              Store, benchmark_sr, budget_of, deviations, entries_of, gains_table,
+                              groups_known, limits, paired_gain, published_sr, report, seed_interval,
+                              steps_of, with_teachers)
 from srdiag.commands import RunOptions
 from srdiag.errors import DataError, ModelError
 from srdiag.evaluation.speed import Setup, compare_latency, forward_call, peak_memory
@@ -23,7 +25,8 @@ BUDGET = budget_of('smoke', seeds=2)
 CPU = RunOptions(device='cpu', precision='fp32')
 
 
-def run(data, out, entries=TINY, budget=BUDGET, **kw): return benchmark_sr(data, out, 2, entries, budget, CPU, **kw)
+def run(data, out, entries=TINY, budget=BUDGET, **kw):
+    return benchmark_sr(data, out, 2, entries, budget, CPU, **kw)
 
 
 @pytest.fixture(scope='module')
@@ -41,8 +44,9 @@ def finished(slides, tmp_path_factory):
 
 
 def metrics_of(files, psnr): # what a run would write
-    return dict(psnr=float(np.mean(psnr)), ssim=0.9, n=len(files), seconds=1., seconds_per_step=0.5, parameters=10, flops=100, input_size=96, steps=dict(own=2, with_teacher=2),
-                images=dict(file=files, group=[f'of {f}' for f in files], psnr=psnr, ssim=[0.9]*len(files)))
+    return (dict(psnr=float(np.mean(psnr)), ssim=0.9, n=len(files), seconds=1., seconds_per_step=0.5,
+                 parameters=10, flops=100, input_size=96, steps=dict(own=2, with_teacher=2),
+                 images=dict(file=files, group=[f'of {f}' for f in files], psnr=psnr, ssim=[0.9]*len(files))))
 
 
 @pytest.fixture
@@ -55,7 +59,8 @@ def unmeasured(monkeypatch):
 
 def test_files_of_a_benchmark(finished):
     names = {p.name for p in finished.iterdir()}
-    assert {'run.json', 'speed.json', 'results.csv', 'summary.csv', 'gains.csv', 'README.md', 'fig4.png', 'fig4.svg', 'fig5.png', 'curves.png'} <= names
+    assert ({'run.json', 'speed.json', 'results.csv', 'summary.csv', 'gains.csv', 'README.md', 'fig4.png',
+             'fig4.svg', 'fig5.png', 'curves.png'} <= names)
     assert not [p for p in finished.rglob('.*')], 'temporary files are left'
 
 
@@ -63,40 +68,51 @@ def test_every_entry_has_every_seed_and_the_teacher_is_shown(finished):
     results = pd.read_csv(finished/'results.csv')
     assert list(results.label.unique()) == ['Bicubic', 'Scratch', 'Recursive', 'MRC-Net']
     assert (results.groupby('label').seed.apply(sorted).map(tuple) == (0, 1)).all()
-    assert results.set_index('label').steps_with_teacher.to_dict() == {'Bicubic': 0, 'Scratch': 2, 'Recursive': 2, 'MRC-Net': 4}
+    assert (results.set_index('label').steps_with_teacher.to_dict() == {
+                'Bicubic': 0, 'Scratch': 2, 'Recursive': 2, 'MRC-Net': 4})
 
 
 def test_summary_is_mean_and_spread_of_the_results(finished):
-    results,summary = pd.read_csv(finished/'results.csv'),pd.read_csv(finished/'summary.csv').set_index('label')
+    results, summary = (pd.read_csv(finished/'results.csv'),
+                        pd.read_csv(finished/'summary.csv').set_index('label'))
     values = results.psnr[results.label == 'Scratch']
-    assert summary.psnr['Scratch'] == pytest.approx(values.mean()) and summary.psnr_sd['Scratch'] == pytest.approx(values.std())
-    assert summary.psnr_sd['Bicubic'] == 0 and summary.parameters['Bicubic'] == 0 and summary.parameters['MRC-Net'] == summary.parameters['Recursive'] > 0
+    assert (summary.psnr['Scratch'] == pytest.approx(values.mean())
+            and summary.psnr_sd['Scratch'] == pytest.approx(values.std()))
+    assert (summary.psnr_sd['Bicubic'] == 0 and summary.parameters['Bicubic'] == 0
+            and summary.parameters['MRC-Net'] == summary.parameters['Recursive'] > 0)
     assert summary.flops['Recursive'] > summary.flops['MRC-Net'] == summary.flops['Scratch']
-    assert (summary.latency_low_ms <= summary.latency_ms).all() and (summary.latency_ms <= summary.latency_high_ms).all()
+    assert ((summary.latency_low_ms <= summary.latency_ms).all()
+            and (summary.latency_ms <= summary.latency_high_ms).all())
 
 
 def test_scores_of_images_make_the_mean_and_know_their_group(finished):
     metrics = Store(finished).metrics(TINY[1], 0)
-    assert np.mean(metrics['images']['psnr']) == pytest.approx(metrics['psnr']) and len(metrics['images']['psnr']) == metrics['n'] == 4
-    assert all(f.startswith(g + '__') for f,g in zip(metrics['images']['file'], metrics['images']['group']))
+    assert (np.mean(metrics['images']['psnr']) == pytest.approx(metrics['psnr'])
+            and len(metrics['images']['psnr']) == metrics['n'] == 4)
+    assert all(f.startswith(g + '__') for f, g in zip(metrics['images']['file'], metrics['images']['group']))
 
 
 def test_report_names_convention_machine_and_limits(finished):
     text = (finished/'README.md').read_text()
     convention = Store(finished).head()['about']['convention']
     assert 'px border cropped' in convention and convention in text
-    for words in ('cannot be compared', 'Paired differences', 'standard deviation over seeds', '1 × 2 steps of 2 patches of 16×16 px', 'CPU thread', 'torch ', 'I (HistoSR)',
-                  'computed in fp32', 'in fp32 as in training', 'No row has had as many steps', 'over test groups', 'over seeds'): assert words in text
+    for words in ('cannot be compared', 'Paired differences', 'standard deviation over seeds',
+                  '1 × 2 steps of 2 patches of 16×16 px', 'CPU thread', 'torch ', 'I (HistoSR)',
+                  'computed in fp32', 'in fp32 as in training', 'No row has had as many steps',
+                  'over test groups', 'over seeds'):
+        assert words in text
     assert 'Scratch, double' not in text and UNKNOWN not in text.lower(), 'it speaks of what is not there'
     assert '28.399' in text, 'the published PSNR of bicubic at x2'
 
 
 def test_gains_have_both_intervals(finished):
-    gains,results = pd.read_csv(finished/'gains.csv').set_index('label'),pd.read_csv(finished/'results.csv').set_index(['label', 'seed']).psnr
+    gains, results = (pd.read_csv(finished/'gains.csv').set_index('label'),
+                      pd.read_csv(finished/'results.csv').set_index(['label', 'seed']).psnr)
     by_seed = [results['MRC-Net', k] - results['Scratch', k] for k in (0, 1)]
     row = gains.loc['MRC-Net']
     assert row.gain == pytest.approx(np.mean(by_seed)) and row.sd == pytest.approx(np.std(by_seed, ddof=1))
-    assert (row.seed_low, row.seed_high) == pytest.approx((row.gain - 12.7062*row.sd/2**0.5, row.gain + 12.7062*row.sd/2**0.5), rel=1e-4)
+    assert ((row.seed_low, row.seed_high) == pytest.approx(
+                (row.gain - 12.7062*row.sd/2**0.5, row.gain + 12.7062*row.sd/2**0.5), rel=1e-4))
     assert row.low <= row.gain <= row.high
     assert f'{row.seed_low:+.3f} to {row.seed_high:+.3f}' in (finished/'README.md').read_text()
 
@@ -115,21 +131,23 @@ def test_store_of_before_groups_were_recorded_is_reported(finished, tmp_path):
 
 
 def test_unknown_groups_are_said(fill, tmp_path, unmeasured, capsys):
-    for k,path in enumerate(fill(tmp_path/'tiles', 20)): path.rename(path.with_name(f'tile{k}.png'))
+    for k, path in enumerate(fill(tmp_path/'tiles', 20)): path.rename(path.with_name(f'tile{k}.png'))
     text = run(tmp_path/'tiles', tmp_path/'bench', TINY[:2], replace(BUDGET, seeds=1)).read_text()
     assert UNKNOWN in capsys.readouterr().out and Store(tmp_path/'bench').head()['about']['grouped'] is False
-    assert text.lower().count(UNKNOWN) == 2 and 'other patients' not in text and ' groups to ' not in text and 'over test images' in text
+    assert (text.lower().count(UNKNOWN) == 2 and 'other patients' not in text and ' groups to ' not in text
+            and 'over test images' in text)
     assert 'With one seed there is none' in text
     gains = pd.read_csv(tmp_path/'bench'/'gains.csv')
     assert gains[['sd', 'seed_low', 'seed_high']].isna().all(axis=None) and gains.low.notna().all()
 
 
 def test_model_folder_is_the_network_that_was_scored(finished, slides):
-    store,entry = Store(finished),TINY[1]
-    network,info = load_model(store.path(entry, 1)/'model', 'sr', 2)
+    store, entry = Store(finished), TINY[1]
+    network, info = load_model(store.path(entry, 1)/'model', 'sr', 2)
     from srdiag.commands import read_sr_folder
     test = read_sr_folder(slides, 2, 16, CPU).pairs('test', 2)
-    assert benchmark.score_images(network, test).psnr.mean() == pytest.approx(store.metrics(entry, 1)['psnr'], abs=1e-4)
+    assert (benchmark.score_images(network, test).psnr.mean() == pytest.approx(
+                store.metrics(entry, 1)['psnr'], abs=1e-4))
     assert network.config['channels'] == 4 and info.training['seed'] == 1
 
 
@@ -140,8 +158,10 @@ def test_panel_is_the_image_with_the_median_bicubic_psnr(finished):
 
 
 def test_panel_of_the_first_runs_is_kept(slides, tmp_path, unmeasured, monkeypatch):
-    real,one = benchmark.score_images,replace(BUDGET, seeds=1)
-    monkeypatch.setattr(benchmark, 'score_images', lambda *a: real(*a).assign(psnr=lambda d: np.arange(len(d))[::-1] + 30.)) # another order, another median
+    real, one = benchmark.score_images, replace(BUDGET, seeds=1)
+    # another order, another median
+    monkeypatch.setattr(benchmark, 'score_images',
+                        lambda *a: real(*a).assign(psnr=lambda d: np.arange(len(d))[::-1] + 30.))
     run(slides, tmp_path/'bench', TINY[:1], one)
     first = (tmp_path/'bench'/'panel'/'hr.png').read_bytes()
     monkeypatch.setattr(benchmark, 'score_images', real)
@@ -151,7 +171,8 @@ def test_panel_of_the_first_runs_is_kept(slides, tmp_path, unmeasured, monkeypat
     run(slides, tmp_path/'bench', TINY[:2], one)
     from srdiag.data.images import read_image
     assert (tmp_path/'bench'/'panel'/'hr.png').read_bytes() == first
-    panel,truth = (read_image(p).float() for p in (Store(tmp_path/'bench').path(TINY[1], 0)/'panel.png', tmp_path/'bench'/'panel'/'hr.png'))
+    panel, truth = ((read_image(p).float() for p in (Store(tmp_path/'bench').path(TINY[1], 0)/'panel.png',
+                                                     tmp_path/'bench'/'panel'/'hr.png')))
     assert (panel-truth).abs().mean() < 20, 'the panel shows another image'
 
 
@@ -160,33 +181,37 @@ def test_same_patches_for_networks_of_any_size(slides, monkeypatch):
     def train(network, train, valid, recipe, epochs, steps, patch, seed, **_):
         from srdiag.sr.training import sr_dataloaders
         torch.manual_seed(seed)
-        seen[network.config['channels'], seed] = next(iter(sr_dataloaders(train, valid, patch, 2, steps, seed)[0]))[1]
+        seen[network.config['channels'], seed] = next(iter(sr_dataloaders(
+                                                               train, valid, patch, 2, steps, seed)[0]))[1]
     monkeypatch.setattr(benchmark, 'train_sr', train)
     from srdiag.commands import read_sr_folder
     data = read_sr_folder(slides, 2, 16, CPU)
-    pairs = {k:data.pairs(k, 2) for k in ('train', 'valid')}
-    for channels,seed in ((4, 0), (8, 0), (4, 1)): benchmark.train_entry(Entry('x', 'mrcnet', config=(('channels', channels), ('blocks', 1))), seed, pairs, BUDGET)
+    pairs = {k: data.pairs(k, 2) for k in ('train', 'valid')}
+    for channels, seed in ((4, 0), (8, 0), (4, 1)):
+        benchmark.train_entry(Entry('x', 'mrcnet', config=(('channels', channels), ('blocks', 1))), seed,
+                              pairs, BUDGET)
     assert torch.equal(seen[4, 0], seen[8, 0]) and not torch.equal(seen[4, 0], seen[4, 1])
 
 
 def test_teacher_and_student_see_the_same_patches_and_double_sees_others(slides, monkeypatch):
     from srdiag.commands import read_sr_folder
     from srdiag.data.pairs import PatchSampler
-    batch,seen = PatchSampler.batch,[]
+    batch, seen = PatchSampler.batch, []
     def watched(self, n):
-        lr,hr = batch(self, n)
+        lr, hr = batch(self, n)
         seen.append(hr.clone())
-        return lr,hr
+        return lr, hr
     monkeypatch.setattr(PatchSampler, 'batch', watched)
     data = read_sr_folder(slides, 2, 16, CPU)
-    pairs = {k:data.pairs(k, 2) for k in ('train', 'valid')}
+    pairs = {k: data.pairs(k, 2) for k in ('train', 'valid')}
     def patches(entry, teacher=None):
         seen.clear()
-        network = benchmark.train_entry(entry, 0, pairs, replace(BUDGET, epochs=2), precision='fp32', teacher=teacher)
-        return network,torch.stack(seen)
-    teacher,of_teacher = patches(TINY[2].teacher)
-    _,of_student = patches(TINY[2], teacher)
-    _,of_double = patches(Entry('Scratch, double', 'mrcnet', 'scratch2x', SMALL))
+        network = benchmark.train_entry(entry, 0, pairs, replace(BUDGET, epochs=2), precision='fp32',
+                                        teacher=teacher)
+        return network, torch.stack(seen)
+    teacher, of_teacher = patches(TINY[2].teacher)
+    _, of_student = patches(TINY[2], teacher)
+    _, of_double = patches(Entry('Scratch, double', 'mrcnet', 'scratch2x', SMALL))
     n = len(of_teacher)
     assert n == 4 and torch.equal(of_student, of_teacher) and torch.equal(of_double[:n], of_teacher)
     assert len(of_double) == 2*n and not any(torch.equal(a, b) for a in of_double[n:] for b in of_double[:n])
@@ -195,7 +220,7 @@ def test_teacher_and_student_see_the_same_patches_and_double_sees_others(slides,
 # Interruptions and changes
 
 def test_interrupted_run_is_repeated_and_nothing_else(slides, tmp_path, monkeypatch, unmeasured):
-    real,calls = benchmark.train_sr,[]
+    real, calls = benchmark.train_sr, []
     def interrupted(network, *args, **kw):
         calls.append(network)
         if len(calls) == 2: raise KeyboardInterrupt
@@ -205,7 +230,8 @@ def test_interrupted_run_is_repeated_and_nothing_else(slides, tmp_path, monkeypa
     store = Store(tmp_path/'bench')
     assert [store.seeds(e) for e in with_teachers(TINY)] == [[0], [0], [], []]
     assert not [p for p in (tmp_path/'bench').rglob('.seed*')], 'the interrupted run left its folder'
-    assert '| MRC-Net |' not in report(store).read_text().split('## Results')[1].split('##')[0] and 'Not complete yet' in report(store).read_text()
+    assert ('| MRC-Net |' not in report(store).read_text().split('## Results')[1].split('##')[0]
+            and 'Not complete yet' in report(store).read_text())
     kept = (store.path(TINY[1], 0)/'metrics.json').stat().st_mtime_ns
     run(slides, tmp_path/'bench', budget=replace(BUDGET, seeds=1))
     assert len(calls) == 3 and kept == (store.path(TINY[1], 0)/'metrics.json').stat().st_mtime_ns
@@ -214,7 +240,8 @@ def test_interrupted_run_is_repeated_and_nothing_else(slides, tmp_path, monkeypa
 
 
 def test_complete_benchmark_trains_nothing(slides, finished, monkeypatch):
-    for name in ('train_sr', 'distil', 'measure_speed'): monkeypatch.setattr(benchmark, name, lambda *_, **__: pytest.fail('it was trained or timed again'))
+    for name in ('train_sr', 'distil', 'measure_speed'):
+        monkeypatch.setattr(benchmark, name, lambda *_, **__: pytest.fail('it was trained or timed again'))
     run(slides, finished)
 
 
@@ -226,14 +253,16 @@ def test_more_seeds_and_entries_go_on(slides, finished, tmp_path, unmeasured):
     assert store.seeds(double) == [2] and store.seeds(TINY[0]) == [0, 1] and store.entries()[-1] == double
     assert store.metrics(double, 2)['steps'] == dict(own=4, with_teacher=4)
     text = (out/'README.md').read_text()
-    assert 'Scratch, double, seed 0' in text and '“Scratch, double”: twice the steps' in text and 'No row has had as many steps' not in text
+    assert ('Scratch, double, seed 0' in text and '“Scratch, double”: twice the steps' in text
+            and 'No row has had as many steps' not in text)
 
 
 def test_double_is_compared_with_who_had_as_many_steps(tmp_path):
-    store,double,other = Store(tmp_path/'bench'),Entry('Scratch, double', 'mrcnet', 'scratch2x', SMALL),Entry('EDSR-baseline, double', 'edsr_baseline', 'scratch2x')
+    store, double, other = (Store(tmp_path/'bench'), Entry('Scratch, double', 'mrcnet', 'scratch2x', SMALL),
+                            Entry('EDSR-baseline, double', 'edsr_baseline', 'scratch2x'))
     entries = (*with_teachers(TINY), double, other)
     store.open({}, entries, {}, {})
-    for i,e in enumerate(entries):
+    for i, e in enumerate(entries):
         with benchmark.working(store, e, 0) as folder:
             (folder/'metrics.json').write_text(json.dumps(metrics_of(['a', 'b'], [30 + i, 31 + i])))
     gains = gains_table(store)
@@ -242,7 +271,9 @@ def test_double_is_compared_with_who_had_as_many_steps(tmp_path):
     assert {*gains.label[gains.against == 'Scratch']} == {e.label for e in entries} - {'Scratch'}
 
 
-@pytest.mark.parametrize('changes,words', [(dict(steps=3), 'steps was 2, now it is 3'), (dict(patch=32), 'patch was 16'), (dict(recipe='published'), 'recipe was fast')])
+@pytest.mark.parametrize('changes,words', [(dict(steps=3), 'steps was 2, now it is 3'),
+                                           (dict(patch=32), 'patch was 16'),
+                                           (dict(recipe='published'), 'recipe was fast')])
 def test_another_budget_is_refused(slides, finished, snapshot, changes, words):
     before = snapshot(finished)
     with pytest.raises(DataError, match=words): run(slides, finished, budget=replace(BUDGET, **changes))
@@ -264,12 +295,17 @@ def two_each(tile, tmp_path):
     from srdiag.data.images import save_png
     (tmp_path/'pairs').mkdir()
     for k in range(20): save_png(tile(k), tmp_path/'pairs'/f'p{k//2}__{"ab"[k%2]}.png')
-    return ['benchmark', 'sr', '--data', tmp_path/'pairs', '--out', tmp_path/'bench', '--budget', 'smoke', '--device', 'cpu', '--precision', 'fp32', '--models', 'bicubic']
+    return ['benchmark', 'sr', '--data', tmp_path/'pairs', '--out', tmp_path/'bench', '--budget', 'smoke',
+            '--device', 'cpu', '--precision', 'fp32', '--models', 'bicubic']
 
 
 @pytest.mark.parametrize('old', [False, True])
-@pytest.mark.parametrize('change,naming', [(['--group-pattern', 'none'], ['split hash was', 'with other groups']), (['--size', '24'], ['size was None, now it is 24', 'the old --size'])])
-def test_other_groups_or_sizes_do_not_enter_a_store(two_each, tmp_path, succeeds, refused, unmeasured, change, naming, old):
+@pytest.mark.parametrize('change,naming', [(['--group-pattern', 'none'],
+                                            ['split hash was', 'with other groups']),
+                                           (['--size', '24'],
+                                            ['size was None, now it is 24', 'the old --size'])])
+def test_other_groups_or_sizes_do_not_enter_a_store(
+        two_each, tmp_path, succeeds, refused, unmeasured, change, naming, old):
     succeeds(*two_each)
     if old: # of before these were recorded
         head = json.loads((tmp_path/'bench'/'run.json').read_text())
@@ -286,81 +322,98 @@ def test_runs_of_other_images_make_no_table(finished, tmp_path):
     metrics['images']['file'] = metrics['images']['file'][::-1]
     path.write_text(json.dumps(metrics))
     for table in (benchmark.results_table, gains_table, report):
-        with pytest.raises(DataError, match='bicubic with seed 1 was tested on other images'): table(Store(out))
+        with pytest.raises(DataError, match='bicubic with seed 1 was tested on other images'):
+            table(Store(out))
 
 
 # Images without any error
 
 @pytest.fixture
 def whites(fill, tmp_path):
-    "A function: forty tiles of which some of the part `part` are white, as the split with seed 0 has them → the folder and the names of the white ones"
+    """A function: forty tiles of which some of the part `part` are white, as the split with seed 0 has them →
+    the folder and the names of the white ones"""
     from srdiag.commands import read_sr_folder
     from srdiag.data.images import save_png
     def whites(part, n=None):
         folder = fill(tmp_path/'white', 40)[0].parent
         table = read_sr_folder(folder, 2, 16, CPU).table
         names = table.file[table.split == part].tolist()[:n]
-        for name in names: save_png(torch.full((3, 32, 32), 255, dtype=torch.uint8), folder/name, overwrite=True)
-        return folder,names
+        for name in names:
+            save_png(torch.full((3, 32, 32), 255, dtype=torch.uint8), folder/name, overwrite=True)
+        return folder, names
     return whites
 
 
 def test_blank_test_image_is_left_out_for_all_and_named(whites, tmp_path, unmeasured, monkeypatch):
-    folder,(white,) = whites('test', 1)
+    folder, (white,) = whites('test', 1)
     real = benchmark.score_images
     def other(network, pairs): # a network that errs on the white image, and makes no error in another
         scores = real(network, pairs)
-        if sum(p.numel() for p in network.parameters()): scores.loc[scores.file == white, 'psnr'],scores.loc[scores.file != white, 'psnr'] = 60.,[math.inf, 31., 32.]
+        if sum(p.numel() for p in network.parameters()):
+            scores.loc[scores.file == white, 'psnr'], scores.loc[scores.file != white, 'psnr'] = (
+                60., [math.inf, 31., 32.])
         return scores
     monkeypatch.setattr(benchmark, 'score_images', other)
     text = run(folder, tmp_path/'bench', TINY[:2], replace(BUDGET, seeds=1)).read_text()
     store = Store(tmp_path/'bench')
     images = store.metrics(TINY[1], 0)['images']
-    exact = next(f for f,p in zip(images['file'], images['psnr']) if p is None)
+    exact = next(f for f, p in zip(images['file'], images['psnr']) if p is None)
     bicubic = pd.DataFrame(store.metrics(BICUBIC, 0)['images']).set_index('file').psnr
     assert pd.isna(bicubic[white]) and store.head()['about']['panel'] != white
-    results,gains = pd.read_csv(tmp_path/'bench'/'results.csv').set_index('label'),pd.read_csv(tmp_path/'bench'/'gains.csv')
-    assert results.psnr['Scratch'] == 31.5 and results.psnr['Bicubic'] == pytest.approx(bicubic.drop([white, exact]).mean()) and (results.n == 2).all()
+    results, gains = (pd.read_csv(tmp_path/'bench'/'results.csv').set_index('label'),
+                      pd.read_csv(tmp_path/'bench'/'gains.csv'))
+    assert (results.psnr['Scratch'] == 31.5
+            and results.psnr['Bicubic'] == pytest.approx(bicubic.drop([white, exact]).mean())
+            and (results.n == 2).all())
     assert gains.gain.notna().all() and gains.groups.item() == 2
-    assert '2 test images, ' + ', '.join(f'`{x}`' for x in sorted([white, exact])) in text and '; 2 images. Latency' in text
+    assert ('2 test images, ' + ', '.join(f'`{x}`' for x in sorted([white, exact])) in text
+            and '; 2 images. Latency' in text)
     assert math.isfinite(float(load_model(store.path(TINY[1], 0)/'model', 'sr', 2)[1].metrics['psnr']))
 
 
 @pytest.mark.parametrize('part,words', [('test', 'any test image'), ('valid', 'any validation image')])
 def test_nothing_but_blank_images_is_refused_before_anything_is_written(whites, tmp_path, part, words):
-    folder,_ = whites(part)
+    folder, _ = whites(part)
     with pytest.raises(DataError, match=words): run(folder, tmp_path/'bench')
     assert not (tmp_path/'bench').exists()
 
 
 def test_blank_validation_image_does_not_choose_the_epoch(whites):
     from srdiag.commands import read_sr_folder
-    folder,(white,) = whites('valid', 1)
-    job = benchmark.Job(read_sr_folder(folder, 2, 16, CPU), 2, budget_of('smoke', valid_images=9), precision='fp32')
+    folder, (white,) = whites('valid', 1)
+    job = benchmark.Job(read_sr_folder(folder, 2, 16, CPU), 2, budget_of('smoke', valid_images=9),
+                        precision='fp32')
     assert len(job.pairs['valid']) == 3 and white not in job.pairs['valid'].names
 
 
 def test_store_with_nothing_but_exact_images_makes_no_table(tmp_path):
     store = Store(tmp_path/'bench')
     store.open({}, [BICUBIC], {}, {})
-    with benchmark.working(store, BICUBIC, 0) as folder: (folder/'metrics.json').write_text(json.dumps(metrics_of(['a', 'b'], [30., 31.]) | dict(psnr=None, images=dict(file=['a', 'b'], group=['p', 'q'], psnr=[None, None], ssim=[1, 1]))))
+    with benchmark.working(store, BICUBIC, 0) as folder:
+        (folder/'metrics.json').write_text(json.dumps(metrics_of(['a', 'b'], [30., 31.])
+                                                      | dict(psnr=None, images=dict(file=['a', 'b'],
+                                                                                    group=['p', 'q'],
+                                                                                    psnr=[None, None],
+                                                                                    ssim=[1, 1]))))
     with pytest.raises(DataError, match='each of the 2 test images'): benchmark.results_table(store)
 
 
 # Trainings that fail
 
 def test_failed_training_ends_its_run_alone(slides, tmp_path, monkeypatch, unmeasured, capsys):
-    real,tried = benchmark.train_sr,[]
+    real, tried = benchmark.train_sr, []
     def broken(network, *args, **kw):
         real(network, *args, **kw)
         tried.append(network.config['steps'])
         if network.config['steps'] > 1 and kw['seed'] == 0: next(network.parameters()).data.fill_(math.nan)
     monkeypatch.setattr(benchmark, 'train_sr', broken)
     text = run(slides, tmp_path/'bench').read_text()
-    store,said = Store(tmp_path/'bench'),capsys.readouterr().out
-    assert [store.seeds(e) for e in with_teachers(TINY)] == [[0, 1], [0, 1], [1], [1]] and sum(n > 1 for n in tried) == 2
+    store, said = Store(tmp_path/'bench'), capsys.readouterr().out
+    assert ([store.seeds(e) for e in with_teachers(TINY)] == [[0, 1], [0, 1], [1], [1]]
+            and sum(n > 1 for n in tried) == 2)
     assert 'Recursive, seed 0, failed and is not recorded' in said and 'MRC-Net, seed 0: left out' in said
-    assert '**Not complete yet:** Recursive, seed 0; MRC-Net, seed 0.' in text and not [*(tmp_path/'bench').rglob('.seed*')]
+    assert ('**Not complete yet:** Recursive, seed 0; MRC-Net, seed 0.' in text
+            and not [*(tmp_path/'bench').rglob('.seed*')])
     monkeypatch.setattr(benchmark, 'train_sr', real)
     assert 'Not complete' not in run(slides, tmp_path/'bench').read_text()
 
@@ -379,10 +432,10 @@ def damaged(finished, out, name, change):
     return path
 
 
-HEAD,RUN,TIMES = 'run.json','runs/bicubic/seed0/metrics.json','speed.json'
+HEAD, RUN, TIMES = 'run.json', 'runs/bicubic/seed0/metrics.json', 'speed.json'
 
 @pytest.mark.parametrize('name,change,words', [
-    *[(name, text, words) for name,words in ((HEAD, 'from a copy'), (RUN, 'remove the folder .*seed0 to have this run made again'), (TIMES, 'remove it to have the networks timed'))
+    *[(name, text, words) for name, words in ((HEAD, 'from a copy'), (RUN, 'remove the folder .*seed0 to have this run made again'), (TIMES, 'remove it to have the networks timed'))
       for text in ('', '{"psnr": 3', '{}', '[]', '3', 'null')],
     (HEAD, None, 'run.json is missing.*from a copy'), (HEAD, lambda d: d['entries'][1].update(training='twice'), 'names an entry that cannot be'), (HEAD, lambda d: d['entries'][1].pop('network'), 'network is missing'),
     (HEAD, lambda d: d['entries'].append(3), 'an item of entries is not an object'), (HEAD, lambda d: d.update(sessions=[]), 'no session'), (HEAD, lambda d: d.update(format='other 2'), 'format'),
@@ -447,11 +500,11 @@ def test_entry_of_another_label_keeps_its_row(tmp_path):
 
 def test_paired_gain_has_the_right_sign_and_covers():
     rng = np.random.default_rng(0)
-    groups,hits = np.repeat(np.arange(20), 3),0
+    groups, hits = np.repeat(np.arange(20), 3), 0
     for k in range(100):
         shared = rng.normal(30, 5, 60)
-        a,b = shared + rng.normal(0, 0.2, 60),shared + 0.3 + np.repeat(rng.normal(0, 0.2, 20), 3)
-        gain,low,high = paired_gain(a, b, groups, n=400, seed=k)
+        a, b = shared + rng.normal(0, 0.2, 60), shared + 0.3 + np.repeat(rng.normal(0, 0.2, 20), 3)
+        gain, low, high = paired_gain(a, b, groups, n=400, seed=k)
         assert low < gain < high and low > 0
         hits += low < 0.3 < high
     assert 85 <= hits <= 99, hits
@@ -461,8 +514,8 @@ def test_grouped_interval_is_wider_than_one_over_images():
     rng = np.random.default_rng(1)
     gain = np.repeat(rng.normal(0.1, 0.2, 12), 10)
     zero = np.zeros_like(gain)
-    _,low,high = paired_gain(zero, gain, np.repeat(np.arange(12), 10))
-    _,l,h = paired_gain(zero, gain, np.arange(120))
+    _, low, high = paired_gain(zero, gain, np.repeat(np.arange(12), 10))
+    _, l, h = paired_gain(zero, gain, np.arange(120))
     assert high-low > 2*(h-l)
 
 
@@ -470,7 +523,7 @@ def test_grouped_interval_is_wider_than_one_over_images():
 def test_seed_interval_covers(n):
     rng = np.random.default_rng(n)
     intervals = [seed_interval(rng.normal(0.1, 0.3, n)) for _ in range(1000)]
-    assert 930 <= sum(low < 0.1 < high for low,high in intervals) <= 970
+    assert 930 <= sum(low < 0.1 < high for low, high in intervals) <= 970
 
 
 def test_seed_interval_is_that_of_the_t_test():
@@ -483,32 +536,41 @@ def test_seed_interval_is_that_of_the_t_test():
 def test_published_numbers_are_those_of_the_catalogue():
     from srdiag.evaluation.cost import published_counts
     frame = published_sr()
-    assert len(published_sr(2)) == 6 and len(published_sr(4)) == 15 and frame.psnr.between(28, 39).all() and frame.ssim.between(0.88, 0.98).all()
-    counts = {(r['name'], r['scale']):r for r in published_counts()}
-    both = [(r, counts[r.name, r.scale]) for r in frame.rename(columns={'name': 'title'}).assign(name=frame.name).itertuples(index=False) if (r.name, r.scale) in counts and r.parameters == r.parameters]
+    assert (len(published_sr(2)) == 6 and len(published_sr(4)) == 15 and frame.psnr.between(28, 39).all()
+            and frame.ssim.between(0.88, 0.98).all())
+    counts = {(r['name'], r['scale']): r for r in published_counts()}
+    both = ([(r, counts[r.name, r.scale]) for r in frame.rename(
+                 columns={'name': 'title'}).assign(name=frame.name).itertuples(index=False)
+             if (r.name, r.scale) in counts and r.parameters == r.parameters])
     assert len(both) >= 6
-    for r,c in both: assert r.parameters == pytest.approx(c['parameters'], rel=0.02) and r.flops == pytest.approx(c['flops'], rel=0.01)
+    for r, c in both:
+        assert (r.parameters == pytest.approx(c['parameters'], rel=0.02)
+                and r.flops == pytest.approx(c['flops'], rel=0.01))
 
 
 # Entries and presets
 
 def test_presets_are_the_tables_of_the_paper():
     printed = published_sr()
-    labels = {k:{e.label for e in v} for k,v in PRESETS.items()}
+    labels = {k: {e.label for e in v} for k, v in PRESETS.items()}
     assert {*printed.name[printed.table == 'II']} == labels['table2']
-    assert {*printed.name[printed.table == 'I']} | {'SRCNN', 'Scratch', 'Scratch, double', 'EDSR-baseline, double'} == labels['table1']
+    assert ({*printed.name[printed.table == 'I']}
+            | {'SRCNN', 'Scratch', 'Scratch, double', 'EDSR-baseline, double'} == labels['table1'])
 
 
 def test_distilled_row_has_rivals_with_as_many_steps():
-    budget,table = budget_of('paper'),PRESETS['table1']
+    budget, table = budget_of('paper'), PRESETS['table1']
     assert {SCRATCH, DOUBLE, EDSR_DOUBLE} <= {*table}
-    assert steps_of(DOUBLE, budget) == steps_of(EDSR_DOUBLE, budget) == dict(own=800_000, with_teacher=800_000) and steps_of(STUDENT, budget)['with_teacher'] == 800_000
+    assert (steps_of(DOUBLE, budget) == steps_of(EDSR_DOUBLE, budget) == dict(
+                own=800_000, with_teacher=800_000) and steps_of(STUDENT, budget)['with_teacher'] == 800_000)
 
 
 def test_deviations_are_those_of_the_networks():
-    said = {k:' '.join(deviations(v)) for k,v in PRESETS.items()}
-    assert 'SRCNN, EDSR-baseline, CARN' in said['table1'] and 'MWCNN' in said['table1'] and 'DRRN' not in said['table1']
-    for words in ('output of SRRFN', 'DRRN is without batch norm', 'recursions of DRCN', 'no ensemble'): assert words in said['table2']
+    said = {k: ' '.join(deviations(v)) for k, v in PRESETS.items()}
+    assert ('SRCNN, EDSR-baseline, CARN' in said['table1'] and 'MWCNN' in said['table1']
+            and 'DRRN' not in said['table1'])
+    for words in ('output of SRRFN', 'DRRN is without batch norm', 'recursions of DRCN', 'no ensemble'):
+        assert words in said['table2']
     assert 'DRCN' not in said['light'] and all('searched for none' in x for x in said.values())
     plain = ' '.join(deviations([Entry('CARN as published', 'carn', config=(('skip', False),))]))
     assert 'bicubic' not in plain and 'searched for none' in plain
@@ -518,27 +580,35 @@ def test_deviations_are_those_of_the_networks():
 @pytest.mark.parametrize('name', ['srcnn', 'edsr_baseline', 'carn', 'srrfn', 'mrcnet', 'drcn'])
 def test_deviations_are_true_of_the_code(name):
     config = benchmark.build(Entry(name, name), 2).config
-    assert config.get('skip') == ('bicubic' if name == 'mrcnet' else None if name == 'drcn' else True) and not config.get('ensemble')
+    assert (config.get('skip') == ('bicubic' if name == 'mrcnet' else None if name == 'drcn' else True)
+            and not config.get('ensemble'))
     if name != 'drcn': # starts close to the bicubic image
         torch.manual_seed(0)
         x = torch.rand(1, 3, 16, 16)
-        with torch.inference_mode(): assert (benchmark.build(Entry(name, name), 2).eval()(x) - benchmark.build(BICUBIC, 2)(x)).abs().mean() < 0.1
+        with torch.inference_mode():
+            assert (((((benchmark.build(Entry(name, name), 2).eval()(x) - benchmark.build(BICUBIC, 2)(x)).abs().mean() < 0.1))))
 
 
 @pytest.mark.parametrize('scale', [2, 4])
 def test_every_entry_of_the_presets_can_be_built(scale):
     with torch.device('meta'):
-        for e in {e for p in PRESETS.values() for e in with_teachers(p)}: assert benchmark.build(e, scale, 1).scale == scale
+        for e in {e for p in PRESETS.values() for e in with_teachers(p)}:
+            assert benchmark.build(e, scale, 1).scale == scale
 
 
-@pytest.mark.parametrize('names,words', [('carm', 'choose from bicubic, carn'), ('carn_x4', 'scale 2'), ('carn:distilled', 'Only mrcnet'), ('mrcnet:twice', 'cannot take part'),
-                                         ('carn:none', 'Only bicubic'), ('bicubic:scratch2x', 'nothing to train'), ('bicubic:scratch', 'nothing to train'), ('mrcnet:none', 'Only bicubic')])
+@pytest.mark.parametrize('names,words', [('carm', 'choose from bicubic, carn'), ('carn_x4', 'scale 2'),
+                                         ('carn:distilled', 'Only mrcnet'),
+                                         ('mrcnet:twice', 'cannot take part'), ('carn:none', 'Only bicubic'),
+                                         ('bicubic:scratch2x', 'nothing to train'),
+                                         ('bicubic:scratch', 'nothing to train'),
+                                         ('mrcnet:none', 'Only bicubic')])
 def test_unknown_entries_are_refused(names, words):
     with pytest.raises(ModelError, match=words): entries_of(2, models=f'bicubic,{names}')
 
 
 def test_entries_by_name():
-    assert entries_of(2, models='carn_x2, mrcnet,mrcnet:distilled,bicubic') == (CARN, SCRATCH, STUDENT, BICUBIC)
+    assert (entries_of(2, models='carn_x2, mrcnet,mrcnet:distilled,bicubic') == (
+                    CARN, SCRATCH, STUDENT, BICUBIC))
     assert entries_of(4, 'table2') == PRESETS['table2'] and entries_of(2, models='bicubic:none') == (BICUBIC,)
     assert with_teachers([CARN, replace(CARN, label='ours'), CARN]) == (CARN,), 'one folder, one entry'
 
@@ -546,7 +616,9 @@ def test_entries_by_name():
 # The command line
 
 def test_command_line_runs_and_reports(slides, tmp_path, succeeds, unmeasured):
-    text = succeeds('benchmark', 'sr', '--data', slides, '--out', tmp_path/'bench', '--models', 'bicubic,srcnn', '--budget', 'smoke', '--steps', 1, '--device', 'cpu', '--precision', 'fp32')
+    text = succeeds('benchmark', 'sr', '--data', slides, '--out', tmp_path/'bench', '--models',
+                    'bicubic,srcnn', '--budget', 'smoke', '--steps', 1, '--device', 'cpu', '--precision',
+                    'fp32')
     assert 'SRCNN, seed 0: 1 steps' in text and (tmp_path/'bench'/'README.md').is_file()
     (tmp_path/'bench'/'README.md').unlink()
     succeeds('benchmark', 'sr', '--out', tmp_path/'bench', '--report-only')
@@ -554,30 +626,38 @@ def test_command_line_runs_and_reports(slides, tmp_path, succeeds, unmeasured):
     assert json.loads((tmp_path/'bench'/'run.json').read_text())['fixed']['steps'] == 1
 
 
-@pytest.mark.parametrize('argv,naming', [
-    (['--models', 'carm'], ['carm', 'edsr_baseline']), (['--models', 'carn_x4'], ['carn_x4', '--scale 4']), (['--models', 'bicubic', '--only', 'carn'], ['carn', 'bicubic']),
-    (['--patch', '64'], ['smaller than the 64 pixels']), (['--patch', '15'], ['multiple of 2']), (['--patch', '2'], ['at least 4']), (['--precision', 'fp16'], ['fp16 needs a CUDA GPU']),
-    (['--models', ','], ["',' names no network"]), (['--models', 'carn:none,carn'], ['carn:none', 'Only bicubic']), (['--models', 'bicubic:scratch2x'], ['nothing to train'])])
+@pytest.mark.parametrize('argv,naming', [(['--models', 'carm'], ['carm', 'edsr_baseline']),
+                                         (['--models', 'carn_x4'], ['carn_x4', '--scale 4']),
+                                         (['--models', 'bicubic', '--only', 'carn'], ['carn', 'bicubic']),
+                                         (['--patch', '64'], ['smaller than the 64 pixels']),
+                                         (['--patch', '15'], ['multiple of 2']),
+                                         (['--patch', '2'], ['at least 4']),
+                                         (['--precision', 'fp16'], ['fp16 needs a CUDA GPU']),
+                                         (['--models', ','], ["',' names no network"]),
+                                         (['--models', 'carn:none,carn'], ['carn:none', 'Only bicubic']),
+                                         (['--models', 'bicubic:scratch2x'], ['nothing to train'])])
 def test_mistakes_become_sentences(slides, tmp_path, refused, argv, naming):
-    refused('benchmark', 'sr', '--data', slides, '--out', tmp_path/'bench', '--budget', 'smoke', '--device', 'cpu', *argv, naming=naming)
+    refused('benchmark', 'sr', '--data', slides, '--out', tmp_path/'bench', '--budget', 'smoke', '--device',
+            'cpu', *argv, naming=naming)
 
 
 def test_budget_of_zero_too_few_groups_and_no_data(slides, tile, tmp_path, refused, run_cli):
-    code,_,err = run_cli('benchmark', 'sr', '--data', slides, '--out', tmp_path/'bench', '--steps', 0)
+    code, _, err = run_cli('benchmark', 'sr', '--data', slides, '--out', tmp_path/'bench', '--steps', 0)
     assert code == 2 and 'whole number of 1 or more' in err
     refused('benchmark', 'sr', '--out', tmp_path/'bench', naming=['--data'])
     refused('benchmark', 'sr', '--out', tmp_path/'bench', '--report-only', naming=['holds no benchmark'])
     from srdiag.data.images import save_png
     (tmp_path/'two').mkdir()
     for k in range(6): save_png(tile(k), tmp_path/'two'/f'slide{k%2}__{k}.png')
-    refused('benchmark', 'sr', '--data', tmp_path/'two', '--out', tmp_path/'bench', '--budget', 'smoke', '--models', 'bicubic', '--device', 'cpu', naming=['2 groups'])
+    refused('benchmark', 'sr', '--data', tmp_path/'two', '--out', tmp_path/'bench', '--budget', 'smoke',
+            '--models', 'bicubic', '--device', 'cpu', naming=['2 groups'])
 
 
 # Speed
 
 def test_latency_counts_and_takes_turns():
     seen = []
-    times = compare_latency({name:lambda name=name: seen.append(name) for name in 'abc'}, n=5, warmup=2)
+    times = compare_latency({name: lambda name=name: seen.append(name) for name in 'abc'}, n=5, warmup=2)
     assert ''.join(seen) == 'abc'*7
     assert all(t.n == 5 and 0 <= t.low <= t.median <= t.high for t in times.values())
 
@@ -586,7 +666,8 @@ def test_forward_call_follows_its_setup():
     seen = []
     class Look(torch.nn.Conv2d):
         def forward(self, x):
-            seen.append((self.training, torch.is_grad_enabled(), x.is_contiguous(memory_format=torch.channels_last), x.shape))
+            seen.append((self.training, torch.is_grad_enabled(),
+                         x.is_contiguous(memory_format=torch.channels_last), x.shape))
             return super().forward(x)
     network = Look(3, 8, 3).train()
     assert forward_call(network, (2, 3, 9, 7), Setup(precision='bf16'))().dtype == torch.bfloat16
@@ -599,7 +680,9 @@ def test_setup_refuses_a_precision_the_device_lacks(precision, words):
 
 
 def test_peak_memory_is_that_of_the_feature_map():
-    conv = lambda width: peak_memory('torch.nn:Conv2d', dict(in_channels=3, out_channels=width, kernel_size=1), (1, 3, 512, 512), Setup(threads=1))
-    wide,narrow = conv(64),conv(16)
+    conv = lambda width: peak_memory('torch.nn:Conv2d',
+                                     dict(in_channels=3, out_channels=width, kernel_size=1), (1, 3, 512, 512),
+                                     Setup(threads=1))
+    wide, narrow = conv(64), conv(16)
     if wide is None: pytest.skip('this system does not tell the peak of a process')
     assert wide-narrow == pytest.approx(4*48*512**2, rel=0.1)

@@ -9,7 +9,8 @@ scales = pytest.mark.parametrize('s', [2, 3, 4, 8])
 
 
 def weights(n_in, n_out, a=-0.5):
-    "The n_out×n_in matrix of MATLAB's bicubic: kernel widened when shrinking, image mirrored with the edge pixel repeated"
+    """The n_out×n_in matrix of MATLAB's bicubic: kernel widened when shrinking, image mirrored with the edge
+    pixel repeated"""
     step = n_in/n_out
     wide = max(step, 1.)
     reach = 2*int(np.ceil(wide)) + 1
@@ -56,19 +57,21 @@ def test_real_tissue_in_single_precision(s, tile):
 def test_known_numbers():
     "Halving a step edge, by hand: weights (-3, -9, 29, 111, 111, 29, -9, -3)/256"
     step = torch.tensor([0., 0, 0, 0, 0, 0, 1, 1, 1, 1, 1, 1], dtype=torch.float64).expand(1, 2, 12)
-    assert degrade(step, 2, clip=False)[0, 0].tolist() == pytest.approx([0, -3/256, 17/256, 239/256, 259/256, 1], abs=1e-12)
+    assert (degrade(step, 2, clip=False)[0, 0].tolist() == pytest.approx(
+                [0, -3/256, 17/256, 239/256, 259/256, 1], abs=1e-12))
 
 
 @pytest.mark.parametrize('s,h,w', [(2, 51, 64), (3, 64, 63), (4, 50, 64), (8, 64, 60), (4, 3, 64)])
 def test_sides_that_do_not_divide_are_refused(s, h, w):
-    with pytest.raises(ValueError, match=f'divisible by {s}, but got {h}×{w}: use crop_to_multiple'): degrade(noise(3, h, w), s)
+    with pytest.raises(ValueError, match=f'divisible by {s}, but got {h}×{w}: use crop_to_multiple'):
+        degrade(noise(3, h, w), s)
 
 
 @scales
 def test_crop_keeps_the_top_left_corner(s):
     hr = noise(3, 50 + s - 1, 67)
     cut = crop_to_multiple(hr, s)
-    h,w = (50 + s - 1)//s, 67//s
+    h, w = (50 + s - 1)//s, 67//s
     assert cut.shape == (3, h*s, w*s) and torch.equal(cut, hr[:, :h*s, :w*s])
     assert np.abs(degrade(cut, s, clip=False).numpy() - model(cut, h, w)).max() < 1e-12
 
@@ -80,6 +83,7 @@ def test_bytes_are_refused():
 def test_pillow_differs_by_rounding_inside_and_by_the_border(tile):
     from PIL import Image
     hr = tile(5, 128)
-    pil = np.asarray(Image.fromarray(hr.permute(1, 2, 0).numpy()).resize((32, 32), Image.Resampling.BICUBIC)).transpose(2, 0, 1)
+    pil = np.asarray(Image.fromarray(hr.permute(1, 2, 0).numpy()).resize((32, 32), Image.Resampling.BICUBIC)).transpose(
+                2, 0, 1)
     ours = (degrade(hr.double()/255, 4)*255).numpy()
     assert np.abs(ours - pil)[:, 2:-2, 2:-2].max() < 1.01

@@ -11,7 +11,7 @@ from srdiag.models import load_model
 def demo(succeeds, tmp_path_factory):
     "(the output folder, what was printed)"
     out = tmp_path_factory.mktemp('demo')/'run'
-    return out,succeeds('demo', '--quick', '--out', out, '--device', 'cpu')
+    return out, succeeds('demo', '--quick', '--out', out, '--device', 'cpu')
 
 
 @pytest.fixture(scope='module')
@@ -19,7 +19,7 @@ def html(demo): return (demo[0]/'report.html').read_text(encoding='utf-8')
 
 
 def test_it_says_where_the_report_is(demo):
-    out,printed = demo
+    out, printed = demo
     assert str(out/'report.html') in printed and 'Not for diagnostic use' in printed
 
 
@@ -33,7 +33,8 @@ def test_the_report_needs_nothing_else(html):
 
 def test_the_report_says_what_it_is_not_for(html):
     assert html.lstrip().lower().startswith('<!doctype html>') and 'Not for diagnostic use' in html
-    for image in re.findall(r'<img\b[^>]*>', html): assert re.search(r'alt="[^"]+"', image), 'an image without a description'
+    for image in re.findall(r'<img\b[^>]*>', html):
+        assert re.search(r'alt="[^"]+"', image), 'an image without a description'
 
 
 def test_the_results_are_json(demo):
@@ -50,5 +51,5 @@ def test_every_model_can_be_used(demo):
 
 
 def test_it_runs_again_only_if_allowed(demo, run_cli):
-    code,_,err = run_cli('demo', '--quick', '--out', demo[0])
+    code, _, err = run_cli('demo', '--quick', '--out', demo[0])
     assert code == 2 and '--overwrite' in err

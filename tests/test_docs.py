@@ -1,4 +1,5 @@
-"The site: what the converter does to a notebook, the reference against the library, the commands of the how-to pages, and every page in a browser."
+"""The site: what the converter does to a notebook, the reference against the library, the commands of the
+how-to pages, and every page in a browser."""
 import ast
 import functools
 import http.server
@@ -22,9 +23,12 @@ sys.path.insert(0, str(ROOT/'tools'))
 import docs
 import reference
 
-PAGES = {p.relative_to(ROOT/'nbs').with_suffix('').as_posix(): p for p in sorted((ROOT/'nbs').rglob('*.ipynb')) if '.ipynb_checkpoints' not in p.parts}
-MODULES = {page.replace('/', '.'): p for page,p in PAGES.items() if '"#| default_exp' in p.read_text(encoding='utf-8')}
-SOLUTIONS = [p.relative_to(ROOT/'nbs').with_suffix('').as_posix() for p in sorted((ROOT/'nbs'/'solutions').rglob('*.ipynb')) if '.ipynb_checkpoints' not in p.parts]
+PAGES = ({p.relative_to(ROOT/'nbs').with_suffix('').as_posix(): p
+          for p in sorted((ROOT/'nbs').rglob('*.ipynb')) if '.ipynb_checkpoints' not in p.parts})
+MODULES = ({page.replace('/', '.'): p for page,
+            p in PAGES.items() if '"#| default_exp' in p.read_text(encoding='utf-8')})
+SOLUTIONS = ([p.relative_to(ROOT/'nbs').with_suffix('').as_posix() for p in sorted(
+                  (ROOT/'nbs'/'solutions').rglob('*.ipynb')) if '.ipynb_checkpoints' not in p.parts])
 
 
 def source_of(module): return (ROOT/'srdiag'/f'{module.replace(".", "/")}.py').read_text(encoding='utf-8')
@@ -35,7 +39,8 @@ def exports_of(module):
     return docs.symbols_of(nbformat.read(MODULES[module], 4))
 
 
-# --- reading code -----------------------------------------------------------------------------------------------
+# --- reading code
+# -----------------------------------------------------------------------------------------------
 
 CELL = '''
 LARGEST = 8 # px, the largest side
@@ -66,28 +71,36 @@ class Net(nn.Module):
 
 
 def test_a_cell_is_read():
-    data,function,net = reference.read_cell(CELL, 7)
+    data, function, net = reference.read_cell(CELL, 7)
     assert (data.name, data.value, data.doc, data.cell) == ('LARGEST', '8', 'px, the largest side', 7)
-    assert [(p.name, p.type, p.default, p.meaning) for p in function.parameters] == [
-        ('lr', 'torch.Tensor', None, 'B×C×H×W in [0, 1]'), ('scale', 'int', '4', '2 or 4'), ('*names', '', None, 'of images'), ('skip', 'bool | None', 'None', 'add the small image')]
-    assert function.returns == ('torch.Tensor', 'B×C×sH×sW') and function.errors == {'DataError', 'ValueError'} and not function.note
+    assert ([(p.name, p.type, p.default, p.meaning) for p in function.parameters] == [
+                ('lr', 'torch.Tensor', None, 'B×C×H×W in [0, 1]'), ('scale', 'int', '4', '2 or 4'),
+                ('*names', '', None, 'of images'), ('skip', 'bool | None', 'None', 'add the small image')])
+    assert (function.returns == ('torch.Tensor', 'B×C×sH×sW')
+            and function.errors == {'DataError', 'ValueError'} and not function.note)
     assert [(p.name, p.meaning) for p in net.parameters] == [('n', 'features')] and net.bases == ['nn.Module']
-    assert [(m.name, m.note) for m in net.members] == [('forward', 'B×C×H×W → B')], 'methods that say nothing are left out'
+    assert [(m.name, m.note) for m in net.members] == [('forward', 'B×C×H×W → B')], (
+        'methods that say nothing are left out')
 
 
 def test_fields_of_records_are_parameters():
-    both = reference.read_cell('@dataclass(frozen=True)\nclass A:\n    x:int # px\n    y:list=field(init=False)\nclass B(NamedTuple):\n    z: "A" = None # of A')
-    assert [[(p.name, p.type, p.meaning) for p in s.parameters] for s in both] == [[('x', 'int', 'px')], [('z', 'A', 'of A')]]
+    both = reference.read_cell('@dataclass(frozen=True)\nclass A:\n    x:int # px\n    '
+                               'y:list=field(init=False)\nclass B(NamedTuple):\n    z: "A" = None # of A')
+    assert ([[(p.name, p.type, p.meaning) for p in s.parameters] for s in both] == [
+                    [('x', 'int', 'px')], [('z', 'A', 'of A')]])
 
 
 def test_text_keeps_its_characters():
     assert reference.escape('F_SR * [0, 1] `a_b`') == r'F\_SR \* \[0, 1\] `a_b`'
-    assert r'`int \| None`' in reference.as_myst(reference.read_cell('def f(\n    a:int|None, # x|y\n): pass')[0], lambda t: t)
+    assert ((r'`int \| None`' in reference.as_myst(reference.read_cell(
+                                                       'def f(\n    a:int|None, # x|y\n): pass')[0],
+                                                   lambda t: t)))
 
 
 @pytest.mark.parametrize('module', MODULES)
 def test_reference_has_exactly_what_the_module_exports(module):
-    listed = next(ast.literal_eval(n.value) for n in ast.parse(source_of(module)).body if isinstance(n, ast.Assign) and n.targets[0].id == '__all__')
+    listed = (next(ast.literal_eval(n.value) for n in ast.parse(source_of(module)).body
+                   if isinstance(n, ast.Assign) and n.targets[0].id == '__all__'))
     names = [s.name for s in exports_of(module)]
     assert sorted(names) == sorted(set(listed)), f'The reference of srdiag.{module} is not its __all__.'
 
@@ -95,41 +108,52 @@ def test_reference_has_exactly_what_the_module_exports(module):
 @pytest.mark.parametrize('module', ['sr.mrcnet', 'sr.inference', 'evaluation.image_quality', 'data.splits'])
 def test_reference_agrees_with_docments(module):
     from fastcore.docments import docments
-    loaded,compared = importlib.import_module(f'srdiag.{module}'),0
+    loaded, compared = importlib.import_module(f'srdiag.{module}'), 0
     for s in exports_of(module):
         if s.kind == 'data' or 'NamedTuple' in s.bases or not s.parameters: continue
         theirs = docments(getattr(loaded, s.name), returns=False)
         ours = {p.name.lstrip('*'): p.meaning or None for p in s.parameters}
-        assert ours == {k: v for k,v in theirs.items() if k != 'self'}, s.name
+        assert ours == {k: v for k, v in theirs.items() if k != 'self'}, s.name
         compared += len(ours)
     assert compared > 5
 
 
-# --- pages ------------------------------------------------------------------------------------------------------
+# --- pages
+# ------------------------------------------------------------------------------------------------------
 
 @pytest.fixture
-def names(): return docs.Names({'sr.net': reference.read_cell(CELL), 'fit': reference.read_cell('def fit(a): pass\ndef LARGEST2(): pass')})
+def names():
+    return docs.Names({'sr.net': reference.read_cell(CELL),
+                       'fit': reference.read_cell('def fit(a): pass\ndef LARGEST2(): pass')})
 
 
 def test_names_become_links(names):
-    assert names.link('a `Net` and `Net.forward()`') == 'a {py:obj}`Net <srdiag.sr.net.Net>` and {py:obj}`Net.forward() <srdiag.sr.net.Net.forward>`'
+    assert ((((names.link('a `Net` and `Net.forward()`') == 'a {py:obj}`Net <srdiag.sr.net.Net>` and {py:obj}`Net.forward() <srdiag.sr.net.Net.forward>`'))))
     assert names.link('`fit`') == '`fit`' and names.link('`fit`', 'fit') == '{py:obj}`fit <srdiag.fit.fit>`', 'plain words mean the page\'s own functions only'
-    for kept in ('# A `Net`', '```python\n`Net`\n```', '[`Net`](x.md)', '`Net.nothing`', '`unknown`', '{py:obj}`Net`'): assert names.link(kept) == kept
+    for kept in ('# A `Net`', '```python\n`Net`\n```', '[`Net`](x.md)', '`Net.nothing`', '`unknown`',
+                 '{py:obj}`Net`'):
+        assert names.link(kept) == kept
 
 
 def test_links_out_of_the_notebooks():
-    assert docs.relink('[a](../results/run) [b](../CITATION.cff) [c](sr/x.ipynb) [d](https://a.b)', 'index.ipynb') == \
-           '[a](results/run/index.md) [b](CITATION.cff) [c](sr/x.ipynb) [d](https://a.b)'
-    assert docs.relink('[a](../../results/run) [b](../x.ipynb)', 'sr/y.ipynb') == '[a](../results/run/index.md) [b](../x.ipynb)'
+    assert ((((docs.relink('[a](../results/run) [b](../CITATION.cff) [c](sr/x.ipynb) [d](https://a.b)',
+                           'index.ipynb') == '[a](results/run/index.md) [b](CITATION.cff) [c](sr/x.ipynb) [d](https://a.b)'))))
+    assert ((((docs.relink('[a](../../results/run) [b](../x.ipynb)', 'sr/y.ipynb') == '[a](../results/run/index.md) [b](../x.ipynb)'))))
 
 
 def test_a_notebook_is_converted(names):
     shown = [new_output('stream', text='1\n')]
-    nb = new_notebook(cells=[
-        new_code_cell('#| default_exp sr.net'), new_markdown_cell('# Title\n\n> What it is about.'), new_markdown_cell('A `Net`.\n\n> said'),
-        new_code_cell('#| export\nclass Net: pass'), new_code_cell('#| hide\nassert True'), new_code_cell('#| echo: false\nprint(1)', outputs=shown), new_code_cell('print(1)', outputs=shown)])
+    nb = new_notebook(cells=[new_code_cell('#| default_exp sr.net'),
+                             new_markdown_cell('# Title\n\n> What it is about.'),
+                             new_markdown_cell('A `Net`.\n\n> said'),
+                             new_code_cell('#| export\nclass Net: pass'),
+                             new_code_cell('#| hide\nassert True'),
+                             new_code_cell('#| echo: false\nprint(1)', outputs=shown),
+                             new_code_cell('print(1)', outputs=shown)])
     cells = docs.convert(nb, 'sr/net.ipynb', names).cells
-    assert [c.source for c in cells] == ['# Title\n\n{.lead}\nWhat it is about.', 'A {py:obj}`Net <srdiag.sr.net.Net>`.\n\n> said', '(source-sr.net-3)=', 'class Net: pass', 'print(1)', 'print(1)']
+    assert ([c.source for c in cells] == ['# Title\n\n{.lead}\nWhat it is about.',
+                                          'A {py:obj}`Net <srdiag.sr.net.Net>`.\n\n> said',
+                                          '(source-sr.net-3)=', 'class Net: pass', 'print(1)', 'print(1)'])
     assert [c.metadata.tags for c in cells if c.cell_type == 'code'] == [['exported'], ['remove-input'], []]
     assert cells[-1].outputs == shown
 
@@ -139,25 +163,32 @@ def test_an_unknown_directive_is_an_error():
 
 
 def test_the_course_has_each_notebook_once():
-    index = '## The course\n\n| part | notebooks |\n|---|---|\n| data | [a](data/a.ipynb) |\n| use | [x](x.ipynb), [y](y.ipynb) |\n'
+    index = ('## The course\n\n| part | notebooks |\n|---|---|\n| data | [a](data/a.ipynb) |\n| use | '
+             '[x](x.ipynb), [y](y.ipynb) |\n')
     pages = ['index.ipynb', 'data/a.ipynb', 'data/b.ipynb', 'x.ipynb', 'y.ipynb', 'z.ipynb']
-    assert docs.course_of(index, pages) == {'data': ['data/a.ipynb', 'data/b.ipynb'], 'use': ['x.ipynb', 'y.ipynb', 'z.ipynb']}
+    assert (docs.course_of(index, pages) == {'data': ['data/a.ipynb', 'data/b.ipynb'],
+                                             'use': ['x.ipynb', 'y.ipynb', 'z.ipynb']})
 
 
 def test_the_thread_comes_before_the_parts():
-    index = '## The course\n\n| part | notebooks |\n|---|---|\n| data | [a](data/a.ipynb) |\n| use | [x](x.ipynb), [paper](paper.ipynb) |\n'
-    course = docs.course_of(index, ['index.ipynb', 'data/a.ipynb', 'x.ipynb', 'paper.ipynb', 'method.ipynb', 'start.ipynb'])
-    assert list(course.items())[0] == ('the thread', ['start.ipynb', 'method.ipynb']) # the index has placed paper.ipynb itself
+    index = ('## The course\n\n| part | notebooks |\n|---|---|\n| data | [a](data/a.ipynb) |\n| use | '
+             '[x](x.ipynb), [paper](paper.ipynb) |\n')
+    course = docs.course_of(index, ['index.ipynb', 'data/a.ipynb', 'x.ipynb', 'paper.ipynb', 'method.ipynb',
+                                    'start.ipynb'])
+    # the index has placed paper.ipynb itself
+    assert list(course.items())[0] == ('the thread', ['start.ipynb', 'method.ipynb'])
     assert course['use'] == ['x.ipynb', 'paper.ipynb']
 
 
 def test_solutions_stand_last_and_apart():
-    index = '## The course\n\n| part | notebooks |\n|---|---|\n| data | [a](data/a.ipynb) |\n| use | [x](x.ipynb) |\n'
+    index = ('## The course\n\n| part | notebooks |\n|---|---|\n| data | [a](data/a.ipynb) |\n| use | '
+             '[x](x.ipynb) |\n')
     pages = ['index.ipynb', 'data/a.ipynb', 'x.ipynb', 'solutions/x.ipynb']
     course = docs.course_of(index, pages)
     assert course == {'data': ['data/a.ipynb'], 'use': ['x.ipynb']}
     page = docs.solutions_page(course, {p: (p.upper(), '') for p in pages})
-    assert '**Use:** [X.IPYNB](../solutions/x.ipynb)' in page and 'Data' not in page and '\nX.IPYNB <../solutions/x>\n' in page
+    assert ('**Use:** [X.IPYNB](../solutions/x.ipynb)' in page and 'Data' not in page
+            and '\nX.IPYNB <../solutions/x>\n' in page)
 
 
 def test_solutions_know_the_names_of_their_notebook():
@@ -169,13 +200,16 @@ def test_solutions_know_the_names_of_their_notebook():
 def test_tables_of_results(tmp_path):
     (tmp_path/'long.csv').write_text('a,b\n' + '1.23456789,x|y\n'*3, encoding='utf-8')
     assert docs.csv_table(tmp_path/'long.csv').splitlines()[3] == r'| 1.235 | x\|y |'
-    (tmp_path/'wide.csv').write_text(','.join('abcdefghij') + '\n' + ','.join('0123456789') + '\n', encoding='utf-8')
-    assert docs.csv_table(tmp_path/'wide.csv').splitlines()[1:4] == ['| a | 0 |', '| --- | --- |', '| b | 1 |']
+    (tmp_path/'wide.csv').write_text(','.join('abcdefghij') + '\n' + ','.join('0123456789') + '\n',
+                                     encoding='utf-8')
+    assert (docs.csv_table(tmp_path/'wide.csv').splitlines()[1:4] == [
+                '| a | 0 |', '| --- | --- |', '| b | 1 |'])
     (tmp_path/'huge.csv').write_text('a\n' + '1\n'*100, encoding='utf-8')
     assert docs.csv_table(tmp_path/'huge.csv') == ''
 
 
-# --- the how-to notebooks ---------------------------------------------------------------------------------------
+# --- the how-to notebooks
+# ---------------------------------------------------------------------------------------
 
 def prose_of(page):
     import nbformat
@@ -192,8 +226,9 @@ def test_every_howto_is_listed_and_in_no_part_of_the_course():
 def test_commands_that_a_howto_shows_exist(page):
     "What the notebooks run is tested by running them; this is what stands in their text"
     from srdiag.cli import parser
-    text,shown = prose_of(page),[]
-    for block in re.findall(r'^```bash\n(.*?)^```', text, flags=re.M | re.S): shown += re.findall(r'\bsrdiag ([a-z].*?)(?= 2?> | +#|$)', block, flags=re.M)
+    text, shown = prose_of(page), []
+    for block in re.findall(r'^```bash\n(.*?)^```', text, flags=re.M | re.S):
+        shown += re.findall(r'\bsrdiag ([a-z].*?)(?= 2?> | +#|$)', block, flags=re.M)
     shown += re.findall(r'`srdiag ([a-z][^`]* --data [^`]*)`', text) # an option alone is not a command
     for command in shown:
         if '...' not in command: parser().parse_args(shlex.split(re.sub(r'\$\w+', '1', command)))
@@ -223,7 +258,8 @@ def test_badges_come_and_go(page):
     badges.mark(nb, page, 'owner/repo')
     assert nbformat.writes(nb) == once != plain
     assert f'(https://colab.research.google.com/github/owner/repo/blob/main/nbs/{page})' in nb.cells[0].source
-    assert f'%cd -q repo/{Path("nbs", page).parent.as_posix()}' in nb.cells[1].source and 'google.colab' in nb.cells[1].source
+    assert (f'%cd -q repo/{Path("nbs", page).parent.as_posix()}' in nb.cells[1].source
+            and 'google.colab' in nb.cells[1].source)
     badges.mark(nb, page, None)
     assert nbformat.writes(nb) == plain
     with pytest.raises(ValueError): badges.mark(nb, page, 'https://somewhere')
@@ -234,18 +270,22 @@ def test_binder_installs_the_tested_versions():
     assert '-c ../constraints.txt' in lines and '.[notebooks]' in lines
 
 
-# --- the site ---------------------------------------------------------------------------------------------------
+# --- the site
+# ---------------------------------------------------------------------------------------------------
 
 @pytest.fixture(scope='module')
 def site(tmp_path_factory):
     "The site, built as `make docs` builds it, with warnings as errors"
     root = tmp_path_factory.mktemp('site')
-    done = subprocess.run([sys.executable, ROOT/'tools'/'docs.py', '--out', root/'html', '--work', root/'work'], capture_output=True, text=True)
+    done = subprocess.run([sys.executable, ROOT/'tools'/'docs.py', '--out', root/'html', '--work',
+                           root/'work'], capture_output=True, text=True)
     assert done.returncode == 0, f'The site cannot be built:\n{done.stdout}\n{done.stderr}'
     return root/'html'
 
 
-def pages_of(site): return sorted(p.relative_to(site).as_posix() for p in site.rglob('*.html') if not p.relative_to(site).parts[0].startswith('_'))
+def pages_of(site):
+    return (sorted(p.relative_to(site).as_posix()
+                   for p in site.rglob('*.html') if not p.relative_to(site).parts[0].startswith('_')))
 
 
 def test_every_notebook_and_module_has_a_page(site):
@@ -259,7 +299,8 @@ def test_every_notebook_and_module_has_a_page(site):
 def test_no_page_loads_anything_from_elsewhere(site):
     for page in pages_of(site):
         text = (site/page).read_text(encoding='utf-8')
-        found = re.findall(r'<(?:script|img|iframe|source)\b[^>]*\bsrc="(?:https?:)?//[^"]*"|<link\b[^>]*\bhref="(?:https?:)?//[^"]*"', text)
+        found = re.findall(r'<(?:script|img|iframe|source)\b[^>]*\bsrc="(?:https?:)?//[^"]*"|<link\b[^>]*\bhref="(?:https?:)?//[^"]*"',
+                           text)
         assert not found, f'{page} loads {found[0]}'
 
 
@@ -267,7 +308,8 @@ def test_no_page_loads_anything_from_elsewhere(site):
 def browser(request):
     "Debian's Chromium, which reaches nothing but a server that shows the site"
     path = next(filter(None, map(shutil.which, ('chromium', 'chromium-browser', 'google-chrome'))), None)
-    if not path: pytest.skip('there is no Chromium here: apt-get install chromium, to see the pages in a browser')
+    if not path:
+        pytest.skip('there is no Chromium here: apt-get install chromium, to see the pages in a browser')
     api = pytest.importorskip('playwright.sync_api', reason='playwright is not installed: make venv')
     site = request.getfixturevalue('site') # not built in vain
 
@@ -276,8 +318,9 @@ def browser(request):
 
     server = http.server.ThreadingHTTPServer(('127.0.0.1', 0), functools.partial(Quiet, directory=site))
     threading.Thread(target=server.serve_forever, daemon=True).start()
-    flags = ['--no-sandbox', '--disable-gpu', '--disable-quic', '--no-first-run', '--disable-background-networking', '--disable-component-update',
-             '--disable-sync', '--host-resolver-rules=MAP * ~NOTFOUND , EXCLUDE 127.0.0.1']
+    flags = ['--no-sandbox', '--disable-gpu', '--disable-quic', '--no-first-run',
+             '--disable-background-networking', '--disable-component-update', '--disable-sync',
+             '--host-resolver-rules=MAP * ~NOTFOUND , EXCLUDE 127.0.0.1']
     with api.sync_playwright() as p:
         chromium = p.chromium.launch(executable_path=path, headless=True, args=flags)
         yield SimpleNamespace(open=chromium.new_context, base=f'http://127.0.0.1:{server.server_port}/')
@@ -290,14 +333,17 @@ def watched(browser):
     "A function: options of a context → a page, and the list of what went wrong on it"
     contexts = []
     def watched(**options):
-        context,trouble = browser.open(**options),[]
+        context, trouble = browser.open(**options), []
         contexts.append(context)
         page = context.new_page()
-        page.on('console', lambda m: trouble.append(f'{page.url} says {m.text}') if m.type == 'error' else None)
+        (page.on('console',
+                 lambda m: trouble.append(f'{page.url} says {m.text}') if m.type == 'error' else None))
         page.on('pageerror', lambda e: trouble.append(f'{page.url} fails: {e}'))
-        page.on('request', lambda r: None if r.url.startswith((browser.base, 'data:', 'blob:')) else trouble.append(f'{page.url} asks for {r.url}'))
-        page.on('response', lambda r: trouble.append(f'{page.url} lacks {r.url}') if r.status >= 400 else None)
-        return page,trouble
+        page.on('request', lambda r: None if r.url.startswith(
+                    (browser.base, 'data:', 'blob:')) else trouble.append(f'{page.url} asks for {r.url}'))
+        (page.on('response',
+                 lambda r: trouble.append(f'{page.url} lacks {r.url}') if r.status >= 400 else None))
+        return page, trouble
     yield watched
     for context in contexts: context.close()
 
@@ -312,31 +358,34 @@ FACTS = '''() => ({
 
 
 def test_every_page_in_a_browser_without_network(site, browser, watched):
-    page,trouble = watched(viewport=dict(width=1300, height=900))
-    pages,facts = pages_of(site),{}
+    page, trouble = watched(viewport=dict(width=1300, height=900))
+    pages, facts = pages_of(site), {}
     for name in pages:
         page.set_viewport_size(dict(width=1300, height=900))
         page.goto(browser.base + name)
         if page.locator('.math').count(): page.evaluate('() => MathJax.startup.promise')
         f = facts[name] = page.evaluate(FACTS)
         if f['wrong']: trouble.append(f'{name}: MathJax does not understand {f["wrong"]}')
-        if f['drawn'] < f['maths']: trouble.append(f'{name}: {f["maths"] - f["drawn"]} of {f["maths"]} equations are not drawn')
+        if f['drawn'] < f['maths']:
+            trouble.append(f'{name}: {f["maths"] - f["drawn"]} of {f["maths"]} equations are not drawn')
         if f['raw'] and name != 'search.html': trouble.append(f'{name} shows markup: {f["raw"][0][:200]!r}')
         page.set_viewport_size(dict(width=400, height=800))
         width = page.evaluate('() => document.documentElement.scrollWidth')
         if width > 400: trouble.append(f'{name} is {width} px wide on a screen of 400')
     assert sum(f['maths'] for f in facts.values()) > 100
-    for name,f in facts.items():
+    for name, f in facts.items():
         for link in {link for link in f['links'] if link.startswith(browser.base)}:
-            target,fragment = urldefrag(link.removeprefix(browser.base))
+            target, fragment = urldefrag(link.removeprefix(browser.base))
             target = target.partition('?')[0] or 'index.html'
-            if not (site/unquote(target)).is_file(): trouble.append(f'{name} links to {target}, which does not exist')
-            elif fragment and target in facts and unquote(fragment) not in facts[target]['ids']: trouble.append(f'{name} links to {target}#{fragment}, which does not exist')
+            if not (site/unquote(target)).is_file():
+                trouble.append(f'{name} links to {target}, which does not exist')
+            elif fragment and target in facts and unquote(fragment) not in facts[target]['ids']:
+                trouble.append(f'{name} links to {target}#{fragment}, which does not exist')
     assert not trouble, '\n'.join(trouble)
 
 
 def test_search_finds_a_class(browser, watched):
-    page,trouble = watched()
+    page, trouble = watched()
     page.goto(browser.base + 'index.html')
     page.fill('input[name=q]', 'SampleAffinityInteraction')
     page.press('input[name=q]', 'Enter')
@@ -344,7 +393,8 @@ def test_search_finds_a_class(browser, watched):
     first.wait_for()
     assert first.inner_text() == 'srdiag.diagnosis.sai.SampleAffinityInteraction'
     first.click()
-    assert page.url.split('?')[0].endswith('reference/diagnosis.sai.html') or '#srdiag.diagnosis.sai.SampleAffinityInteraction' in page.url
+    assert (page.url.split('?')[0].endswith('reference/diagnosis.sai.html')
+            or '#srdiag.diagnosis.sai.SampleAffinityInteraction' in page.url)
     assert page.locator('[id="srdiag.diagnosis.sai.SampleAffinityInteraction"]').is_visible()
     assert not trouble, '\n'.join(trouble)
 
@@ -368,8 +418,9 @@ CONTRAST = '''() => {
 
 @pytest.mark.parametrize('scheme', ['light', 'dark'])
 def test_text_stands_out_in_light_and_dark(browser, watched, scheme):
-    page,trouble = watched(color_scheme=scheme)
-    for name in ('index.html', 'diagnosis/losses.html', 'sr/zoo.html', 'data/labelled.html', 'reference/sr.mrcnet.html', 'howto/deploy.html', 'results/bloodsmear/index.html'):
+    page, trouble = watched(color_scheme=scheme)
+    for name in ('index.html', 'diagnosis/losses.html', 'sr/zoo.html', 'data/labelled.html',
+                 'reference/sr.mrcnet.html', 'howto/deploy.html', 'results/bloodsmear/index.html'):
         page.goto(browser.base + name)
         found = page.evaluate(CONTRAST)
         assert (found['page'] < 0.1) == (scheme == 'dark'), f'{name} is not {scheme}'

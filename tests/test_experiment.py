@@ -1,4 +1,5 @@
-"The paper's experiments: runs that tables share, resumed, refused when anything changes; and tables that say no more than the runs do."
+"""The paper's experiments: runs that tables share, resumed, refused when anything changes; and tables that
+say no more than the runs do."""
 import json
 import math
 import shutil
@@ -14,8 +15,9 @@ from srdiag import experiment
 from srdiag.commands import RunOptions
 from srdiag.errors import DataError, ModelError
 from srdiag.evaluation.gains import gap_closed, group_means, mean_interval, paired_gain, verdict
-from srdiag.experiment import (Answers, BUDGETS, NUMERALS, OURS, TABLES, Design, Row, Store, budget_of, confusion_of, limits, make_folds, networks_of, pairs_of, published_confusion, published_diagnosis, report, rows_of,
-                               run_experiment, tables_of)
+from srdiag.experiment import (Answers, BUDGETS, NUMERALS, OURS, TABLES, Design, Row, Store, budget_of,
+                               confusion_of, limits, make_folds, networks_of, pairs_of, published_confusion,
+                               published_diagnosis, report, rows_of, run_experiment, tables_of)
 
 CPU = RunOptions(device='cpu', precision='fp32')
 TINY = budget_of('smoke')
@@ -23,7 +25,8 @@ HALF = Design(scale=2, references=4)
 FOUR = 'LR-x2,ILR-x2,HR-x2,LR+SR-sai-x2'
 
 
-def run(data, out, sr, name='table5', budget=TINY, design=HALF, **kw): return run_experiment(name, data/'labels.csv', out, None, [sr], budget, design, CPU, **kw)
+def run(data, out, sr, name='table5', budget=TINY, design=HALF, **kw):
+    return run_experiment(name, data/'labels.csv', out, None, [sr], budget, design, CPU, **kw)
 
 
 @pytest.fixture(scope='module')
@@ -42,7 +45,7 @@ def quick(monkeypatch):
 
     def predict_by(model, mode, part, classes, batch_size):
         p = rng.dirichlet(np.ones(len(classes)), len(part))
-        return Predictions(classes, {'ens':p}, None, np.zeros(len(part), bool))
+        return Predictions(classes, {'ens': p}, None, np.zeros(len(part), bool))
 
     def train_diagnosis(model, *args, save=None, **kw): save(model, 0.5, 0)
     monkeypatch.setattr(experiment, 'train_diagnosis', train_diagnosis)
@@ -64,7 +67,8 @@ def test_keys_tell_rows_apart_and_labels_do_not():
 def test_our_row_is_shared_by_all_tables(name): assert OURS.key in [r.key for r in TABLES[name]]
 
 
-@pytest.mark.parametrize('wrong', [dict(inputs='HR', sai=True), dict(inputs='LR+HR', fixed=True), dict(inputs='LR+SR', sar=False), dict(inputs='LR+SR', start='nowhere')])
+@pytest.mark.parametrize('wrong', [dict(inputs='HR', sai=True), dict(inputs='LR+HR', fixed=True),
+                                   dict(inputs='LR+SR', sar=False), dict(inputs='LR+SR', start='nowhere')])
 def test_rows_that_cannot_be_are_refused(wrong):
     with pytest.raises(ValueError): Row('wrong', **wrong)
 
@@ -76,15 +80,17 @@ def test_rows_without_high_resolution_files():
 
 def test_all_has_each_row_once_and_only_the_scales_that_have_a_network():
     rows = rows_of('all', Design(), [('mrcnet', 4), ('carn', 4)])
-    assert len({r.key for r in rows}) == len(rows) and {r.scale for r in rows} == {4} and 'carn' in {r.network for r in rows}
+    assert (len({r.key for r in rows}) == len(rows) and {r.scale for r in rows} == {4}
+            and 'carn' in {r.network for r in rows})
     assert {r.scale for r in rows_of('table10', Design(), [('mrcnet', 4)])} == {2, 4}
 
 
 def test_every_comparison_is_made_once():
     for rows in TABLES.values():
         pairs = pairs_of(rows)
-        assert len({frozenset((a.key, b.key)) for a,b in pairs}) == len(pairs) and all(a != b for a,b in pairs)
-    against = {b.label for a,b in pairs_of(TABLES['table5']) if a == OURS}
+        assert (len({frozenset((a.key, b.key)) for a, b in pairs}) == len(pairs)
+                and all(a != b for a, b in pairs))
+    against = {b.label for a, b in pairs_of(TABLES['table5']) if a == OURS}
     assert against == {r.label for r in TABLES['table5']} - {OURS.label}
 
 
@@ -110,21 +116,26 @@ def test_folds_share_no_group_and_test_each_image_once(seed):
     for parts in folds:
         seen = [set(groups[idx]) for idx in parts.values()]
         assert not (seen[0] & seen[1] or seen[0] & seen[2] or seen[1] & seen[2])
-        assert sum(map(len, parts.values())) == 400 and all(set(labels[idx]) == {'ill', 'healthy'} for idx in parts.values())
+        assert (sum(map(len, parts.values())) == 400
+                and all(set(labels[idx]) == {'ill', 'healthy'} for idx in parts.values()))
 
 
 def test_fewer_groups_than_folds():
-    with pytest.raises(DataError, match='3 groups for 4 folds'): make_folds(['a', 'b']*6, np.repeat(['p', 'q', 'r'], 4), 4)
+    with pytest.raises(DataError, match='3 groups for 4 folds'):
+        make_folds(['a', 'b']*6, np.repeat(['p', 'q', 'r'], 4), 4)
 
 
 def test_a_class_of_one_group_cannot_be_cross_validated():
-    with pytest.raises(DataError, match='rare'): make_folds(['rare']*4 + ['common']*36, np.repeat(np.arange(10), 4), 2)
+    with pytest.raises(DataError, match='rare'):
+        make_folds(['rare']*4 + ['common']*36, np.repeat(np.arange(10), 4), 2)
 
 
 # What an experiment leaves behind
 
 def test_files(finished):
-    assert {'setup', 'networks', 'sessions', 'runs', 'results.csv', 'summary.csv', 'gains.csv', 'gaps.csv', 'modes.csv', 'table5.md', 'table5.png', 'README.md', 'report.html'} <= {p.name for p in finished.iterdir()}
+    assert ({'setup', 'networks', 'sessions', 'runs', 'results.csv', 'summary.csv', 'gains.csv', 'gaps.csv',
+             'modes.csv', 'table5.md', 'table5.png', 'README.md', 'report.html'} <= {
+                    p.name for p in finished.iterdir()})
     assert not [p for p in finished.rglob('.*')], 'temporary files are left'
     assert sorted(p.name for p in (finished/'runs').iterdir()) == sorted(FOUR.split(','))
 
@@ -138,10 +149,12 @@ def test_the_split_is_kept_as_a_table(finished, labelled):
 
 
 def test_predictions_are_of_the_test_part_and_metrics_are_of_the_predictions(finished):
-    store,row,split = Store(finished),replace(OURS, scale=2),pd.read_csv(finished/'setup'/'split.csv').set_index('file')
-    for seed,fold in store.complete(row):
-        p,m = store.predictions(row, seed, fold),store.metrics(row, seed, fold)
-        assert sorted(p.file) == sorted(split.index[split.fold == fold]) and (p.true == split.label[p.file].to_numpy()).all()
+    store, row, split = (Store(finished), replace(OURS, scale=2),
+                         pd.read_csv(finished/'setup'/'split.csv').set_index('file'))
+    for seed, fold in store.complete(row):
+        p, m = store.predictions(row, seed, fold), store.metrics(row, seed, fold)
+        assert (sorted(p.file) == sorted(split.index[split.fold == fold])
+                and (p.true == split.label[p.file].to_numpy()).all())
         said = p[['ens_healthy', 'ens_ill']].to_numpy().argmax(1)
         assert m['metrics']['accuracy'] == pytest.approx((said == (p.true == 'ill')).mean())
         assert m['mode'] == 'context' and set(m['modes']) == {'context', 'solo', 'batch'}
@@ -150,40 +163,48 @@ def test_predictions_are_of_the_test_part_and_metrics_are_of_the_predictions(fin
 
 def test_networks_are_kept_for_the_pictures(finished):
     from srdiag.models import load_model
-    network,_ = load_model(finished/'runs'/'LR+SR-sai-x2'/'seed0'/'fold0'/'sr', 'sr', 2)
+    network, _ = load_model(finished/'runs'/'LR+SR-sai-x2'/'seed0'/'fold0'/'sr', 'sr', 2)
     assert network.scale == 2 and not (finished/'runs'/'LR+SR-sai-x2'/'seed0'/'fold1'/'sr').exists()
 
 
 def test_summary_is_of_the_results(finished):
-    results,summary = pd.read_csv(finished/'results.csv'),pd.read_csv(finished/'summary.csv').query('table == "table5"').set_index('key')
-    for key,found in results.groupby('key'):
-        assert summary.accuracy[key] == pytest.approx(found.accuracy.mean()) and summary.accuracy_sd[key] == pytest.approx(found.accuracy.std())
-        assert summary.pooled[key] == pytest.approx((found.accuracy*found.n).sum()/found.n.sum()) and summary.low[key] <= summary.pooled[key] <= summary.high[key]
+    results, summary = (pd.read_csv(finished/'results.csv'),
+                        pd.read_csv(finished/'summary.csv').query('table == "table5"').set_index('key'))
+    for key, found in results.groupby('key'):
+        assert (summary.accuracy[key] == pytest.approx(found.accuracy.mean())
+                and summary.accuracy_sd[key] == pytest.approx(found.accuracy.std()))
+        assert (summary.pooled[key] == pytest.approx((found.accuracy*found.n).sum()/found.n.sum())
+                and summary.low[key] <= summary.pooled[key] <= summary.high[key])
 
 
 def test_gains_are_differences_of_the_pooled_accuracies(finished):
-    gains,summary = pd.read_csv(finished/'gains.csv'),pd.read_csv(finished/'summary.csv').query('table == "table5"').set_index('key')
+    gains, summary = (pd.read_csv(finished/'gains.csv'),
+                      pd.read_csv(finished/'summary.csv').query('table == "table5"').set_index('key'))
     assert len(gains) == 6
-    for g in gains.itertuples(): assert g.gain == pytest.approx(summary.pooled[g.key]-summary.pooled[g.against_key]) and g.images == 24 and g.groups == 12
+    for g in gains.itertuples():
+        assert (g.gain == pytest.approx(summary.pooled[g.key]-summary.pooled[g.against_key])
+                and g.images == 24 and g.groups == 12)
 
 
 def test_the_table_says_what_it_is_not(finished):
     text = (finished/'table5.md').read_text()
-    assert 'cannot be set against ours' in text and '89.11' in text and 'Not complete yet' in text and 'nan' not in text.lower()
-    assert 'Not for diagnostic use' in (finished/'README.md').read_text() and 'bootstrap' in (finished/'README.md').read_text()
+    assert ('cannot be set against ours' in text and '89.11' in text and 'Not complete yet' in text
+            and 'nan' not in text.lower())
+    assert ('Not for diagnostic use' in (finished/'README.md').read_text()
+            and 'bootstrap' in (finished/'README.md').read_text())
 
 
 # Going on
 
 def test_a_second_start_trains_nothing(finished, labelled, sr_model, monkeypatch):
     monkeypatch.setattr(experiment, 'train_diagnosis', lambda *_, **__: pytest.fail('trained again'))
-    before = {p:p.stat().st_mtime_ns for p in finished.rglob('metrics.json')}
+    before = {p: p.stat().st_mtime_ns for p in finished.rglob('metrics.json')}
     run(labelled, finished, sr_model, only=FOUR)
-    assert len(before) == 8 and before == {p:p.stat().st_mtime_ns for p in finished.rglob('metrics.json')}
+    assert len(before) == 8 and before == {p: p.stat().st_mtime_ns for p in finished.rglob('metrics.json')}
 
 
 def test_an_exception_costs_one_run(labelled, sr_model, tmp_path, quick, monkeypatch):
-    real,calls = experiment.predict_by,[]
+    real, calls = experiment.predict_by, []
 
     def fails(*args):
         calls.append(1)
@@ -201,14 +222,16 @@ def test_tables_share_their_runs(labelled, sr_model, tmp_path, quick):
     for name in ('table6', 'table7', 'table8', 'table9'): run(labelled, tmp_path/'x', sr_model, name)
     assert len([*(tmp_path/'x'/'runs').iterdir()]) == 7 # ours, without SAI, three losses, two starts
     assert {'table5', 'table6', 'table7', 'table8', 'table9', 'fig7'} == tables_of(Store(tmp_path/'x')).keys()
-    assert 'SAC yes, SAR no' in (tmp_path/'x'/'table8.md').read_text() and 'parameters' in (tmp_path/'x'/'table7.md').read_text()
+    assert ('SAC yes, SAR no' in (tmp_path/'x'/'table8.md').read_text()
+            and 'parameters' in (tmp_path/'x'/'table7.md').read_text())
 
 
 def test_more_seeds_are_welcome(labelled, sr_model, tmp_path, quick):
     run(labelled, tmp_path/'x', sr_model, only='LR-x2,ILR-x2')
     run(labelled, tmp_path/'x', sr_model, only='LR-x2,ILR-x2', budget=replace(TINY, seeds=3))
-    summary,gains = pd.read_csv(tmp_path/'x'/'summary.csv'),pd.read_csv(tmp_path/'x'/'gains.csv')
-    assert (summary.seeds == 3).all() and gains.seeds[0] == 3 and gains.seed_low[0] < gains.gain[0] < gains.seed_high[0]
+    summary, gains = pd.read_csv(tmp_path/'x'/'summary.csv'), pd.read_csv(tmp_path/'x'/'gains.csv')
+    assert ((summary.seeds == 3).all() and gains.seeds[0] == 3
+            and gains.seed_low[0] < gains.gain[0] < gains.seed_high[0])
 
 
 def test_a_failed_training_ends_its_run_alone(labelled, sr_model, tmp_path, quick, monkeypatch, capsys):
@@ -221,19 +244,31 @@ def test_a_failed_training_ends_its_run_alone(labelled, sr_model, tmp_path, quic
 
     monkeypatch.setattr(experiment, 'train_diagnosis', fails)
     run(labelled, tmp_path/'x', sr_model, only='LR-x2,ILR-x2,HR-x2')
-    assert Store(tmp_path/'x').complete(Row('ILR', 'ILR', scale=2)) == [] and len([*(tmp_path/'x').rglob('metrics.json')]) == 4
+    assert (Store(tmp_path/'x').complete(Row('ILR', 'ILR', scale=2)) == []
+            and len([*(tmp_path/'x').rglob('metrics.json')]) == 4)
     assert 'not recorded' in capsys.readouterr().out
 
 
 # Refused
 
-@pytest.mark.parametrize('budget,design,options,words', [
-    (replace(TINY, epochs=2), HALF, CPU, 'epochs was 1, now it is 2'), (replace(TINY, folds=3), HALF, CPU, 'folds was 2, now it is 3'),
-    (TINY, replace(HALF, split_seed=1), CPU, 'split_seed'), (TINY, replace(HALF, sac=0.), CPU, 'sac was 100'), (TINY, replace(HALF, mode='batch'), CPU, 'mode was context'),
-    (TINY, HALF, replace(CPU, precision='bf16'), 'precision'), (TINY, HALF, replace(CPU, channels='grey'), 'channel')])
-def test_another_configuration_is_refused(finished, labelled, sr_model, snapshot, budget, design, options, words):
+@pytest.mark.parametrize('budget,design,options,words', [(replace(TINY, epochs=2), HALF, CPU,
+                                                          'epochs was 1, now it is 2'),
+                                                         (replace(TINY, folds=3), HALF, CPU,
+                                                          'folds was 2, now it is 3'), (TINY, replace(HALF,
+                                                                                                      split_seed=1),
+                                                                                        CPU, 'split_seed'),
+                                                         (TINY, replace(HALF, sac=0.), CPU, 'sac was 100'),
+                                                         (TINY, replace(HALF, mode='batch'), CPU,
+                                                          'mode was context'), (TINY, HALF, replace(
+                                                                                    CPU, precision='bf16'),
+                                                                                'precision'),
+                                                         (TINY, HALF, replace(CPU, channels='grey'),
+                                                          'channel')])
+def test_another_configuration_is_refused(finished, labelled, sr_model, snapshot, budget, design, options,
+                                          words):
     before = snapshot(finished)
-    with pytest.raises((DataError, ModelError), match=words): run_experiment('table5', labelled/'labels.csv', finished, None, [sr_model], budget, design, options)
+    with pytest.raises((DataError, ModelError), match=words):
+        run_experiment('table5', labelled/'labels.csv', finished, None, [sr_model], budget, design, options)
     assert snapshot(finished) == before
 
 
@@ -255,7 +290,8 @@ def test_a_folder_of_something_else_is_refused(labelled, sr_model, tmp_path):
 
 
 def test_networks_are_needed_and_told_apart(sr_model):
-    assert networks_of([sr_model, f'other={sr_model}']) == {('mrcnet', 2):str(sr_model), ('other', 2):str(sr_model)}
+    assert (networks_of([sr_model, f'other={sr_model}']) == {
+                ('mrcnet', 2): str(sr_model), ('other', 2): str(sr_model)})
     with pytest.raises(ModelError, match='Two networks'): networks_of([sr_model, sr_model])
     with pytest.raises(ModelError, match='letters'): networks_of([f'a b={sr_model}'])
 
@@ -265,19 +301,23 @@ def test_a_network_for_other_channels(labelled, tmp_path):
     from srdiag.models import ModelInfo, save_model
     from srdiag.sr.mrcnet import MRCNet
     torch.manual_seed(0)
-    save_model(tmp_path/'grey', MRCNet(2, channels=4, blocks=1, stages=1, image_channels=1), ModelInfo('grey'))
+    save_model(tmp_path/'grey', MRCNet(2, channels=4, blocks=1, stages=1, image_channels=1),
+               ModelInfo('grey'))
     with pytest.raises(ModelError, match='1 channel'): run(labelled, tmp_path/'x', tmp_path/'grey')
     assert not (tmp_path/'x').exists()
 
 
-@pytest.mark.parametrize('change,words', [('{', 'not readable as JSON'), ('[]', 'not what srdiag wrote'), ('{"format": "other", "fixed": {}, "about": {}}', 'format')])
+@pytest.mark.parametrize('change,words', [('{', 'not readable as JSON'), ('[]', 'not what srdiag wrote'),
+                                          ('{"format": "other", "fixed": {}, "about": {}}', 'format')])
 def test_a_damaged_setup_is_named(finished, tmp_path, change, words):
     shutil.copytree(finished, tmp_path/'x')
     (tmp_path/'x'/'setup'/'config.json').write_text(change)
     with pytest.raises(DataError, match=words): report(Store(tmp_path/'x'))
 
 
-@pytest.mark.parametrize('text', ['', 'file,group,true\na,b,ill\n', 'file,group,true,ens_healthy,ens_ill\na,p,neither,0.5,0.5\n', 'file,group,true,ens_healthy,ens_ill\na,p,ill,x,0.5\n'])
+@pytest.mark.parametrize('text', ['', 'file,group,true\na,b,ill\n',
+                                  'file,group,true,ens_healthy,ens_ill\na,p,neither,0.5,0.5\n',
+                                  'file,group,true,ens_healthy,ens_ill\na,p,ill,x,0.5\n'])
 def test_damaged_predictions_are_named(finished, tmp_path, text):
     shutil.copytree(finished, tmp_path/'x')
     (tmp_path/'x'/'runs'/'LR-x2'/'seed0'/'fold0'/'predictions.csv').write_text(text)
@@ -287,10 +327,13 @@ def test_damaged_predictions_are_named(finished, tmp_path, text):
 # Two processes on one folder
 
 def test_two_processes_share_one_folder(labelled, sr_model, tmp_path):
-    argv = ['experiment', 'table5', '--data', labelled/'labels.csv', '--sr', sr_model, '--out', tmp_path/'x', '--budget', 'smoke', '--scale', 2, '--references', 4, '--device', 'cpu', '--precision', 'fp32', '--only', 'LR,ILR']
-    both = [subprocess.Popen([sys.executable, '-m', 'srdiag.cli', *map(str, argv), '--only-fold', str(k)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for k in (0, 1)]
+    argv = ['experiment', 'table5', '--data', labelled/'labels.csv', '--sr', sr_model, '--out', tmp_path/'x',
+            '--budget', 'smoke', '--scale', 2, '--references', 4, '--device', 'cpu', '--precision', 'fp32',
+            '--only', 'LR,ILR']
+    both = ([subprocess.Popen([sys.executable, '-m', 'srdiag.cli', *map(str, argv), '--only-fold', str(k)],
+                              stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for k in (0, 1)])
     for p in both:
-        _,err = p.communicate()
+        _, err = p.communicate()
         assert p.returncode == 0, err
     store = Store(tmp_path/'x')
     assert [store.complete(Row(i, i, scale=2)) for i in ('LR', 'ILR')] == [[(0, 0), (0, 1)]]*2
@@ -301,7 +344,7 @@ def test_two_processes_share_one_folder(labelled, sr_model, tmp_path):
 def test_a_run_that_ends_while_the_report_is_made_waits_for_the_next(finished, tmp_path):
     shutil.copytree(finished, tmp_path/'x')
     store = Store(tmp_path/'x')
-    small,large = (Row(i, i, scale=2) for i in ('LR', 'ILR'))
+    small, large = (Row(i, i, scale=2) for i in ('LR', 'ILR'))
     late = store.folder/'runs'/small.key/'seed0'/'fold1'
     late.rename(tmp_path/'late')
     answers = Answers(store, [small, large])
@@ -321,33 +364,41 @@ def test_report_only_needs_no_data(finished, succeeds, tmp_path):
     assert (tmp_path/'x'/'table5.md').read_text() == (finished/'table5.md').read_text()
 
 
-@pytest.mark.parametrize('args,words', [(['table11'], 'no experiment'), (['table5', '--only', 'LR+XR'], 'is not a row'), (['table5', '--only-fold', 7], 'no fold 7'), (['table5', '--folds', 50], 'fewer folds'), (['table10'], 'scale 4')])
+@pytest.mark.parametrize('args,words', [(['table11'], 'no experiment'),
+                                        (['table5', '--only', 'LR+XR'], 'is not a row'),
+                                        (['table5', '--only-fold', 7], 'no fold 7'),
+                                        (['table5', '--folds', 50], 'fewer folds'), (['table10'], 'scale 4')])
 def test_mistakes_are_sentences(labelled, sr_model, tmp_path, refused, args, words):
-    refused('experiment', *args, '--data', labelled/'labels.csv', '--sr', sr_model, '--out', tmp_path/'x', '--budget', 'smoke', '--scale', 2, '--device', 'cpu', naming=[words])
+    refused('experiment', *args, '--data', labelled/'labels.csv', '--sr', sr_model, '--out', tmp_path/'x',
+            '--budget', 'smoke', '--scale', 2, '--device', 'cpu', naming=[words])
 
 
 def test_an_experiment_without_data_or_network(labelled, tmp_path, refused):
     refused('experiment', 'table5', '--out', tmp_path/'x', naming=['--data'])
-    refused('experiment', 'table5', '--data', labelled/'labels.csv', '--scale', 2, '--out', tmp_path/'x', naming=['super-resolution network', '--sr'])
+    refused('experiment', 'table5', '--data', labelled/'labels.csv', '--scale', 2, '--out', tmp_path/'x',
+            naming=['super-resolution network', '--sr'])
 
 
 # Published numbers
 
 def test_every_published_row_is_there():
     counts = published_diagnosis().table.value_counts().to_dict()
-    assert counts == {'III': 10, 'IV': 13, 'V': 10, 'VII': 2, 'VIII': 4, 'IX': 6, 'X': 4} and len(published_confusion()) == 9
+    assert (counts == {'III': 10, 'IV': 13, 'V': 10, 'VII': 2, 'VIII': 4, 'IX': 6, 'X': 4}
+            and len(published_confusion()) == 9)
 
 
 def test_our_rows_bear_the_published_names():
-    for name,numeral in NUMERALS.items():
+    for name, numeral in NUMERALS.items():
         if name == 'table6': continue
         assert {r.label for r in TABLES[name]} - {'ILR'} == set(published_diagnosis(numeral).row), name
 
 
 def test_published_numbers_are_the_printed_ones():
     v = published_diagnosis('V').set_index('row')
-    assert v.accuracy['LR+SR w/ SAI (Ours)'] == 94.94 and v.accuracy_sd['LR+SR w/ SAI (Ours)'] == 0.38 and v.mcc['LR'] == 84.03
-    assert published_diagnosis('VII').set_index('row').flops['Ours'] == 5.43e10 and published_diagnosis('VII').set_index('row').memory_mb['Ours'] == 650
+    assert (v.accuracy['LR+SR w/ SAI (Ours)'] == 94.94 and v.accuracy_sd['LR+SR w/ SAI (Ours)'] == 0.38
+            and v.mcc['LR'] == 84.03)
+    assert (published_diagnosis('VII').set_index('row').flops['Ours'] == 5.43e10
+            and published_diagnosis('VII').set_index('row').memory_mb['Ours'] == 650)
     ix = published_diagnosis('IX').set_index(['data', 'row'])
     assert ix.kappa['PCam', 'Pretrain+Fixed'] == 92.05 and published_diagnosis('X').psnr.max() == 39.925
     assert np.allclose(published_confusion().groupby('true').percent.sum(), 100, atol=0.02)
@@ -357,14 +408,15 @@ def test_published_numbers_are_the_printed_ones():
 
 def test_gap_by_hand():
     g = gap_closed([1, 0, 0, 0, 0, 0], [1, 1, 0, 0, 0, 0], [1, 1, 1, 1, 1, 0], list('abcdef'))
-    assert g['gap'] == pytest.approx(4/6) and g['closed'] == pytest.approx(1/4) and g['clear'] and g['low'] <= 1/4 <= g['high']
+    assert (g['gap'] == pytest.approx(4/6) and g['closed'] == pytest.approx(1/4) and g['clear']
+            and g['low'] <= 1/4 <= g['high'])
 
 
 def test_gap_of_resamples_against_a_loop():
     rng = np.random.default_rng(1)
-    base,ours,top = ((rng.random(300) < a).astype(float) for a in (0.5, 0.7, 0.9))
+    base, ours, top = ((rng.random(300) < a).astype(float) for a in (0.5, 0.7, 0.9))
     groups = np.repeat(np.arange(30), 10).astype(str)
-    drawn,ratios = np.random.default_rng(0).integers(30, size=(2000, 30)),[]
+    drawn, ratios = np.random.default_rng(0).integers(30, size=(2000, 30)), []
     names = np.unique(groups)
     for d in drawn:
         idx = np.concatenate([np.flatnonzero(groups == names[k]) for k in d])
@@ -397,14 +449,18 @@ def test_verdicts_follow_the_interval():
 
 
 def test_confusion_in_percent(finished):
-    mean,sd,counts = confusion_of(Store(finished), replace(OURS, scale=2))
+    mean, sd, counts = confusion_of(Store(finished), replace(OURS, scale=2))
     assert np.allclose(mean.sum(1), 100) and counts.sum() == 24 and sd.shape == (2, 2)
 
 
 def test_limits_speak_of_what_was_done(finished):
     store = Store(finished)
     setup = store.setup()
-    assert 'reference images' in limits(setup, 1) and 'not known' in limits(setup, 1) and 'averaged image by image' in limits(setup, 3)
-    unknown = json.loads(json.dumps(setup)); unknown['about']['grouped'] = False; unknown['fixed']['images'] = 'lr'
+    assert ('reference images' in limits(setup, 1) and 'not known' in limits(setup, 1)
+            and 'averaged image by image' in limits(setup, 3))
+    unknown = json.loads(json.dumps(setup))
+    unknown['about']['grouped'] = False
+    unknown['fixed']['images'] = 'lr'
     assert 'Groups are unknown' in limits(unknown, 1) and 'no gap to close' in limits(unknown, 1)
-    assert 'have seen their test images' in limits(setup, 1, [dict(name='mrcnet', scale=2, hash='', shared=3)])
+    assert ('have seen their test images' in limits(setup, 1,
+                                                    [dict(name='mrcnet', scale=2, hash='', shared=3)]))

@@ -8,7 +8,9 @@ from srdiag.errors import DataError, ModelError
 from srdiag.experiment import Design, Store, chosen_rows, make_folds, networks_of, read_predictions, rows_of
 
 FORM = 'srdiag experiment 1'
-FIXED = dict(folds=2, epochs=1, batch_size=8, scale=2, recipe='fast', mode='context', mutual='mean', norm='mean_square', solo_share=0., references=4, images='hr', valid_share=0.15, precision='fp32', device='cpu')
+FIXED = dict(folds=2, epochs=1, batch_size=8, scale=2, recipe='fast', mode='context', mutual='mean',
+             norm='mean_square', solo_share=0., references=4, images='hr', valid_share=0.15, precision='fp32',
+             device='cpu')
 ABOUT = dict(data='a/b', classes=['healthy', 'ill'], images=dict(healthy=12, ill=12), grouped=True, groups=12)
 
 
@@ -25,21 +27,31 @@ def empty(tmp_path):
 
 # Folders
 
-@pytest.mark.parametrize('text,words', [
-    ('', 'not readable as JSON'), ('9'*5000, 'not readable as JSON'), ('{"format": "srd', 'not readable as JSON'), (b'\xff\xfe\x00', 'not readable as JSON'), ('null', 'not an object'), ('{}', 'format is missing'),
-    (json.dumps(dict(format=FORM, fixed=[], about={})), 'fixed is not an object'), (json.dumps(dict(format='srdiag benchmark 1', fixed={}, about={})), 'is of the format')])
+@pytest.mark.parametrize('text,words', [('', 'not readable as JSON'), ('9'*5000, 'not readable as JSON'),
+                                        ('{"format": "srd', 'not readable as JSON'),
+                                        (b'\xff\xfe\x00', 'not readable as JSON'), ('null', 'not an object'),
+                                        ('{}', 'format is missing'), (json.dumps(dict(format=FORM, fixed=[],
+                                                                                      about={})),
+                                                                      'fixed is not an object'),
+                                        (json.dumps(dict(format='srdiag benchmark 1', fixed={}, about={})),
+                                         'is of the format')])
 def test_a_damaged_configuration_is_named(empty, refused, text, words):
     folder = empty(text)
-    refused('experiment', 'table5', '--out', folder, '--report-only', naming=[folder/'setup'/'config.json', words, 'restore it from a copy'])
+    refused('experiment', 'table5', '--out', folder, '--report-only',
+            naming=[folder/'setup'/'config.json', words, 'restore it from a copy'])
 
 
-def test_no_runs_make_no_report(empty, refused): refused('experiment', 'table5', '--out', empty(), '--report-only', naming=['too few complete runs'])
+def test_no_runs_make_no_report(empty, refused):
+    refused('experiment', 'table5', '--out', empty(), '--report-only', naming=['too few complete runs'])
 
 
-def test_a_folder_that_is_not_there_is_not_made(tmp_path, refused): refused('experiment', 'all', '--out', tmp_path/'none', '--report-only', naming=[tmp_path/'none', 'holds no experiment'])
+def test_a_folder_that_is_not_there_is_not_made(tmp_path, refused):
+    refused('experiment', 'all', '--out', tmp_path/'none', '--report-only',
+            naming=[tmp_path/'none', 'holds no experiment'])
 
 
-def test_the_name_is_checked_even_where_nothing_is_trained(empty, refused): refused('experiment', 'table55', '--out', empty(), '--report-only', naming=['table55', 'table5, table6'])
+def test_the_name_is_checked_even_where_nothing_is_trained(empty, refused):
+    refused('experiment', 'table55', '--out', empty(), '--report-only', naming=['table55', 'table5, table6'])
 
 
 def test_rows_by_label_with_commas():
@@ -60,21 +72,30 @@ def test_what_a_killed_run_leaves_is_no_run(empty):
 def test_predictions_without_an_answer_are_refused(tmp_path, line):
     path = tmp_path/'predictions.csv'
     path.write_text('file,group,true,ens_healthy,ens_ill\n' + line + '\n')
-    with pytest.raises(DataError, match='predictions.csv is not what srdiag wrote'): read_predictions(path, ['healthy', 'ill'])
+    with pytest.raises(DataError, match='predictions.csv is not what srdiag wrote'):
+        read_predictions(path, ['healthy', 'ill'])
 
 
 # Numbers on the command line: refused before anything is read
 
-@pytest.mark.parametrize('option,value', [('--folds', 0), ('--folds', -1), ('--folds', 1.5), ('--epochs', 0), ('--epochs', '1e3'), ('--batch-size', 0), ('--seeds', 0), ('--references', 0),
-                                          ('--solo-share', 2), ('--solo-share', 'nan'), ('--only-fold', -1), ('--split-seed', 2**32), ('--scale', 3), ('--mode', 'alone')])
+@pytest.mark.parametrize('option,value', [('--folds', 0), ('--folds', -1), ('--folds', 1.5), ('--epochs', 0),
+                                          ('--epochs', '1e3'), ('--batch-size', 0), ('--seeds', 0),
+                                          ('--references', 0), ('--solo-share', 2), ('--solo-share', 'nan'),
+                                          ('--only-fold', -1), ('--split-seed', 2**32), ('--scale', 3),
+                                          ('--mode', 'alone')])
 def test_absurd_numbers(tmp_path, run_cli, option, value):
-    code,_,err = run_cli('experiment', 'table5', '--data', tmp_path, '--out', tmp_path/'x', option, value)
+    code, _, err = run_cli('experiment', 'table5', '--data', tmp_path, '--out', tmp_path/'x', option, value)
     assert code == 2 and option in err and 'Traceback' not in err and not (tmp_path/'x').exists()
 
 
-@pytest.mark.parametrize('args,words', [(['--folds', 1], 'folds of 2'), (['--batch-size', 1], 'batch_size of 2'), (['--only', ','], 'not a row'), (['--only-seed', 1], 'only number 0'), (['--only-fold', 9], 'no fold 9'), (['--sr', 'none'], 'no model folder')])
+@pytest.mark.parametrize('args,words', [(['--folds', 1], 'folds of 2'),
+                                        (['--batch-size', 1], 'batch_size of 2'),
+                                        (['--only', ','], 'not a row'), (['--only-seed', 1], 'only number 0'),
+                                        (['--only-fold', 9], 'no fold 9'),
+                                        (['--sr', 'none'], 'no model folder')])
 def test_budgets_and_names(labelled, tmp_path, refused, args, words):
-    refused('experiment', 'table5', '--data', labelled/'labels.csv', '--out', tmp_path/'x', '--device', 'cpu', *args, naming=[words])
+    refused('experiment', 'table5', '--data', labelled/'labels.csv', '--out', tmp_path/'x', '--device', 'cpu',
+            *args, naming=[words])
 
 
 # Networks
@@ -83,24 +104,29 @@ def test_a_framework_is_no_super_resolution_network(labelled, tmp_path, refused)
     model = tmp_path/'framework' # its kind is read before its weights
     model.mkdir()
     (model/'model.safetensors').touch()
-    (model/'config.json').write_text(json.dumps(dict(format='srdiag model 1', kind='diagnosis', network={}, info={}, weights_sha256='')))
-    refused('experiment', 'table5', '--data', labelled/'labels.csv', '--out', tmp_path/'x', '--sr', model, naming=[model, 'for diagnosis', 'for sr'])
+    (model/'config.json').write_text(json.dumps(dict(format='srdiag model 1', kind='diagnosis', network={},
+                                                     info={}, weights_sha256='')))
+    refused('experiment', 'table5', '--data', labelled/'labels.csv', '--out', tmp_path/'x', '--sr', model,
+            naming=[model, 'for diagnosis', 'for sr'])
 
 
 def test_a_network_of_another_scale(labelled, tmp_path, refused):
-    refused('experiment', 'table5', '--data', labelled/'labels.csv', '--out', tmp_path/'x', '--sr', 'histology_x2', '--scale', 4, naming=['scale 4', '--sr'])
+    refused('experiment', 'table5', '--data', labelled/'labels.csv', '--out', tmp_path/'x', '--sr',
+            'histology_x2', '--scale', 4, naming=['scale 4', '--sr'])
 
 
 # Images
 
 def test_an_output_among_the_images(labelled, tmp_path, refused):
     shutil.copytree(labelled, tmp_path/'images')
-    refused('experiment', 'table5', '--data', tmp_path/'images', '--out', tmp_path/'images'/'x', '--sr', 'histology_x2', '--scale', 2, naming=['lie in one another'])
+    refused('experiment', 'table5', '--data', tmp_path/'images', '--out', tmp_path/'images'/'x', '--sr',
+            'histology_x2', '--scale', 2, naming=['lie in one another'])
 
 
 def test_a_file_in_place_of_the_output(labelled, tmp_path, refused):
     (tmp_path/'x').write_text('mine')
-    refused('experiment', 'table5', '--data', labelled/'labels.csv', '--out', tmp_path/'x', '--sr', 'histology_x2', '--budget', 'smoke', '--scale', 2, '--device', 'cpu', naming=[tmp_path/'x'])
+    refused('experiment', 'table5', '--data', labelled/'labels.csv', '--out', tmp_path/'x', '--sr',
+            'histology_x2', '--budget', 'smoke', '--scale', 2, '--device', 'cpu', naming=[tmp_path/'x'])
 
 
 @pytest.mark.parametrize('labels,groups', [(['a']*8 + ['b'], [f'p{k}' for k in range(9)]), (['a', 'b']*2, ['p', 'p', 'p', 'p']), (['a', 'b'], None)])
@@ -108,11 +134,15 @@ def test_folds_that_cannot_be(labels, groups):
     with pytest.raises(DataError): make_folds(labels, groups, 3)
 
 
-@pytest.mark.parametrize('part,change,words', [('fixed', dict(folds='many'), 'folds'), ('fixed', dict(mode=3), 'mode'), ('about', dict(groups=None), 'groups'), ('about', dict(classes='ill'), 'classes')])
+@pytest.mark.parametrize('part,change,words', [('fixed', dict(folds='many'), 'folds'),
+                                               ('fixed', dict(mode=3), 'mode'),
+                                               ('about', dict(groups=None), 'groups'),
+                                               ('about', dict(classes='ill'), 'classes')])
 def test_a_setup_that_somebody_edited(part, change, words, empty, refused):
     setup = dict(format=FORM, fixed=FIXED, about=ABOUT)
     setup[part] = setup[part] | change
-    refused('experiment', 'table5', '--out', empty(json.dumps(setup)), '--report-only', naming=['config.json', words, 'restore it'])
+    refused('experiment', 'table5', '--out', empty(json.dumps(setup)), '--report-only',
+            naming=['config.json', words, 'restore it'])
 
 
 @pytest.mark.parametrize('name', ['fixed', 'scratch', 'nosac', 'Bicubic'])
@@ -122,7 +152,9 @@ def test_names_of_networks_that_mean_something_in_a_row(name):
 
 PREDICTED = 'file,group,true,ens_healthy,ens_ill,mode_solo_healthy\n'
 
-@pytest.mark.parametrize('rows', ['a,g,ill,0.5,0.5,0.5\na,g,ill,0.5,0.5,0.5\n', 'a,g,ill,-5,6,0.5\n', 'a,g,ill,0.9,0.5,0.5\n', 'a,g,ill,0.5,0.5,x\n', 'a,g,ill,inf,0.5,0.5\n'])
+@pytest.mark.parametrize('rows', ['a,g,ill,0.5,0.5,0.5\na,g,ill,0.5,0.5,0.5\n', 'a,g,ill,-5,6,0.5\n',
+                                  'a,g,ill,0.9,0.5,0.5\n', 'a,g,ill,0.5,0.5,x\n', 'a,g,ill,inf,0.5,0.5\n'])
 def test_numbers_that_are_no_probabilities(rows, tmp_path):
     (tmp_path/'predictions.csv').write_text(PREDICTED + rows)
-    with pytest.raises(DataError, match='remove the folder'): read_predictions(tmp_path/'predictions.csv', ['healthy', 'ill'])
+    with pytest.raises(DataError, match='remove the folder'):
+        read_predictions(tmp_path/'predictions.csv', ['healthy', 'ill'])

@@ -11,19 +11,23 @@ import nbformat
 import pytest
 
 NBS = Path(__file__).parents[1]/'nbs'
-FILES = {p.relative_to(NBS).as_posix(): p for p in sorted(NBS.rglob('*.ipynb')) if '.ipynb_checkpoints' not in p.parts}
-MAX_BYTES,MAX_LINES = 500_000,40
+FILES = ({p.relative_to(NBS).as_posix(): p
+          for p in sorted(NBS.rglob('*.ipynb')) if '.ipynb_checkpoints' not in p.parts})
+MAX_BYTES, MAX_LINES = 500_000, 40
 
 # Exceptions by name, each with its reason.
 NO_EXERCISES = {'index.ipynb': 'the way in: it sends the reader on'}
-NO_MODULE = {'index.ipynb': 'becomes the README, exports nothing', 'start.ipynb': 'the first hour: it uses the library and adds nothing to it',
-             'symbols.ipynb': 'a checked table of names', 'paper.ipynb': 'evidence about the paper, not about code'}
-HOWTO = 'howto/' # a task for somebody who wants it done: uses the library and adds nothing to it, and sets no exercises
+NO_MODULE = {'index.ipynb': 'becomes the README, exports nothing',
+             'start.ipynb': 'the first hour: it uses the library and adds nothing to it',
+             'symbols.ipynb': 'a checked table of names',
+             'paper.ipynb': 'evidence about the paper, not about code'}
+# a task for somebody who wants it done: uses the library and adds nothing to it, and sets no exercises
+HOWTO = 'howto/'
 MAY_SHOW_PATHS = {}
 
 COURSE = [name for name in FILES if not name.startswith('solutions/')]
 SOLUTIONS = [name for name in FILES if name.startswith('solutions/')]
-MAX_BYTES_OF_SOLUTIONS,MAX_BYTES_OF_HOWTO = 300_000,200_000
+MAX_BYTES_OF_SOLUTIONS, MAX_BYTES_OF_HOWTO = 300_000, 200_000
 
 ABSOLUTE_PATH = re.compile(r'(?<![\w.~*}])/(home|root|tmp|work|Users)/|\b[CD]:\\(?=[A-Z])')
 
@@ -44,27 +48,35 @@ def code(nb): return [c for c in nb.cells if c.cell_type == 'code' and c.source.
 
 
 def prose(nb): # without what stands between code fences
-    return re.sub(r'^```.*?^```', '', '\n\n'.join(c.source for c in nb.cells if c.cell_type == 'markdown'), flags=re.M | re.S)
+    return (re.sub(r'^```.*?^```', '', '\n\n'.join(c.source for c in nb.cells if c.cell_type == 'markdown'),
+                   flags=re.M | re.S))
 
 
-def directives(cell): return {line[2:].split()[0].rstrip(':') for line in cell.source.splitlines() if re.match(r'#\|\s*\S', line)}
+def directives(cell):
+    return ({line[2:].split()[0].rstrip(':')
+             for line in cell.source.splitlines() if re.match(r'#\|\s*\S', line)})
 
 
 def is_solution(name): return name in SOLUTIONS
 
 
-def exported(cell): return cell.cell_type == 'code' and bool(directives(cell) & {'export', 'exports', 'exporti'})
+def exported(cell):
+    return cell.cell_type == 'code' and bool(directives(cell) & {'export', 'exports', 'exporti'})
 
 
-def where(cell): return repr(next((line for line in cell.source.splitlines() if line.strip() and not line.startswith('#|')), ''))
+def where(cell):
+    return (repr(next((line
+                       for line in cell.source.splitlines() if line.strip() and not line.startswith('#|')),
+                      '')))
 
 
 def texts(cell):
     "The text in a cell's outputs"
     for out in cell.get('outputs', []):
         if out.output_type == 'stream': yield out.text
-        for kind,value in out.get('data', {}).items():
-            if kind.startswith('text/') or kind == 'image/svg+xml': yield re.sub(r'base64,[A-Za-z0-9+/=\s]+', '', value)
+        for kind, value in out.get('data', {}).items():
+            if kind.startswith('text/') or kind == 'image/svg+xml':
+                yield re.sub(r'base64,[A-Za-z0-9+/=\s]+', '', value)
 
 
 def test_exceptions_name_notebooks_that_exist():
@@ -81,7 +93,8 @@ def test_starts_with_title_and_summary_line(name, nb):
 def test_names_its_module(name, nb):
     if name in NO_MODULE or is_solution(name) or name.startswith(HOWTO): return
     module = name.removesuffix('.ipynb').replace('/', '.')
-    assert nb.cells[0].source.split('\n')[0] == f'#| default_exp {module}', f'{name}: the first cell is not `#| default_exp {module}`.'
+    assert nb.cells[0].source.split('\n')[0] == f'#| default_exp {module}', (
+        f'{name}: the first cell is not `#| default_exp {module}`.')
 
 
 def test_howtos_export_nothing_and_end_with_a_summary():
@@ -90,41 +103,50 @@ def test_howtos_export_nothing_and_end_with_a_summary():
     for name in pages:
         nb = read(name)
         told = {directive for cell in code(nb) for directive in directives(cell)}
-        assert not told & {'default_exp', 'export', 'exports', 'exporti'}, f'{name}: a how-to exports nothing.'
-        assert re.findall(r'^## +(.+?)\s*$', prose(nb), flags=re.M)[-1] == 'Summary', f'{name}: does not end with ## Summary.'
+        assert not told & {'default_exp', 'export', 'exports', 'exporti'}, (
+            f'{name}: a how-to exports nothing.')
+        assert re.findall(r'^## +(.+?)\s*$', prose(nb), flags=re.M)[-1] == 'Summary', (
+            f'{name}: does not end with ## Summary.')
 
 
 def test_prose_before_each_exported_cell(name, nb):
-    bare = [where(cell) for before,cell in zip(nb.cells, nb.cells[1:]) if exported(before) and exported(cell)]
-    assert not bare, f'{name}: two exported cells without prose between them; the second starts with {", ".join(bare)}.'
+    bare = ([where(cell) for before,
+             cell in zip(nb.cells, nb.cells[1:]) if exported(before) and exported(cell)])
+    assert not bare, (f'{name}: two exported cells without prose between them; the second starts with '
+                      f'{", ".join(bare)}.')
 
 
 def test_exported_cells_are_short(name, nb):
-    def size(cell): return sum(bool(line.strip()) and not line.startswith('#|') for line in cell.source.splitlines())
+    def size(cell):
+        return sum(bool(line.strip()) and not line.startswith('#|') for line in cell.source.splitlines())
     sizes = {where(c): size(c) for c in nb.cells if exported(c)}
-    long = [f'{cell} has {n}' for cell,n in sizes.items() if n > MAX_LINES]
+    long = [f'{cell} has {n}' for cell, n in sizes.items() if n > MAX_LINES]
     assert not long, f'{name}: exported cells of more than {MAX_LINES} lines: {"; ".join(long)}.'
 
 
 def test_ends_with_summary_and_exercises(name, nb):
     if name in NO_EXERCISES or is_solution(name) or name.startswith(HOWTO): return
     headings = re.findall(r'^## +(.+?)\s*$', prose(nb), flags=re.M)
-    assert headings[-2:] == ['Summary', 'Exercises'], f'{name}: ends with {headings[-2:]}, not with Summary and Exercises.'
+    assert headings[-2:] == ['Summary', 'Exercises'], (f'{name}: ends with {headings[-2:]}, not with Summary '
+                                                       'and Exercises.')
     items = re.findall(r'^\d+\. +\S', re.split(r'^## +Exercises\s*$', prose(nb), flags=re.M)[-1], flags=re.M)
     assert 3 <= len(items) <= 6, f'{name}: {len(items)} numbered exercises; 3 to 6 are due.'
 
 
 def test_is_small(name):
-    size,most = FILES[name].stat().st_size,MAX_BYTES_OF_SOLUTIONS if is_solution(name) else MAX_BYTES_OF_HOWTO if name.startswith(HOWTO) else MAX_BYTES
+    size, most = (FILES[name].stat().st_size, MAX_BYTES_OF_SOLUTIONS if is_solution(name)
+                  else MAX_BYTES_OF_HOWTO if name.startswith(HOWTO) else MAX_BYTES)
     assert size < most, f'{name} has {size/1000:.0f} KB: use smaller figures or fewer.'
 
 
 def test_was_run_from_top_to_bottom(name, nb):
     due = [c for c in code(nb) if not directives(c) & {'cuda', 'eval'}]
     missing = [where(c) for c in due if c.execution_count is None]
-    assert not missing, f'{name}: cells that were not run: {", ".join(missing[:3])}. Restart the kernel, run all cells and save.'
+    assert not missing, (f'{name}: cells that were not run: {", ".join(missing[:3])}. Restart the kernel, '
+                         'run all cells and save.')
     counts = [c.execution_count for c in code(nb) if c.execution_count is not None]
-    assert counts == sorted(set(counts)), f'{name}: cells were run out of order. Restart the kernel, run all cells and save.'
+    assert counts == sorted(set(counts)), (f'{name}: cells were run out of order. Restart the kernel, run '
+                                           'all cells and save.')
 
 
 def test_outputs_are_saved_and_none_is_an_error(name, nb):
@@ -142,27 +164,32 @@ def test_no_absolute_paths(name, nb):
             assert not found, f'{name}: absolute path near {text[max(0, found.start()-30):found.end()+30]!r}.'
 
 
-# --- each cell has a purpose ------------------------------------------------------------------------------------
+# --- each cell has a purpose
+# ------------------------------------------------------------------------------------
 
 def statements(cell): # of a cell of code; lines for the shell or IPython do not count
-    return ast.parse('\n'.join(line for line in cell.source.splitlines() if not re.match(r'\s*[%!]', line))).body
+    return ((((ast.parse('\n'.join(line
+                                   for line in cell.source.splitlines() if not re.match(r'\s*[%!]', line))).body))))
 
 
 def is_import(statement): return isinstance(statement, (ast.Import, ast.ImportFrom))
 
 
 def words(cells): # names in their code, lines of imports apart
-    return {word for c in cells if c.cell_type == 'code' for word in re.findall(r'[^\W\d]\w*', re.sub(r'^\s*(from|import) .*$', '', c.source, flags=re.M))}
+    return ({word for c in cells if c.cell_type == 'code' for word in re.findall(
+                 r'[^\W\d]\w*', re.sub(r'^\s*(from|import) .*$', '', c.source, flags=re.M))})
 
 
 def bound(cell): # names that a cell makes for the cells after it
     for statement in statements(cell):
-        if is_import(statement): yield from (alias.asname or alias.name.split('.')[0] for alias in statement.names)
+        if is_import(statement):
+            yield from (alias.asname or alias.name.split('.')[0] for alias in statement.names)
         elif isinstance(statement, (ast.FunctionDef, ast.ClassDef)): yield statement.name
         else: yield from (node.id for node in ast.walk(statement) if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store))
 
 
-def has_effect(statement): # beyond binding a name: a check, a call for its own sake, a change of something that exists
+def has_effect(statement):
+    # beyond binding a name: a check, a call for its own sake, a change of something that exists
     if isinstance(statement, ast.Expr): return isinstance(statement.value, ast.Call)
     if isinstance(statement, (ast.Assign, ast.AnnAssign, ast.AugAssign)):
         targets = statement.targets if isinstance(statement, ast.Assign) else [statement.target]
@@ -171,24 +198,28 @@ def has_effect(statement): # beyond binding a name: a check, a call for its own 
 
 
 def test_no_cell_is_without_a_purpose(name, nb):
-    empty = [i for i,c in enumerate(nb.cells) if not c.source.strip()]
+    empty = [i for i, c in enumerate(nb.cells) if not c.source.strip()]
     assert not empty, f'{name}: empty cells, counted from 0: {empty}.'
     idle = []
-    for i,cell in enumerate(nb.cells):
-        if cell.cell_type != 'code' or exported(cell) or cell.outputs or directives(cell) & {'default_exp', 'cuda', 'eval'}: continue
+    for i, cell in enumerate(nb.cells):
+        if (cell.cell_type != 'code' or exported(cell) or cell.outputs
+            or directives(cell) & {'default_exp', 'cuda', 'eval'}):
+            continue
         if any(map(has_effect, statements(cell))): continue
         if not set(bound(cell)) & words(nb.cells[i+1:]): idle.append(where(cell))
-    assert not idle, f'{name}: cells that show nothing, check nothing, and make nothing that a later cell uses: {", ".join(idle)}.'
+    assert not idle, (f'{name}: cells that show nothing, check nothing, and make nothing that a later cell '
+                      f'uses: {", ".join(idle)}.')
 
 
 def test_what_is_imported_is_used(name, nb):
     idle = []
-    for i,cell in enumerate(nb.cells):
+    for i, cell in enumerate(nb.cells):
         if cell.cell_type != 'code' or exported(cell): continue
         imports = [s for s in statements(cell) if is_import(s)]
         if not imports: continue
         used = words(nb.cells[i:])
-        idle += [n for s in imports for a in s.names if (n := a.asname or a.name.split('.')[0]) not in used and n != '*']
+        idle += ([n for s in imports
+                  for a in s.names if (n := a.asname or a.name.split('.')[0]) not in used and n != '*'])
     assert not idle, f'{name}: imported and never used: {", ".join(idle)}.'
 
 
@@ -202,13 +233,17 @@ def test_examples_have_their_imports_in_cells_of_their_own(name, nb):
 def test_shows_a_test_and_a_failure(name, nb):
     if name in NO_MODULE or is_solution(name) or name.startswith(HOWTO): return
     visible = '\n'.join(c.source for c in code(nb) if not exported(c) and not directives(c) & {'hide'})
-    assert re.search(r'\bassert\b|\btest_\w+\(|\bassert_\w+\(', visible), f'{name}: no test that a reader can see.'
-    assert re.search(r'^\s*except .+ as \w+:', visible, flags=re.M), f'{name}: no failure that a reader can see (try, except ... as e, print).'
+    assert re.search(r'\bassert\b|\btest_\w+\(|\bassert_\w+\(', visible), (
+        f'{name}: no test that a reader can see.')
+    assert re.search(r'^\s*except .+ as \w+:', visible, flags=re.M), (
+        f'{name}: no failure that a reader can see (try, except ... as e, print).')
 
 
-# --- solutions --------------------------------------------------------------------------------------------------
+# --- solutions
+# --------------------------------------------------------------------------------------------------
 #
-# The solutions to nbs/sr/rcf.ipynb are in nbs/solutions/sr/rcf.ipynb. Each exercise has its heading, its text as a quotation, and after it code that was run:
+# The solutions to nbs/sr/rcf.ipynb are in nbs/solutions/sr/rcf.ipynb. Each exercise has its heading, its
+# text as a quotation, and after it code that was run:
 #
 #     ## Exercise 1
 #
@@ -217,11 +252,12 @@ def test_shows_a_test_and_a_failure(name, nb):
 def exercises_of(nb): # number → text in one line
     text = re.split(r'^## +Exercises\s*$', prose(nb), flags=re.M)
     items = re.findall(r'^(\d+)\. +(.+(?:\n(?!\d+\. |\n).*)*)', text[-1] if len(text) > 1 else '', flags=re.M)
-    return {int(number): ' '.join(item.split()) for number,item in items}
+    return {int(number): ' '.join(item.split()) for number, item in items}
 
 
-def solved_in(nb): # number → quoted text in one line, and how many cells of code follow before the next exercise
-    solved,number = {},None
+def solved_in(nb):
+    # number → quoted text in one line, and how many cells of code follow before the next exercise
+    solved, number = {}, None
     for cell in nb.cells:
         if cell.cell_type == 'code':
             if number is not None: solved[number][1] += bool(cell.source.strip())
@@ -238,13 +274,15 @@ def test_each_exercise_has_its_solution(name, nb):
     solution = f'solutions/{name}'
     assert solution in FILES, f'{name} has exercises, but there is no nbs/{solution}.'
     solved = solved_in(read(solution))
-    assert list(solved) == list(asked), f'{name} has the exercises {list(asked)}; {solution} has headings (## Exercise 1) for {list(solved)}.'
-    for number,text in asked.items():
-        quoted,cells = solved[number]
+    assert list(solved) == list(asked), (f'{name} has the exercises {list(asked)}; {solution} has headings '
+                                         f'(## Exercise 1) for {list(solved)}.')
+    for number, text in asked.items():
+        quoted, cells = solved[number]
         assert quoted == text, f'{solution}: exercise {number} is quoted as {quoted!r}; {name} has {text!r}.'
         assert cells, f'{solution}: exercise {number} has no cell of code.'
     link = f"({'../'*name.count('/')}{solution})"
-    assert link in re.split(r'^## +Exercises\s*$', prose(nb), flags=re.M)[-1], f'{name}: no link to its solutions, {link}, under Exercises.'
+    assert link in re.split(r'^## +Exercises\s*$', prose(nb), flags=re.M)[-1], (
+        f'{name}: no link to its solutions, {link}, under Exercises.')
 
 
 @pytest.mark.parametrize('name', SOLUTIONS)
@@ -252,7 +290,8 @@ def test_solutions_belong_to_a_notebook_and_export_nothing(name, nb):
     of = name.removeprefix('solutions/')
     assert of in COURSE, f'There is no nbs/{of} that {name} could be the solutions of.'
     title = lambda nb: re.search(r'^# +(.+?)\s*$', prose(nb), flags=re.M)[1]
-    assert title(nb) == f'Solutions: {title(read(of))}', f'{name}: the title is not "Solutions: " and the title of {of}.'
+    assert title(nb) == f'Solutions: {title(read(of))}', (f'{name}: the title is not "Solutions: " and the '
+                                                          f'title of {of}.')
     told = {directive for cell in code(nb) for directive in directives(cell)}
     assert not told & {'default_exp', 'export', 'exports', 'exporti'}, f'{name}: solutions export nothing.'
 
@@ -269,7 +308,9 @@ for name in sys.argv[2:]:
 '''
 
 def test_nbdev_prepares_the_notebooks_as_well(tmp_path):
-    "`nbdev-docs` does this before it hands them to Quarto, which is not asked for here; it runs cells with an import without the cells before them"
-    done = subprocess.run([sys.executable, '-c', PREPARE, tmp_path, *COURSE], cwd=NBS, capture_output=True, text=True, env=os.environ | {'IN_TEST':'1', 'OMP_NUM_THREADS':'1'})
+    """`nbdev-docs` does this before it hands them to Quarto, which is not asked for here; it runs cells with
+    an import without the cells before them"""
+    done = subprocess.run([sys.executable, '-c', PREPARE, tmp_path, *COURSE], cwd=NBS, capture_output=True,
+                          text=True, env=os.environ | {'IN_TEST': '1', 'OMP_NUM_THREADS': '1'})
     assert done.returncode == 0, done.stderr[-1500:]
     assert len([*tmp_path.glob('*.ipynb')]) == len(COURSE)

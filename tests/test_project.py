@@ -46,8 +46,9 @@ def pins():
     lines = [line.split('#')[0].strip() for line in read('constraints.txt').splitlines()]
     pairs = [line.split('==') for line in lines if line]
     assert all(len(pair) == 2 for pair in pairs), 'Each line of constraints.txt is name==version.'
-    assert len({canonicalize_name(name) for name,_ in pairs}) == len(pairs), 'constraints.txt names a package twice.'
-    return {canonicalize_name(name): version for name,version in pairs}
+    assert len({canonicalize_name(name) for name, _ in pairs}) == len(pairs), (
+        'constraints.txt names a package twice.')
+    return {canonicalize_name(name): version for name, version in pairs}
 
 
 def requirement_of(line): # "fastai>=2.8; extra == 'dev'" → what the line demands, written in one way
@@ -55,26 +56,32 @@ def requirement_of(line): # "fastai>=2.8; extra == 'dev'" → what the line dema
     return canonicalize_name(r.name), str(r.specifier), re.sub(r'[\'" ]', '', str(r.marker or ''))
 
 
-# --- one version -----------------------------------------------------------------------------------------------
+# --- one version
+# -----------------------------------------------------------------------------------------------
 
 def test_setup_reports_the_version_of_settings():
-    out = subprocess.run([sys.executable, 'setup.py', '--version'], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    out = subprocess.run([sys.executable, 'setup.py', '--version'], cwd=ROOT, capture_output=True, text=True,
+                         check=True).stdout
     assert out.split()[-1] == settings()['version']
 
 
 def test_library_has_the_version_of_settings():
     tree = ast.parse(read('srdiag/__init__.py'))
-    values = [node.value.value for node in tree.body if isinstance(node, ast.Assign) and node.targets[0].id == '__version__']
-    assert values == [settings()['version']], 'srdiag/__init__.py and settings.ini disagree about the version.'
+    values = ([node.value.value
+               for node in tree.body if isinstance(node, ast.Assign) and node.targets[0].id == '__version__'])
+    assert values == [settings()['version']], ('srdiag/__init__.py and settings.ini disagree about the '
+                                               'version.')
 
 
 def test_citation_has_version_date_and_paper():
     citation = yaml.safe_load(read('CITATION.cff'))
-    version,date = settings()['version'],str(citation['date-released'])
+    version, date = settings()['version'], str(citation['date-released'])
     assert str(citation['version']) == version, 'CITATION.cff has another version than settings.ini.'
-    assert f'## [{version}] - {date}' in read('CHANGELOG.md'), f'CHANGELOG.md lacks a section for {version} of {date}.'
+    assert f'## [{version}] - {date}' in read('CHANGELOG.md'), (
+        f'CHANGELOG.md lacks a section for {version} of {date}.')
     assert citation['license'] == settings()['license']
-    assert [(r['type'], r['year']) for r in citation['references']] == [('article', 2021)], 'CITATION.cff names the paper.'
+    assert [(r['type'], r['year']) for r in citation['references']] == [('article', 2021)], (
+        'CITATION.cff names the paper.')
 
 
 def test_licence_is_the_one_of_settings():
@@ -82,11 +89,12 @@ def test_licence_is_the_one_of_settings():
     assert settings()['author'] in read('LICENSE')
 
 
-# --- one place for everything else --------------------------------------------------------------------------------
+# --- one place for everything else
+# --------------------------------------------------------------------------------
 
 def test_pyproject_agrees_with_settings():
-    config,own = tomllib.loads(read('pyproject.toml')),settings()
-    project,nbdev = config['project'],config['tool']['nbdev']
+    config, own = tomllib.loads(read('pyproject.toml')), settings()
+    project, nbdev = config['project'], config['tool']['nbdev']
     assert project['name'] == own['lib_name']
     assert (nbdev['lib_path'], nbdev['nbs_path']) == (own['lib_path'], own['nbs_path'])
     written = set(project) - {'name', 'dynamic'}
@@ -108,18 +116,20 @@ def test_console_scripts_are_installed(installed):
 
 
 def test_installed_requirements_are_those_of_settings(installed):
-    extras = {'requirements': '', 'notebooks_requirements': "; extra == 'notebooks'", 'dev_requirements': "; extra == 'dev'",
-              'docs_requirements': "; extra == 'docs'"}
-    expected = {requirement_of(line + extra) for key,extra in extras.items() for line in listed(key)}
-    assert {requirement_of(line) for line in installed.requires} == expected, 'settings.ini has changed: run make venv.'
+    extras = {'requirements': '', 'notebooks_requirements': "; extra == 'notebooks'",
+              'dev_requirements': "; extra == 'dev'", 'docs_requirements': "; extra == 'docs'"}
+    expected = {requirement_of(line + extra) for key, extra in extras.items() for line in listed(key)}
+    assert {requirement_of(line) for line in installed.requires} == expected, (
+        'settings.ini has changed: run make venv.')
 
 
-# --- requirements ---------------------------------------------------------------------------------------------
+# --- requirements
+# ---------------------------------------------------------------------------------------------
 
 @pytest.mark.parametrize('key', LISTS)
 def test_each_requirement_has_a_bound_and_a_reason(key):
     for line in commented(key):
-        requirement,_,reason = line.partition(';')
+        requirement, _, reason = line.partition(';')
         assert Requirement(requirement.strip()).specifier, f'{key}: {line!r} has no bound.'
         assert len(reason.split()) >= 2, f'{key}: {line!r} does not say why it is bounded so.'
 
@@ -129,21 +139,25 @@ def test_constraints_satisfy_each_requirement():
     for r in required():
         name = canonicalize_name(r.name)
         assert name in pinned, f'constraints.txt does not pin {name}.'
-        assert pinned[name] in r.specifier, f'constraints.txt pins {name}=={pinned[name]}, but settings.ini asks for {r.specifier}.'
+        assert pinned[name] in r.specifier, (f'constraints.txt pins {name}=={pinned[name]}, but settings.ini '
+                                             f'asks for {r.specifier}.')
 
 
 def test_environment_satisfies_each_requirement():
     for r in required():
         version = metadata.version(r.name)
-        assert version in r.specifier, f'{r.name} {version} is installed, but settings.ini asks for {r.specifier}: run make venv.'
+        assert version in r.specifier, (f'{r.name} {version} is installed, but settings.ini asks for '
+                                        f'{r.specifier}: run make venv.')
 
 
-# --- commands ---------------------------------------------------------------------------------------------------
+# --- commands
+# ---------------------------------------------------------------------------------------------------
 
 @pytest.mark.parametrize('command', ['make demo', 'make test'])
 def test_readme_gives_the_command_and_make_knows_it(command):
     assert command in read('README.md'), f'README.md does not mention `{command}`.'
-    assert re.search(rf'^{command.split()[1]}:', read('Makefile'), flags=re.M), f'Makefile has no target for `{command}`.'
+    assert re.search(rf'^{command.split()[1]}:', read('Makefile'), flags=re.M), (
+        f'Makefile has no target for `{command}`.')
 
 
 def test_continuous_integration_runs_make_test():
@@ -156,5 +170,6 @@ def test_readme_is_what_the_index_notebook_says():
     "README.md is made from nbs/index.ipynb"
     import subprocess
     import sys
-    done = subprocess.run([sys.executable, str(ROOT/'tools'/'readme.py'), '--check'], capture_output=True, text=True)
+    done = subprocess.run([sys.executable, str(ROOT/'tools'/'readme.py'), '--check'], capture_output=True,
+                          text=True)
     assert done.returncode == 0, done.stderr

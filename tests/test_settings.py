@@ -1,4 +1,5 @@
-"Settings given from Python: what makes no sense is refused as it is given, before an image is read or a folder made."
+"""Settings given from Python: what makes no sense is refused as it is given, before an image is read or a
+folder made."""
 import math
 
 import numpy as np
@@ -14,66 +15,100 @@ from srdiag.experiment import Design, Row
 NAN = float('nan')
 
 
-@pytest.mark.parametrize('wrong, naming', [
-    (dict(epochs=0), 'epochs of 1 or more, not 0'), (dict(epochs=2.5), 'not 2.5'), (dict(epochs='3'), "not '3'"), (dict(epochs=True), 'not True'), (dict(epochs=None), 'not None'), (dict(epochs=10**400, recipe='x'), 'recipe'),
-    (dict(recipe='fats'), 'published, fast'), (dict(seed=-1), 'from 0 to'), (dict(seed=2**32), 'from 0 to'), (dict(precision='half'), 'bf16, fp16, fp32'),
-    (dict(channels='green'), 'auto, rgb, grey'), (dict(size=0), 'size of 1 or more')])
+@pytest.mark.parametrize('wrong, naming', [(dict(epochs=0), 'epochs of 1 or more, not 0'),
+                                           (dict(epochs=2.5), 'not 2.5'), (dict(epochs='3'), "not '3'"),
+                                           (dict(epochs=True), 'not True'), (dict(epochs=None), 'not None'),
+                                           (dict(epochs=10**400, recipe='x'), 'recipe'),
+                                           (dict(recipe='fats'), 'published, fast'),
+                                           (dict(seed=-1), 'from 0 to'), (dict(seed=2**32), 'from 0 to'),
+                                           (dict(precision='half'), 'bf16, fp16, fp32'),
+                                           (dict(channels='green'), 'auto, rgb, grey'),
+                                           (dict(size=0), 'size of 1 or more')])
 def test_options_of_a_run(wrong, naming):
     with pytest.raises(DataError, match=naming): RunOptions(**wrong)
 
 
 @pytest.mark.parametrize('make', [benchmark.Budget, experiment.Budget])
-@pytest.mark.parametrize('wrong', [dict(epochs=0), dict(seeds=1.5), dict(batch_size='8'), dict(recipe='quick')])
+@pytest.mark.parametrize('wrong',
+                         [dict(epochs=0), dict(seeds=1.5), dict(batch_size='8'), dict(recipe='quick')])
 def test_budgets(make, wrong):
     with pytest.raises(DataError, match=f'{next(iter(wrong))}.*{next(iter(wrong.values()))}'): make(**wrong)
 
 
-@pytest.mark.parametrize('wrong', [dict(images='sr'), dict(scale=3), dict(scale=2.0), dict(split_seed=-1), dict(valid_share=0), dict(valid_share=1.), dict(valid_share=2), dict(mutual='sum'), dict(mode='alone'),
-                                   dict(solo_share=-0.1), dict(references=0), dict(norm='l1'), dict(rank=-1), dict(sac=NAN), dict(sar=math.inf)])
+@pytest.mark.parametrize('wrong', [dict(images='sr'), dict(scale=3), dict(scale=2.0), dict(split_seed=-1),
+                                   dict(valid_share=0), dict(valid_share=1.), dict(valid_share=2),
+                                   dict(mutual='sum'), dict(mode='alone'), dict(solo_share=-0.1),
+                                   dict(references=0), dict(norm='l1'), dict(rank=-1), dict(sac=NAN),
+                                   dict(sar=math.inf)])
 def test_designs(wrong):
     with pytest.raises(DataError, match=next(iter(wrong))): Design(**wrong)
 
 
-@pytest.mark.parametrize('wrong', [dict(inputs='SR+LR'), dict(inputs='LR', sai=True), dict(inputs='LR+SR', sai=True, scale=3), dict(inputs='LR+SR', sar=False), dict(inputs='HR', fixed=True), dict(inputs='SR', start='warm')])
+@pytest.mark.parametrize('wrong', [dict(inputs='SR+LR'), dict(inputs='LR', sai=True),
+                                   dict(inputs='LR+SR', sai=True, scale=3), dict(inputs='LR+SR', sar=False),
+                                   dict(inputs='HR', fixed=True), dict(inputs='SR', start='warm')])
 def test_rows(wrong):
     with pytest.raises(ValueError): Row('a row', **wrong)
 
 
-DIAGNOSIS = [(dict(batch_size=1), 'at least 2'), (dict(batch_size=0), 'batch_size of 2'), (dict(solo_share=2), 'solo_share from 0 to 1'), (dict(solo_share=NAN), 'solo_share'), (dict(mutual='x'), 'printed, l2, mean'),
-             (dict(mode='x'), 'batch, solo, context'), (dict(inputs='x'), 'LR, ILR'), (dict(scale=3), '2, 4'), (dict(images='x'), 'lr, hr'), (dict(references=0), 'references'),
-             (dict(loss=dict(sack=1)), 'sack.*sac'), (dict(loss=dict(sac=-1)), 'sac is a number of 0 or more'), (dict(loss=dict(norm='l1')), 'frobenius'), (dict(loss=dict(temperature=0)), 'positive'), (dict(loss=dict(sac='high')), "not 'high'"),
+DIAGNOSIS = [(dict(batch_size=1), 'at least 2'), (dict(batch_size=0), 'batch_size of 2'),
+             (dict(solo_share=2), 'solo_share from 0 to 1'), (dict(solo_share=NAN), 'solo_share'),
+             (dict(mutual='x'), 'printed, l2, mean'), (dict(mode='x'), 'batch, solo, context'),
+             (dict(inputs='x'), 'LR, ILR'), (dict(scale=3), '2, 4'), (dict(images='x'), 'lr, hr'),
+             (dict(references=0), 'references'), (dict(loss=dict(sack=1)), 'sack.*sac'),
+             (dict(loss=dict(sac=-1)), 'sac is a number of 0 or more'),
+             (dict(loss=dict(norm='l1')), 'frobenius'), (dict(loss=dict(temperature=0)), 'positive'),
+             (dict(loss=dict(sac='high')), "not 'high'"),
              (dict(options=RunOptions(device='cpu', precision='fp16')), 'fp16 needs a CUDA GPU'),
              (dict(options=RunOptions(device='tpu')), "'tpu'")]
 
 
 @pytest.mark.parametrize('wrong, naming', DIAGNOSIS)
 def test_training_for_diagnosis_reads_nothing_first(tmp_path, wrong, naming):
-    with pytest.raises(DataError, match=naming): train_diagnosis_command(tmp_path/'not there', tmp_path/'out', **wrong)
+    with pytest.raises(DataError, match=naming):
+        train_diagnosis_command(tmp_path/'not there', tmp_path/'out', **wrong)
     assert not any(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize('wrong, naming', [(dict(steps=0), 'steps'), (dict(patch=3), 'multiple of 4'), (dict(patch=4), 'too small to learn from'), (dict(options=RunOptions(device='cpu', precision='fp16')), 'fp16')])
+@pytest.mark.parametrize('wrong, naming', [(dict(steps=0), 'steps'), (dict(patch=3), 'multiple of 4'),
+                                           (dict(patch=4), 'too small to learn from'),
+                                           (dict(options=RunOptions(device='cpu', precision='fp16')),
+                                            'fp16')])
 def test_training_for_super_resolution_reads_nothing_first(tmp_path, wrong, naming):
-    with pytest.raises(DataError, match=naming): train_sr_command(tmp_path/'not there', tmp_path/'out', **wrong)
+    with pytest.raises(DataError, match=naming):
+        train_sr_command(tmp_path/'not there', tmp_path/'out', **wrong)
     assert not any(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize('wrong, naming', [(dict(steps=0), 'steps'), (dict(phase1=1.5), 'phase1 from 0 to 1'), (dict(weight=-1), 'weight of 0 or more'), (dict(weight=NAN), 'weight')])
+@pytest.mark.parametrize('wrong, naming', [(dict(steps=0), 'steps'), (dict(phase1=1.5), 'phase1 from 0 to 1'),
+                                           (dict(weight=-1), 'weight of 0 or more'),
+                                           (dict(weight=NAN), 'weight')])
 def test_distillation_reads_nothing_first(tmp_path, wrong, naming):
-    with pytest.raises(DataError, match=naming): distill_command(tmp_path/'not there', tmp_path/'teacher', tmp_path/'out', **wrong)
+    with pytest.raises(DataError, match=naming):
+        distill_command(tmp_path/'not there', tmp_path/'teacher', tmp_path/'out', **wrong)
     assert not any(tmp_path.iterdir())
 
 
 def test_numbers_of_other_libraries_become_pythons_own():
-    made = RunOptions(epochs=np.int64(3), size=np.int32(64)),Design(references=np.int64(4), solo_share=np.float32(0.5))
-    assert [type(x) for x in (made[0].epochs, made[0].size, made[1].references, made[1].solo_share)] == [int, int, int, float]
+    made = (RunOptions(epochs=np.int64(3), size=np.int32(64)),
+            Design(references=np.int64(4), solo_share=np.float32(0.5)))
+    assert ([type(x) for x in (made[0].epochs, made[0].size, made[1].references, made[1].solo_share)] == [
+                    int, int, int, float])
 
 
-@pytest.mark.parametrize('wrong', [dict(risk=0), dict(risk=1), dict(risk='low'), dict(sensitivity=2), dict(sensitivity=NAN)])
+@pytest.mark.parametrize('wrong', [dict(risk=0), dict(risk=1), dict(risk='low'), dict(sensitivity=2),
+                                   dict(sensitivity=NAN)])
 def test_caution(wrong):
     with pytest.raises(DataError, match=next(iter(wrong))): Caution(**wrong)
 
 
 def test_networks_and_losses_say_what_there_is():
-    for make in (lambda: DiagnosisLoss(sar=-1), lambda: DiagnosisLoss(rank=NAN), lambda: DiagnosisLoss(norm='l1'), lambda: SREnhancedDiagnosis(2, 2, mutual='x'), lambda: SREnhancedDiagnosis(2, 2, solo_share=2)):
+    for make in (lambda: DiagnosisLoss(sar=-1), lambda: DiagnosisLoss(rank=NAN), lambda: DiagnosisLoss(
+                                                                                             norm='l1'),
+                                                                                         lambda: SREnhancedDiagnosis(2,
+                                                                                                                     2,
+                                                                                                                     mutual='x'),
+                                                                                                 lambda: SREnhancedDiagnosis(2,
+                                                                                                                             2,
+                                                                                                                             solo_share=2)):
         with pytest.raises(ValueError): make()

@@ -12,7 +12,8 @@ import pytest
 from packaging.version import Version
 
 ROOT = Path(__file__).parents[1]
-COMMANDS = ['demo', 'train-sr', 'distill', 'train-diagnosis', 'evaluate', 'predict', 'cost', 'benchmark', 'build', 'import']
+COMMANDS = ['demo', 'train-sr', 'distill', 'train-diagnosis', 'evaluate', 'predict', 'cost', 'benchmark',
+            'build', 'import']
 SOURCES = ['nbs', 'srdiag', 'tests'] # with the files beside them: what a source distribution is made of
 
 USE = '''
@@ -49,12 +50,14 @@ print('works')
 
 def run(*command, **kwargs):
     done = subprocess.run([sys.executable, *map(str, command)], capture_output=True, text=True, **kwargs)
-    assert done.returncode == 0, f'{" ".join(map(str, command))} failed:\n{done.stdout[-2000:]}\n{done.stderr[-3000:]}'
+    assert done.returncode == 0, (f'{" ".join(map(str, command))} '
+                                  f'failed:\n{done.stdout[-2000:]}\n{done.stderr[-3000:]}')
     return done.stdout
 
 
 def can_build_here():
-    "True if this environment has what [build-system] in pyproject.toml asks for, so that nothing need be fetched"
+    """True if this environment has what [build-system] in pyproject.toml asks for, so that nothing need be
+    fetched"""
     try: return Version(metadata.version('setuptools')) >= Version('77')
     except metadata.PackageNotFoundError: return False
 
@@ -62,9 +65,10 @@ def can_build_here():
 @pytest.fixture(scope='module')
 def wheel(tmp_path_factory):
     "Built from a source distribution, which is built from a copy: the repository stays as it is"
-    copy,out = tmp_path_factory.mktemp('source'),tmp_path_factory.mktemp('dist')
+    copy, out = tmp_path_factory.mktemp('source'), tmp_path_factory.mktemp('dist')
     for name in SOURCES:
-        shutil.copytree(ROOT/name, copy/name, ignore=shutil.ignore_patterns('__pycache__', '.ipynb_checkpoints'))
+        shutil.copytree(ROOT/name, copy/name,
+                        ignore=shutil.ignore_patterns('__pycache__', '.ipynb_checkpoints'))
     for p in ROOT.iterdir():
         if p.is_file() and not p.name.startswith('.'): shutil.copy(p, copy)
     run('-m', 'build', '--outdir', out, *(['--no-isolation'] if can_build_here() else []), copy, cwd=out)
@@ -76,11 +80,14 @@ def wheel(tmp_path_factory):
 def target(wheel, tmp_path_factory):
     "A folder with the installed wheel, and nothing else"
     folder = tmp_path_factory.mktemp('installed')
-    run('-m', 'pip', 'install', '--quiet', '--disable-pip-version-check', '--no-index', '--no-deps', '--target', folder, wheel, cwd=folder)
+    run('-m', 'pip', 'install', '--quiet', '--disable-pip-version-check', '--no-index', '--no-deps',
+        '--target', folder, wheel, cwd=folder)
     return folder
 
 
-def away(target, tmp_path): # another folder to work in, and `target` first on the path, before the editable install of the repository
+def away(target, tmp_path):
+    # another folder to work in, and `target` first on the path, before the editable install of the
+    # repository
     env = {k: os.environ[k] for k in ('PATH', 'HOME', 'TMPDIR', 'SYSTEMROOT') if k in os.environ}
     return dict(cwd=tmp_path, env=env | {'PYTHONPATH': str(target)})
 
@@ -90,15 +97,18 @@ def test_wheel_holds_the_library_and_its_files(wheel):
     library = {n for n in names if n.startswith('srdiag/')}
     files = [p for p in (ROOT/'srdiag').rglob('*') if p.is_file() and '__pycache__' not in p.parts]
     assert library == {p.relative_to(ROOT).as_posix() for p in files}
-    for folder,ending in (('published', '.csv'), ('styles', '.mplstyle'), ('templates', '.html'), ('pretrained', '.safetensors')):
-        assert any(n.startswith(f'srdiag/{folder}/') and n.endswith(ending) for n in library), f'The wheel has no {folder}/*{ending}.'
+    for folder, ending in (('published', '.csv'), ('styles', '.mplstyle'), ('templates', '.html'),
+                           ('pretrained', '.safetensors')):
+        assert any(n.startswith(f'srdiag/{folder}/') and n.endswith(ending) for n in library), (
+            f'The wheel has no {folder}/*{ending}.')
 
 
 def test_wheel_holds_nothing_else(wheel):
     names = zipfile.ZipFile(wheel).namelist()
     others = [n for n in names if not n.startswith('srdiag/') and not n.split('/')[0].endswith('.dist-info')]
     assert not others, f'The wheel also holds {others[:5]}.'
-    assert not [n for n in names if n.endswith('.ipynb') or 'test' in n], 'The wheel holds notebooks or tests.'
+    assert not [n for n in names if n.endswith('.ipynb') or 'test' in n], (
+        'The wheel holds notebooks or tests.')
     assert any(n.endswith('/LICENSE') for n in names), 'The wheel lacks the licence.'
 
 

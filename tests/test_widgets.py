@@ -1,4 +1,5 @@
-"Explorers with sliders, driven from Python: values, numbers, figures, refusals, and the live view without a browser."
+"""Explorers with sliders, driven from Python: values, numbers, figures, refusals, and the live view without a
+browser."""
 import sys
 
 import pytest
@@ -11,8 +12,8 @@ from srdiag.diagnosis.network import DiagnosisNetwork
 from srdiag.errors import ModelError, SrdiagError
 from srdiag.evaluation.image_quality import convention, psnr
 from srdiag.sr.mrcnet import MRCNet
-from srdiag.widgets import (KERNELS, AffinityExplorer, AttentionExplorer, Choice, DegradationExplorer, Explorer, GateExplorer, Range,
-                            RecursionExplorer, live_view, shrink)
+from srdiag.widgets import (KERNELS, AffinityExplorer, AttentionExplorer, Choice, DegradationExplorer,
+                            Explorer, GateExplorer, Range, RecursionExplorer, live_view, shrink)
 
 
 class Square(Explorer):
@@ -62,7 +63,7 @@ def attention(histology, hr): return AttentionExplorer(histology, degrade(hr, 2)
 @pytest.fixture(scope='module')
 def samples(tile):
     large = torch.stack([as_float(tile(k)) for k in range(40, 48)])
-    return degrade(large, 2),large
+    return degrade(large, 2), large
 
 
 @pytest.fixture(scope='module')
@@ -76,7 +77,9 @@ def diagnoser(samples):
 
 
 @pytest.fixture(scope='module')
-def affinity(diagnoser, samples): return AffinityExplorer(diagnoser, *samples, ['coarse', 'fine'], batch=5, references=tuple(x[5:] for x in samples))
+def affinity(diagnoser, samples):
+    return (AffinityExplorer(diagnoser, *samples, ['coarse', 'fine'], batch=5,
+                             references=tuple(x[5:] for x in samples)))
 
 
 @pytest.fixture
@@ -94,7 +97,8 @@ def calls(square):
     return seen
 
 
-# --- values -----------------------------------------------------------------------------------------------------
+# --- values
+# -----------------------------------------------------------------------------------------------------
 
 def test_observers_hear_of_each_change_once_and_of_no_change_never(square, calls):
     square.set(side=3, colour='red')
@@ -109,7 +113,8 @@ def test_an_observer_can_leave(square, calls):
     assert not calls
 
 
-@pytest.mark.parametrize('wrong', [dict(side=0), dict(side=10), dict(side=2.5), dict(side='3'), dict(side=True), dict(side=float('nan')), dict(colour='blue'),
+@pytest.mark.parametrize('wrong', [dict(side=0), dict(side=10), dict(side=2.5), dict(side='3'),
+                                   dict(side=True), dict(side=float('nan')), dict(colour='blue'),
                                    dict(size=3), dict(side=9, colour='red'), dict(side=3, colour='blue')])
 def test_bad_values_are_refused_and_nothing_changes(square, calls, wrong):
     for ask in (square.set, square.numbers, square.figure, square.sentence):
@@ -132,16 +137,17 @@ def test_range_forgives_the_rounding_of_a_slider():
     with pytest.raises(ValueError): Range(0.05, 5., 1.).checked('T', 5.001)
 
 
-# --- the live view ----------------------------------------------------------------------------------------------
+# --- the live view
+# ----------------------------------------------------------------------------------------------
 
 def parts(view):
     "Controls by name, picture, sentence"
-    box,picture,text = view.children
-    return {c.description: c for c in box.children},picture,text
+    box, picture, text = view.children
+    return {c.description: c for c in box.children}, picture, text
 
 
 def test_moving_a_slider_sets_the_value_once_and_draws_anew(square, calls):
-    controls,picture,text = parts(square.live())
+    controls, picture, text = parts(square.live())
     before = picture.value
     controls['side'].value = 5
     assert calls == [dict(side=5)] and square.values['side'] == 5
@@ -150,33 +156,34 @@ def test_moving_a_slider_sets_the_value_once_and_draws_anew(square, calls):
 
 
 def test_setting_a_value_moves_the_slider(square, calls):
-    controls,_,text = parts(square.live())
+    controls, _, text = parts(square.live())
     square.set(side=3, colour='red')
     assert controls['side'].value == 3 and controls['colour'].value == 'red' and len(calls) == 1
     assert 'red' in text.value
 
 
 def test_a_refused_slider_moves_back_and_says_why(square, calls):
-    controls,_,text = parts(live_view(square.set(colour='red')))
+    controls, _, text = parts(live_view(square.set(colour='red')))
     controls['side'].value = 7
     assert controls['side'].value == 1 == square.values['side']
     assert text.value == 'Only squares up to 5 are red.' and calls == [dict(colour='red')]
 
 
 def test_two_views_follow_each_other(square):
-    (first,_,_),(second,_,_) = parts(square.live()),parts(square.live())
+    (first, _, _), (second, _, _) = parts(square.live()), parts(square.live())
     first['side'].value = 5
     assert second['side'].value == 5
 
 
 def test_every_explorer_has_a_live_view(recursion, attention, affinity, gate, journey):
     for explorer in (recursion, attention, affinity, gate, journey):
-        controls,picture,text = parts(explorer.live())
-        assert controls.keys() == explorer.controls.keys() and '<img' in picture.value and len(text.value) > 20
+        controls, picture, text = parts(explorer.live())
+        assert (controls.keys() == explorer.controls.keys() and '<img' in picture.value
+                and len(text.value) > 20)
 
 
 def test_the_ends_of_the_logarithmic_slider_are_values(affinity):
-    controls,_,_ = parts(affinity.live())
+    controls, _, _ = parts(affinity.live())
     for end in (controls['temperature'].min, controls['temperature'].max):
         controls['temperature'].value = 10**end
         assert affinity.values['temperature'] == pytest.approx(10**end)
@@ -189,11 +196,14 @@ def test_without_ipywidgets_only_the_sliders_are_missing(square, monkeypatch):
     assert isinstance(square.figure(), Figure) and square.set(side=3).numbers() == dict(area=9)
 
 
-# --- recursion --------------------------------------------------------------------------------------------------
+# --- recursion
+# --------------------------------------------------------------------------------------------------
 
 def test_recursion_scores_the_image_of_each_step(recursion, recursive, hr):
     with torch.no_grad(): images = recursive.forward_steps(degrade(hr, 2)[None])
-    for k,image in enumerate(images, 1): assert recursion.numbers(step=k)['psnr'] == pytest.approx(psnr(image[0], hr, convention(2)).item(), abs=1e-3)
+    for k, image in enumerate(images, 1):
+        assert (recursion.numbers(step=k)['psnr'] == pytest.approx(
+                    psnr(image[0], hr, convention(2)).item(), abs=1e-3))
     gains = [recursion.numbers(step=k)['gain'] for k in (1, 2, 3)]
     assert recursion.psnr[0] + sum(gains) == pytest.approx(recursion.psnr[3])
     assert picture_of(recursion.figure(step=1)) != picture_of(recursion.figure(step=2))
@@ -210,11 +220,13 @@ def test_recursion_needs_a_recursive_network(histology, hr):
     with pytest.raises(ModelError, match='single step'): RecursionExplorer(histology, hr)
 
 
-# --- attention --------------------------------------------------------------------------------------------------
+# --- attention
+# --------------------------------------------------------------------------------------------------
 
 def test_attention_maps_are_distributions_of_the_size_of_their_path(attention):
-    for stage,path,side in ((1, 'local', 24), (1, 'global', 12), (2, 'local', 24), (2, 'global', 12), (3, 'local', 24)):
-        a,n = attention.attention(stage, path),attention.numbers(stage=stage, path=path)
+    for stage, path, side in ((1, 'local', 24), (1, 'global', 12), (2, 'local', 24), (2, 'global', 12),
+                              (3, 'local', 24)):
+        a, n = attention.attention(stage, path), attention.numbers(stage=stage, path=path)
         assert a.shape == (side, side) and a.sum().item() == pytest.approx(1, abs=1e-4)
         assert 0 < n['spread'] <= 1 + 1e-6 and n['peak'] >= 1 and n['correction'] >= 0
     assert picture_of(attention.figure(stage=1)) != picture_of(attention.figure(stage=2))
@@ -236,35 +248,40 @@ def test_attention_refuses_the_path_that_the_last_stage_lacks(attention):
 
 
 def test_attention_needs_context_fusion(hr):
-    with pytest.raises(ModelError, match='rcf=False'): AttentionExplorer(MRCNet(2, channels=8, blocks=1, rcf=False), degrade(hr, 2))
+    with pytest.raises(ModelError, match='rcf=False'):
+        AttentionExplorer(MRCNet(2, channels=8, blocks=1, rcf=False), degrade(hr, 2))
 
 
 def test_attention_leaves_no_hook(attention, histology):
     assert not any(m._forward_hooks for m in histology.modules())
 
 
-# --- affinity ---------------------------------------------------------------------------------------------------
+# --- affinity
+# ---------------------------------------------------------------------------------------------------
 
 def test_the_patient_moves_with_the_batch_and_not_without_it(affinity):
     assert affinity.numbers()['moved'] == 0
-    moved = {mode: max(affinity.numbers(mode=mode, slot=2, guest=g)['moved'] for g in (5, 6, 7)) for mode in ('batch', 'solo', 'context')}
+    moved = ({mode: max(affinity.numbers(mode=mode, slot=2, guest=g)['moved'] for g in (5, 6, 7))
+              for mode in ('batch', 'solo', 'context')})
     assert moved['batch'] > 1e-4 and moved['solo'] < 1e-5 and moved['context'] < 1e-5
 
 
 def test_a_guest_takes_the_seat_and_only_that(affinity):
-    assert affinity.members(slot=3, guest=7) == [0, 1, 2, 7, 4] and affinity.members(slot=3) == affinity.usual == [0, 1, 2, 3, 4]
+    assert (affinity.members(slot=3, guest=7) == [0, 1, 2, 7, 4]
+            and affinity.members(slot=3) == affinity.usual == [0, 1, 2, 3, 4])
     assert affinity.numbers(slot=3, guest=3)['moved'] == 0
 
 
 def test_prediction_is_that_of_the_network(affinity, diagnoser, samples):
     at = [0, 1, 6, 3, 4]
     with torch.no_grad(): out = diagnoser(samples[0][at], samples[1][at])
-    assert affinity.numbers(slot=2, guest=6)['prediction'] == pytest.approx(out.ens[0].softmax(0).tolist(), abs=1e-5)
+    assert (affinity.numbers(slot=2, guest=6)['prediction'] == pytest.approx(
+                out.ens[0].softmax(0).tolist(), abs=1e-5))
 
 
 def test_temperature_levels_the_matrices_and_leaves_the_diagnosis(affinity):
-    sharp,level = (affinity.matrices(temperature=t) for t in (0.05, 5))
-    for a,b in zip(sharp, level):
+    sharp, level = (affinity.matrices(temperature=t) for t in (0.05, 5))
+    for a, b in zip(sharp, level):
         torch.testing.assert_close(a.sum(1), torch.ones(5))
         assert a.max() > b.max() and b.max() - b.min() < 0.2
     assert affinity.numbers(temperature=0.05)['prediction'] == affinity.numbers(temperature=5)['prediction']
@@ -283,18 +300,22 @@ def test_a_shut_gate_is_no_diagnosis(diagnoser, samples):
     torch.nn.init.constant_(bias, -100.)
     try:
         shut = AffinityExplorer(diagnoser, *samples, ['coarse', 'fine'], batch=5)
-        assert shut.numbers(guest=6)['prediction'] is None and 'no diagnosis' in shut.sentence() and isinstance(shut.figure(), Figure)
+        assert (shut.numbers(guest=6)['prediction'] is None and 'no diagnosis' in shut.sentence()
+                and isinstance(shut.figure(), Figure))
     finally: bias.data.copy_(was)
 
 
 def test_affinity_refuses_what_cannot_be_shown(diagnoser, samples):
-    with pytest.raises(ValueError, match='batch of 3 to 8'): AffinityExplorer(diagnoser, *samples, ['a', 'b'], batch=9)
-    with pytest.raises(ValueError, match='mode is one of batch, solo'): AffinityExplorer(diagnoser, *samples, ['a', 'b'], batch=4).set(mode='context')
+    with pytest.raises(ValueError, match='batch of 3 to 8'):
+        AffinityExplorer(diagnoser, *samples, ['a', 'b'], batch=9)
+    with pytest.raises(ValueError, match='mode is one of batch, solo'):
+        AffinityExplorer(diagnoser, *samples, ['a', 'b'], batch=4).set(mode='context')
     plain = DiagnosisNetwork(2, sai=False, lr_stem='3x3', sr_stem='3x3s2').eval()
     with pytest.raises(ModelError, match='sai=False'): AffinityExplorer(plain, *samples, ['a', 'b'], batch=4)
 
 
-# --- gate -------------------------------------------------------------------------------------------------------
+# --- gate
+# -------------------------------------------------------------------------------------------------------
 
 def test_a_head_alone_speaks_in_its_own_voice(gate):
     n = gate.numbers(g_sr=3, g_lr=-1, g_aux=0)
@@ -317,41 +338,50 @@ def test_three_shut_heads_are_never_a_uniform_answer(gate):
 
 
 def test_heads_must_know_the_same_classes():
-    with pytest.raises(ValueError, match='2 scores each'): GateExplorer(dict(sr=[1, 2], lr=[1, 2], aux=[1, 2, 3]), ['a', 'b'])
-    with pytest.raises(ValueError, match='sr, lr and aux'): GateExplorer(dict(sr=[1, 2], lr=[1, 2]), ['a', 'b'])
+    with pytest.raises(ValueError, match='2 scores each'):
+        GateExplorer(dict(sr=[1, 2], lr=[1, 2], aux=[1, 2, 3]), ['a', 'b'])
+    with pytest.raises(ValueError, match='sr, lr and aux'):
+        GateExplorer(dict(sr=[1, 2], lr=[1, 2]), ['a', 'b'])
 
 
-# --- degradation ------------------------------------------------------------------------------------------------
+# --- degradation
+# ------------------------------------------------------------------------------------------------
 
 @pytest.mark.parametrize('kernel', KERNELS)
 def test_kernels_keep_what_is_constant(kernel):
-    for scale in (2, 3, 4): torch.testing.assert_close(shrink(torch.full((3, 24, 36), 0.3), scale, kernel), torch.full((3, 24//scale, 36//scale), 0.3))
+    for scale in (2, 3, 4):
+        torch.testing.assert_close(shrink(torch.full((3, 24, 36), 0.3), scale, kernel),
+                                   torch.full((3, 24//scale, 36//scale), 0.3))
 
 
 def test_kernels_are_what_their_names_say(hr):
     torch.testing.assert_close(shrink(hr, 2, 'MATLAB bicubic'), degrade(hr, 2))
     assert torch.equal(shrink(hr, 3, 'nearest'), hr[:, ::3, ::3])
-    torch.testing.assert_close(shrink(hr, 4, 'box'), hr.unflatten(1, (12, 4)).unflatten(3, (12, 4)).mean((2, 4)))
-    torch.testing.assert_close(shrink(hr, 3, 'bilinear, not widened'), hr[:, 1::3, 1::3]) # at x3 it reads the middle pixel alone
+    torch.testing.assert_close(shrink(hr, 4, 'box'),
+                               hr.unflatten(1, (12, 4)).unflatten(3, (12, 4)).mean((2, 4)))
+    # at x3 it reads the middle pixel alone
+    torch.testing.assert_close(shrink(hr, 3, 'bilinear, not widened'), hr[:, 1::3, 1::3])
     with pytest.raises(ValueError, match='kernel is one of'): shrink(hr, 2, 'lanczos')
 
 
 def test_the_network_wins_for_the_kernel_of_its_training_and_loses_for_another(journey):
-    gain = {k: journey.numbers(kernel=k, restore='histology_x2')['psnr'] - journey.numbers(kernel=k)['psnr'] for k in ('MATLAB bicubic', 'bicubic, not widened')}
+    gain = ({k: journey.numbers(kernel=k, restore='histology_x2')['psnr'] - journey.numbers(kernel=k)['psnr']
+             for k in ('MATLAB bicubic', 'bicubic, not widened')})
     assert gain['MATLAB bicubic'] > 1 and gain['bicubic, not widened'] < -1
 
 
 def test_larger_scales_lose_more(journey):
     scores = [journey.numbers(scale=s) for s in (2, 3, 4)]
     assert scores[0]['psnr'] > scores[1]['psnr'] > scores[2]['psnr'] and scores[0]['ssim'] > scores[2]['ssim']
-    assert [n['convention'][:10] for n in scores] == ['RGB, 2 px ', 'RGB, 3 px ', 'RGB, 4 px '] and 'RGB, 3 px border cropped' in journey.sentence(scale=3)
+    assert ([n['convention'][:10] for n in scores] == ['RGB, 2 px ', 'RGB, 3 px ', 'RGB, 4 px ']
+            and 'RGB, 3 px border cropped' in journey.sentence(scale=3))
 
 
 def test_a_network_is_offered_for_its_scale_only(journey):
     journey.set(restore='histology_x2')
     with pytest.raises(ValueError, match='enlarges 2 times, but the scale is 3'): journey.set(scale=3)
     assert journey.values['scale'] == 2
-    controls,_,text = parts(journey.live())
+    controls, _, text = parts(journey.live())
     controls['scale'].value = 4
     assert controls['scale'].value == 2 and 'enlarges 2 times' in text.value
 

@@ -8,17 +8,26 @@ from torch import nn
 from srdiag.data.degradation import degrade, upsample
 from srdiag.errors import ModelError
 from srdiag.sr.mrcnet import MRCNet
-from srdiag.sr.zoo import ARCHITECTURES, MODELS, SCALES, SRNetwork, architecture_of, create_model, describe, haar, inverse_haar, list_models, traits
+from srdiag.sr.zoo import (ARCHITECTURES, MODELS, SCALES, SRNetwork, architecture_of, create_model, describe,
+                           haar, inverse_haar, list_models, traits)
 
 TINY = { # settings with which a network of each name takes no time
-    'bicubic': {}, 'srcnn': dict(channels=16), 'vdsr': dict(channels=16, depth=6), 'carn': dict(channels=16), 'edsr_baseline': dict(channels=16, blocks=3),
-    'mwcnn': dict(channels=8), 'drcn': dict(channels=16, recursions=6), 'drrn': dict(channels=16, units=4), 'srrfn': dict(channels=16, counts=[2, 2], recursions=2),
-    'mrcnet': dict(channels=16, stages=1, blocks=1), 'mrcnet_stack': dict(channels=16, stages=1, blocks=1, modules=2), 'mrcnet_recursive': dict(channels=16, stages=1, blocks=1, steps=2),
-    'mrcnet_recursive_no_lstm': dict(channels=16, stages=1, blocks=1, steps=2), 'mrcnet_recursive_no_rcf': dict(channels=16, stages=1, blocks=1, steps=1),
+    'bicubic': {}, 'srcnn': dict(channels=16), 'vdsr': dict(channels=16, depth=6), 'carn': dict(channels=16),
+        'edsr_baseline': dict(channels=16, blocks=3),
+    'mwcnn': dict(channels=8), 'drcn': dict(channels=16, recursions=6), 'drrn': dict(channels=16, units=4),
+        'srrfn': dict(channels=16, counts=[2, 2], recursions=2),
+    'mrcnet': dict(channels=16, stages=1, blocks=1),
+        'mrcnet_stack': dict(channels=16, stages=1, blocks=1, modules=2),
+        'mrcnet_recursive': dict(channels=16, stages=1, blocks=1, steps=2),
+    'mrcnet_recursive_no_lstm': dict(channels=16, stages=1, blocks=1, steps=2),
+        'mrcnet_recursive_no_rcf': dict(channels=16, stages=1, blocks=1, steps=1),
 }
 NAMES = list_models()
 every = pytest.mark.parametrize('name', NAMES)
-tiled = pytest.mark.parametrize('name', [n for n in NAMES if n[:-3] in ('bicubic', *ARCHITECTURES.keys() - {'mrcnet'}, 'edsr_baseline', 'mrcnet_recursive_no_rcf')])
+tiled = (pytest.mark.parametrize('name', [n for n in NAMES if n[:-3] in ('bicubic',
+                                                                         *ARCHITECTURES.keys() - {'mrcnet'},
+                                                                         'edsr_baseline',
+                                                                         'mrcnet_recursive_no_rcf')]))
 
 
 def tiny(name, **config):
@@ -45,7 +54,7 @@ def test_builds_on_the_meta_device_and_enlarges(name):
 @every
 def test_takes_every_size_from_its_smallest_on(name):
     net = tiny(name).eval()
-    for h,w in ((0, 0), (0, 5), (1, 2), (4, 3)):
+    for h, w in ((0, 0), (0, 5), (1, 2), (4, 3)):
         lr = torch.rand(1, 3, net.min_size + h, net.min_size + w)
         with torch.no_grad(): sr = net(lr)
         assert sr.shape[2:] == (net.scale*lr.shape[2], net.scale*lr.shape[3]) and torch.isfinite(sr).all()
@@ -62,7 +71,7 @@ def test_config_rebuilds_it(name):
     net = tiny(name).eval()
     config = json.loads(json.dumps(net.config))
     assert config == net.config
-    again,lr = ARCHITECTURES[architecture_of(net)](**config).eval(),torch.rand(1, 3, 8, 10)
+    again, lr = ARCHITECTURES[architecture_of(net)](**config).eval(), torch.rand(1, 3, 8, 10)
     again.load_state_dict(net.state_dict())
     with torch.no_grad(): assert torch.equal(net(lr), again(lr))
     assert traits(again) == traits(net)
@@ -70,9 +79,11 @@ def test_config_rebuilds_it(name):
 
 @every
 def test_untrained_it_is_close_to_bicubic(name, tile):
-    net,hr = tiny(name),tile(0, 32)[None].float()/255
+    net, hr = tiny(name), tile(0, 32)[None].float()/255
     lr = degrade(hr, net.scale)
-    with torch.no_grad(): noise,error = (net(lr) - upsample(lr, net.scale)).square().mean(),(upsample(lr, net.scale) - hr).square().mean()
+    with torch.no_grad():
+        noise, error = ((net(lr) - upsample(lr, net.scale)).square().mean(),
+                        (upsample(lr, net.scale) - hr).square().mean())
     assert noise < 0.25*error
     assert (noise == 0) == (name[:-3] == 'bicubic')
 
@@ -97,7 +108,7 @@ def test_learns_one_batch(name, tile):
 def test_every_weight_gets_a_gradient(name):
     net = loud(tiny(name))
     net(torch.rand(2, 3, 12, 12).double()).square().sum().backward()
-    assert not [k for k,p in net.named_parameters() if p.grad is None or not p.grad.any()]
+    assert not [k for k, p in net.named_parameters() if p.grad is None or not p.grad.any()]
 
 
 # Reach
@@ -109,7 +120,7 @@ def test_nothing_outside_the_reach_matters(name):
     lr = torch.rand(1, 3, 8, reach + 9).double()
     other = lr.clone()
     other[..., reach+1:] = torch.rand(1, 3, 8, 8).double()
-    with torch.no_grad(): a,b = net(lr)[..., :net.scale],net(other)[..., :net.scale]
+    with torch.no_grad(): a, b = net(lr)[..., :net.scale], net(other)[..., :net.scale]
     torch.testing.assert_close(a, b, rtol=0, atol=1e-10*a.abs().max().item())
 
 
@@ -119,9 +130,10 @@ def test_a_tile_with_margin_gives_what_the_whole_gives(name):
     facts = traits(net)
     start = 3*facts.align
     lr = torch.rand(1, 3, 9, start + facts.reach + 6).double()
-    with torch.no_grad(): whole,part = net(lr),net(lr[..., start:])
+    with torch.no_grad(): whole, part = net(lr), net(lr[..., start:])
     cut = (start + facts.reach)*net.scale
-    torch.testing.assert_close(part[..., facts.reach*net.scale:], whole[..., cut:], rtol=0, atol=1e-10*whole.abs().max().item())
+    torch.testing.assert_close(part[..., facts.reach*net.scale:], whole[..., cut:], rtol=0,
+                               atol=1e-10*whole.abs().max().item())
 
 
 @pytest.mark.parametrize('name', ['mrcnet_x2', 'mrcnet_recursive_x4'])
@@ -155,21 +167,23 @@ def test_drcn_paints_every_recursion():
         lr = torch.rand(1, 3, 6, 6)
         steps = net.forward_steps(lr)
         assert len(steps) == 6
-        torch.testing.assert_close(net(lr), sum(w*s for w,s in zip(net.weights, steps)))
+        torch.testing.assert_close(net(lr), sum(w*s for w, s in zip(net.weights, steps)))
 
 
 @pytest.mark.parametrize('name', ['srcnn_x2', 'edsr_baseline_x2', 'carn_x2', 'srrfn_x2'])
 def test_the_skip_can_be_left_out(name):
     lr = torch.rand(1, 3, 8, 8)
-    with_skip,without = tiny(name),tiny(name, skip=False)
+    with_skip, without = tiny(name), tiny(name, skip=False)
     without.load_state_dict(with_skip.state_dict())
     offset = 0 if name.startswith('srcnn') else 0.5
-    with torch.no_grad(): torch.testing.assert_close(with_skip(lr) - upsample(lr, 2), without(lr) - offset, rtol=1e-4, atol=1e-5)
+    with torch.no_grad():
+        torch.testing.assert_close(with_skip(lr) - upsample(lr, 2), without(lr) - offset, rtol=1e-4,
+                                   atol=1e-5)
 
 
 def test_recursion_shares_its_weights():
-    for name,setting in (('drcn_x2', 'recursions'), ('drrn_x2', 'units'), ('srrfn_x2', 'recursions')):
-        few,many = tiny(name, **{setting:2}),tiny(name, **{setting:5})
+    for name, setting in (('drcn_x2', 'recursions'), ('drrn_x2', 'units'), ('srrfn_x2', 'recursions')):
+        few, many = tiny(name, **{setting: 2}), tiny(name, **{setting: 5})
         assert [p.shape for p in few.parameters()] == [p.shape for p in many.parameters()]
         many.load_state_dict(few.state_dict())
         lr = torch.rand(1, 3, 8, 8).double()
@@ -190,7 +204,8 @@ def test_every_architecture_has_a_name_and_every_name_an_architecture():
 def test_description(name):
     d = describe(name)
     with torch.device('meta'): net = create_model(name)
-    assert (d.name, d.scale, d.architecture, d.min_size) == (name, net.scale, architecture_of(net), net.min_size)
+    assert ((d.name, d.scale, d.architecture, d.min_size) == (
+                name, net.scale, architecture_of(net), net.min_size))
     assert d.global_context == (d.reach is None) == (isinstance(net, MRCNet) and net.config['rcf'])
     assert d.table_row in (None, d.title)
 
@@ -198,18 +213,22 @@ def test_description(name):
 def test_the_rows_of_the_tables_are_those_with_published_counts():
     from srdiag.evaluation.cost import published_counts
     rows = {(d.table_row, d.scale) for d in map(describe, NAMES) if d.table_row}
-    assert rows == {(r['name'], r['scale']) for r in published_counts() if not r['name'].startswith('Framework')}
+    assert (rows == {(r['name'], r['scale'])
+                     for r in published_counts() if not r['name'].startswith('Framework')})
 
 
-@pytest.mark.parametrize('name, config, words', [
-    ('edsr_baselin_x4', {}, ['edsr_baselin_x4', 'Did you mean edsr_baseline_x4', 'vdsr_x2']),
-    ('', {}, ['vdsr_x2']), ('_x2', {}, ['vdsr_x2']),
-    ('vdsr_x3', {}, ['scales 2 and 4', 'vdsr_x2 or vdsr_x4']), ('vdsr_x', {}, ['scales 2 and 4']), ('vdsr_x04', {}, ['vdsr_x4']),
-    ('mwcnn', {}, ['scales 2 and 4', 'mwcnn_x2 or mwcnn_x4']),
-    ('carn_x2', dict(chanels=3), ['chanels', 'channels, blocks, units, skip']),
-    ('carn_x2', dict(scale=4), ['part of its name']),
-    ('bicubic_x2', dict(channels=4), ['channels', 'none']),
-])
+@pytest.mark.parametrize('name, config, words', [('edsr_baselin_x4', {}, ['edsr_baselin_x4',
+                                                                          'Did you mean edsr_baseline_x4',
+                                                                          'vdsr_x2']), ('', {}, ['vdsr_x2']),
+                                                 ('_x2', {}, ['vdsr_x2']),
+                                                 ('vdsr_x3', {}, ['scales 2 and 4', 'vdsr_x2 or vdsr_x4']),
+                                                 ('vdsr_x', {}, ['scales 2 and 4']),
+                                                 ('vdsr_x04', {}, ['vdsr_x4']),
+                                                 ('mwcnn', {}, ['scales 2 and 4', 'mwcnn_x2 or mwcnn_x4']),
+                                                 ('carn_x2', dict(chanels=3),
+                                                  ['chanels', 'channels, blocks, units, skip']),
+                                                 ('carn_x2', dict(scale=4), ['part of its name']),
+                                                 ('bicubic_x2', dict(channels=4), ['channels', 'none']),])
 def test_a_slip_is_answered_with_a_sentence(name, config, words):
     with pytest.raises(ModelError) as e: create_model(name, **config)
     for w in words: assert w in str(e.value)

@@ -8,37 +8,42 @@ from pathlib import Path
 import nbformat
 
 NBS = Path(__file__).resolve().parents[1]/'nbs'
-MARK,INSTALL = 'Open in Colab',"#| eval: false\n#| hide\n#@title Only in Colab: fetch the repository and install it"
+MARK, INSTALL = ('Open in Colab',
+                 "#| eval: false\n#| hide\n#@title Only in Colab: fetch the repository and install it")
 
 
 def install_cell(
-    repository:str, # 'owner/name' on GitHub
-    page:str, # 'howto/deploy.ipynb'
+    repository: str, # 'owner/name' on GitHub
+    page: str, # 'howto/deploy.ipynb'
 ) -> str: # source of a cell that does nothing outside of Colab
     "The repository comes along, because notebooks read its results and lie beside each other"
-    name,folder = repository.split('/')[1],Path('nbs', page).parent.as_posix()
-    return '\n'.join([INSTALL, 'import sys', "if 'google.colab' in sys.modules:", f'    !git clone -q --depth 1 https://github.com/{repository}',
+    name, folder = repository.split('/')[1], Path('nbs', page).parent.as_posix()
+    return '\n'.join([INSTALL, 'import sys', "if 'google.colab' in sys.modules:",
+                      f'    !git clone -q --depth 1 https://github.com/{repository}',
                       f'    %pip install -q ./{name}', f'    %cd -q {name}/{folder}'])
 
 
 def badge_line(
-    repository:str, # 'owner/name' on GitHub
-    page:str, # 'howto/deploy.ipynb'
-    branch:str='main', # to show
+    repository: str, # 'owner/name' on GitHub
+    page: str, # 'howto/deploy.ipynb'
+    branch: str = 'main', # to show
 ) -> str: # markdown: two links in words, for a site that loads nothing from elsewhere
     "Where the notebook can be run without installing anything"
     path = f'nbs/{page}'
-    return f'[{MARK}](https://colab.research.google.com/github/{repository}/blob/{branch}/{path}) · [Run on Binder](https://mybinder.org/v2/gh/{repository}/{branch}?labpath={path.replace("/", "%2F")})'
+    return (f'[{MARK}](https://colab.research.google.com/github/{repository}/blob/{branch}/{path}) · [Run on '
+            f'Binder](https://mybinder.org/v2/gh/{repository}/{branch}?labpath={path.replace("/", "%2F")})')
 
 
 def mark(
     nb, # notebook; its first cell has the title and the summary
-    page:str, # 'howto/deploy.ipynb'
-    repository:str|None, # None: remove the badges
-    branch:str='main', # to show
+    page: str, # 'howto/deploy.ipynb'
+    repository: str|None, # None: remove the badges
+    branch: str = 'main', # to show
 ):
-    "Write, renew or remove both; running it twice changes nothing. ValueError for a repository that is not OWNER/REPO"
-    if repository is not None and not re.fullmatch(r'[\w.-]+/[\w.-]+', repository): raise ValueError(f'{repository!r} is not OWNER/REPO.')
+    """Write, renew or remove both; running it twice changes nothing. ValueError for a repository that is not
+    OWNER/REPO"""
+    if repository is not None and not re.fullmatch(r'[\w.-]+/[\w.-]+', repository):
+        raise ValueError(f'{repository!r} is not OWNER/REPO.')
     nb.cells = [c for c in nb.cells if not c.source.startswith(INSTALL)]
     title = nb.cells[0]
     title.source = re.sub(rf'\n\n\[{MARK}\][^\n]*', '', title.source)
@@ -52,7 +57,8 @@ def pages(): # of nbs/ that bear a badge
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('repository', nargs='?', help='OWNER/REPO on GitHub')
     parser.add_argument('--branch', default='main', help='to show (default: main)')
     parser.add_argument('--remove', action='store_true', help='take the badges away')

@@ -10,13 +10,14 @@ def row(folder):
     "What one model folder says about itself, flat"
     config = json.loads((folder/'config.json').read_text())
     info = config['info']
-    keep = {k: info['training'].get(k) for k in ('command', 'epochs', 'seed', 'seconds', 'precision', 'mutual', 'mode', 'solo_share')}
+    keep = ({k: info['training'].get(k)
+             for k in ('command', 'epochs', 'seed', 'seconds', 'precision', 'mutual', 'mode', 'solo_share')})
     data = {f'data_{k}': info['data'].get(k) for k in ('name', 'hash', 'train', 'valid', 'test', 'groups')}
     return dict(name=folder.name, kind=config['kind'], **info['metrics'], **data, **keep, **info['made'])
 
 
 if __name__ == '__main__':
-    out,folders = Path(sys.argv[1]),[Path(p) for p in sys.argv[2:] if (Path(p)/'config.json').exists()]
+    out, folders = Path(sys.argv[1]), [Path(p) for p in sys.argv[2:] if (Path(p)/'config.json').exists()]
     out.mkdir(parents=True, exist_ok=True)
     rows = [row(f) for f in folders]
     (out/'results.json').write_text(json.dumps(rows, indent=2) + '\n')

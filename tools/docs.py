@@ -18,30 +18,35 @@ from reference import as_myst, read_cell
 
 ROOT = Path(__file__).resolve().parents[1]
 SOLUTIONS = 'solutions/' # the folder of nbs/ with the solutions to the exercises, named as their notebooks
-THREAD = 'start.ipynb', 'method.ipynb', 'symbols.ipynb', 'paper.ipynb' # what holds the course together; in this order, before its parts
-HOWTO = 'own_images', 'reading_results', 'reproducing_table', 'deploy', 'new_network', 'several_gpus' # notebooks of nbs/howto/ in this order; no part of the course
+# what holds the course together; in this order, before its parts
+THREAD = 'start.ipynb', 'method.ipynb', 'symbols.ipynb', 'paper.ipynb'
+# notebooks of nbs/howto/ in this order; no part of the course
+HOWTO = 'own_images', 'reading_results', 'reproducing_table', 'deploy', 'new_network', 'several_gpus'
 DIRECTIVES = {'default_exp', 'export', 'exporti', 'exports', 'hide', 'echo', 'eval', 'slow', 'cuda'}
 
 
-# --- notebooks --------------------------------------------------------------------------------------------------
+# --- notebooks
+# --------------------------------------------------------------------------------------------------
 
 def directives_of(
-    source:str, # of a code cell
+    source: str, # of a code cell
 ) -> dict: # {'export': '', 'echo': 'false'}
     "The `#|` lines of a cell; ValueError for one that the site would not know how to show"
     found = dict(re.findall(r'^#\|\s*(\w+):?[ \t]*(.*?)\s*$', source, flags=re.M))
     strange = found.keys() - DIRECTIVES
-    if strange: raise ValueError(f'The directive #| {min(strange)} is new to tools/docs.py: say there what becomes of such a cell.')
+    if strange:
+        raise ValueError(f'The directive #| {min(strange)} is new to tools/docs.py: say there what becomes '
+                         'of such a cell.')
     return found
 
 
 def outside_code(
     change, # text → text
-    text:str, # markdown
+    text: str, # markdown
 ) -> str: # with everything changed but fenced code and headings
     "Apply `change` where names and links may be replaced"
     parts = re.split(r'(^```.*?^```[ \t]*$|^#+ [^\n]*$)', text, flags=re.M | re.S)
-    return ''.join(p if i % 2 else change(p) for i,p in enumerate(parts))
+    return ''.join(p if i % 2 else change(p) for i, p in enumerate(parts))
 
 
 class Names:
@@ -49,8 +54,8 @@ class Names:
     def __init__(self,
         modules, # dotted module without `srdiag.` → its symbols, see reference.py
     ):
-        self.full,self.short = {},{}
-        for module,symbols in modules.items():
+        self.full, self.short = {}, {}
+        for module, symbols in modules.items():
             self.full[f'srdiag.{module}'] = module
             for s in symbols:
                 for name in [s.name, *(f'{s.name}.{m.name}' for m in s.members)]:
@@ -58,10 +63,11 @@ class Names:
                     self.short.setdefault(name, []).append(module)
 
     def target(self,
-        word:str, # 'MRCNet', 'MRCNet.features', 'srdiag.sr.mrcnet'
-        module:str='', # of the page
+        word: str, # 'MRCNet', 'MRCNet.features', 'srdiag.sr.mrcnet'
+        module: str = '', # of the page
     ) -> str|None: # 'srdiag.sr.mrcnet.MRCNet'
-        "A plain word such as `fit` means the function on the page of its own module only; elsewhere it may be a command or a variable"
+        """A plain word such as `fit` means the function on the page of its own module only; elsewhere it may
+        be a command or a variable"""
         if word in self.full: return word
         homes = self.short.get(word, [])
         if module in homes: return f'srdiag.{module}.{word}'
@@ -69,19 +75,20 @@ class Names:
         return f'srdiag.{homes[0]}.{word}' if len(homes) == 1 and telling else None
 
     def link(self,
-        text:str, # markdown
-        module:str='', # of the page
+        text: str, # markdown
+        module: str = '', # of the page
     ) -> str: # markdown with roles
         "Make `Name` a link to the reference"
         def role(m):
             target = self.target(m[1], module)
             return f'{{py:obj}}`{m[1]}{m[2] or ""} <{target}>`' if target else m[0]
-        return outside_code(lambda t: re.sub(r'(?<![\w`\[}])`([A-Za-z_][\w.]*)(\(\))?`(?![`\]])', role, t), text)
+        return outside_code(lambda t: re.sub(r'(?<![\w`\[}])`([A-Za-z_][\w.]*)(\(\))?`(?![`\]])', role, t),
+                                text)
 
 
 def relink(
-    text:str, # markdown of a notebook
-    page:str, # 'sr/mrcnet.ipynb'
+    text: str, # markdown of a notebook
+    page: str, # 'sr/mrcnet.ipynb'
 ) -> str: # links that leave nbs/ lead to the page of a folder of results, or to a file beside the index
     "What lies elsewhere in the repository lies elsewhere on the site, too"
     here = posixpath.dirname(page)
@@ -95,14 +102,16 @@ def relink(
 
 def convert(
     nb, # notebook
-    page:str, # 'sr/mrcnet.ipynb'
-    names:Names, # to link
+    page: str, # 'sr/mrcnet.ipynb'
+    names: Names, # to link
 ) -> nbformat.NotebookNode: # for myst-nb
-    "A notebook of nbdev as a page: no directives, no hidden cells, the summary as lead, names as links, a label before each exported cell"
-    module,cells = module_of(page.removeprefix(SOLUTIONS)),[]
-    for i,cell in enumerate(nb.cells):
+    """A notebook of nbdev as a page: no directives, no hidden cells, the summary as lead, names as links, a
+    label before each exported cell"""
+    module, cells = module_of(page.removeprefix(SOLUTIONS)), []
+    for i, cell in enumerate(nb.cells):
         if cell.cell_type == 'markdown':
-            text = re.sub(r'^> (.*)$', r'{.lead}\n\1', cell.source, flags=re.M) if cell.source.startswith('# ') else cell.source
+            text = (re.sub(r'^> (.*)$', r'{.lead}\n\1', cell.source, flags=re.M)
+                    if cell.source.startswith('# ') else cell.source)
             cells.append(nbformat.v4.new_markdown_cell(names.link(relink(text, page), module)))
             continue
         if cell.cell_type != 'code': continue
@@ -111,8 +120,9 @@ def convert(
         if 'hide' in told or 'default_exp' in told or not source: continue
         if 'export' in told: cells.append(nbformat.v4.new_markdown_cell(f'({label(module, i)})='))
         tags = ['exported']*('export' in told) + ['remove-input']*(told.get('echo') == 'false')
-        cells.append(nbformat.v4.new_code_cell(source, outputs=cell.outputs, execution_count=cell.execution_count, metadata={'tags': tags}))
-    for i,cell in enumerate(cells): cell['id'] = f'c{i}'
+        cells.append(nbformat.v4.new_code_cell(source, outputs=cell.outputs,
+                                               execution_count=cell.execution_count, metadata={'tags': tags}))
+    for i, cell in enumerate(cells): cell['id'] = f'c{i}'
     return nbformat.v4.new_notebook(cells=cells, metadata=nb.metadata)
 
 
@@ -128,56 +138,69 @@ def label(module, cell): return f'source-{module}-{cell}'
 def lead_of(nb):
     "Title and summary of a notebook"
     text = next(c.source for c in nb.cells if c.cell_type == 'markdown')
-    return re.search(r'^# (.+)$', text, flags=re.M)[1],re.search(r'^> (.+)$', text, flags=re.M)[1]
+    return re.search(r'^# (.+)$', text, flags=re.M)[1], re.search(r'^> (.+)$', text, flags=re.M)[1]
 
 
 def symbols_of(nb):
     "What a notebook exports"
-    return [s for i,c in enumerate(nb.cells) if c.cell_type == 'code' and 'export' in directives_of(c.source) for s in read_cell(c.source, i)]
+    return ([s for i, c in enumerate(nb.cells)
+             if c.cell_type == 'code' and 'export' in directives_of(c.source)
+             for s in read_cell(c.source, i)])
 
 
-# --- pages that are made ----------------------------------------------------------------------------------------
+# --- pages that are made
+# ----------------------------------------------------------------------------------------
 
 def course_of(
-    index:str, # markdown of index.ipynb
+    index: str, # markdown of index.ipynb
     pages, # names of all notebooks
 ) -> dict: # part → notebooks in order
-    "The table under `## The course`, after the notebooks of `THREAD`; a notebook that neither names joins the part with most of its folder"
+    """The table under `## The course`, after the notebooks of `THREAD`; a notebook that neither names joins
+    the part with most of its folder"""
     rows = re.findall(r'^\| ([^|\n]+) \|(.*\.ipynb.*)\|$', index.partition('## The course')[2], flags=re.M)
-    course = {part.strip(): re.findall(r'\]\(([^)]+\.ipynb)\)', links) for part,links in rows}
+    course = {part.strip(): re.findall(r'\]\(([^)]+\.ipynb)\)', links) for part, links in rows}
     thread = [p for p in THREAD if p in pages and not any(p in part for part in course.values())]
     if thread: course = {'the thread': thread} | course
     folder = posixpath.dirname
-    for page in sorted({p for p in pages if not p.startswith((SOLUTIONS, 'howto/'))} - {'index.ipynb'} - {p for part in course.values() for p in part}):
-        home = max(course, key=lambda part: (sum(folder(p) == folder(page) for p in course[part]), part == 'use'))
+    for page in (sorted({p for p in pages if not p.startswith((SOLUTIONS, 'howto/'))} - {'index.ipynb'}
+                        - {p for part in course.values() for p in part})):
+        home = (max(course,
+                    key=lambda part: (sum(folder(p) == folder(page) for p in course[part]), part == 'use')))
         course[home].append(page)
     return course
 
 
 def toctree(entries, caption=''):
-    return '\n'.join(['```{toctree}', ':hidden:', *([f':caption: {caption}'] if caption else []), '', *entries, '```'])
+    return '\n'.join(['```{toctree}', ':hidden:', *([f':caption: {caption}'] if caption else []), '',
+                      *entries, '```'])
 
 
 def part_page(part, pages, leads):
     "A part of the course: its notebooks with their summaries"
     rows = [f'[{leads[p][0]}](../{p})\n: {leads[p][1]}' for p in pages]
-    return '\n\n'.join([f'# {part[0].upper()}{part[1:]}', *rows, toctree([f'../{p.removesuffix(".ipynb")}' for p in pages])]) + '\n'
+    return ('\n\n'.join([f'# {part[0].upper()}{part[1:]}', *rows,
+                         toctree([f'../{p.removesuffix(".ipynb")}' for p in pages])]) + '\n')
 
 
 def solutions_page(course, leads):
     "All solutions, in the order of the course"
-    parts,pages = ['# Solutions', '{.lead}\nWorked and executed answers to the exercises. Try them first: most take a quarter of an hour.'],[]
-    for part,books in course.items():
+    parts, pages = (['# Solutions', '{.lead}\nWorked and executed answers to the exercises. Try them first: '
+                     'most take a quarter of an hour.'], [])
+    for part, books in course.items():
         solved = [p for p in books if f'{SOLUTIONS}{p}' in leads]
-        if solved: parts.append(f'**{part[0].upper()}{part[1:]}:** ' + ', '.join(f'[{leads[p][0]}](../{SOLUTIONS}{p})' for p in solved))
+        if solved:
+            (parts.append(f'**{part[0].upper()}{part[1:]}:** '
+                          + ', '.join(f'[{leads[p][0]}](../{SOLUTIONS}{p})' for p in solved)))
         pages += solved
-    return '\n\n'.join([*parts, toctree([f'{leads[p][0]} <../{SOLUTIONS}{p.removesuffix(".ipynb")}>' for p in pages])]) + '\n'
+    return ('\n\n'.join([*parts, toctree([f'{leads[p][0]} <../{SOLUTIONS}{p.removesuffix(".ipynb")}>'
+                                          for p in pages])]) + '\n')
 
 
 def module_page(module, symbols, lead, headings, names):
     "The reference of a module"
     page = page_of(module)
-    parts = [f'# srdiag.{module}', f'{{.lead}}\n{lead[1]}', f'Explained and tested in [{lead[0]}](../{page}).', f'```{{py:module}} srdiag.{module}\n```']
+    parts = [f'# srdiag.{module}', f'{{.lead}}\n{lead[1]}',
+             f'Explained and tested in [{lead[0]}](../{page}).', f'```{{py:module}} srdiag.{module}\n```']
     for s in symbols:
         source = f'{{ref}}`{lead[0]}, {headings[s.cell]} <{label(module, s.cell)}>`'
         parts.append(as_myst(s, lambda text: names.link(text, module), source))
@@ -186,17 +209,19 @@ def module_page(module, symbols, lead, headings, names):
 
 def headings_of(nb):
     "The heading above each cell"
-    found,last = {},'its first lines'
-    for i,c in enumerate(nb.cells):
-        if c.cell_type == 'markdown': last = (re.findall(r'^#+ (.+?)\s*$', re.sub(r'^```.*?^```', '', c.source, flags=re.M | re.S), flags=re.M) or [last])[-1]
+    found, last = {}, 'its first lines'
+    for i, c in enumerate(nb.cells):
+        if c.cell_type == 'markdown':
+            last = (re.findall(r'^#+ (.+?)\s*$', re.sub(r'^```.*?^```', '', c.source, flags=re.M | re.S),
+                               flags=re.M) or [last])[-1]
         found[i] = re.sub(r'[`<>*$\\]', '', last)
     return found
 
 
 def reference_index(modules, leads):
     rows = [f'| [srdiag.{m}]({m}.md) | {leads[page_of(m)][1]} |' for m in modules]
-    return '\n'.join(['# Reference', '', 'Every exported name with its parameters, shapes, units and errors. It is read from the notebooks: '
-                      'to change a sentence here, change the comment there.', '', '| module | what it holds |', '|---|---|', *rows, '', toctree(modules)]) + '\n'
+    return ('\n'.join(['# Reference', '', 'Every exported name with its parameters, shapes, units and errors. It is read from the notebooks: ' 'to change a sentence here, change the comment there.',
+                       '', '| module | what it holds |', '|---|---|', *rows, '', toctree(modules)]) + '\n')
 
 
 def shown_number(text):
@@ -207,11 +232,12 @@ def shown_number(text):
 
 
 def csv_table(
-    path:Path, # CSV with a header
-    most:int=40, # rows; longer files are only linked
+    path: Path, # CSV with a header
+    most: int = 40, # rows; longer files are only linked
 ) -> str: # markdown
     "A CSV as a table; on its side if it is wider than long"
-    with open(path, newline='', encoding='utf-8') as f: rows = [[shown_number(v) for v in row] for row in csv.reader(f)]
+    with open(path, newline='', encoding='utf-8') as f:
+        rows = [[shown_number(v) for v in row] for row in csv.reader(f)]
     if not 1 < len(rows) <= most: return ''
     if len(rows[0]) > max(len(rows), 8): rows = [list(r) for r in zip(*rows)]
     lines = [rows[0], ['---']*len(rows[0]), *rows[1:]]
@@ -219,55 +245,70 @@ def csv_table(
 
 
 def results_page(
-    folder:Path, # results/name
-    names:Names, # to link
+    folder: Path, # results/name
+    names: Names, # to link
 ) -> str: # markdown
     "README and tables of one folder of results; folders in it that have a README are pages below it"
     readme = folder/'README.md'
     text = names.link(readme.read_text(encoding='utf-8').strip()) if readme.is_file() else f'# {folder.name}'
     parts = [re.sub(r'/README\.md\)', '/index.md)', text)]
-    below = [f'{p.parent.name}/index' for p in sorted(folder.glob('*/README.md'))] + [p.stem for p in sorted(folder.glob('*.md')) if p != readme]
+    below = ([f'{p.parent.name}/index' for p in sorted(folder.glob('*/README.md'))]
+             + [p.stem for p in sorted(folder.glob('*.md')) if p != readme])
     if below: parts.append(toctree(below))
-    for path in sorted(folder.glob('*.csv')): parts.append(f'## {path.name}\n\nThe file: [{path.name}]({path.name})\n\n{csv_table(path)}')
+    for path in sorted(folder.glob('*.csv')):
+        parts.append(f'## {path.name}\n\nThe file: [{path.name}]({path.name})\n\n{csv_table(path)}')
     return '\n\n'.join(parts) + '\n'
 
 
-# --- the site ---------------------------------------------------------------------------------------------------
+# --- the site
+# ---------------------------------------------------------------------------------------------------
 
 def write_pages(
-    src:Path, # empty folder
-    root:Path=ROOT, # of the project
+    src: Path, # empty folder
+    root: Path = ROOT, # of the project
 ) -> None:
     "Everything that Sphinx is to read"
     def write(page, text):
         (src/page).parent.mkdir(parents=True, exist_ok=True)
         (src/page).write_text(text, encoding='utf-8')
-    books = {p.relative_to(root/'nbs').as_posix(): nbformat.read(p, 4) for p in sorted((root/'nbs').rglob('*.ipynb')) if '.ipynb_checkpoints' not in p.parts}
-    leads = {page: lead_of(nb) for page,nb in books.items()}
-    modules = {module_of(page): symbols_of(nb) for page,nb in books.items()}
-    modules = {module: symbols for module,symbols in modules.items() if symbols}
+    books = ({p.relative_to(root/'nbs').as_posix(): nbformat.read(p, 4)
+              for p in sorted((root/'nbs').rglob('*.ipynb')) if '.ipynb_checkpoints' not in p.parts})
+    leads = {page: lead_of(nb) for page, nb in books.items()}
+    modules = {module_of(page): symbols_of(nb) for page, nb in books.items()}
+    modules = {module: symbols for module, symbols in modules.items() if symbols}
     names = Names(modules)
-    course = course_of('\n\n'.join(c.source for c in books['index.ipynb'].cells if c.cell_type == 'markdown'), books)
-    results = [p.name for p in sorted((root/'results').iterdir()) if p.is_dir() and any(p.iterdir())] if (root/'results').is_dir() else []
+    course = ((course_of('\n\n'.join(c.source
+                                     for c in books['index.ipynb'].cells if c.cell_type == 'markdown'),
+                         books)))
+    results = ([p.name for p in sorted((root/'results').iterdir()) if p.is_dir() and any(p.iterdir())]
+               if (root/'results').is_dir() else [])
 
-    for page,nb in books.items():
+    for page, nb in books.items():
         page_nb = convert(nb, page, names)
         if page == 'index.ipynb':
-            trees = [toctree(['Getting started <self>']), toctree([f'course/{part_file(part)}' for part in course] + ['course/solutions'], 'Course'),
-                     toctree([f'howto/{page}' for page in HOWTO], 'How-to'),
-                     toctree(['reference/index'], 'Reference'), toctree([f'results/{name}/index' for name in results], 'Results')]
+            trees = ([toctree(['Getting started <self>']), toctree([f'course/{part_file(part)}'
+                                                                    for part in course]
+                                                                   + ['course/solutions'], 'Course'),
+                      toctree([f'howto/{page}' for page in HOWTO], 'How-to'),
+                      toctree(['reference/index'], 'Reference'),
+                      toctree([f'results/{name}/index' for name in results], 'Results')])
             page_nb.cells.append(nbformat.v4.new_markdown_cell('\n\n'.join(trees), id='toc'))
         (src/page).parent.mkdir(parents=True, exist_ok=True)
         nbformat.write(page_nb, src/page)
-    for part,pages in course.items(): write(f'course/{part_file(part)}.md', part_page(part, pages, leads))
+    for part, pages in course.items(): write(f'course/{part_file(part)}.md', part_page(part, pages, leads))
     write('course/solutions.md', solutions_page(course, leads))
     write('reference/index.md', reference_index(modules, leads))
-    for module,symbols in modules.items():
-        write(f'reference/{module}.md', module_page(module, symbols, leads[page_of(module)], headings_of(books[page_of(module)]), names))
-    for name in results: shutil.copytree(root/'results'/name, src/'results'/name, ignore=shutil.ignore_patterns('README.md'))
-    for folder in [root/'results'/name for name in results] + [p.parent for p in (root/'results').glob('*/**/README.md') if p.parent.parent != root/'results']:
+    for module, symbols in modules.items():
+        write(f'reference/{module}.md', module_page(module, symbols, leads[page_of(module)],
+                                                    headings_of(books[page_of(module)]), names))
+    for name in results:
+        shutil.copytree(root/'results'/name, src/'results'/name, ignore=shutil.ignore_patterns('README.md'))
+    for folder in ([root/'results'/name for name in results] + [p.parent for p in (root/'results').glob(
+                                                                    '*/**/README.md')
+                                                                if p.parent.parent != root/'results']):
         write(f'{folder.relative_to(root).as_posix()}/index.md', results_page(folder, names))
-    for path in sorted((root/'docs').rglob('*.md')): write(path.relative_to(root/'docs'), names.link(path.read_text(encoding='utf-8')))
+    for path in sorted((root/'docs').rglob('*.md')):
+        write(path.relative_to(root/'docs'), names.link(path.read_text(encoding='utf-8')))
     shutil.copytree(root/'nbs'/'images', src/'images')
     shutil.copy(root/'CITATION.cff', src)
 
@@ -276,26 +317,34 @@ def part_file(part): return part.replace(' ', '-')
 
 
 def build(
-    out:Path, # folder of the site, made anew
-    src:Path, # folder for the pages in between, made anew
+    out: Path, # folder of the site, made anew
+    src: Path, # folder for the pages in between, made anew
 ) -> int: # exit status: 0 if there was no warning
     "From notebooks to HTML"
     from sphinx.cmd.build import build_main
     for folder in (src, out): shutil.rmtree(folder, ignore_errors=True)
     src.mkdir(parents=True)
     write_pages(src/'pages')
-    status = build_main(['-q', '-b', 'html', '-W', '--keep-going', '-c', str(ROOT/'docs'), '-d', str(src/'doctrees'), str(src/'pages'), str(src/'html')])
-    if status == 0: shutil.copytree(src/'html', out, ignore=shutil.ignore_patterns('.buildinfo', '_sources')) # myst-nb leaves a folder beside what it builds: not here
+    status = build_main(['-q', '-b', 'html', '-W', '--keep-going', '-c', str(ROOT/'docs'), '-d',
+                         str(src/'doctrees'), str(src/'pages'), str(src/'html')])
+    # myst-nb leaves a folder beside what it builds: not here
+    if status == 0:
+        shutil.copytree(src/'html', out, ignore=shutil.ignore_patterns('.buildinfo', '_sources'))
     return status
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('--out', type=Path, default=ROOT/'_site', help='folder of the site, made anew (default: _site)')
-    parser.add_argument('--work', type=Path, default=ROOT/'build'/'docs', help='folder for what lies in between, made anew (default: build/docs)')
+    parser = argparse.ArgumentParser(description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('--out', type=Path, default=ROOT/'_site',
+                        help='folder of the site, made anew (default: _site)')
+    parser.add_argument('--work', type=Path, default=ROOT/'build'/'docs',
+                        help='folder for what lies in between, made anew (default: build/docs)')
     args = parser.parse_args()
     status = build(args.out, args.work)
-    if not status: print(f'The site is in {os.path.relpath(args.out)}; look at it with: python -m http.server -d {os.path.relpath(args.out)}')
+    if not status:
+        print(f'The site is in {os.path.relpath(args.out)}; look at it with: python -m http.server -d '
+              f'{os.path.relpath(args.out)}')
     return status
 
 

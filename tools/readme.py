@@ -9,7 +9,8 @@ root = Path(__file__).resolve().parent.parent
 
 
 def cell_text(cell):
-    "Markdown of one cell: prose as it is, outputs of code as tables or text; the code itself stays in the notebook"
+    """Markdown of one cell: prose as it is, outputs of code as tables or text; the code itself stays in the
+    notebook"""
     source = ''.join(cell.source)
     if cell.cell_type == 'markdown': return source.strip()
     if cell.cell_type != 'code' or '#| hide' in source: return ''
@@ -31,7 +32,8 @@ def readme():
 
 
 if __name__ == '__main__':
-    path,text = root/'README.md',readme()
+    path, text = root/'README.md', readme()
     if '--check' in sys.argv:
-        if path.read_text(encoding='utf-8') != text: sys.exit('README.md is out of date: run python tools/readme.py.')
+        if path.read_text(encoding='utf-8') != text:
+            sys.exit('README.md is out of date: run python tools/readme.py.')
     else: path.write_text(text, encoding='utf-8')

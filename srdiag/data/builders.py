@@ -28,10 +28,11 @@ from ..errors import DataError, ImageError
 
 # %% ../../nbs/data/builders.ipynb #c012
 def square_frame(
-    x:torch.Tensor, # 3×H×W, uint8 or float in [0, 1]
-    size:int, # side of the result in pixels
-) -> tuple[torch.Tensor,dict]: # uint8 3×size×size, and the square in `x` as top, left, height, width
-    "The largest square in the middle of a frame, reduced by antialiased bicubic; ValueError if it would have to be enlarged"
+    x: torch.Tensor, # 3×H×W, uint8 or float in [0, 1]
+    size: int, # side of the result in pixels
+) -> tuple[torch.Tensor, dict]: # uint8 3×size×size, and the square in `x` as top, left, height, width
+    """The largest square in the middle of a frame, reduced by antialiased bicubic; ValueError if it would
+    have to be enlarged"""
     h, w = x.shape[-2:]
     side = min(h, w)
     if side < size: raise ValueError(f'A frame of {h}×{w} pixels is not enlarged to {size}.')
@@ -42,7 +43,7 @@ def square_frame(
 
 # %% ../../nbs/data/builders.ipynb #c016
 def circle_mask(
-    size:int, # side in pixels
+    size: int, # side in pixels
 ) -> torch.Tensor: # size×size of bool, True inside
     "The circle inscribed in a square image; a pixel is inside if its centre is"
     x = torch.arange(size) + 0.5 - size/2
@@ -50,31 +51,32 @@ def circle_mask(
 
 # %% ../../nbs/data/builders.ipynb #c022
 def _group_names(
-    files:list[Path], # what is read
-    source:Path, # the folder they are in, or the file itself
-    pattern:str, # see `srdiag.data.labelled.groups_from_names`
-) -> tuple[list[str],bool]: # a clean name for each file; are they groups, or is each file its own?
+    files: list[Path], # what is read
+    source: Path, # the folder they are in, or the file itself
+    pattern: str, # see `srdiag.data.labelled.groups_from_names`
+) -> tuple[list[str], bool]: # a clean name for each file; are they groups, or is each file its own?
     "Groups by file name; DataError if the pattern is wrong or there are fewer than two groups"
     found = groups_from_names(files, pattern)
     relative = [p.relative_to(source) if source.is_dir() else Path(p.name) for p in files]
     names = ['-'.join(p.with_suffix('').parts) for p in relative] if found is None else found
     groups = [clean_name(str(n)) for n in names]
     if len(set(groups)) < 2:
-        raise DataError(f'All of {source} is one group, {groups[0]}: training and test need a group each. Add images, or change the group pattern.')
+        raise DataError(f'All of {source} is one group, {groups[0]}: training and test need a group each. '
+                        'Add images, or change the group pattern.')
     return groups, found is not None
 
 def _rest_of(
-    path:Path, # what is read
-    pattern:str, # the group pattern
-    grouped:bool, # False: the whole name is the group already
+    path: Path, # what is read
+    pattern: str, # the group pattern
+    grouped: bool, # False: the whole name is the group already
 ) -> str: # may be empty
     "What the file name says beside the group"
     return '' if not grouped else path.stem.partition('__')[2] if pattern == 'auto' else path.stem
 
 def _free_name(
-    group:str, # clean
-    rest:str, # what tells the images of a group apart
-    taken:set, # names in use, in small letters; the new one is added
+    group: str, # clean
+    rest: str, # what tells the images of a group apart
+    taken: set, # names in use, in small letters; the new one is added
 ) -> str: # 'group__rest.png'
     "A file name that is not taken yet"
     name, k = f'{group}__{clean_name(rest)}', 1
@@ -83,35 +85,40 @@ def _free_name(
     return again + '.png'
 
 # %% ../../nbs/data/builders.ipynb #c025
-COLUMNS = ('file', 'lr', 'group', 'split', 'source', 'level', 'top', 'left', 'height', 'width', 'sha256', 'lr_sha256')
+COLUMNS = ('file', 'lr', 'group', 'split', 'source', 'level', 'top', 'left', 'height', 'width', 'sha256',
+           'lr_sha256')
 
 def read_manifest(
-    folder:str|Path, # a built data set
+    folder: str|Path, # a built data set
 ) -> list[dict]: # one per pair, all values as text
     "The rows of manifest.csv; DataError if it is missing or not one"
     path = Path(folder)/MANIFEST
     try:
         with open(path, newline='', encoding='utf-8') as f: rows = list(csv.DictReader(f))
-    except OSError as e: raise DataError(f'{path} cannot be read ({e.strerror}): is this a folder made by srdiag build?') from e
+    except OSError as e:
+        raise DataError(f'{path} cannot be read ({e.strerror}): is this a folder made by srdiag build?') from e
     except (UnicodeDecodeError, csv.Error): rows = []
     if not rows or any(None in row or None in row.values() or not set(COLUMNS) <= set(row) for row in rows):
-        raise DataError(f'{path} is not a manifest: it needs the columns {", ".join(COLUMNS)} and a value in each.')
+        raise DataError(f'{path} is not a manifest: it needs the columns {", ".join(COLUMNS)} and a value in '
+                        'each.')
     return rows
 
 def _foreign(
-    folder:Path, # a folder that exists
+    folder: Path, # a folder that exists
 ) -> list[str]: # names relative to it
     "Files in a built folder that are not listed in its manifest"
-    try: return not_listed(folder, {name for row in read_manifest(folder) for name in (row['file'], row['lr'])})
+    try:
+        return (not_listed(folder,
+                           {name for row in read_manifest(folder) for name in (row['file'], row['lr'])}))
     except DataError: return not_listed(folder, set())
 
 def verify_manifest(
-    folder:str|Path, # a built data set
+    folder: str|Path, # a built data set
 ) -> int: # the number of pairs, all of them as they were written
     "Read all files again; DataError naming those that are missing, changed or not in the manifest"
     folder, rows, problems = Path(folder), read_manifest(folder), []
     for row in rows:
-        for name,digest in ((row['file'], row['sha256']), (row['lr'], row['lr_sha256'])):
+        for name, digest in ((row['file'], row['sha256']), (row['lr'], row['lr_sha256'])):
             if not (folder/name).is_file(): problems.append(f'{name} is missing')
             elif file_hash(folder/name) != digest: problems.append(f'{name} has changed')
     problems += [f'{name} is not in the manifest' for name in _foreign(folder)]
@@ -124,40 +131,45 @@ def verify_manifest(
 @dataclass
 class BuiltSet:
     "What a builder made"
-    folder:Path # the data set
-    pairs:dict # 'train' and 'test': how many pairs
-    groups:dict # 'train' and 'test': how many groups
-    skipped:list=field(default_factory=list) # (file, reason as a clause)
-    grouped:bool=True # False: no groups were found in the names, each file stands for itself
-    files:int=0 # how many were looked at
-    notes:list=field(default_factory=list) # sentences about what else the user should know
+    folder: Path # the data set
+    pairs: dict # 'train' and 'test': how many pairs
+    groups: dict # 'train' and 'test': how many groups
+    skipped: list=field(default_factory=list) # (file, reason as a clause)
+    grouped: bool=True # False: no groups were found in the names, each file stands for itself
+    files: int=0 # how many were looked at
+    notes: list=field(default_factory=list) # sentences about what else the user should know
 
     def __str__(self):
-        parts = ', '.join(f'{k} {n} pairs of {self.groups[k]} group{"s" if self.groups[k] > 1 else ""}' for k,n in self.pairs.items())
+        parts = (', '.join(f'{k} {n} pairs of {self.groups[k]} group{"s" if self.groups[k] > 1 else ""}'
+                           for k, n in self.pairs.items()))
         text = f'{self.folder}: {parts}.'
         if self.skipped:
-            named = '; '.join(f'{p.name} {why}' for p,why in self.skipped[:5])
+            named = '; '.join(f'{p.name} {why}' for p, why in self.skipped[:5])
             more = f'; and {len(self.skipped) - 5} more' if len(self.skipped) > 5 else ''
-            text += f' {len(self.skipped)} of {self.files} files {"was" if len(self.skipped) == 1 else "were"} skipped: {named}{more}.'
-        if not self.grouped: text += ' No groups were found in the file names, so each file is a group: if several show one patient, name them with --group-pattern.'
+            text += (f' {len(self.skipped)} of {self.files} files '
+                     f'{"was" if len(self.skipped) == 1 else "were"} skipped: {named}{more}.')
+        if not self.grouped:
+            text += (' No groups were found in the file names, so each file is a group: if several show one '
+                     'patient, name them with --group-pattern.')
         return ' '.join([text, *self.notes])
 
 # %% ../../nbs/data/builders.ipynb #c029
 def _write_pieces(
-    folder:Path, # with sub-folders hr and lr
+    folder: Path, # with sub-folders hr and lr
     pieces, # a generator of (place, box, HR uint8 3×H×W)
-    group:str, # of all the pieces
-    rest:str, # what the file name says beside the group
-    scale:int, # how many times smaller LR is
-    taken:set, # file names in use
+    group: str, # of all the pieces
+    rest: str, # what the file name says beside the group
+    scale: int, # how many times smaller LR is
+    taken: set, # file names in use
 ) -> list[dict]: # a row for each pair
     "Save the pieces of one file and their LR images; after an ImageError nothing of the file is left"
     rows = []
     try:
         with closing(pieces):
-            for place,box,hr in pieces:
+            for place, box, hr in pieces:
                 name = _free_name(group, '-'.join(filter(None, (rest, place))) or 'frame', taken)
-                digests = [file_hash(save_png(x, folder/part/name)) for part,x in (('hr', hr), ('lr', degrade(as_float(hr), scale)))]
+                digests = ([file_hash(save_png(x, folder/part/name)) for part,
+                            x in (('hr', hr), ('lr', degrade(as_float(hr), scale)))])
                 rows.append(dict(name=name, group=group, **box, sha256=digests[0], lr_sha256=digests[1]))
     except ImageError:
         for row in rows:
@@ -167,19 +179,20 @@ def _write_pieces(
 
 # %% ../../nbs/data/builders.ipynb #c031
 def _into_parts(
-    folder:Path, # the new data set; the images are in all/hr and all/lr
-    rows:list[dict], # of all pairs
-    test_fraction:float, # of the pairs, as nearly as whole groups allow
-    seed:int, # of the split
+    folder: Path, # the new data set; the images are in all/hr and all/lr
+    rows: list[dict], # of all pairs
+    test_fraction: float, # of the pairs, as nearly as whole groups allow
+    seed: int, # of the split
 ) -> None: # the rows get file, lr and split
-    "Move each pair into train or test, by group, and write the manifest; DataError if there are fewer than two groups"
+    """Move each pair into train or test, by group, and write the manifest; DataError if there are fewer than
+    two groups"""
     parts = grouped_split(None, [row['group'] for row in rows], (1 - test_fraction, test_fraction), seed)
-    for split,index in zip(('train', 'test'), parts):
+    for split, index in zip(('train', 'test'), parts):
         for part in ('hr', 'lr'): (folder/split/part).mkdir(parents=True)
         for i in index:
             row, name = rows[i], rows[i].pop('name')
             row |= dict(split=split, file=f'{split}/hr/{name}', lr=f'{split}/lr/{name}')
-            for part,key in (('hr', 'file'), ('lr', 'lr')): (folder/'all'/part/name).rename(folder/row[key])
+            for part, key in (('hr', 'file'), ('lr', 'lr')): (folder/'all'/part/name).rename(folder/row[key])
     shutil.rmtree(folder/'all')
     with open(folder/MANIFEST, 'w', newline='', encoding='utf-8') as f:
         writer = csv.DictWriter(f, COLUMNS, lineterminator='\n')
@@ -188,56 +201,68 @@ def _into_parts(
 
 # %% ../../nbs/data/builders.ipynb #c033
 def _write_card(
-    folder:Path, # the new data set
-    title:str, # 'EndoSR' or 'HistoSR'
-    how:str, # a sentence about the HR images
-    options:dict, # of the builder, as they were used
-    built:BuiltSet, # counts
+    folder: Path, # the new data set
+    title: str, # 'EndoSR' or 'HistoSR'
+    how: str, # a sentence about the HR images
+    options: dict, # of the builder, as they were used
+    built: BuiltSet, # counts
 ) -> None:
     "README.md of a built data set"
     scale = options['scale']
-    lines = [f'# {title}, {scale}x', '', f'Made by `srdiag build {title.lower()}`, after Section IV-A of the paper, from other images than the paper\'s unless you have them.', '',
-             f'- HR: {how} 8-bit RGB.', f"- LR: MATLAB's antialiased bicubic reduction by {scale} (`srdiag.data.degradation.degrade`) of the HR file, rounded to 8 bits.",
-             f'- Layout: `train/hr`, `train/lr`, `test/hr`, `test/lr`; the two files of a pair have one name, `group__rest.png`.',
-             f'- `{MANIFEST}` lists source, box (in pixels of the source), group, part and SHA-256 of every pair; `srdiag.data.builders.verify_manifest` checks it.', '',
-             '| part | pairs | groups |', '|---|---:|---:|', *[f'| {k} | {n} | {built.groups[k]} |' for k,n in built.pairs.items()], '',
-             'No group is in both parts.' if built.grouped else 'No groups were known: each source file is a group of its own, and images of one patient may be in both parts.', '',
-             '| option | value |', '|---|---|', *[f'| {k} | {v} |' for k,v in options.items()], '',
-             f'{len(built.skipped)} of {built.files} files were skipped' + (':' if built.skipped else '.'), *(['', *[f'- {p.name} {why}' for p,why in built.skipped]] if built.skipped else []), '',
-             f'Go on with `srdiag train-sr --data train/hr --scale {scale} --out MODEL` and `srdiag evaluate --model MODEL --data test/hr --split all`.']
+    lines = (((((((([f'# {title}, {scale}x', '', f'Made by `srdiag build {title.lower()}`, after Section IV-A of the paper, from other images than the paper\'s unless you have them.',
+                     '', f'- HR: {how} 8-bit RGB.', f"- LR: MATLAB's antialiased bicubic reduction by {scale} (`srdiag.data.degradation.degrade`) of the HR file, rounded to 8 bits.",
+                     f'- Layout: `train/hr`, `train/lr`, `test/hr`, `test/lr`; the two files of a pair have one name, `group__rest.png`.',
+                     f'- `{MANIFEST}` lists source, box (in pixels of the source), group, part and SHA-256 of every pair; `srdiag.data.builders.verify_manifest` checks it.',
+                     '', '| part | pairs | groups |', '|---|---:|---:|',
+                     *[f'| {k} | {n} | {built.groups[k]} |' for k, n in built.pairs.items()], '',
+                     'No group is in both parts.' if built.grouped else 'No groups were known: each source file is a group of its own, and images of one patient may be in both parts.',
+                     '', '| option | value |', '|---|---|', *[f'| {k} | {v} |' for k, v in options.items()],
+                     '', f'{len(built.skipped)} of {built.files} files were skipped'
+                     + (':' if built.skipped else '.'),
+                     *(['', *[f'- {p.name} {why}' for p, why in built.skipped]] if built.skipped else []), '',
+                     f'Go on with `srdiag train-sr --data train/hr --scale {scale} --out MODEL` and `srdiag '
+                     'evaluate --model MODEL --data test/hr --split all`.']))))))))
     (folder/'README.md').write_text('\n'.join(lines) + '\n', encoding='utf-8')
     (folder/'.srdiag').touch()
 
 # %% ../../nbs/data/builders.ipynb #c035
 def _build(
-    title:str, # 'EndoSR' or 'HistoSR'
-    how:str, # a sentence about the HR images
-    source:Path, # a folder or a file
-    out:Path, # the data set to make
-    files:list[Path], # what to read
+    title: str, # 'EndoSR' or 'HistoSR'
+    how: str, # a sentence about the HR images
+    source: Path, # a folder or a file
+    out: Path, # the data set to make
+    files: list[Path], # what to read
     pieces, # a function: file → generator of (place, box, HR)
-    options:dict, # scale, test_fraction, group_pattern, seed and what else goes on the card
-    overwrite:bool, # what is in the place may be replaced, if srdiag built it
-    strict:bool, # a bad file is fatal
+    options: dict, # scale, test_fraction, group_pattern, seed and what else goes on the card
+    overwrite: bool, # what is in the place may be replaced, if srdiag built it
+    strict: bool, # a bad file is fatal
     report, # None, or called with (files done, files) after each file
 ) -> BuiltSet: # also on disk
     "Make a data set, whole or not at all; DataError if nothing can be used"
-    if not 0 < options['test_fraction'] < 1: raise DataError(f'The share of the test part must lie between 0 and 1, but is {options["test_fraction"]}.')
+    if not 0 < options['test_fraction'] < 1:
+        raise DataError('The share of the test part must lie between 0 and 1, but is '
+                        f'{options["test_fraction"]}.')
     groups, grouped = _group_names(files, source, options['group_pattern'])
     rows, skipped, taken = [], [], set()
     with new_folder(out, overwrite, _foreign) as new:
         for part in ('hr', 'lr'): (new/'all'/part).mkdir(parents=True)
-        for done,(path,group) in enumerate(zip(files, groups), 1):
+        for done, (path, group) in enumerate(zip(files, groups), 1):
             name = path.relative_to(source).as_posix() if source.is_dir() else path.name
             rest = _rest_of(path, options['group_pattern'], grouped)
-            try: rows += [row | dict(source=name) for row in _write_pieces(new/'all', pieces(path), group, rest, options['scale'], taken)]
+            try:
+                rows += ([row | dict(source=name) for row in _write_pieces(
+                              new/'all', pieces(path), group, rest, options['scale'], taken)])
             except ImageError as e:
                 if strict: raise
                 skipped.append((path, e.why))
             if report: report(done, len(files))
         built = BuiltSet(out, {}, {}, skipped, grouped, len(files))
-        if not rows: raise DataError(f'None of the {len(files)} files of {source} can be used: {"; ".join(f"{p.name} {why}" for p,why in skipped[:3])}.')
-        if len({row['group'] for row in rows}) < 2: raise DataError(f'Only one group of {source}, {rows[0]["group"]}, has usable images: training and test need a group each.')
+        if not rows:
+            raise DataError(f'None of the {len(files)} files of {source} can be used: '
+                            f'{"; ".join(f"{p.name} {why}" for p, why in skipped[:3])}.')
+        if len({row['group'] for row in rows}) < 2:
+            raise DataError(f'Only one group of {source}, {rows[0]["group"]}, has usable images: training '
+                            'and test need a group each.')
         _into_parts(new, rows, options['test_fraction'], options['seed'])
         built.pairs = dict(Counter(sorted((row['split'] for row in rows), reverse=True)))
         built.groups = {k: len({row['group'] for row in rows if row['split'] == k}) for k in built.pairs}
@@ -249,31 +274,40 @@ def _build(
 LARGEST = 10_000 # side of HR in pixels; about as much as can be read of an image at once
 
 def _check_sizes(
-    size:int, # side of HR
-    scale:int, # how many times smaller LR is
-    name:str, # of the option, for the message
+    size: int, # side of HR
+    scale: int, # how many times smaller LR is
+    name: str, # of the option, for the message
 ) -> None:
     "DataError unless HR can be divided by the scale and held in memory"
-    for what,n in ((name, size), ('scale', scale)):
-        if isinstance(n, bool) or not isinstance(n, int) or n < 1: raise DataError(f'The {what} must be a whole number of 1 or more, but is {n!r}.')
-    if size > LARGEST: raise DataError(f'The {name} of {size} pixels is more than can be read at once: choose {LARGEST//scale*scale or LARGEST} or less.')
+    for what, n in ((name, size), ('scale', scale)):
+        if isinstance(n, bool) or not isinstance(n, int) or n < 1:
+            raise DataError(f'The {what} must be a whole number of 1 or more, but is {n!r}.')
+    if size > LARGEST:
+        raise DataError(f'The {name} of {size} pixels is more than can be read at once: choose '
+                        f'{LARGEST//scale*scale or LARGEST} or less.')
     if scale < 2: raise DataError('The scale must be 2 or more: with 1 there is nothing to restore.')
-    if size % scale: raise DataError(f'The {name} of {size} pixels cannot be divided by the scale {scale}: choose {size//scale*scale or scale}.')
+    if size % scale:
+        raise DataError(f'The {name} of {size} pixels cannot be divided by the scale {scale}: choose '
+                        f'{size//scale*scale or scale}.')
 
 def build_endosr(
-    source:str|Path, # folder with frames, searched with its sub-folders
-    out:str|Path, # the data set to make
-    size:int=512, # side of HR in pixels; smaller frames are skipped, never enlarged
-    scale:int=4, # how many times smaller LR is
-    mask:str='circle', # 'circle': black outside the inscribed circle, whose edge then dominates PSNR on bright frames; 'none'
-    test_fraction:float=0.166, # of the pairs that go into the test part
-    group_pattern:str='auto', # groups by file name: 'auto', 'none' or a regular expression with one pair of parentheses
-    seed:int=0, # of the split
-    overwrite:bool=False, # replace a data set that srdiag built
-    strict:bool=False, # a bad frame is fatal; else it is skipped and named
+    source: str|Path, # folder with frames, searched with its sub-folders
+    out: str|Path, # the data set to make
+    size: int = 512, # side of HR in pixels; smaller frames are skipped, never enlarged
+    scale: int = 4, # how many times smaller LR is
+    # 'circle': black outside the inscribed circle, whose edge then dominates PSNR on bright frames;
+    # 'none'
+    mask: str = 'circle',
+    test_fraction: float = 0.166, # of the pairs that go into the test part
+    # groups by file name: 'auto', 'none' or a regular expression with one pair of parentheses
+    group_pattern: str = 'auto',
+    seed: int = 0, # of the split
+    overwrite: bool = False, # replace a data set that srdiag built
+    strict: bool = False, # a bad frame is fatal; else it is skipped and named
     report=None, # called with (files done, files)
 ) -> BuiltSet: # counts; the pairs are in `out`
-    "Pairs of square, masked frames and their bicubic reductions (Section IV-A); DataError or, if `strict`, ImageError"
+    """Pairs of square, masked frames and their bicubic reductions (Section IV-A); DataError or, if `strict`,
+    ImageError"""
     source, out = Path(source), Path(out)
     _check_sizes(size, scale, 'size')
     if mask not in ('circle', 'none'): raise DataError(f"The mask is 'circle' or 'none', not {mask!r}.")
@@ -283,56 +317,70 @@ def build_endosr(
         x = read_image(path, 3)
         if (side := min(x.shape[1:])) < size:
             advice = f'ask for a size of {side//scale*scale} or less' if side >= scale else 'leave it out'
-            raise ImageError(path, f'is {x.shape[1]}×{x.shape[2]} pixels, and frames are not enlarged to {size}: {advice}')
+            raise ImageError(path, f'is {x.shape[1]}×{x.shape[2]} pixels, and frames are not enlarged to '
+                             f'{size}: {advice}')
         hr, box = square_frame(x, size)
         yield '', dict(level=0, **box), hr*circle_mask(size) if mask == 'circle' else hr
 
-    how = f'the largest square in the middle of a frame, reduced to {size}×{size} by antialiased bicubic' + (', black outside the inscribed circle. Where the frames are bright at the circle, its edge dominates PSNR: mask=\'none\' avoids that.' if mask == 'circle' else '.')
-    options = dict(size=size, scale=scale, mask=mask, test_fraction=test_fraction, group_pattern=group_pattern, seed=seed)
+    how = (f'the largest square in the middle of a frame, reduced to {size}×{size} by antialiased bicubic'
+           + (', black outside the inscribed circle. Where the frames are bright at the circle, its edge '
+              'dominates PSNR: mask=\'none\' avoids that.' if mask == 'circle' else '.'))
+    options = dict(size=size, scale=scale, mask=mask, test_fraction=test_fraction,
+                   group_pattern=group_pattern, seed=seed)
     return _build('EndoSR', how, source, out, find_images(source), pieces, options, overwrite, strict, report)
 
 # %% ../../nbs/data/builders.ipynb #c044
 def _crops(
-    path:Path, # a slide or an image
-    crop:int, # side in pixels of the level
-    per_slide:int, # at most so many
-    tissue:float, # share of a crop that must be tissue
-    level:int, # of the pyramid
-    mpp:float|None, # micrometres per pixel, instead of a level
-    seed:list, # of the places
+    path: Path, # a slide or an image
+    crop: int, # side in pixels of the level
+    per_slide: int, # at most so many
+    tissue: float, # share of a crop that must be tissue
+    level: int, # of the pyramid
+    mpp: float|None, # micrometres per pixel, instead of a level
+    seed: list, # of the places
 ): # yields (place, box, HR uint8 3×crop×crop)
     "Random crops of one slide; ImageError if it cannot be read or has none"
     with open_slide(path) as slide:
         level = level_for(slide, level, mpp)
         h, w = slide.levels[level]
         side = round(crop*slide.downsamples[level])
-        for top,left in sample_places(slide, crop, min(per_slide, max(1, h*w//crop**2)), level, tissue, seed):
+        for top, left in sample_places(slide, crop, min(per_slide, max(1, h*w//crop**2)), level, tissue,
+                                       seed):
             hr = slide.read(top, left, crop, crop, level)
-            yield f'y{top}-x{left}', dict(level=level, top=top, left=left, height=side, width=side), hr if hr.shape[0] == 3 else hr.repeat(3, 1, 1)
+            yield (f'y{top}-x{left}', dict(level=level, top=top, left=left, height=side, width=side),
+                   hr if hr.shape[0] == 3 else hr.repeat(3, 1, 1))
 
 # %% ../../nbs/data/builders.ipynb #c046
 def build_histosr(
-    source:str|Path, # folder with slides (.svs, .tif) or images, searched with its sub-folders
-    out:str|Path, # the data set to make
-    crop:int=192, # side of HR in pixels
-    per_slide:int=100, # crops of each slide; fewer if they would not fit side by side
-    scale:int=2, # how many times smaller LR is
-    tissue:float=0.5, # share of a crop that must be stained tissue; 0: crop anywhere
-    level:int=0, # of the pyramid that HR is read from; 0 is the full resolution, on most scanners 0.25 µm per pixel
-    mpp:float|None=None, # micrometres per HR pixel, instead of a level; 0.5 suits PCam, whose patches have 1 µm per pixel
-    test_fraction:float=1/7, # of the pairs that go into the test part
-    group_pattern:str='auto', # groups by file name: 'auto' (before '__', else each slide), 'none' or a regular expression
-    seed:int=0, # of crops and split
-    overwrite:bool=False, # replace a data set that srdiag built
-    strict:bool=False, # a bad slide is fatal; else it is skipped and named
+    source: str|Path, # folder with slides (.svs, .tif) or images, searched with its sub-folders
+    out: str|Path, # the data set to make
+    crop: int = 192, # side of HR in pixels
+    per_slide: int = 100, # crops of each slide; fewer if they would not fit side by side
+    scale: int = 2, # how many times smaller LR is
+    tissue: float = 0.5, # share of a crop that must be stained tissue; 0: crop anywhere
+    # of the pyramid that HR is read from; 0 is the full resolution, on most scanners 0.25 µm per pixel
+    level: int = 0,
+    # micrometres per HR pixel, instead of a level; 0.5 suits PCam, whose patches have 1 µm per pixel
+    mpp: float|None = None,
+    test_fraction: float = 1/7, # of the pairs that go into the test part
+    # groups by file name: 'auto' (before '__', else each slide), 'none' or a regular expression
+    group_pattern: str = 'auto',
+    seed: int = 0, # of crops and split
+    overwrite: bool = False, # replace a data set that srdiag built
+    strict: bool = False, # a bad slide is fatal; else it is skipped and named
     report=None, # called with (files done, files)
 ) -> BuiltSet: # counts; the pairs are in `out`
-    "Pairs of random crops with tissue and their bicubic reductions (Section IV-A); DataError or, if `strict`, ImageError"
+    """Pairs of random crops with tissue and their bicubic reductions (Section IV-A); DataError or, if
+    `strict`, ImageError"""
     source, out = Path(source), Path(out)
     _check_sizes(crop, scale, 'crop')
-    if per_slide < 1 or level < 0: raise DataError(f'There must be 1 crop or more per slide and a level from 0 up, not {per_slide} and {level}.')
-    if not 0 <= tissue <= 1: raise DataError(f'The share of tissue must lie between 0 and 1, but is {tissue}.')
-    if mpp is not None and not mpp > 0: raise DataError(f'The size of a pixel must be more than 0 µm, but is {mpp}.')
+    if per_slide < 1 or level < 0:
+        raise DataError(f'There must be 1 crop or more per slide and a level from 0 up, not {per_slide} and '
+                        f'{level}.')
+    if not 0 <= tissue <= 1:
+        raise DataError(f'The share of tissue must lie between 0 and 1, but is {tissue}.')
+    if mpp is not None and not mpp > 0:
+        raise DataError(f'The size of a pixel must be more than 0 µm, but is {mpp}.')
     check_place(out, source, overwrite, _foreign)
 
     def pieces(path):
@@ -340,6 +388,8 @@ def build_histosr(
         return _crops(path, crop, per_slide, tissue, level, mpp, [seed, zlib.crc32(name.encode())])
 
     where = f'about {mpp:g} µm per pixel' if mpp else f'level {level}'
-    options = dict(crop=crop, per_slide=per_slide, scale=scale, tissue=tissue, level=level, mpp=mpp, test_fraction=round(test_fraction, 4), group_pattern=group_pattern, seed=seed)
+    options = dict(crop=crop, per_slide=per_slide, scale=scale, tissue=tissue, level=level, mpp=mpp,
+                   test_fraction=round(test_fraction, 4), group_pattern=group_pattern, seed=seed)
     how = f'random crops of {crop}×{crop} pixels at {where}, at least {tissue:.0%} stained tissue.'
-    return _build('HistoSR', how, source, out, find_slides(source), pieces, options, overwrite, strict, report)
+    return _build('HistoSR', how, source, out, find_slides(source), pieces, options, overwrite, strict,
+                  report)

@@ -34,9 +34,9 @@ from ..errors import DataError, ImageError
 HDF5, GZIP = b'\x89HDF\r\n\x1a\n', b'\x1f\x8b'
 
 def _check_start(
-    path:Path, # a file that was downloaded
-    kind:str='a table', # what it should be, with an article
-    magic:bytes=b'', # what such a file starts with
+    path: Path, # a file that was downloaded
+    kind: str = 'a table', # what it should be, with an article
+    magic: bytes = b'', # what such a file starts with
 ) -> None:
     "DataError for a file that is missing, empty, a web page or something else"
     try:
@@ -44,82 +44,102 @@ def _check_start(
     except OSError as e: raise DataError(f'{path} cannot be read ({e.strerror}): check the path.') from e
     if not head: raise DataError(f'{path} is empty (0 bytes): download it again.')
     if re.match(rb'(\xef\xbb\xbf)?\s*<(!doctype|html|head|\?xml)', head, flags=re.I):
-        raise DataError(f'{path} is a web page, not {kind}: the server answered with a page, often about a download quota. Read it in a browser, and download the file again.')
-    if not head.startswith(magic): raise DataError(f'{path} is not {kind}, though its name says so: download it again.')
+        raise DataError(f'{path} is a web page, not {kind}: the server answered with a page, often about a '
+                        'download quota. Read it in a browser, and download the file again.')
+    if not head.startswith(magic):
+        raise DataError(f'{path} is not {kind}, though its name says so: download it again.')
 
 # %% ../../nbs/data/datasets.ipynb #c015
 def _some(
     names, # any number of names
-    n:int=3, # how many to say
+    n: int = 3, # how many to say
 ) -> str: # 'a, b, c and 4 more'
     "The first few names for a message"
     names = [str(name) for name in names]
     return ', '.join(names[:n]) + (f' and {len(names) - n} more' if len(names) > n else '')
 
 def _count(
-    n:int, # how many
-    thing:str, # one of them
+    n: int, # how many
+    thing: str, # one of them
 ) -> str: # '1 frame', '2 frames'
     "A number and its noun"
     return f'{n} {thing}' + ('' if n == 1 else 's')
 
 def _read_rows(
-    path:Path, # a CSV file
-    columns:tuple, # names that must be there, each with a value in every row
-    sep:str=',', # between the cells
+    path: Path, # a CSV file
+    columns: tuple, # names that must be there, each with a value in every row
+    sep: str = ',', # between the cells
 ) -> pd.DataFrame: # all cells as text
-    "A table of a data set; DataError if it is missing, a web page, not UTF-8, not a table, or lacks a column or a value"
+    """A table of a data set; DataError if it is missing, a web page, not UTF-8, not a table, or lacks a
+    column or a value"""
     _check_start(path)
     try: df = pd.read_csv(path, sep=sep, dtype=str, keep_default_na=False, encoding='utf-8-sig')
-    except UnicodeDecodeError: raise DataError(f'{path} is not encoded as UTF-8: download it again, or save it as "CSV UTF-8".') from None
-    except (pd.errors.ParserError, pd.errors.EmptyDataError) as e: raise DataError(f'{path} is not a table ({str(e).strip()}): download it again.') from None
+    except UnicodeDecodeError:
+        raise DataError(f'{path} is not encoded as UTF-8: download it again, or save it as "CSV UTF-8".') from None
+    except (pd.errors.ParserError, pd.errors.EmptyDataError) as e:
+        raise DataError(f'{path} is not a table ({str(e).strip()}): download it again.') from None
     df.columns = [str(c).strip() for c in df.columns]
     for c in columns:
-        if c not in df: raise DataError(f'{path} has no column {c}: its columns are {", ".join(df.columns)}; {", ".join(columns)} are needed, separated by {"semicolons" if sep == ";" else "commas"}.')
+        if c not in df:
+            raise DataError(f'{path} has no column {c}: its columns are {", ".join(df.columns)}; '
+                            f'{", ".join(columns)} are needed, separated by '
+                            f'{"semicolons" if sep == ";" else "commas"}.')
         df[c] = df[c].fillna('').str.strip()
-        if (df[c] == '').any(): raise DataError(f'{path} has an empty {c} in line {int(np.flatnonzero(df[c] == "")[0]) + 2}: download it again, or fill it in.')
+        if (df[c] == '').any():
+            raise DataError(f'{path} has an empty {c} in line {int(np.flatnonzero(df[c] == "")[0]) + 2}: '
+                            'download it again, or fill it in.')
     if not len(df): raise DataError(f'{path} has no rows: download it again.')
     return df
 
 # %% ../../nbs/data/datasets.ipynb #c017
 def _check_parts(
-    rows:pd.DataFrame, # one per image: label and, where known, group and split
-    where:str|Path, # for the message
-    advice:str='', # what else can be done
+    rows: pd.DataFrame, # one per image: label and, where known, group and split
+    where: str|Path, # for the message
+    advice: str = '', # what else can be done
 ) -> None:
     "DataError if there are fewer than two classes, a group is in two parts, or a class is missing from one"
-    if rows.label.nunique() < 2: raise DataError(f'All images of {where} have the class {_some(rows.label.unique())}: a diagnosis needs at least two classes.')
+    if rows.label.nunique() < 2:
+        raise DataError(f'All images of {where} have the class {_some(rows.label.unique())}: a diagnosis '
+                        'needs at least two classes.')
     if 'split' not in rows: return
     if 'group' in rows:
         parts = rows.groupby('group').split.nunique()
         shared = list(parts.index[parts > 1])
-        if shared: raise DataError(f'{where}: {_count(len(shared), "group")} in more than one part ({_some(shared)}), so the test part would not be new: put each group into one part.{advice}')
+        if shared:
+            raise DataError(f'{where}: {_count(len(shared), "group")} in more than one part '
+                            f'({_some(shared)}), so the test part would not be new: put each group into one '
+                            f'part.{advice}')
     have = pd.crosstab(rows.split, rows.label)
-    for part,label in zip(*np.nonzero(have.to_numpy() == 0)):
-        raise DataError(f'{where}: the {have.index[part]} part has no image of the class {have.columns[label]}: use all files of the data set.{advice}')
+    for part, label in zip(*np.nonzero(have.to_numpy() == 0)):
+        raise DataError(f'{where}: the {have.index[part]} part has no image of the class '
+                        f'{have.columns[label]}: use all files of the data set.{advice}')
 
 # %% ../../nbs/data/datasets.ipynb #c020
 def _few(
-    rows:pd.DataFrame, # one per image: label and, where known, split
-    per_class:int|None, # images of each class in each part; None: all
-    seed:int=0, # of the choice
+    rows: pd.DataFrame, # one per image: label and, where known, split
+    per_class: int|None, # images of each class in each part; None: all
+    seed: int = 0, # of the choice
 ) -> pd.DataFrame: # some of the rows, in the same order
     "A balanced, repeatable choice; DataError for a number that makes no sense"
     if per_class is None: return rows
-    if isinstance(per_class, bool) or not isinstance(per_class, int) or per_class < 1: raise DataError(f'The number of images per class must be a whole number of 1 or more, but is {per_class!r}.')
+    if isinstance(per_class, bool) or not isinstance(per_class, int) or per_class < 1:
+        raise DataError('The number of images per class must be a whole number of 1 or more, but is '
+                        f'{per_class!r}.')
     rng = np.random.default_rng(seed)
     keys = ['split', 'label'] if 'split' in rows else ['label']
-    chosen = [rng.permutation(part.index.to_numpy())[:per_class] for _,part in rows.groupby(keys)]
+    chosen = [rng.permutation(part.index.to_numpy())[:per_class] for _, part in rows.groupby(keys)]
     return rows.loc[np.sort(np.concatenate(chosen))]
 
 # %% ../../nbs/data/datasets.ipynb #c023
 def part_counts(
-    table:LabelledTable, # from `load_table`, or an imported set
-) -> pd.DataFrame: # a row per part ('all' if there is no split), a column per class, then groups (-1: unknown)
+    table: LabelledTable, # from `load_table`, or an imported set
+# a row per part ('all' if there is no split), a column per class, then groups (-1: unknown)
+) -> pd.DataFrame:
     "Class balance and number of groups of each part"
     names = np.array(table.classes, dtype=object)[table.labels]
     part = np.full(len(table), 'all', dtype=object) if table.split is None else table.split.astype(object)
-    counts = pd.crosstab(pd.Series(part, name='part'), pd.Series(names, name='class')).reindex(columns=table.classes, fill_value=0)
+    counts = pd.crosstab(pd.Series(part, name='part'), pd.Series(names, name='class')).reindex(
+                columns=table.classes, fill_value=0)
     order = [p for p in ('train', 'valid', 'test', 'all') if p in counts.index]
     counts = counts.loc[order]
     counts['groups'] = [-1 if table.groups is None else len(set(table.groups[part == p])) for p in order]
@@ -128,66 +148,73 @@ def part_counts(
 @dataclass
 class ImportedSet:
     "What an importer made"
-    folder:Path # the data set
-    table:LabelledTable # what labels.csv holds
-    warnings:list=field(default_factory=list) # sentences
-    skipped:list=field(default_factory=list) # (file, reason as a clause) of images that could not be read
+    folder: Path # the data set
+    table: LabelledTable # what labels.csv holds
+    warnings: list=field(default_factory=list) # sentences
+    skipped: list=field(default_factory=list) # (file, reason as a clause) of images that could not be read
 
     def __str__(self):
         counts = part_counts(self.table).astype(str).replace('-1', '?')
         text = [f'{self.folder}: {len(self.table)} images.', counts.to_string()]
-        if self.skipped: text.append(f'{_count(len(self.skipped), "image")} could not be read: {_some(f"{p} {why}" for p,why in self.skipped)}.')
+        if self.skipped:
+            text.append(f'{_count(len(self.skipped), "image")} could not be read: '
+                        f'{_some(f"{p} {why}" for p, why in self.skipped)}.')
         return '\n'.join(text + [f'Warning: {w}' for w in self.warnings])
 
 # %% ../../nbs/data/datasets.ipynb #c025
 def _read_hashes(
-    folder:Path, # an imported data set
+    folder: Path, # an imported data set
 ) -> pd.DataFrame: # file, source, sha256
     "The rows of manifest.csv; DataError if it is not the manifest of an imported set"
     path = folder/MANIFEST
-    if not path.is_file(): raise DataError(f'{path} does not exist: {folder} is not a data set made by srdiag import.')
+    if not path.is_file():
+        raise DataError(f'{path} does not exist: {folder} is not a data set made by srdiag import.')
     try: return _read_rows(path, ('file', 'sha256'))
-    except DataError as e: raise DataError(f'{path} is not the manifest of a data set made by srdiag import ({e})') from None
+    except DataError as e:
+        raise DataError(f'{path} is not the manifest of a data set made by srdiag import ({e})') from None
 
 def _strangers(
-    folder:Path, # an imported data set
+    folder: Path, # an imported data set
 ) -> list[str]: # relative names
     "Files that are not in the manifest"
     return not_listed(folder, set(_read_hashes(folder).file))
 
 # %% ../../nbs/data/datasets.ipynb #c027
 def verify_set(
-    folder:str|Path, # an imported data set
+    folder: str|Path, # an imported data set
 ) -> LabelledTable: # its images, labels, groups and split
     "Read all files again; DataError naming those that are missing, changed or not in the manifest"
     folder, problems = Path(folder), []
     rows = _read_hashes(folder)
-    for name,digest in zip(rows.file, rows.sha256):
+    for name, digest in zip(rows.file, rows.sha256):
         if not (folder/name).is_file(): problems.append(f'{name} is missing')
         elif file_hash(folder/name) != digest: problems.append(f'{name} has changed')
     problems += [f'{name} is not in the manifest' for name in _strangers(folder)]
-    if problems: raise DataError(f'{folder} is not as it was imported: {_some(problems, 5)}. Import it again.')
+    if problems:
+        raise DataError(f'{folder} is not as it was imported: {_some(problems, 5)}. Import it again.')
     table = load_table(folder/'labels.csv')
     _check_parts(table.to_frame(), folder)
     return table
 
 # %% ../../nbs/data/datasets.ipynb #c029
 def _write_images(
-    folder:Path, # the new data set
-    rows:pd.DataFrame, # one per image
+    folder: Path, # the new data set
+    rows: pd.DataFrame, # one per image
     pixels, # a generator of (row number, uint8 3×H×W or an ImageError)
-    strict:bool=False, # a bad image is fatal
+    strict: bool = False, # a bad image is fatal
     report=None, # called with (images done, images)
-) -> tuple[pd.DataFrame,list]: # the rows that were written, with file and sha256; (file, reason) of the others
+# the rows that were written, with file and sha256; (file, reason) of the others
+) -> tuple[pd.DataFrame, list]:
     "Save each image as images/CLASS/GROUP__NAME.png; ImageError for a bad one if `strict`"
     found, skipped, taken = {}, [], set()
-    for done,(k,x) in enumerate(pixels, 1):
+    for done, (k, x) in enumerate(pixels, 1):
         if isinstance(x, ImageError):
             if strict: raise x
             skipped.append((x.path, x.why))
             continue
         row = rows.loc[k]
-        stem = clean_name(row['name']) if 'group' not in rows else f'{clean_name(row["group"])}__{clean_name(row["name"])}'
+        stem = (clean_name(row['name']) if 'group' not in rows
+                else f'{clean_name(row["group"])}__{clean_name(row["name"])}')
         name, again = stem, 1
         while name.lower() in taken: name, again = f'{stem}-{again + 1}', again + 1
         taken.add(name.lower())
@@ -201,58 +228,66 @@ def _write_images(
 
 # %% ../../nbs/data/datasets.ipynb #c031
 def _write_tables(
-    folder:Path, # the new data set, images written
-    rows:pd.DataFrame, # file, label, source, sha256 and, where known, group and split
-    folds:int=0, # of the cross-validation; 0: none
-    seed:int=0, # of the folds
+    folder: Path, # the new data set, images written
+    rows: pd.DataFrame, # file, label, source, sha256 and, where known, group and split
+    folds: int = 0, # of the cross-validation; 0: none
+    seed: int = 0, # of the folds
 ) -> None:
     "labels.csv, the folds and the manifest; DataError if the folds cannot be made"
     columns = [c for c in ('file', 'label', 'group', 'split') if c in rows]
     tables = {'labels.csv': rows[columns]}
     if folds:
-        parts = grouped_folds(rows.label.to_numpy(str), rows.group.to_numpy(str) if 'group' in rows else None, folds, seed)
-        for k,(_,test) in enumerate(parts):
+        parts = (grouped_folds(rows.label.to_numpy(str),
+                               rows.group.to_numpy(str) if 'group' in rows else None, folds, seed))
+        for k, (_, test) in enumerate(parts):
             split = np.full(len(rows), 'train', dtype=object)
             split[test] = 'test'
             tables[f'fold{k}.csv'] = rows[[c for c in columns if c != 'split']].assign(split=split)
-    for name,table in tables.items(): table.to_csv(folder/name, index=False, lineterminator='\n', encoding='utf-8')
-    listed = pd.concat([rows[['file', 'source', 'sha256']], pd.DataFrame([dict(file=name, source='', sha256=file_hash(folder/name)) for name in tables])])
+    for name, table in tables.items():
+        table.to_csv(folder/name, index=False, lineterminator='\n', encoding='utf-8')
+    listed = (pd.concat([rows[['file', 'source', 'sha256']], pd.DataFrame(
+                             [dict(file=name, source='', sha256=file_hash(folder/name))
+                              for name in tables])]))
     listed.to_csv(folder/MANIFEST, index=False, lineterminator='\n', encoding='utf-8')
 
 # %% ../../nbs/data/datasets.ipynb #c033
 def _write_card(
-    folder:Path, # the new data set
-    title:str, # e.g. 'PCam'
-    about:str, # a sentence: where it is from, and its licence
-    options:dict, # of the importer
-    made:ImportedSet, # counts and warnings
+    folder: Path, # the new data set
+    title: str, # e.g. 'PCam'
+    about: str, # a sentence: where it is from, and its licence
+    options: dict, # of the importer
+    made: ImportedSet, # counts and warnings
 ) -> None:
     "README.md of an imported data set, and the mark that srdiag made it"
     counts = part_counts(made.table).astype(str).replace('-1', 'unknown')
     head = ['part', *counts.columns]
-    lines = [f'# {title}', '', f'Made by `srdiag import`. {about}', '',
-             f'- `labels.csv`: file, label{", group" if made.table.groups is not None else ""}{", split" if made.table.split is not None else ""}.',
-             f'- `{MANIFEST}`: source and SHA-256 of every file; `srdiag.data.datasets.verify_set` checks it.', '',
-             f'| {" | ".join(head)} |', f'|{"---|"*len(head)}', *[f'| {" | ".join([part, *row])} |' for part,row in zip(counts.index, counts.to_numpy())], '',
-             '| option | value |', '|---|---|', *[f'| {k} | {v} |' for k,v in options.items()]]
+    lines = (((((((([f'# {title}', '', f'Made by `srdiag import`. {about}', '',
+                     f'- `labels.csv`: file, label{", group" if made.table.groups is not None else ""}{", split" if made.table.split is not None else ""}.',
+                     f'- `{MANIFEST}`: source and SHA-256 of every file; `srdiag.data.datasets.verify_set` checks it.',
+                     '', f'| {" | ".join(head)} |', f'|{"---|"*len(head)}',
+                     *[f'| {" | ".join([part, *row])} |' for part,
+                       row in zip(counts.index, counts.to_numpy())], '', '| option | value |', '|---|---|',
+                     *[f'| {k} | {v} |' for k, v in options.items()]]))))))))
     for text in made.warnings: lines += ['', f'Warning: {text}']
-    if made.skipped: lines += ['', f'{_count(len(made.skipped), "image")} could not be read:', '', *[f'- {Path(p).name} {why}' for p,why in made.skipped]]
+    if made.skipped:
+        lines += (['', f'{_count(len(made.skipped), "image")} could not be read:', '',
+                   *[f'- {Path(p).name} {why}' for p, why in made.skipped]])
     lines += ['', 'Go on with `srdiag train-diagnosis --data labels.csv --out MODEL`.']
     (folder/'README.md').write_text('\n'.join(lines) + '\n', encoding='utf-8')
     (folder/'.srdiag').touch()
 
 # %% ../../nbs/data/datasets.ipynb #c035
 def _save_set(
-    title:str, # of the card
-    about:str, # a sentence for the card
-    out:Path, # the data set to make
-    rows:pd.DataFrame, # one per image
+    title: str, # of the card
+    about: str, # a sentence for the card
+    out: Path, # the data set to make
+    rows: pd.DataFrame, # one per image
     pixels, # a function: rows → generator of (row number, image or ImageError)
-    options:dict, # of the importer, for the card
-    warnings:list, # sentences
-    folds:int=0, # of the cross-validation
-    strict:bool=False, # a bad image is fatal
-    overwrite:bool=False, # what is in the place may be replaced, if srdiag imported it
+    options: dict, # of the importer, for the card
+    warnings: list, # sentences
+    folds: int = 0, # of the cross-validation
+    strict: bool = False, # a bad image is fatal
+    overwrite: bool = False, # what is in the place may be replaced, if srdiag imported it
     report=None, # called with (images done, images)
 ) -> ImportedSet: # also on disk
     "Write a data set, whole or not at all; DataError if nothing can be used"
@@ -260,45 +295,55 @@ def _save_set(
     if folds == 1 or folds < 0: raise DataError(f'There must be 2 folds or more, or 0 for none, not {folds}.')
     with new_folder(out, overwrite, _strangers) as new:
         written, skipped = _write_images(new, rows, pixels(rows), strict, report)
-        if not len(written): raise DataError(f'None of the {len(rows)} images can be used: {_some(f"{p} {why}" for p,why in skipped)}.')
+        if not len(written):
+            raise DataError(f'None of the {len(rows)} images can be used: '
+                            f'{_some(f"{p} {why}" for p, why in skipped)}.')
         _check_parts(written, out)
         _write_tables(new, written, folds, options.get('seed', 0))
         table = load_table(new/'labels.csv')
         size = read_image(table.files[0]).numel()*len(table)
         warnings = list(warnings)
-        if size > 2e9: warnings.append(f'Training holds {size/1e9:.0f} GB of images in memory: import fewer with --per-class if your machine has less than twice that.')
+        if size > 2e9:
+            warnings.append(f'Training holds {size/1e9:.0f} GB of images in memory: import fewer with '
+                            '--per-class if your machine has less than twice that.')
         _write_card(new, title, about, options, ImportedSet(out, table, warnings, skipped))
     return ImportedSet(out, load_table(out/'labels.csv'), warnings, skipped)
 
 def _name_leftovers(
-    made:ImportedSet, # just written
+    made: ImportedSet, # just written
 ) -> ImportedSet: # the same; its card stays without them
     "Add a warning for each folder that a killed run has left beside the data set"
     made.warnings += leftovers(made.folder)
     return made
 
 # %% ../../nbs/data/datasets.ipynb #c037
-PCAM_MD5 = {'train_x': '1571f514728f59376b705fc836ff4b63', 'train_y': '35c2d7259d906cfc8143347bb8e05be7', 'train_meta': '5a3dd671e465cfd74b5b822125e65b0a',
-            'valid_x': 'd5b63470df7cfa627aeec8b9dc0c066e', 'valid_y': '2b85f58b927af9964a4c15b8f7e8f179', 'valid_meta': '67589e00a4a37ec317f2d1932c7502ca',
-            'test_x': 'd8c2d60d490dbd479f8199bdfa0cf6ec', 'test_y': '60a7035772fbdb7f34eb86d4420cf66a', 'test_meta': '3455fd69135b66734e1008f3af684566'}
+PCAM_MD5 = {'train_x': '1571f514728f59376b705fc836ff4b63', 'train_y': '35c2d7259d906cfc8143347bb8e05be7',
+            'train_meta': '5a3dd671e465cfd74b5b822125e65b0a', 'valid_x': 'd5b63470df7cfa627aeec8b9dc0c066e',
+            'valid_y': '2b85f58b927af9964a4c15b8f7e8f179', 'valid_meta': '67589e00a4a37ec317f2d1932c7502ca',
+            'test_x': 'd8c2d60d490dbd479f8199bdfa0cf6ec', 'test_y': '60a7035772fbdb7f34eb86d4420cf66a',
+            'test_meta': '3455fd69135b66734e1008f3af684566'}
 PCAM_PATCHES = dict(train=262144, valid=32768, test=32768)
 
 def _check_md5(
-    path:Path, # a downloaded file
-    key:str, # e.g. 'test_x'
-    exact:bool=True, # any other content is an error; False: only another part's content is
+    path: Path, # a downloaded file
+    key: str, # e.g. 'test_x'
+    exact: bool = True, # any other content is an error; False: only another part's content is
 ) -> None:
     "DataError if the file is that of another part, or is not the published one"
     with open(path, 'rb') as f: digest = hashlib.file_digest(f, 'md5').hexdigest()
     if digest == PCAM_MD5[key]: return
-    other = {v: k for k,v in PCAM_MD5.items()}.get(digest)
-    if other: raise DataError(f'{path} has the checksum of {other}, not of {key}: the files were exchanged; give each its own name back.')
-    if exact: raise DataError(f'{path} has the MD5 {digest}, but PCam has {PCAM_MD5[key]}: the download is damaged or not the official file. Download it again, or allow other files with --no-check.')
+    other = {v: k for k, v in PCAM_MD5.items()}.get(digest)
+    if other:
+        raise DataError(f'{path} has the checksum of {other}, not of {key}: the files were exchanged; give '
+                        'each its own name back.')
+    if exact:
+        raise DataError(f'{path} has the MD5 {digest}, but PCam has {PCAM_MD5[key]}: the download is damaged '
+                        'or not the official file. Download it again, or allow other files with --no-check.')
 
 # %% ../../nbs/data/datasets.ipynb #c039
 def _unpack(
-    path:Path, # .h5.gz
-    folder:Path, # where the .h5 goes
+    path: Path, # .h5.gz
+    folder: Path, # where the .h5 goes
 ) -> Path: # the .h5
     "Unpack a gzip file; DataError if it is truncated or damaged, or the disk is full"
     _check_start(path, 'a gzip file', GZIP)
@@ -306,29 +351,39 @@ def _unpack(
     try:
         with gzip.open(path) as f, open(to, 'wb') as g: shutil.copyfileobj(f, g, 1 << 20)
     except EOFError: raise DataError(f'{path} is truncated: download it again.') from None
-    except (gzip.BadGzipFile, zlib.error) as e: raise DataError(f'{path} is damaged ({e}): download it again.') from None
-    except OSError as e: raise DataError(f'{path} could not be unpacked ({e.strerror or e}): it needs room beside the output folder.') from e
+    except (gzip.BadGzipFile, zlib.error) as e:
+        raise DataError(f'{path} is damaged ({e}): download it again.') from None
+    except OSError as e:
+        raise DataError(f'{path} could not be unpacked ({e.strerror or e}): it needs room beside the output '
+                        'folder.') from e
     return to
 
 @contextmanager
 def _array(
-    path:Path, # .h5
-    key:str, # name of the array in it
-    shape:tuple, # of one row
+    path: Path, # .h5
+    key: str, # name of the array in it
+    shape: tuple, # of one row
 ): # yields the array, not read yet
-    "An array of bytes in an HDF5 file; DataError if the file is truncated or the array missing or of another kind"
+    """An array of bytes in an HDF5 file; DataError if the file is truncated or the array missing or of
+    another kind"""
     _check_start(path, 'an HDF5 file', HDF5)
     try: f = h5py.File(path, 'r')
-    except OSError as e: raise DataError(f'{path} {"is truncated" if "truncated" in str(e) else "is damaged"}: download or unpack it again.') from e
+    except OSError as e:
+        raise DataError(f'{path} {"is truncated" if "truncated" in str(e) else "is damaged"}: download or '
+                        'unpack it again.') from e
     with f:
-        if not isinstance(a := f.get(key), h5py.Dataset): raise DataError(f'{path} has no array {key}, only {_some(f) or "nothing"}: it is another file under this name. Download it again.')
-        if a.dtype != np.uint8 or a.shape[1:] != shape: raise DataError(f'{path} holds {a.dtype} of shape {"×".join(map(str, a.shape))}, but PCam has uint8 of shape N×{"×".join(map(str, shape))}: download it again.')
+        if not isinstance(a := f.get(key), h5py.Dataset):
+            raise DataError(f'{path} has no array {key}, only {_some(f) or "nothing"}: it is another file '
+                            'under this name. Download it again.')
+        if a.dtype != np.uint8 or a.shape[1:] != shape:
+            raise DataError(f'{path} holds {a.dtype} of shape {"×".join(map(str, a.shape))}, but PCam has '
+                            f'uint8 of shape N×{"×".join(map(str, shape))}: download it again.')
         yield a
 
 # %% ../../nbs/data/datasets.ipynb #c041
 def _find_pcam(
-    source:Path, # folder with the downloads
-    meta:bool, # the tables of slides are wanted
+    source: Path, # folder with the downloads
+    meta: bool, # the tables of slides are wanted
 ) -> dict: # 'train_x' → file, for x, y and, if wanted, meta of each part
     "The files of PCam; DataError naming the first one that is missing"
     folder = source/'pcam' if (source/'pcam').is_dir() else source
@@ -338,77 +393,98 @@ def _find_pcam(
             name = f'camelyonpatch_level_2_split_{part}_{kind}.' + ('csv' if kind == 'meta' else 'h5')
             path = next((p for p in (folder/name, folder/(name + '.gz')) if p.is_file()), None)
             if path is None and kind == 'meta':
-                raise DataError(f'{folder/name} is missing: it names the slide of each patch. Get it from the page of PCam, or do without with --no-meta; then intervals are over patches, which look surer than they are.')
-            if path is None: raise DataError(f'{folder/name} is missing, and so is {name}.gz: get it from the page of PCam, or with --download.')
+                raise DataError(f'{folder/name} is missing: it names the slide of each patch. Get it from '
+                                'the page of PCam, or do without with --no-meta; then intervals are over '
+                                'patches, which look surer than they are.')
+            if path is None:
+                raise DataError(f'{folder/name} is missing, and so is {name}.gz: get it from the page of '
+                                'PCam, or with --download.')
             found[f'{part}_{kind}'] = path
     return found
 
 # %% ../../nbs/data/datasets.ipynb #c043
 def _pcam_rows(
-    files:dict, # 'train_x' → .h5 or .csv
-    part:str, # 'train', 'valid' or 'test'
-    check:bool, # insist on the official number of patches and on labels that fit the table
+    files: dict, # 'train_x' → .h5 or .csv
+    part: str, # 'train', 'valid' or 'test'
+    check: bool, # insist on the official number of patches and on labels that fit the table
 ) -> pd.DataFrame: # source, index, name, label, split and, if the table is there, group
     "One row per patch, without pixels; DataError for files that do not fit together"
     x_path, y_path, meta = (files.get(f'{part}_{kind}') for kind in ('x', 'y', 'meta'))
     with _array(y_path, 'y', (1, 1, 1)) as y: labels = y[()].reshape(-1)
     with _array(x_path, 'x', (96, 96, 3)) as x: n = len(x)
-    if n != len(labels): raise DataError(f'{x_path} has {n} patches, but {y_path} {len(labels)} labels: download both again.')
-    if not np.isin(labels, (0, 1)).all(): raise DataError(f'{y_path} holds the label {labels.max()}: PCam has 0 and 1 only. Download it again.')
-    if check and n != PCAM_PATCHES[part]: raise DataError(f'{x_path} has {n} patches, but the {part} part of PCam {PCAM_PATCHES[part]}: download it again, or allow other files with --no-check.')
+    if n != len(labels):
+        raise DataError(f'{x_path} has {n} patches, but {y_path} {len(labels)} labels: download both again.')
+    if not np.isin(labels, (0, 1)).all():
+        raise DataError(f'{y_path} holds the label {labels.max()}: PCam has 0 and 1 only. Download it again.')
+    if check and n != PCAM_PATCHES[part]:
+        raise DataError(f'{x_path} has {n} patches, but the {part} part of PCam {PCAM_PATCHES[part]}: '
+                        'download it again, or allow other files with --no-check.')
     index = np.arange(n)
-    rows = pd.DataFrame(dict(source=[f'{x_path.name}:{i}' for i in index], index=index, name=[f'{part}-{i:06d}' for i in index],
-                             label=np.where(labels, 'tumour', 'normal'), split=part))
+    rows = (pd.DataFrame(dict(source=[f'{x_path.name}:{i}' for i in index], index=index,
+                              name=[f'{part}-{i:06d}' for i in index],
+                              label=np.where(labels, 'tumour', 'normal'), split=part)))
     if meta is None: return rows
     table = _read_rows(meta, ('wsi',))
-    if len(table) != n: raise DataError(f'{meta} has {len(table)} rows for {n} patches: it belongs to another part. Download it again.')
+    if len(table) != n:
+        raise DataError(f'{meta} has {len(table)} rows for {n} patches: it belongs to another part. Download '
+                        'it again.')
     if 'center_tumor_patch' in table and check:
-        wrong = np.flatnonzero((table.center_tumor_patch.str.lower().isin(('true', '1'))).to_numpy() != (labels == 1))
-        if len(wrong): raise DataError(f'{meta} and {y_path} disagree about {len(wrong)} of {n} patches, the first in row {wrong[0]}: one of them belongs to another part. Exchange them, or allow it with --no-check.')
+        wrong = (np.flatnonzero((table.center_tumor_patch.str.lower().isin(('true', '1'))).to_numpy() != (
+                                        labels == 1)))
+        if len(wrong):
+            raise DataError(f'{meta} and {y_path} disagree about {len(wrong)} of {n} patches, the first in '
+                            f'row {wrong[0]}: one of them belongs to another part. Exchange them, or allow '
+                            'it with --no-check.')
     return rows.assign(group=table.wsi.to_numpy(str))
 
 # %% ../../nbs/data/datasets.ipynb #c045
 def _pcam_pixels(
-    files:dict, # 'train_x' → .h5
-    rows:pd.DataFrame, # with split and index
-    block:int=256, # patches that are read at once
+    files: dict, # 'train_x' → .h5
+    rows: pd.DataFrame, # with split and index
+    block: int = 256, # patches that are read at once
 ): # yields (row number, uint8 3×96×96)
     "The chosen patches, part by part; DataError if a file turns out to be damaged"
-    for part,chosen in rows.groupby('split', sort=False):
+    for part, chosen in rows.groupby('split', sort=False):
         with _array(files[f'{part}_x'], 'x', (96, 96, 3)) as x:
-            for start,some in chosen.groupby(chosen['index']//block*block):
+            for start, some in chosen.groupby(chosen['index']//block*block):
                 try: data = x[start:start+block]
-                except OSError as e: raise DataError(f'{files[f"{part}_x"]} is damaged near patch {start}: download or unpack it again.') from e
-                for k,i in zip(some.index, some['index']): yield k, torch.from_numpy(data[i - start]).permute(2, 0, 1)
+                except OSError as e:
+                    raise DataError(f'{files[f"{part}_x"]} is damaged near patch {start}: download or unpack '
+                                    'it again.') from e
+                for k, i in zip(some.index, some['index']):
+                    yield k, torch.from_numpy(data[i - start]).permute(2, 0, 1)
 
 # %% ../../nbs/data/datasets.ipynb #c047
 def _download_pcam(
-    folder:Path, # 'pcam' is made in it
-    meta:bool, # the tables of slides are wanted, and must be there already
+    folder: Path, # 'pcam' is made in it
+    meta: bool, # the tables of slides are wanted, and must be there already
 ) -> None:
     "Download x and y with torchvision; DataError if that fails or the tables are missing"
     from torchvision.datasets import PCAM
     tables = [f'camelyonpatch_level_2_split_{part}_meta.csv' for part in PCAM_PATCHES]
     missing = [name for name in tables if not (folder/'pcam'/name).is_file()]
     if meta and missing:
-        raise DataError(f'{folder/"pcam"/missing[0]} is missing, and torchvision does not download it: get {_count(len(missing), "such table")} from the page of PCam first, or do without with --no-meta.')
+        raise DataError(f'{folder/"pcam"/missing[0]} is missing, and torchvision does not download it: get '
+                        f'{_count(len(missing), "such table")} from the page of PCam first, or do without '
+                        'with --no-meta.')
     folder.mkdir(parents=True, exist_ok=True)
     for split in ('train', 'val', 'test'):
         try: PCAM(folder, split=split, download=True)
         except Exception as e: # whatever gdown, urllib and torchvision raise
             why = (str(e).strip() or type(e).__name__).splitlines()[0].rstrip('.')
-            raise DataError(f'PCam ({split}) could not be downloaded to {folder/"pcam"} ({why}): install gdown, try again later, or get the files with a browser.') from e
+            raise DataError(f'PCam ({split}) could not be downloaded to {folder/"pcam"} ({why}): install '
+                            'gdown, try again later, or get the files with a browser.') from e
 
 # %% ../../nbs/data/datasets.ipynb #c049
 def import_pcam(
-    source:str|Path, # folder with the official files, .h5 or .h5.gz, and the meta .csv
-    out:str|Path, # the data set to make
-    per_class:int|None=None, # images of each class in each part; None: all 327 680
-    seed:int=0, # of that choice
-    meta:bool=True, # read the slide of each patch as its group; False: groups are unknown
-    check:bool=True, # insist on the official checksums, numbers of patches and labels
-    download:bool=False, # fetch what is missing with torchvision
-    overwrite:bool=False, # replace a data set that srdiag imported
+    source: str|Path, # folder with the official files, .h5 or .h5.gz, and the meta .csv
+    out: str|Path, # the data set to make
+    per_class: int|None = None, # images of each class in each part; None: all 327 680
+    seed: int = 0, # of that choice
+    meta: bool = True, # read the slide of each patch as its group; False: groups are unknown
+    check: bool = True, # insist on the official checksums, numbers of patches and labels
+    download: bool = False, # fetch what is missing with torchvision
+    overwrite: bool = False, # replace a data set that srdiag imported
     report=None, # called with (images done, images)
 ) -> ImportedSet: # 96×96, classes normal and tumour, the official parts
     "PatchCamelyon from its HDF5 files; DataError in one sentence for each of the known troubles"
@@ -418,73 +494,95 @@ def import_pcam(
     files = _find_pcam(source, meta)
     place = next(p for p in out.resolve().parents if p.is_dir())
     with tempfile.TemporaryDirectory(prefix=f'.{out.name}-{uuid.uuid4().hex[:8]}-', dir=place) as room:
-        for key,path in files.items():
+        for key, path in files.items():
             if path.suffix == '.gz': _check_start(path, 'a gzip file', GZIP)
             if check and path.suffix != '.h5': _check_md5(path, key, exact=path.suffix == '.gz')
             if path.suffix == '.gz': files[key] = _unpack(path, Path(room))
         rows = pd.concat([_pcam_rows(files, part, check) for part in PCAM_PATCHES], ignore_index=True)
         _check_parts(rows, source)
         share = (rows.label == 'tumour').groupby(rows.split).mean()
-        warnings = [f'The {part} part has {s:.0%} tumour; PCam has 50 % in each.' for part,s in share.items() if abs(s - 0.5) > 0.02]
-        if not meta: warnings.append('Slides are unknown, so groups are too: the official parts share no slide, but intervals are over patches and look surer than they are.')
-        made = _save_set('PCam', 'PatchCamelyon (Veeling et al. 2018, from Camelyon16), CC0.', out, _few(rows, per_class, seed), lambda rows: _pcam_pixels(files, rows),
-                         dict(per_class=per_class or 'all', seed=seed, meta=meta, check=check), warnings, overwrite=overwrite, report=report)
+        warnings = ([f'The {part} part has {s:.0%} tumour; PCam has 50 % in each.' for part,
+                     s in share.items() if abs(s - 0.5) > 0.02])
+        if not meta:
+            warnings.append('Slides are unknown, so groups are too: the official parts share no slide, but '
+                            'intervals are over patches and look surer than they are.')
+        made = _save_set('PCam', 'PatchCamelyon (Veeling et al. 2018, from Camelyon16), CC0.', out,
+                         _few(rows, per_class, seed), lambda rows: _pcam_pixels(files, rows), dict(
+                             per_class=per_class or 'all', seed=seed, meta=meta, check=check), warnings,
+                             overwrite=overwrite, report=report)
     return _name_leftovers(made) # after the unpacked files are gone
 
 # %% ../../nbs/data/datasets.ipynb #c058
 def _kaggle_rows(
-    source:Path, # folder with train/ and train_labels.csv
-    groups:Path|None, # table of id and wsi
-) -> tuple[pd.DataFrame,list]: # path, source, name, label and, if known, group; warnings
+    source: Path, # folder with train/ and train_labels.csv
+    groups: Path|None, # table of id and wsi
+) -> tuple[pd.DataFrame, list]: # path, source, name, label and, if known, group; warnings
     "One row per patch, without pixels; DataError for ids that are missing, unknown or named twice"
     csv, folder, warnings = source/'train_labels.csv', source/'train', []
     table = _read_rows(csv, ('id', 'label'))
-    if table.id.duplicated().any(): raise DataError(f'{csv} names {_some(table.id[table.id.duplicated()])} twice: keep one of the rows.')
-    if bad := sorted(set(table.label) - {'0', '1'}): raise DataError(f"{csv} has the label '{bad[0]}': only 0 and 1 are known.")
+    if table.id.duplicated().any():
+        raise DataError(f'{csv} names {_some(table.id[table.id.duplicated()])} twice: keep one of the rows.')
+    if bad := sorted(set(table.label) - {'0', '1'}):
+        raise DataError(f"{csv} has the label '{bad[0]}': only 0 and 1 are known.")
     if not folder.is_dir(): raise DataError(f'{folder} does not exist: unpack train.zip there.')
     have = {p.stem for p in folder.iterdir() if p.suffix.lower() == '.tif'}
     missing = [i for i in table.id if i not in have]
-    if missing: raise DataError(f'{csv} names {len(missing)} of {len(table)} patches that are not in {folder}: {_some(f"{i}.tif" for i in missing)}. Unpack train.zip again.')
-    if extra := len(have - set(table.id)): warnings.append(f'Left out, because {csv.name} does not name them: {_count(extra, "file")} of {folder.name}/.')
-    rows = pd.DataFrame(dict(path=[folder/f'{i}.tif' for i in table.id], source=[f'train/{i}.tif' for i in table.id], name=table.id, label=np.where(table.label == '1', 'tumour', 'normal')))
+    if missing:
+        raise DataError(f'{csv} names {len(missing)} of {len(table)} patches that are not in {folder}: '
+                        f'{_some(f"{i}.tif" for i in missing)}. Unpack train.zip again.')
+    if extra := len(have - set(table.id)):
+        warnings.append(f'Left out, because {csv.name} does not name them: {_count(extra, "file")} of '
+                        f'{folder.name}/.')
+    rows = (pd.DataFrame(dict(path=[folder/f'{i}.tif' for i in table.id],
+                              source=[f'train/{i}.tif' for i in table.id], name=table.id,
+                              label=np.where(table.label == '1', 'tumour', 'normal'))))
     if groups is None:
-        return rows, warnings + ['Kaggle does not name the slides, so groups are unknown: patches of one slide will be in training and test, and the test score is too good. Give a table of id and wsi with --groups, or use the official files.']
+        return (rows, warnings + ['Kaggle does not name the slides, so groups are unknown: patches of one '
+                                  'slide will be in training and test, and the test score is too good. '
+                                  'Give a table of id and wsi with --groups, or use the official files.'])
     slides = _read_rows(groups, ('id', 'wsi'))
-    if slides.id.duplicated().any(): raise DataError(f'{groups} names {_some(slides.id[slides.id.duplicated()])} twice: keep one of the rows.')
+    if slides.id.duplicated().any():
+        raise DataError(f'{groups} names {_some(slides.id[slides.id.duplicated()])} twice: keep one of the '
+                        'rows.')
     known = dict(zip(slides.id, slides.wsi))
-    if lost := [i for i in table.id if i not in known]: raise DataError(f'{groups} does not know the slide of {len(lost)} of {len(table)} patches: {_some(lost)}. Add them, or leave out --groups.')
+    if lost := [i for i in table.id if i not in known]:
+        raise DataError(f'{groups} does not know the slide of {len(lost)} of {len(table)} patches: '
+                        f'{_some(lost)}. Add them, or leave out --groups.')
     return rows.assign(group=[known[i] for i in table.id]), warnings
 
 # %% ../../nbs/data/datasets.ipynb #c060
 def _file_pixels(
-    rows:pd.DataFrame, # with path
-    side:int|None, # each image must be side×side pixels; None: any size
-    size:int|None=None, # reduce the middle square to size×size; None: keep as it is
-    mask:bool=False, # black outside the inscribed circle
-    advice:str='check the folder.', # for the message about the size
+    rows: pd.DataFrame, # with path
+    side: int|None, # each image must be side×side pixels; None: any size
+    size: int|None = None, # reduce the middle square to size×size; None: keep as it is
+    mask: bool = False, # black outside the inscribed circle
+    advice: str = 'check the folder.', # for the message about the size
 ): # yields (row number, uint8 3×H×W, or an ImageError)
     "Read, check, reduce and mask one image after the other; DataError for one of another size"
-    for k,path in rows.path.items():
+    for k, path in rows.path.items():
         try: x = read_image(path, 3)
         except ImageError as e:
             yield k, e
             continue
         h, w = x.shape[1:]
-        if side is not None and (h, w) != (side, side): raise DataError(f'{path} has {h}×{w} pixels, but this data set has {side}×{side}: {advice}')
-        if size is not None and min(h, w) < size: raise DataError(f'{path} has {h}×{w} pixels, and images are not enlarged to {size}: ask for a size of {min(h, w)} or less.')
+        if side is not None and (h, w) != (side, side):
+            raise DataError(f'{path} has {h}×{w} pixels, but this data set has {side}×{side}: {advice}')
+        if size is not None and min(h, w) < size:
+            raise DataError(f'{path} has {h}×{w} pixels, and images are not enlarged to {size}: ask for a '
+                            f'size of {min(h, w)} or less.')
         x = square_frame(x, size)[0] if size is not None else x
         yield k, x*circle_mask(size or side) if mask else x
 
 # %% ../../nbs/data/datasets.ipynb #c062
 def import_kaggle_pcam(
-    source:str|Path, # folder with train/ and train_labels.csv
-    out:str|Path, # the data set to make
-    groups:str|Path|None=None, # table of id and wsi; None: groups are unknown
-    per_class:int|None=None, # images of each class; None: all 220 025
-    folds:int=0, # tables for cross-validation; 0: none
-    seed:int=0, # of choice and folds
-    strict:bool=False, # a damaged image is fatal; else it is skipped and named
-    overwrite:bool=False, # replace a data set that srdiag imported
+    source: str|Path, # folder with train/ and train_labels.csv
+    out: str|Path, # the data set to make
+    groups: str|Path|None = None, # table of id and wsi; None: groups are unknown
+    per_class: int|None = None, # images of each class; None: all 220 025
+    folds: int = 0, # tables for cross-validation; 0: none
+    seed: int = 0, # of choice and folds
+    strict: bool = False, # a damaged image is fatal; else it is skipped and named
+    overwrite: bool = False, # replace a data set that srdiag imported
     report=None, # called with (images done, images)
 ) -> ImportedSet: # 96×96, classes normal and tumour
     "PCam from the folder of the Kaggle competition; DataError, or ImageError if `strict`"
@@ -494,7 +592,8 @@ def import_kaggle_pcam(
     rows = _few(rows, per_class, seed)
     _check_parts(rows, source)
     options = dict(groups=groups is not None, per_class=per_class or 'all', folds=folds, seed=seed)
-    made = _save_set('PCam (Kaggle)', 'PatchCamelyon without duplicates, from the competition "Histopathologic Cancer Detection"; its rules apply.', out, rows,
+    made = _save_set('PCam (Kaggle)', 'PatchCamelyon without duplicates, from the competition "Histopathologic Cancer Detection"; its rules apply.',
+                     out, rows,
                      lambda rows: _file_pixels(rows, 96), options, warnings, folds, strict, overwrite, report)
     return _name_leftovers(made)
 
@@ -502,37 +601,46 @@ def import_kaggle_pcam(
 CADCAP = dict(normal='normal', inflammatory='inflam', vascular='vascul')
 
 def _cadcap_rows(
-    source:Path, # one folder per class
-    group_pattern:str, # groups by file name
-) -> tuple[pd.DataFrame,list]: # path, source, name, label and, if known, group; warnings
+    source: Path, # one folder per class
+    group_pattern: str, # groups by file name
+) -> tuple[pd.DataFrame, list]: # path, source, name, label and, if known, group; warnings
     "One row per frame; DataError for a class folder that is missing, unknown or there twice"
     if not source.is_dir(): raise DataError(f'{source} is not a folder: check the path.')
     folders = sorted(p for p in source.iterdir() if p.is_dir() and not p.name.startswith('.'))
-    known = {label: [p for p in folders if word in p.name.lower()] for label,word in CADCAP.items()}
-    for label,found in known.items():
-        if len(found) != 1: raise DataError(f'{source} has {len(found)} folders for the class {label}: one is needed, with {CADCAP[label]} in its name. There are {_some((p.name for p in folders), 9) or "none"}.')
-    if other := [p.name for p in folders if [p] not in known.values()]: raise DataError(f'{source} has the folder {other[0]}, which is no class of CAD-CAP: move it elsewhere.')
-    found = {label: find_images(one) for label,(one,) in known.items()}
+    known = {label: [p for p in folders if word in p.name.lower()] for label, word in CADCAP.items()}
+    for label, found in known.items():
+        if len(found) != 1:
+            raise DataError(f'{source} has {len(found)} folders for the class {label}: one is needed, with '
+                            f'{CADCAP[label]} in its name. There are '
+                            f'{_some((p.name for p in folders), 9) or "none"}.')
+    if other := [p.name for p in folders if [p] not in known.values()]:
+        raise DataError(f'{source} has the folder {other[0]}, which is no class of CAD-CAP: move it '
+                        'elsewhere.')
+    found = {label: find_images(one) for label, (one,) in known.items()}
     files = [p for paths in found.values() for p in paths]
-    rows = pd.DataFrame(dict(path=files, source=[p.relative_to(source).as_posix() for p in files], name=[p.stem.partition('__')[2] if group_pattern == 'auto' and '__' in p.stem else p.stem for p in files],
-                             label=np.repeat(list(found), [len(paths) for paths in found.values()])))
+    rows = (pd.DataFrame(dict(path=files, source=[p.relative_to(source).as_posix() for p in files],
+                              name=[p.stem.partition('__')[2] if group_pattern == 'auto' and '__' in p.stem
+                                    else p.stem for p in files],
+                              label=np.repeat(list(found), [len(paths) for paths in found.values()]))))
     groups = groups_from_names(files, group_pattern)
     if groups is not None: return rows.assign(group=groups), []
-    return rows, ['No patients are named, so groups are unknown: frames of one patient may be in training and test, as in the paper. If the file names hold them, use --group-pattern.']
+    return (rows, ['No patients are named, so groups are unknown: frames of one patient may be in training '
+                   'and test, as in the paper. If the file names hold them, use --group-pattern.'])
 
 # %% ../../nbs/data/datasets.ipynb #c069
 def import_cadcap(
-    source:str|Path, # folders normal, inflammatory and vascular
-    out:str|Path, # the data set to make
-    size:int=128, # side of the images in pixels
-    mask:bool=True, # black outside the inscribed circle
-    side:int|None=576, # of the frames, in pixels; None: any size
-    group_pattern:str='auto', # groups by file name: 'auto', 'none' or a regular expression with one pair of parentheses
-    per_class:int|None=None, # images of each class; None: all
-    folds:int=4, # tables for cross-validation; 0: none
-    seed:int=0, # of choice and folds
-    strict:bool=False, # a damaged image is fatal; else it is skipped and named
-    overwrite:bool=False, # replace a data set that srdiag imported
+    source: str|Path, # folders normal, inflammatory and vascular
+    out: str|Path, # the data set to make
+    size: int = 128, # side of the images in pixels
+    mask: bool = True, # black outside the inscribed circle
+    side: int|None = 576, # of the frames, in pixels; None: any size
+    # groups by file name: 'auto', 'none' or a regular expression with one pair of parentheses
+    group_pattern: str = 'auto',
+    per_class: int|None = None, # images of each class; None: all
+    folds: int = 4, # tables for cross-validation; 0: none
+    seed: int = 0, # of choice and folds
+    strict: bool = False, # a damaged image is fatal; else it is skipped and named
+    overwrite: bool = False, # replace a data set that srdiag imported
     report=None, # called with (images done, images)
 ) -> ImportedSet: # square, masked, with fold0.csv, fold1.csv, ...
     "CAD-CAP's capsule endoscopy as in Section IV-A; DataError, or ImageError if `strict`"
@@ -540,103 +648,140 @@ def import_cadcap(
     check_place(out, source, overwrite, _strangers)
     rows, warnings = _cadcap_rows(source, group_pattern)
     rows = _few(rows, per_class, seed)
-    options = dict(size=size, mask=mask, side=side or 'any', group_pattern=group_pattern, per_class=per_class or 'all', folds=folds, seed=seed)
-    about = f'CAD-CAP (Dray et al. 2018, GIANA challenge), to be had from its owners. The middle square, antialiased bicubic to {size}×{size}{", black outside the inscribed circle" if mask else ""}.'
-    made = _save_set('CAD-CAP', about, out, rows, lambda rows: _file_pixels(rows, side, size, mask, 'use --any-size if that is right.'), options, warnings, folds, strict, overwrite, report)
+    options = dict(size=size, mask=mask, side=side or 'any', group_pattern=group_pattern,
+                   per_class=per_class or 'all', folds=folds, seed=seed)
+    about = ('CAD-CAP (Dray et al. 2018, GIANA challenge), to be had from its owners. The middle square, '
+             f'antialiased bicubic to {size}×{size}{", black outside the inscribed circle" if mask else ""}.')
+    made = _save_set('CAD-CAP', about, out, rows, lambda rows: _file_pixels(
+                         rows, side, size, mask, 'use --any-size if that is right.'), options, warnings,
+                         folds, strict, overwrite, report)
     return _name_leftovers(made)
 
 # %% ../../nbs/data/datasets.ipynb #c075
 def _kvasir_rows(
-    source:Path, # folder with metadata.csv and labelled_images/
-) -> tuple[pd.DataFrame,list]: # path, source, name, label, group; warnings
+    source: Path, # folder with metadata.csv and labelled_images/
+) -> tuple[pd.DataFrame, list]: # path, source, name, label, group; warnings
     "One row per frame with a single label; DataError if tables and files do not fit"
     csv, warnings = source/'metadata.csv', []
-    table = _read_rows(csv, ('filename', 'video_id', 'finding_class'), ';').drop_duplicates(['filename', 'video_id', 'finding_class'])
+    table = _read_rows(csv, ('filename', 'video_id', 'finding_class'), ';').drop_duplicates(
+                ['filename', 'video_id', 'finding_class'])
     videos = table.groupby('filename').video_id.nunique()
-    if (videos > 1).any(): raise DataError(f'{csv} gives {_some(videos.index[videos > 1])} to two videos: download it again.')
+    if (videos > 1).any():
+        raise DataError(f'{csv} gives {_some(videos.index[videos > 1])} to two videos: download it again.')
     several = table.filename.duplicated(keep=False)
-    if several.any(): warnings.append(f'Left out, because they show findings of more than one class: {_count(table.filename[several].nunique(), "frame")} ({_some(table.filename[several].unique())}).')
+    if several.any():
+        warnings.append('Left out, because they show findings of more than one class: '
+                        f'{_count(table.filename[several].nunique(), "frame")} '
+                        f'({_some(table.filename[several].unique())}).')
     folder = source/'labelled_images' if (source/'labelled_images').is_dir() else source
     files = {}
     for p in sorted(folder.rglob('*')):
         if p.suffix.lower() in EXTENSIONS: files.setdefault(p.name, p)
-    if extra := len(files.keys() - set(table.filename)): warnings.append(f'Left out, because {csv.name} does not name them: {_count(extra, "file")} of {folder.name}/.')
+    if extra := len(files.keys() - set(table.filename)):
+        warnings.append(f'Left out, because {csv.name} does not name them: {_count(extra, "file")} of '
+                        f'{folder.name}/.')
     table = table[~several]
     there = table.filename.isin(files.keys())
     whole = there.groupby(table.finding_class).transform('any')
-    if len(gone := sorted(set(table.finding_class[~whole]))): warnings.append(f'No frame of {_some(gone, 14)} is in {folder}: unpack the archive of each class that you want.')
-    if (whole & ~there).any(): raise DataError(f'{csv} names {_count((whole & ~there).sum(), "frame")} of {len(table)} not to be found in {folder}: {_some(table.filename[whole & ~there])}. Unpack the archives again.')
+    if len(gone := sorted(set(table.finding_class[~whole]))):
+        warnings.append(f'No frame of {_some(gone, 14)} is in {folder}: unpack the archive of each class '
+                        'that you want.')
+    if (whole & ~there).any():
+        raise DataError(f'{csv} names {_count((whole & ~there).sum(), "frame")} of {len(table)} not to be '
+                        f'found in {folder}: {_some(table.filename[whole & ~there])}. Unpack the archives '
+                        'again.')
     table = table[there]
-    if not len(table): raise DataError(f'No frame of {csv} is in {folder}: unpack the archives of labelled_images there.')
-    return pd.DataFrame(dict(path=[files[n] for n in table.filename], source=[files[n].relative_to(source).as_posix() for n in table.filename], filename=table.filename.to_numpy(),
-                             name=[Path(n).stem for n in table.filename], label=table.finding_class.to_numpy(), group=table.video_id.to_numpy())), warnings
+    if not len(table):
+        raise DataError(f'No frame of {csv} is in {folder}: unpack the archives of labelled_images there.')
+    return (pd.DataFrame(dict(path=[files[n] for n in table.filename],
+                              source=[files[n].relative_to(source).as_posix() for n in table.filename],
+                              filename=table.filename.to_numpy(), name=[Path(n).stem for n in table.filename],
+                              label=table.finding_class.to_numpy(), group=table.video_id.to_numpy())),
+            warnings)
 
 # %% ../../nbs/data/datasets.ipynb #c077
 def _kvasir_official(
-    rows:pd.DataFrame, # filename, label, group
-    source:Path, # folder with official_splits/
-    test:int, # 0 or 1: which half is the test part
-) -> tuple[pd.DataFrame,list]: # the rows of both halves, with split; warnings
+    rows: pd.DataFrame, # filename, label, group
+    source: Path, # folder with official_splits/
+    test: int, # 0 or 1: which half is the test part
+) -> tuple[pd.DataFrame, list]: # the rows of both halves, with split; warnings
     "An official split without shared videos in training; DataError if the two tables do not fit"
     if test not in (0, 1): raise DataError(f'The official halves are 0 and 1, not {test!r}.')
     folder = source/'official_splits' if (source/'official_splits').is_dir() else source
     halves = [set(_read_rows(folder/f'split_{k}.csv', ('filename', 'label')).filename) for k in (0, 1)]
-    if both := sorted(halves[0] & halves[1] & set(rows.filename)): raise DataError(f'{folder} has {_count(len(both), "frame")} in both halves: {_some(both)}. Download the two tables again.')
-    split = np.where(rows.filename.isin(halves[test]), 'test', np.where(rows.filename.isin(halves[1 - test]), 'train', ''))
+    if both := sorted(halves[0] & halves[1] & set(rows.filename)):
+        raise DataError(f'{folder} has {_count(len(both), "frame")} in both halves: {_some(both)}. Download '
+                        'the two tables again.')
+    split = np.where(rows.filename.isin(halves[test]), 'test',
+                     np.where(rows.filename.isin(halves[1 - test]), 'train', ''))
     warnings, rows = [], rows.assign(split=split)
-    if (n := (split == '').sum()): warnings.append(f'Left out, because they are in neither official half: {_count(n, "frame")} ({_some(sorted(set(rows.label[split == ""])), 14)}).')
+    if (n := (split == '').sum()):
+        warnings.append(f'Left out, because they are in neither official half: {_count(n, "frame")} '
+                        f'({_some(sorted(set(rows.label[split == ""])), 14)}).')
     rows = rows[split != '']
     shared = sorted(set(rows.group[rows.split == 'train']) & set(rows.group[rows.split == 'test']))
     leave = (rows.split == 'train') & rows.group.isin(shared)
-    if shared: warnings.append(f'The official halves share {_count(len(shared), "video")}: {", ".join(shared)}. Taken out of the training part: {_count(leave.sum(), "frame")}; the test part is complete.')
+    if shared:
+        warnings.append(f'The official halves share {_count(len(shared), "video")}: {", ".join(shared)}. '
+                        f'Taken out of the training part: {_count(leave.sum(), "frame")}; the test part is '
+                        'complete.')
     return rows[~leave], warnings
 
 # %% ../../nbs/data/datasets.ipynb #c079
 def _enough_videos(
-    rows:pd.DataFrame, # label, group
-    min_videos:int, # a class needs so many
-) -> tuple[pd.DataFrame,list]: # the rows of the other classes; warnings
+    rows: pd.DataFrame, # label, group
+    min_videos: int, # a class needs so many
+) -> tuple[pd.DataFrame, list]: # the rows of the other classes; warnings
     "Leave out classes of too few videos"
     videos = rows.groupby('label').group.nunique()
     rare = videos[videos < min_videos]
     if not len(rare): return rows, []
-    named = ', '.join(f'{label} ({n})' for label,n in rare.items())
-    return rows[~rows.label.isin(rare.index)], [f'Classes in fewer than {min_videos} videos were left out, because a split by video cannot hold them: {named}. Change it with --min-videos.']
+    named = ', '.join(f'{label} ({n})' for label, n in rare.items())
+    return (rows[~rows.label.isin(rare.index)], [f'Classes in fewer than {min_videos} videos were left out, '
+                                                 f'because a split by video cannot hold them: {named}. '
+                                                 'Change it with --min-videos.'])
 
 # %% ../../nbs/data/datasets.ipynb #c081
 def import_kvasir_capsule(
-    source:str|Path, # folder with metadata.csv, labelled_images/ and, for `official_test`, official_splits/
-    out:str|Path, # the data set to make
-    official_test:int|None=None, # 0 or 1: that official half is the test part, the other trains; None: no split
-    min_videos:int=3, # without an official split, classes in fewer videos are left out
-    size:int=128, # side of the images in pixels
-    mask:bool=True, # black outside the inscribed circle
-    side:int|None=336, # of the frames, in pixels; None: any size
-    per_class:int|None=None, # images of each class in each part; None: all
-    folds:int=0, # tables for cross-validation by video; 0: none
-    seed:int=0, # of choice and folds
-    strict:bool=False, # a damaged image is fatal; else it is skipped and named
-    overwrite:bool=False, # replace a data set that srdiag imported
+    source: str|Path, # folder with metadata.csv, labelled_images/ and, for `official_test`, official_splits/
+    out: str|Path, # the data set to make
+    # 0 or 1: that official half is the test part, the other trains; None: no split
+    official_test: int|None = None,
+    min_videos: int = 3, # without an official split, classes in fewer videos are left out
+    size: int = 128, # side of the images in pixels
+    mask: bool = True, # black outside the inscribed circle
+    side: int|None = 336, # of the frames, in pixels; None: any size
+    per_class: int|None = None, # images of each class in each part; None: all
+    folds: int = 0, # tables for cross-validation by video; 0: none
+    seed: int = 0, # of choice and folds
+    strict: bool = False, # a damaged image is fatal; else it is skipped and named
+    overwrite: bool = False, # replace a data set that srdiag imported
     report=None, # called with (images done, images)
 ) -> ImportedSet: # square, masked, grouped by video
     "Kvasir-Capsule's labelled frames; DataError, or ImageError if `strict`"
     source, out = Path(source), Path(out)
-    if folds and official_test is not None: raise DataError('The official halves and folds are two ways to split: choose one of them.')
+    if folds and official_test is not None:
+        raise DataError('The official halves and folds are two ways to split: choose one of them.')
     check_place(out, source, overwrite, _strangers)
     rows, warnings = _kvasir_rows(source)
     if official_test is None: rows, more = _enough_videos(rows, min_videos)
     else: rows, more = _kvasir_official(rows, source, official_test)
-    _check_parts(rows, source, ' Or leave out --official-test, which splits by video.' if official_test is not None else '')
-    options = dict(official_test='none' if official_test is None else official_test, min_videos=min_videos, size=size, mask=mask, side=side or 'any', per_class=per_class or 'all', folds=folds, seed=seed)
-    about = f'Kvasir-Capsule (Smedsrud et al. 2021), for research and education. The middle square, antialiased bicubic to {size}×{size}{", black outside the inscribed circle" if mask else ""}.'
-    made = _save_set('Kvasir-Capsule', about, out, _few(rows, per_class, seed), lambda rows: _file_pixels(rows, side, size, mask, 'use --any-size if that is right.'),
-                     options, warnings + more, folds, strict, overwrite, report)
+    (_check_parts(rows, source, ' Or leave out --official-test, which splits by video.'
+                  if official_test is not None else ''))
+    options = (dict(official_test='none' if official_test is None else official_test, min_videos=min_videos,
+                    size=size, mask=mask, side=side or 'any', per_class=per_class or 'all', folds=folds,
+                    seed=seed))
+    about = ('Kvasir-Capsule (Smedsrud et al. 2021), for research and education. The middle square, '
+             f'antialiased bicubic to {size}×{size}{", black outside the inscribed circle" if mask else ""}.')
+    made = _save_set('Kvasir-Capsule', about, out, _few(rows, per_class, seed),
+                     lambda rows: _file_pixels(rows, side, size, mask, 'use --any-size if that is right.'),
+                         options, warnings + more, folds, strict, overwrite, report)
     return _name_leftovers(made)
 
 # %% ../../nbs/data/datasets.ipynb #c089
 def check_set(
-    data:str|Path, # an imported data set, a folder with class folders, or a table
-    group_pattern:str='auto', # groups by file name, if it is not an imported set
+    data: str|Path, # an imported data set, a folder with class folders, or a table
+    group_pattern: str = 'auto', # groups by file name, if it is not an imported set
 ) -> ImportedSet: # counts and warnings; nothing is written
     "Class balance, groups and split of any labelled data; DataError as in `load_table` and `verify_set`"
     data, warnings = Path(data), []
@@ -644,7 +789,14 @@ def check_set(
     table = verify_set(data) if ours else load_table(data, group_pattern=group_pattern)
     if not ours: _check_parts(table.to_frame(), data)
     n = np.bincount(table.labels, minlength=len(table.classes))
-    if table.groups is None: warnings.append('Groups are unknown: if several images show one patient, the test score will be too good. Name them in a column group, or before a double underscore in the file names.')
-    elif len(set(table.groups)) < 3: warnings.append(f'There {"is" if len(set(table.groups)) == 1 else "are"} only {_count(len(set(table.groups)), "group")}; training, validation and test need one each.')
-    if n.max() >= 10*n.min(): warnings.append(f'{table.classes[n.argmax()]} has {n.max()/n.min():.0f} times the images of {table.classes[n.argmin()]}: accuracy alone will flatter.')
+    if table.groups is None:
+        warnings.append('Groups are unknown: if several images show one patient, the test score will be too '
+                        'good. Name them in a column group, or before a double underscore in the file names.')
+    elif len(set(table.groups)) < 3:
+        warnings.append(f'There {"is" if len(set(table.groups)) == 1 else "are"} only '
+                        f'{_count(len(set(table.groups)), "group")}; training, validation and test need one '
+                        'each.')
+    if n.max() >= 10*n.min():
+        warnings.append(f'{table.classes[n.argmax()]} has {n.max()/n.min():.0f} times the images of '
+                        f'{table.classes[n.argmin()]}: accuracy alone will flatter.')
     return ImportedSet(data, table, warnings)

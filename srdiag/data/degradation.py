@@ -11,8 +11,8 @@ import torch.nn.functional as F
 
 # %% ../../nbs/data/degradation.ipynb #c013
 def _pad_symmetric(
-    x:torch.Tensor, # B×C×H×W
-    pad:int, # pixels added on each of the four sides
+    x: torch.Tensor, # B×C×H×W
+    pad: int, # pixels added on each of the four sides
 ) -> torch.Tensor: # B×C×(H+2·pad)×(W+2·pad)
     "`x` continued as in a mirror, the edge pixel repeated; any `pad`, also larger than the image"
     for dim in (-2, -1):
@@ -27,15 +27,16 @@ def _pad_symmetric(
 
 # %% ../../nbs/data/degradation.ipynb #c016
 def _as_batch(
-    x:torch.Tensor, # C×H×W or B×C×H×W, float
-    scale:int, # a whole number, 1 or more
-    who:str, # the calling function, for the message
+    x: torch.Tensor, # C×H×W or B×C×H×W, float
+    scale: int, # a whole number, 1 or more
+    who: str, # the calling function, for the message
 ) -> torch.Tensor: # B×C×H×W in float32 (float64 stays)
     "`x` as a batch in float32 or float64; ValueError for a wrong type, number of dimensions or scale"
     if isinstance(scale, bool) or not isinstance(scale, int) or scale < 1:
         raise ValueError(f'{who} needs a scale that is a whole number, 1 or more, but got {scale!r}.')
     if not torch.is_floating_point(x):
-        raise ValueError(f'{who} needs a float image in [0, 1], but got {x.dtype}: convert it first, e.g. with '
+        raise ValueError(f'{who} needs a float image in [0, 1], but got {x.dtype}: convert it first, e.g. '
+                         'with '
                          'srdiag.data.images.as_float.')
     if x.dim() not in (3, 4):
         raise ValueError(f'{who} needs C×H×W or B×C×H×W, but got the shape {tuple(x.shape)}.')
@@ -44,43 +45,49 @@ def _as_batch(
 
 # %% ../../nbs/data/degradation.ipynb #c018
 def degrade(
-    hr:torch.Tensor, # C×H×W or B×C×H×W, float in [0, 1]; H and W divisible by `scale`
-    scale:int, # how many times smaller
-    clip:bool=True, # saturate to [0, 1], as MATLAB does on 8-bit images
+    hr: torch.Tensor, # C×H×W or B×C×H×W, float in [0, 1]; H and W divisible by `scale`
+    scale: int, # how many times smaller
+    clip: bool = True, # saturate to [0, 1], as MATLAB does on 8-bit images
 ) -> torch.Tensor: # C×H/scale×W/scale or with B in front, same dtype as `hr`
-    "MATLAB's antialiased bicubic imresize by 1/`scale` (Sec. IV-A); ValueError for uint8 and for sides not divisible by `scale`"
+    """MATLAB's antialiased bicubic imresize by 1/`scale` (Sec. IV-A); ValueError for uint8 and for sides not
+    divisible by `scale`"""
     x = _as_batch(hr, scale, 'degrade')
     h, w = x.shape[-2:]
     if h % scale or w % scale or not h*w:
         raise ValueError(f'degrade needs a height and a width divisible by {scale}, but got {h}×{w}: use '
                          f'crop_to_multiple(hr, {scale}) first.')
-    low,high = torch.aminmax(x)
-    if not (low > -torch.inf and high < torch.inf): raise ValueError('degrade was given NaN or infinite values, which are no image.')
+    low, high = torch.aminmax(x)
+    if not (low > -torch.inf and high < torch.inf):
+        raise ValueError('degrade was given NaN or infinite values, which are no image.')
     if clip and (low < -0.01 or high > 1.01):
-        raise ValueError(f'degrade needs values in [0, 1], but got {low:.3g} to {high:.3g}: divide 8-bit values by 255 first, or set clip=False.')
+        raise ValueError(f'degrade needs values in [0, 1], but got {low:.3g} to {high:.3g}: divide 8-bit '
+                         'values by 255 first, or set clip=False.')
     if scale > 1:
         x = _pad_symmetric(x, 2*scale)
-        x = F.interpolate(x, size=(h//scale + 4, w//scale + 4), mode='bicubic', antialias=True)[..., 2:-2, 2:-2]
+        x = F.interpolate(x, size=(h//scale + 4, w//scale + 4), mode='bicubic', antialias=True)[
+                    ..., 2:-2, 2:-2]
     x = (x.clamp(0, 1) if clip else x).to(hr.dtype)
     return x[0] if hr.dim() == 3 else x
 
 # %% ../../nbs/data/degradation.ipynb #c027
 def crop_to_multiple(
-    x:torch.Tensor, # ...×H×W, any dtype
-    multiple:int, # usually the scale
+    x: torch.Tensor, # ...×H×W, any dtype
+    multiple: int, # usually the scale
 ) -> torch.Tensor: # a view of `x`, ...×H'×W', the largest sides divisible by `multiple`
-    "Cut at the bottom and the right until both sides are divisible by `multiple`; ValueError if nothing would be left"
+    """Cut at the bottom and the right until both sides are divisible by `multiple`; ValueError if nothing
+    would be left"""
     h, w = x.shape[-2:]
     if h < multiple or w < multiple:
-        raise ValueError(f'crop_to_multiple cannot cut {h}×{w} to a multiple of {multiple}: the image is too small.')
+        raise ValueError(f'crop_to_multiple cannot cut {h}×{w} to a multiple of {multiple}: the image is too '
+                         'small.')
     return x[..., :h - h%multiple, :w - w%multiple]
 
 # %% ../../nbs/data/degradation.ipynb #c030
 def upsample(
-    lr:torch.Tensor, # C×h×w or B×C×h×w, float
-    scale:int, # how many times larger
-    mode:str='bicubic', # 'bicubic' (MATLAB's imresize), 'bilinear' or 'nearest'
-    clip:bool=False, # saturate to [0, 1]: wanted for a picture, not inside a network
+    lr: torch.Tensor, # C×h×w or B×C×h×w, float
+    scale: int, # how many times larger
+    mode: str = 'bicubic', # 'bicubic' (MATLAB's imresize), 'bilinear' or 'nearest'
+    clip: bool = False, # saturate to [0, 1]: wanted for a picture, not inside a network
 ) -> torch.Tensor: # C×h·scale×w·scale or with B in front, same dtype and memory format as `lr`
     "Enlarge `scale` times, the baseline of Table I; differentiable; ValueError for uint8 or an unknown mode"
     if mode not in ('bicubic', 'bilinear', 'nearest'):
@@ -90,7 +97,8 @@ def upsample(
     if scale == 1: pass
     elif mode == 'bicubic':
         p = 2*scale
-        x = F.interpolate(_pad_symmetric(x, 2), size=[n + 2*p for n in size], mode='bicubic', antialias=True)[..., p:-p, p:-p]
+        x = ((F.interpolate(_pad_symmetric(x, 2), size=[n + 2*p for n in size], mode='bicubic',
+                            antialias=True)[..., p:-p, p:-p]))
     else: x = F.interpolate(x, size=size, mode=mode)
     x = (x.clamp(0, 1) if clip else x).to(lr.dtype)
     return x[0] if lr.dim() == 3 else x

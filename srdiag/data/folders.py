@@ -20,8 +20,8 @@ from ..errors import DataError
 MANIFEST = 'manifest.csv'
 
 def not_listed(
-    folder:Path, # a folder that exists
-    listed:set, # the files in its manifest, relative to it, with forward slashes
+    folder: Path, # a folder that exists
+    listed: set, # the files in its manifest, relative to it, with forward slashes
 ) -> list[str]: # relative names, sorted
     "Files in a made folder that are neither in its manifest nor written with it"
     have = {p.relative_to(folder).as_posix() for p in folder.rglob('*') if not p.is_dir()}
@@ -29,42 +29,51 @@ def not_listed(
 
 # %% ../../nbs/data/folders.ipynb #c012
 def check_content(
-    folder:Path, # what is to be replaced; exists
-    out:Path, # its name in messages
-    overwrite:bool, # the user asked to replace it
+    folder: Path, # what is to be replaced; exists
+    out: Path, # its name in messages
+    overwrite: bool, # the user asked to replace it
     strangers, # a function: folder → names of files in it that are not ours
 ) -> None:
     "DataError unless a folder is empty, or may be replaced and holds nothing but what srdiag made"
     if not folder.is_dir(): raise DataError(f'{out} is a file: choose another output folder.')
     if not any(folder.iterdir()): return
-    if not overwrite: raise DataError(f'{out} exists and is not empty: choose another output folder, or allow it to be replaced with --overwrite.')
+    if not overwrite:
+        raise DataError(f'{out} exists and is not empty: choose another output folder, or allow it to be '
+                        'replaced with --overwrite.')
     if not (folder/'.srdiag').is_file() or not (folder/MANIFEST).is_file():
-        raise DataError(f'{out} was not made by srdiag, so it is not replaced, --overwrite or not: choose another output folder.')
-    if found := strangers(folder): raise DataError(f'{out} holds {found[0]}, which is not in its manifest: move your own files elsewhere before it is replaced.')
+        raise DataError(f'{out} was not made by srdiag, so it is not replaced, --overwrite or not: choose '
+                        'another output folder.')
+    if found := strangers(folder):
+        raise DataError(f'{out} holds {found[0]}, which is not in its manifest: move your own files '
+                        'elsewhere before it is replaced.')
 
 # %% ../../nbs/data/folders.ipynb #c015
 def check_place(
-    out:Path, # where the result is to go
-    source:Path, # what is read
-    overwrite:bool, # the user asked to replace what is there
+    out: Path, # where the result is to go
+    source: Path, # what is read
+    overwrite: bool, # the user asked to replace what is there
     strangers, # see `check_content`
 ) -> None:
     "DataError if writing to `out` would touch something that the user did not offer"
     if not source.exists(): raise DataError(f'{source} does not exist: check the path.')
     a, b = out.resolve(), source.resolve()
-    if a.is_relative_to(b) or b.is_relative_to(a): raise DataError(f'{out} and {source} lie in one another: choose an output folder elsewhere.')
+    if a.is_relative_to(b) or b.is_relative_to(a):
+        raise DataError(f'{out} and {source} lie in one another: choose an output folder elsewhere.')
     above = next(p for p in (a, *a.parents) if p.exists())
-    if not above.is_dir(): raise DataError(f'{out} cannot be made, because {above} is a file: choose another output folder.')
+    if not above.is_dir():
+        raise DataError(f'{out} cannot be made, because {above} is a file: choose another output folder.')
     for p in {above, a.parent if a.parent.exists() else above}:
-        if not os.access(p, os.W_OK | os.X_OK): raise DataError(f'{out} cannot be written, because {p} is read-only for you: choose another output folder.')
+        if not os.access(p, os.W_OK | os.X_OK):
+            raise DataError(f'{out} cannot be written, because {p} is read-only for you: choose another '
+                            'output folder.')
     if a.exists(): check_content(a, out, overwrite, strangers)
 
 # %% ../../nbs/data/folders.ipynb #c019
 def _take_place(
-    new:Path, # complete
-    out:Path, # the final place
-    old:Path, # where what lies in `out` is put aside
-    overwrite:bool, # the user asked to replace it
+    new: Path, # complete
+    out: Path, # the final place
+    old: Path, # where what lies in `out` is put aside
+    overwrite: bool, # the user asked to replace it
     strangers, # see `check_content`
 ) -> None:
     "Rename `new` to `out`; DataError, and all is as before, if `out` may not be replaced"
@@ -81,8 +90,8 @@ def _take_place(
 
 @contextmanager
 def new_folder(
-    out:Path, # the final place
-    overwrite:bool, # what is there may be replaced
+    out: Path, # the final place
+    overwrite: bool, # what is there may be replaced
     strangers, # see `check_content`
 ): # yields a hidden folder that is renamed to `out` if the block succeeds
     "All or nothing; DataError for a full disk, for a place that was taken in the meantime, and the like"
@@ -95,25 +104,30 @@ def new_folder(
         _take_place(new, out, old, overwrite, strangers)
     except OSError as e:
         kept = f'What was there is now in {old}' if old.exists() else 'What was there is unchanged'
-        raise DataError(f'{out} could not be built ({e.strerror or e}): check the free space and your permissions there. {kept}.') from e
+        raise DataError(f'{out} could not be built ({e.strerror or e}): check the free space and your '
+                        f'permissions there. {kept}.') from e
     finally: shutil.rmtree(new, ignore_errors=True)
 
 # %% ../../nbs/data/folders.ipynb #c024
 def leftovers(
-    out:Path, # a place that data sets were made in
+    out: Path, # a place that data sets were made in
 ) -> list[str]: # sentences; empty if there is nothing
     "What runs that were killed have left beside it"
     out = out.resolve()
     try: beside = sorted(out.parent.iterdir())
     except OSError: return [] # a folder that may be written, but not listed
-    found = [p for p in beside if re.fullmatch(rf'\.{re.escape(out.name)}-[0-9a-f]{{8}}(\.old|-\w{{8}})?', p.name) and p.is_dir()]
-    return [f'{p} is left of a run that was stopped' + (', and holds what was in the place before' if p.suffix == '.old' else '') + ': unless one is running now, it can be removed.' for p in found]
+    found = ([p for p in beside if re.fullmatch(rf'\.{re.escape(out.name)}-[0-9a-f]{{8}}(\.old|-\w{{8}})?',
+                                                p.name) and p.is_dir()])
+    return ([f'{p} is left of a run that was stopped'
+             + (', and holds what was in the place before' if p.suffix == '.old' else '')
+             + ': unless one is running now, it can be removed.' for p in found])
 
 # %% ../../nbs/data/folders.ipynb #c027
 def clean_name(
-    text:str, # a piece of a file name
+    text: str, # a piece of a file name
 ) -> str: # without spaces, separators and double underscores; never empty; up to 100 bytes
-    "Letters, digits, '.', '-' and single '_' only; what is too long is cut and ends in a fingerprint of the whole"
+    """Letters, digits, '.', '-' and single '_' only; what is too long is cut and ends in a fingerprint of the
+    whole"""
     text = re.sub(r'_{2,}', '_', re.sub(r'[^\w.-]+', '-', text)).strip('._-') or 'x'
     if len(text.encode()) <= 100: return text
-    return f'{text.encode()[:91].decode(errors="ignore").rstrip("._-")}-{hashlib.sha256(text.encode()).hexdigest()[:8]}'
+    return (f'{text.encode()[:91].decode(errors="ignore").rstrip("._-")}-{hashlib.sha256(text.encode()).hexdigest()[:8]}')

@@ -7,23 +7,23 @@ __all__ = ['EXTENSIONS', 'as_float', 'to_uint8', 'luma', 'quietly', 'read_image'
            'read_images', 'file_hash', 'data_hash', 'fingerprints']
 
 # %% ../../nbs/data/images.ipynb #c003
-import hashlib,logging,os,warnings
+import hashlib, logging, os, warnings
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass,field
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 import tifffile
 import torch
-from PIL import Image,ImageOps,UnidentifiedImageError
+from PIL import Image, ImageOps, UnidentifiedImageError
 
-from ..errors import DataError,ImageError
+from ..errors import DataError, ImageError
 from ..files import replacing
 
 # %% ../../nbs/data/images.ipynb #c011
 def as_float(
-    x:torch.Tensor, # uint8 in 0..255, or float
+    x: torch.Tensor, # uint8 in 0..255, or float
 ) -> torch.Tensor: # float32 in [0, 1] from uint8; a float tensor passes through
     "Bytes to numbers in [0, 1]; ValueError for other integer types"
     if torch.is_floating_point(x): return x
@@ -31,29 +31,32 @@ def as_float(
     raise ValueError(f'as_float takes uint8 or float images, not {x.dtype}.')
 
 def to_uint8(
-    x:torch.Tensor, # float, meant to be in [0, 1]; uint8 passes through
+    x: torch.Tensor, # float, meant to be in [0, 1]; uint8 passes through
 ) -> torch.Tensor: # uint8, rounded and saturated
     "Numbers in [0, 1] to bytes; ValueError for NaN and for other integer types"
     if x.dtype == torch.uint8: return x
-    if not torch.is_floating_point(x): raise ValueError(f'to_uint8 takes uint8 or float images, not {x.dtype}.')
+    if not torch.is_floating_point(x):
+        raise ValueError(f'to_uint8 takes uint8 or float images, not {x.dtype}.')
     x = x.detach().float()
     if torch.isnan(x).any(): raise ValueError('to_uint8 was given NaN, which no byte can hold.')
     return x.mul(255).round_().clamp_(0, 255).to(torch.uint8)
 
 # %% ../../nbs/data/images.ipynb #c015
 def luma(
-    x:torch.Tensor, # ...×3×H×W or ...×1×H×W, uint8 or float
+    x: torch.Tensor, # ...×3×H×W or ...×1×H×W, uint8 or float
 ) -> torch.Tensor: # ...×1×H×W, same type: 0.299 R + 0.587 G + 0.114 B, bytes rounded
-    "Grey value by ITU-R BT.601, full range; a grey image passes through; ValueError for other numbers of channels"
+    """Grey value by ITU-R BT.601, full range; a grey image passes through; ValueError for other numbers of
+    channels"""
     if x.shape[-3] == 1: return x
     if x.shape[-3] != 3: raise ValueError(f'luma needs 1 or 3 channels, but got {x.shape[-3]}.')
-    w = torch.tensor([0.299, 0.587, 0.114], dtype=torch.float32 if x.dtype == torch.uint8 else x.dtype, device=x.device)
+    w = (torch.tensor([0.299, 0.587, 0.114], dtype=torch.float32 if x.dtype == torch.uint8 else x.dtype,
+                      device=x.device))
     y = (x.to(w.dtype) * w[:, None, None]).sum(-3, keepdim=True)
     return y.round_().clamp_(0, 255).to(torch.uint8) if x.dtype == torch.uint8 else y
 
 def _with_channels(
-    x:torch.Tensor, # C×H×W
-    channels:int|None, # 1, 3, or None: as it is
+    x: torch.Tensor, # C×H×W
+    channels: int|None, # 1, 3, or None: as it is
 ) -> torch.Tensor: # with that many channels
     "Grey by `luma`, RGB by repeating grey"
     if channels is None or x.shape[0] == channels: return x
@@ -61,15 +64,15 @@ def _with_channels(
 
 # %% ../../nbs/data/images.ipynb #c018
 def _too_large(
-    h:int, # height in pixels
-    w:int, # width in pixels
+    h: int, # height in pixels
+    w: int, # width in pixels
 ) -> bool: # True if Pillow would refuse it as a decompression bomb
     "Pillow's own limit, twice `Image.MAX_IMAGE_PIXELS`, used for TIFF as well"
     return Image.MAX_IMAGE_PIXELS is not None and h*w > 2*Image.MAX_IMAGE_PIXELS
 
 def _check_tiff(
-    path:Path, # the file
-    tif:tifffile.TiffFile, # the same, opened
+    path: Path, # the file
+    tif: tifffile.TiffFile, # the same, opened
 ) -> tifffile.TiffPage: # its only page
     "Raise ImageError unless the file is complete and holds one page of unsigned 8- or 16-bit numbers"
     pages, page = len(tif.pages), tif.pages[0]
@@ -77,19 +80,22 @@ def _check_tiff(
     if pages > 1:   raise ImageError(path, f'holds {pages} pages: save the one you want as a file of its own')
     if page.size == 0: raise ImageError(path, 'has no pixels')
     if _too_large(page.imagelength, page.imagewidth):
-        raise ImageError(path, f'has {page.imagelength}×{page.imagewidth} pixels, more than can be read at once: cut '
-                               'it into tiles first')
-    ends = [a + b for a,b in zip(page.dataoffsets, page.databytecounts)]
-    if not ends or max(ends) > path.stat().st_size: raise ImageError(path, 'is truncated: copy it again from its source')
+        raise ImageError(path, f'has {page.imagelength}×{page.imagewidth} pixels, more than can be read at '
+                         'once: cut '
+                         'it into tiles first')
+    ends = [a + b for a, b in zip(page.dataoffsets, page.databytecounts)]
+    if not ends or max(ends) > path.stat().st_size:
+        raise ImageError(path, 'is truncated: copy it again from its source')
     if page.dtype is None or page.dtype.kind not in 'ub' or page.dtype.itemsize > 2:
-        raise ImageError(path, f'holds {page.dtype} numbers: scale them so that black is 0 and white 65535, and save '
-                               'as 16-bit TIFF')
+        raise ImageError(path, f'holds {page.dtype} numbers: scale them so that black is 0 and white 65535, '
+                         'and save '
+                         'as 16-bit TIFF')
     return page
 
 # %% ../../nbs/data/images.ipynb #c020
 def _upright(
-    a:np.ndarray, # H×W×C as stored
-    code:int, # the orientation tag, 1..8
+    a: np.ndarray, # H×W×C as stored
+    code: int, # the orientation tag, 1..8
 ) -> np.ndarray: # H×W×C or W×H×C, as it should be seen
     "The pixels of `a` turned as the EXIF or TIFF orientation `code` says"
     if code in (5, 6, 7, 8): a = a.swapaxes(0, 1)
@@ -98,12 +104,13 @@ def _upright(
     return a
 
 def _read_deep_tiff(
-    path:Path, # the file
-    page:tifffile.TiffPage, # its page, checked
+    path: Path, # the file
+    page: tifffile.TiffPage, # its page, checked
 ) -> np.ndarray: # H×W×1 or H×W×3, float32 in [0, 1]
     "Pixels of a grey or RGB(A) TIFF deeper than 8 bits"
     if page.photometric not in (0, 1, 2):
-        raise ImageError(path, f'is a deep TIFF of the colour type {page.photometric.name}: save it as grey or RGB')
+        raise ImageError(path,
+                         f'is a deep TIFF of the colour type {page.photometric.name}: save it as grey or RGB')
     a = page.asarray().squeeze()
     if page.planarconfig == 2 and a.ndim == 3: a = np.moveaxis(a, 0, -1)
     a = a.reshape(page.imagelength, page.imagewidth, -1)
@@ -117,18 +124,20 @@ def _read_deep_tiff(
 
 # %% ../../nbs/data/images.ipynb #c022
 def _from_pil(
-    path:Path, # the file, for messages
-    im:Image.Image, # decoded and upright
-    raw:str='', # the file's own pixel type, e.g. 'LA;16B'
+    path: Path, # the file, for messages
+    im: Image.Image, # decoded and upright
+    raw: str = '', # the file's own pixel type, e.g. 'LA;16B'
 ) -> np.ndarray: # H×W×1 or H×W×3, uint8, or float32 in [0, 1] for 16-bit grey
     "Pixels of a Pillow image of any mode, transparency laid over white"
     grey = im.mode in ('1', 'L', 'LA', 'La') or raw.startswith('LA')
     if im.mode == 'F':
-        raise ImageError(path, 'holds floating-point numbers: scale them so that black is 0 and white 65535, and save '
-                               'as 16-bit TIFF')
+        raise ImageError(path, 'holds floating-point numbers: scale them so that black is 0 and white 65535, '
+                         'and save '
+                         'as 16-bit TIFF')
     if im.mode == 'I' or im.mode.startswith('I;16'):
         a = np.asarray(im).astype(np.int64)
-        if a.min() < 0 or a.max() > 65535: raise ImageError(path, 'holds 32-bit numbers: save it with 8 or 16 bits per channel')
+        if a.min() < 0 or a.max() > 65535:
+            raise ImageError(path, 'holds 32-bit numbers: save it with 8 or 16 bits per channel')
         return (a[..., None]/65535).astype(np.float32)
     if im.mode in ('La', 'RGBa'): im = im.convert(im.mode.upper())
     clear = im.mode in ('LA', 'PA', 'RGBA') or 'transparency' in im.info
@@ -154,7 +163,7 @@ def quietly():
     finally: log.setLevel(level)
 
 def _decode(
-    path:Path, # the file; must exist and not be empty
+    path: Path, # the file; must exist and not be empty
 ) -> np.ndarray: # H×W×1 or H×W×3, uint8 or float32 in [0, 1]
     "Decode the whole file with tifffile (deep TIFF) or Pillow (all others)"
     with open(path, 'rb') as f: head = f.read(4)
@@ -163,8 +172,10 @@ def _decode(
             page = _check_tiff(path, tif)
             if page.dtype.itemsize == 2: return _read_deep_tiff(path, page)
     with Image.open(path) as im:
-        frames = 1 if im.format == 'MPO' else getattr(im, 'n_frames', 1)     # MPO: a phone's photograph with a preview behind it
-        if frames > 1: raise ImageError(path, f'holds {frames} frames: save the one you want as a file of its own')
+        # MPO: a phone's photograph with a preview behind it
+        frames = 1 if im.format == 'MPO' else getattr(im, 'n_frames', 1)
+        if frames > 1:
+            raise ImageError(path, f'holds {frames} frames: save the one you want as a file of its own')
         if min(im.size) == 0: raise ImageError(path, 'has no pixels')
         raw = str(im.tile[0][3]) if im.tile else ''
         im.load()
@@ -172,59 +183,67 @@ def _decode(
 
 # %% ../../nbs/data/images.ipynb #c026
 def _read(
-    path:Path, # the file
-    channels:int|None, # 1, 3 or None
+    path: Path, # the file
+    channels: int|None, # 1, 3 or None
 ) -> torch.Tensor: # C×H×W
     "`read_image` without muting warnings, which is not safe to do in several threads at once"
     if not path.exists(): raise ImageError(path, 'does not exist: check the name')
     if path.is_dir():     raise ImageError(path, 'is a folder, not an image')
     try:
-        if path.stat().st_size == 0: raise ImageError(path, 'is empty (0 bytes): copy it again from its source')
+        if path.stat().st_size == 0:
+            raise ImageError(path, 'is empty (0 bytes): copy it again from its source')
         a = _decode(path)
     except ImageError: raise
-    except UnidentifiedImageError: raise ImageError(path, 'is not an image, or its first bytes are damaged') from None
+    except UnidentifiedImageError:
+        raise ImageError(path, 'is not an image, or its first bytes are damaged') from None
     except Image.DecompressionBombError:
         raise ImageError(path, 'has more pixels than can be read at once: cut it into tiles first') from None
     except PermissionError: raise ImageError(path, 'may not be read: check its permissions') from None
     except Exception as e:
         why = str(e).strip().rstrip('.') or type(e).__name__
         if 'imagecodecs' in why:
-            raise ImageError(path, 'is compressed: install the package imagecodecs, or save it without compression') from None
+            raise ImageError(path, 'is compressed: install the package imagecodecs, or save it without '
+                             'compression') from None
         what = 'is truncated' if 'truncat' in why.lower() else f'cannot be decoded ({why})'
         raise ImageError(path, f'{what}: copy it again from its source') from e
     return _with_channels(torch.from_numpy(np.ascontiguousarray(a.transpose(2, 0, 1))), channels)
 
 def read_image(
-    path:str|Path, # the file
-    channels:int|None=None, # 1 grey (by `luma`), 3 RGB, None: as the file is
+    path: str|Path, # the file
+    channels: int|None = None, # 1 grey (by `luma`), 3 RGB, None: as the file is
 ) -> torch.Tensor: # C×H×W: uint8 from 8-bit files, float32 in [0, 1] from deeper ones
-    "Read one image, upright and opaque; ImageError for what is missing, damaged, animated, too large or float-valued"
-    if channels not in (None, 1, 3): raise ValueError(f'read_image needs channels to be 1, 3 or None, but got {channels!r}.')
+    """Read one image, upright and opaque; ImageError for what is missing, damaged, animated, too large or
+    float-valued"""
+    if channels not in (None, 1, 3):
+        raise ValueError(f'read_image needs channels to be 1, 3 or None, but got {channels!r}.')
     with quietly(): return _read(Path(path), channels)
 
 # %% ../../nbs/data/images.ipynb #c036
 def save_png(
-    x:torch.Tensor, # C×H×W with C = 1 or 3, uint8 or float in [0, 1]
-    path:str|Path, # ends in .png; its folder must exist
-    overwrite:bool=False, # replace an existing file
+    x: torch.Tensor, # C×H×W with C = 1 or 3, uint8 or float in [0, 1]
+    path: str|Path, # ends in .png; its folder must exist
+    overwrite: bool = False, # replace an existing file
 ) -> Path: # where it was written
-    "Write an 8-bit PNG, whole or not at all; DataError if the name is taken or cannot be written, ValueError for a wrong shape"
+    """Write an 8-bit PNG, whole or not at all; DataError if the name is taken or cannot be written,
+    ValueError for a wrong shape"""
     path = Path(path)
     if x.dim() != 3 or x.shape[0] not in (1, 3):
         raise ValueError(f'save_png needs C×H×W with 1 or 3 channels, but got the shape {tuple(x.shape)}.')
-    if path.suffix.lower() != '.png': raise DataError(f'{path} cannot be written: the name of a PNG file ends in .png.')
+    if path.suffix.lower() != '.png':
+        raise DataError(f'{path} cannot be written: the name of a PNG file ends in .png.')
     if path.exists() and not overwrite:
         raise DataError(f'{path} exists already and is kept: choose another folder, or allow overwriting.')
     a = to_uint8(x).cpu().permute(1, 2, 0).numpy()
-    with replacing(path) as part, open(part, 'xb') as f: Image.fromarray(a[..., 0] if a.shape[-1] == 1 else a).save(f, format='PNG')
+    with replacing(path) as part, open(part, 'xb') as f:
+        Image.fromarray(a[..., 0] if a.shape[-1] == 1 else a).save(f, format='PNG')
     return path
 
 # %% ../../nbs/data/images.ipynb #c040
 EXTENSIONS = ('.png', '.jpg', '.jpeg', '.tif', '.tiff', '.bmp', '.webp')
 
 def _in_folder(
-    folder:Path, # where to look
-    recursive:bool, # also in sub-folders
+    folder: Path, # where to look
+    recursive: bool, # also in sub-folders
 ) -> list[Path]: # image files, not sorted
     "Files with an image extension, hidden files and folders left out"
     found = folder.rglob('*') if recursive else folder.glob('*')
@@ -232,10 +251,11 @@ def _in_folder(
             and not any(part.startswith('.') for part in p.relative_to(folder).parts)]
 
 def find_images(
-    folder_or_files:str|Path|list, # a folder, a file, or a list of either
-    recursive:bool=True, # also look in sub-folders
+    folder_or_files: str|Path|list, # a folder, a file, or a list of either
+    recursive: bool = True, # also look in sub-folders
 ) -> list[Path]: # sorted, without repetition
-    "Image files by extension; a file named explicitly counts whatever its extension; DataError if there is nothing"
+    """Image files by extension; a file named explicitly counts whatever its extension; DataError if there is
+    nothing"""
     many = isinstance(folder_or_files, (list, tuple))
     found = set()
     for p in map(Path, folder_or_files if many else [folder_or_files]):
@@ -246,17 +266,20 @@ def find_images(
         raise DataError(f'There is no image in {where}: looked for files ending in {", ".join(EXTENSIONS)}.')
     for p in found:
         try: str(p).encode()
-        except UnicodeEncodeError: raise DataError(f'{str(p).encode(errors="backslashreplace").decode()} has a name that is not UTF-8: rename the file.') from None
-    once = {os.path.abspath(p):p for p in sorted(found, key=lambda p: p.as_posix())} # one file may have been named in two ways
+        except UnicodeEncodeError:
+            raise DataError(f'{str(p).encode(errors="backslashreplace").decode()} has a name that is not '
+                            'UTF-8: rename the file.') from None
+    # one file may have been named in two ways
+    once = {os.path.abspath(p): p for p in sorted(found, key=lambda p: p.as_posix())}
     return sorted(once.values(), key=lambda p: p.as_posix())
 
 # %% ../../nbs/data/images.ipynb #c044
 @dataclass
 class ImageSet:
     "Images that were read, and the files that were not"
-    images:list[torch.Tensor] # each C×H×W, uint8 or float32 in [0, 1]; C the same for all
-    paths:list[Path] # the file of each image
-    skipped:list[tuple[Path,str]]=field(default_factory=list) # (file, reason as a clause) of all the others
+    images: list[torch.Tensor] # each C×H×W, uint8 or float32 in [0, 1]; C the same for all
+    paths: list[Path] # the file of each image
+    skipped: list[tuple[Path, str]]=field(default_factory=list) # (file, reason as a clause) of all the others
 
     def __len__(self): return len(self.images)
 
@@ -269,45 +292,50 @@ class ImageSet:
         "How many files were skipped and why; the first five are named"
         n = len(self.skipped)
         if not n: return ''
-        named = '; '.join(f'{p.name} {why}' for p,why in self.skipped[:5])
+        named = '; '.join(f'{p.name} {why}' for p, why in self.skipped[:5])
         more = f'; and {n-5} more' if n > 5 else ''
         return f'{n} of {n+len(self)} images {"was" if n == 1 else "were"} skipped: {named}{more}.'
 
 # %% ../../nbs/data/images.ipynb #c046
 def _read_or_error(
-    path:Path, # the file
-    channels:int|None, # 1, 3 or None
-    min_size:int, # the shorter side must have at least as many pixels
-    size:int|None, # cut the middle size×size out
+    path: Path, # the file
+    channels: int|None, # 1, 3 or None
+    min_size: int, # the shorter side must have at least as many pixels
+    size: int|None, # cut the middle size×size out
 ) -> torch.Tensor|ImageError: # C×H×W, or why not
     "One image, or the error that reading it gave"
     try: x = _read(path, channels)
     except ImageError as e: return e
     h, w = x.shape[-2:]
     need = max(min_size, size or 1)
-    if min(h, w) < need: return ImageError(path, f'is {h}×{w} pixels, smaller than the {need} pixels needed on each side')
+    if min(h, w) < need:
+        return ImageError(path, f'is {h}×{w} pixels, smaller than the {need} pixels needed on each side')
     if size is None: return x
     top, left = (h - size)//2, (w - size)//2
     return x[:, top:top+size, left:left+size].clone()
 
 def read_images(
-    paths:list, # image files, e.g. from `find_images`
-    channels:int|None=None, # 1, 3, or None: grey only if every readable image is grey
-    strict:bool=False, # raise the first ImageError instead of collecting it
-    min_size:int=1, # images with a shorter side below this are skipped, in pixels
-    size:int|None=None, # cut the middle size×size pixels out of each image
+    paths: list, # image files, e.g. from `find_images`
+    channels: int|None = None, # 1, 3, or None: grey only if every readable image is grey
+    strict: bool = False, # raise the first ImageError instead of collecting it
+    min_size: int = 1, # images with a shorter side below this are skipped, in pixels
+    size: int|None = None, # cut the middle size×size pixels out of each image
 ) -> ImageSet: # in the order of `paths`
-    "Read many images with a few threads; DataError if none can be used, ImageError for the first bad one if `strict`"
+    """Read many images with a few threads; DataError if none can be used, ImageError for the first bad one if
+    `strict`"""
     paths = [Path(p) for p in paths]
     if not paths: raise DataError('There is no image to read: the list of files is empty.')
-    if channels not in (None, 1, 3): raise ValueError(f'read_images needs channels to be 1, 3 or None, but got {channels!r}.')
-    if size is not None and size < min_size: raise DataError(f'Images cut to {size}×{size} pixels are too small, {min_size} pixels are needed on each side: use a larger --size.')
+    if channels not in (None, 1, 3):
+        raise ValueError(f'read_images needs channels to be 1, 3 or None, but got {channels!r}.')
+    if size is not None and size < min_size:
+        raise DataError(f'Images cut to {size}×{size} pixels are too small, {min_size} pixels are needed on '
+                        'each side: use a larger --size.')
     with quietly(), ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
         out = list(pool.map(lambda p: _read_or_error(p, channels, min_size, size), paths))
-    bad = [(p, x) for p,x in zip(paths, out) if isinstance(x, ImageError)]
+    bad = [(p, x) for p, x in zip(paths, out) if isinstance(x, ImageError)]
     if strict and bad: raise bad[0][1]
-    good = [(p, x) for p,x in zip(paths, out) if not isinstance(x, ImageError)]
-    res = ImageSet([x for _,x in good], [p for p,_ in good], [(p, e.why) for p,e in bad])
+    good = [(p, x) for p, x in zip(paths, out) if not isinstance(x, ImageError)]
+    res = ImageSet([x for _, x in good], [p for p, _ in good], [(p, e.why) for p, e in bad])
     if not good: raise DataError(f'None of the images can be used. {res.skipped_sentence()}')
     n = channels or (1 if all(x.shape[0] == 1 for x in res.images) else 3)
     res.images = [_with_channels(x, n) for x in res.images]
@@ -315,7 +343,7 @@ def read_images(
 
 # %% ../../nbs/data/images.ipynb #c051
 def file_hash(
-    path:str|Path, # the file
+    path: str|Path, # the file
 ) -> str: # 64 hexadecimal digits
     "SHA-256 of a file's content, read in pieces; DataError if it cannot be read"
     h = hashlib.sha256()
@@ -326,20 +354,24 @@ def file_hash(
     return h.hexdigest()
 
 def data_hash(
-    paths:list, # files
-    root:str|Path|None=None, # names are taken relative to it; None: to the deepest folder common to all
+    paths: list, # files
+    root: str|Path|None = None, # names are taken relative to it; None: to the deepest folder common to all
 ) -> str: # 64 hexadecimal digits
-    "SHA-256 over the sorted (relative name, SHA-256 of the content); DataError for an empty list or an unreadable file"
+    """SHA-256 over the sorted (relative name, SHA-256 of the content); DataError for an empty list or an
+    unreadable file"""
     return fingerprints(paths, root)[0]
 
 def fingerprints(
-    paths:list, # files
-    root:str|Path|None=None, # see `data_hash`
-) -> tuple: # `data_hash`, and for each file 16 digits of its own hash: enough to find an image again, under whatever name
+    paths: list, # files
+    root: str|Path|None = None, # see `data_hash`
+# `data_hash`, and for each file 16 digits of its own hash: enough to find an image again, under whatever
+# name
+) -> tuple:
     "Of the whole and of each file, reading each once"
     paths = [Path(os.path.abspath(p)) for p in paths]
     if not paths: raise DataError('There is no file to take a fingerprint of: the list is empty.')
-    root = Path(os.path.abspath(root)) if root is not None else Path(os.path.commonpath([p.parent for p in paths]))
+    root = (Path(os.path.abspath(root)) if root is not None
+            else Path(os.path.commonpath([p.parent for p in paths])))
     hashes = [file_hash(p) for p in paths]
-    lines = sorted(f'{Path(os.path.relpath(p, root)).as_posix()}\0{h}\n' for p,h in zip(paths, hashes))
-    return hashlib.sha256(''.join(lines).encode()).hexdigest(),[h[:16] for h in hashes]
+    lines = sorted(f'{Path(os.path.relpath(p, root)).as_posix()}\0{h}\n' for p, h in zip(paths, hashes))
+    return hashlib.sha256(''.join(lines).encode()).hexdigest(), [h[:16] for h in hashes]

@@ -7,7 +7,7 @@ __all__ = ['RESERVED', 'LabelledTable', 'groups_from_names', 'from_folder', 'fro
            'check_split', 'split_table']
 
 # %% ../../nbs/data/labelled.ipynb #c003
-import os,re
+import os, re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,12 +22,12 @@ from ..errors import DataError
 @dataclass(frozen=True, eq=False)
 class LabelledTable:
     "Files with labels, and with groups and a split if known; row i of each belongs together"
-    files:list[Path] # N image files
-    labels:np.ndarray # N integers, positions in `classes`
-    classes:list[str] # K class names, sorted
-    groups:np.ndarray|None=None # N names of patients, slides, ...; None: unknown
-    split:np.ndarray|None=None # N of 'train', 'valid', 'test'; None: not given
-    root:Path=Path('.') # names of files are shown relative to it
+    files: list[Path] # N image files
+    labels: np.ndarray # N integers, positions in `classes`
+    classes: list[str] # K class names, sorted
+    groups: np.ndarray|None=None # N names of patients, slides, ...; None: unknown
+    split: np.ndarray|None=None # N of 'train', 'valid', 'test'; None: not given
+    root: Path=Path('.') # names of files are shown relative to it
 
     def __len__(self): return len(self.files)
 
@@ -39,7 +39,8 @@ class LabelledTable:
         idx = np.flatnonzero(idx) if idx.dtype == bool else idx.astype(int)
         pick = lambda a: None if a is None else a[idx]
         files = [self.files[i] for i in idx]
-        return LabelledTable(files, self.labels[idx], self.classes, pick(self.groups), pick(self.split), self.root)
+        return LabelledTable(files, self.labels[idx], self.classes, pick(self.groups), pick(self.split),
+                             self.root)
 
     def to_frame(self) -> pd.DataFrame: # columns file, label and, where known, group and split
         "As a table of names, files relative to `root`; what `from_csv` reads"
@@ -51,131 +52,150 @@ class LabelledTable:
     def counts(self) -> pd.DataFrame: # one row per class: images and, where known, groups
         "How many images, and from how many groups, each class has"
         K = len(self.classes)
-        df = pd.DataFrame({'images': np.bincount(self.labels, minlength=K)}, index=pd.Index(self.classes, name='class'))
+        df = pd.DataFrame({'images': np.bincount(self.labels, minlength=K)},
+                          index=pd.Index(self.classes, name='class'))
         if self.groups is not None: df['groups'] = [len(set(self.groups[self.labels == k])) for k in range(K)]
         return df
 
 # %% ../../nbs/data/labelled.ipynb #c013
 def _relative(
-    path:Path, # a file
-    root:Path, # a folder
+    path: Path, # a file
+    root: Path, # a folder
 ) -> str: # relative to `root` with forward slashes if it lies inside, else absolute
     "Short name of a file for tables and messages"
     path, root = Path(os.path.abspath(path)), Path(os.path.abspath(root))
     return path.relative_to(root).as_posix() if path.is_relative_to(root) else path.as_posix()
 
 def _names(
-    table:LabelledTable, # the labelled images
+    table: LabelledTable, # the labelled images
 ) -> np.ndarray: # N class names, so that messages name the class and not its number
     "The class name of each row"
     return np.array(table.classes, dtype=object)[table.labels].astype(str)
 
 # %% ../../nbs/data/labelled.ipynb #c015
 def groups_from_names(
-    files:list[Path], # the files
-    pattern:str, # 'auto', 'none', or a regular expression with one capture group, searched in the file name
+    files: list[Path], # the files
+    pattern: str, # 'auto', 'none', or a regular expression with one capture group, searched in the file name
 ) -> np.ndarray|None: # a name for each file
     "Groups by file name; DataError if the expression is not one, or does not match a file"
     if pattern == 'none': return None
     if pattern == 'auto':
         found = [p.name.partition('__') for p in files]
-        return np.array([a for a,_,_ in found]) if all(a and sep for a,sep,_ in found) else None
+        return np.array([a for a, _, _ in found]) if all(a and sep for a, sep, _ in found) else None
     try: rx = re.compile(pattern)
-    except re.error as e: raise DataError(f"The group pattern '{pattern}' is not a regular expression ({e}).") from None
+    except re.error as e:
+        raise DataError(f"The group pattern '{pattern}' is not a regular expression ({e}).") from None
     if rx.groups != 1:
-        raise DataError(f"The group pattern '{pattern}' needs exactly one pair of parentheses around the group, but "
+        raise DataError(f"The group pattern '{pattern}' needs exactly one pair of parentheses around the "
+                        "group, but "
                         f"has {rx.groups}.")
     out = []
     for p in files:
         m = rx.search(p.name)
         if not m or not m[1]:
-            raise DataError(f"The group pattern '{pattern}' does not match the file {p.name}: change one of the two.")
+            raise DataError(f"The group pattern '{pattern}' does not match the file {p.name}: change one of "
+                            "the two.")
         out.append(m[1])
     return np.array(out)
 
 # %% ../../nbs/data/labelled.ipynb #c017
 def from_folder(
-    root:str|Path, # one sub-folder per class
-    group_pattern:str='auto', # 'auto', 'none' or a regular expression: see `groups_from_names`
+    root: str|Path, # one sub-folder per class
+    group_pattern: str = 'auto', # 'auto', 'none' or a regular expression: see `groups_from_names`
 ) -> LabelledTable: # files sorted by class, then by name
-    "Labels from the names of sub-folders; DataError if there is no class folder or one of them holds no image"
+    """Labels from the names of sub-folders; DataError if there is no class folder or one of them holds no
+    image"""
     root = Path(root)
     if not root.is_dir(): raise DataError(f'{root} is not a folder: check the path.')
-    folders = sorted((p for p in root.iterdir() if p.is_dir() and not p.name.startswith('.')), key=lambda p: p.name)
+    folders = (sorted((p for p in root.iterdir() if p.is_dir() and not p.name.startswith('.')),
+                      key=lambda p: p.name))
     if not folders:
-        hint = ' There is a labels.csv in it: name that file instead.' if (root/'labels.csv').is_file() else ''
-        raise DataError(f'{root} has no sub-folders: put the images of each class into a folder named after the class.{hint}')
+        hint = (' There is a labels.csv in it: name that file instead.' if (root/'labels.csv').is_file()
+                else '')
+        raise DataError(f'{root} has no sub-folders: put the images of each class into a folder named after '
+                        f'the class.{hint}')
     found = [find_images(p) for p in folders]
     files = [p for ps in found for p in ps]
     labels = np.repeat(np.arange(len(folders)), [len(ps) for ps in found])
-    return LabelledTable(files, labels, [p.name for p in folders], groups_from_names(files, group_pattern), root=root)
+    return (LabelledTable(files, labels, [p.name for p in folders], groups_from_names(files, group_pattern),
+                          root=root))
 
 # %% ../../nbs/data/labelled.ipynb #c023
 def _read_csv(
-    csv:Path, # the file
+    csv: Path, # the file
 ) -> pd.DataFrame: # all cells as stripped text, column names in small letters
     "The table as text; DataError if it is missing, not UTF-8, not a table or empty"
     if not csv.is_file(): raise DataError(f'{csv} does not exist: check the path.')
-    try: df = pd.read_csv(csv, dtype=str, keep_default_na=False, encoding='utf-8-sig', index_col=False, skipinitialspace=True)
-    except UnicodeDecodeError: raise DataError(f'{csv} is not encoded as UTF-8: save it again as "CSV UTF-8".') from None
+    try:
+        df = pd.read_csv(csv, dtype=str, keep_default_na=False, encoding='utf-8-sig', index_col=False,
+                         skipinitialspace=True)
+    except UnicodeDecodeError:
+        raise DataError(f'{csv} is not encoded as UTF-8: save it again as "CSV UTF-8".') from None
     except (pd.errors.ParserError, pd.errors.EmptyDataError) as e:
         raise DataError(f'{csv} is not a table ({str(e).strip()}).') from None
-    names = pd.read_csv(csv, header=None, nrows=1, dtype=str, keep_default_na=False, encoding='utf-8-sig', skipinitialspace=True).iloc[0].str.strip().str.lower().tolist()
+    names = pd.read_csv(csv, header=None, nrows=1, dtype=str, keep_default_na=False, encoding='utf-8-sig',
+                        skipinitialspace=True).iloc[0].str.strip().str.lower().tolist()
     df.columns = [str(c).strip().lower() for c in df.columns]
     twice = [c for c in ('file', 'label', 'group', 'split') if names.count(c) > 1]
-    if twice: raise DataError(f'{csv} has the column {twice[0]} more than once, with small or with capital letters: keep one of them.')
+    if twice:
+        raise DataError(f'{csv} has the column {twice[0]} more than once, with small or with capital '
+                        'letters: keep one of them.')
     df = df.fillna('').map(str.strip)
     for col in ('file', 'label'):
         if col not in df:
-            raise DataError(f'{csv} has no column {col}: its columns are {", ".join(df.columns)}; they must be '
+            raise DataError(f'{csv} has no column {col}: its columns are {", ".join(df.columns)}; they must '
+                            'be '
                             'separated by commas.')
     if not len(df): raise DataError(f'{csv} has no rows.')
     for col in ('file', 'label', 'group', 'split'):
         if col in df and (df[col] == '').any():
-            raise DataError(f'{csv} has an empty {col} in line {int(np.flatnonzero(df[col] == "")[0]) + 2}: fill it '
+            raise DataError(f'{csv} has an empty {col} in line {int(np.flatnonzero(df[col] == "")[0]) + 2}: '
+                            'fill it '
                             'in or remove the row.')
     return df
 
 # %% ../../nbs/data/labelled.ipynb #c025
 def _sorted_classes(
-    names:list[str], # labels, with repetitions
+    names: list[str], # labels, with repetitions
 ) -> list[str]: # each once
     "Class names in order, by value if all are whole numbers"
     names = sorted(set(names))
     return sorted(names, key=int) if all(n.isdecimal() for n in names) else names
 
 def _check_files(
-    csv:Path, # for messages
-    names:list[str], # as in the table
-    files:list[Path], # the same as paths
+    csv: Path, # for messages
+    names: list[str], # as in the table
+    files: list[Path], # the same as paths
 ) -> None:
     "DataError for files that do not exist or occur twice"
-    missing = [n for n,p in zip(names, files) if not p.is_file()]
+    missing = [n for n, p in zip(names, files) if not p.is_file()]
     if missing:
         n, named = len(missing), ', '.join(missing[:3])
         more = f' and {n-3} more' if n > 3 else ''
-        raise DataError(f'{csv} names {n} file{"s" if n > 1 else ""} of {len(files)} that {"do" if n > 1 else "does"} not exist: '
+        raise DataError(f'{csv} names {n} file{"s" if n > 1 else ""} of {len(files)} that '
+                        f'{"do" if n > 1 else "does"} not exist: '
                         f'{named}{more}. Paths are relative to the table or to the root given.')
     seen = set()
-    for n,p in zip(names, files):
+    for n, p in zip(names, files):
         p = os.path.abspath(p)
         if p in seen: raise DataError(f'{csv} names the file {n} twice: keep one of the rows.')
         seen.add(p)
 
 # %% ../../nbs/data/labelled.ipynb #c027
 def from_csv(
-    csv:str|Path, # columns file, label and, if wanted, group and split
-    root:str|Path|None=None, # paths are relative to it; None: to the folder of `csv`
-    group_pattern:str='none', # without a group column: groups by file name, see `groups_from_names`
+    csv: str|Path, # columns file, label and, if wanted, group and split
+    root: str|Path|None = None, # paths are relative to it; None: to the folder of `csv`
+    group_pattern: str = 'none', # without a group column: groups by file name, see `groups_from_names`
 ) -> LabelledTable: # rows in the order of the file
-    "Labels from a table; DataError for missing columns, files, labels, unknown split values and files named twice"
+    """Labels from a table; DataError for missing columns, files, labels, unknown split values and files named
+    twice"""
     csv = Path(csv)
     root = csv.parent if root is None else Path(root)
     df = _read_csv(csv)
     files = [root/n.replace('\\', '/') for n in df['file']]
     _check_files(csv, list(df['file']), files)
     classes = _sorted_classes(df['label'])
-    number = {name: k for k,name in enumerate(classes)}
+    number = {name: k for k, name in enumerate(classes)}
     labels = np.array([number[n] for n in df['label']])
     groups = df['group'].to_numpy(str) if 'group' in df else groups_from_names(files, group_pattern)
     split = df['split'].str.lower().to_numpy(str) if 'split' in df else None
@@ -185,20 +205,25 @@ def from_csv(
 
 # %% ../../nbs/data/labelled.ipynb #c034
 def load_table(
-    data:str|Path, # a folder with class folders, one made by `srdiag import`, a .csv file, or a folder of images described by `labels`
-    labels:str|Path|None=None, # a .csv file whose paths are relative to `data`
-    group_pattern:str='auto', # groups by file name where no group column says better
+    # a folder with class folders, one made by `srdiag import`, a .csv file, or a folder of images
+    # described by `labels`
+    data: str|Path,
+    labels: str|Path|None = None, # a .csv file whose paths are relative to `data`
+    group_pattern: str = 'auto', # groups by file name where no group column says better
 ) -> LabelledTable: # checked: at least two classes
     "Labelled images from a folder or a table; DataError as in `from_folder`, `from_csv` and `check_classes`"
     data = Path(data)
     if not data.exists(): raise DataError(f'{data} does not exist: check the path.')
     if data.suffix.lower() == '.csv':
         if labels is not None:
-            raise DataError(f'Two tables are given, {data} and {labels}: give one of them, or the folder of images '
+            raise DataError(f'Two tables are given, {data} and {labels}: give one of them, or the folder of '
+                            'images '
                             'and its table.')
         table = from_csv(data, group_pattern=group_pattern)
     elif labels is not None: table = from_csv(labels, root=data, group_pattern=group_pattern)
-    elif (data/'.srdiag').exists() and (data/'labels.csv').is_file(): table = from_csv(data/'labels.csv', group_pattern=group_pattern) # made by srdiag import
+    # made by srdiag import
+    elif (data/'.srdiag').exists() and (data/'labels.csv').is_file():
+        table = from_csv(data/'labels.csv', group_pattern=group_pattern)
     else: table = from_folder(data, group_pattern)
     check_classes(table)
     return table
@@ -207,57 +232,66 @@ def load_table(
 RESERVED = 'undecided', 'image' # the answer of a model that gives none; the column sr_image
 
 def check_classes(
-    table:LabelledTable, # the labelled images
-    min_images:int=1, # each class needs as many
+    table: LabelledTable, # the labelled images
+    min_images: int = 1, # each class needs as many
 ) -> None:
-    "DataError if there are fewer than two classes, a class has too few images, or a name that means something else"
+    """DataError if there are fewer than two classes, a class has too few images, or a name that means
+    something else"""
     if len(table.classes) < 2:
-        raise DataError(f'All images in {table.root} have the class {table.classes[0] if table.classes else "?"}: a '
+        raise DataError(f'All images in {table.root} have the class '
+                        f'{table.classes[0] if table.classes else "?"}: a '
                         'diagnosis needs at least two classes.')
     if reserved := [c for c in table.classes if c in RESERVED]:
-        raise DataError(f'{table.root} has a class {reserved[0]}, a word that has a meaning of its own in tables of predictions: give the class another name.')
+        raise DataError(f'{table.root} has a class {reserved[0]}, a word that has a meaning of its own in '
+                        'tables of predictions: give the class another name.')
     n = np.bincount(table.labels, minlength=len(table.classes))
     if n.min() < min_images:
-        raise DataError(f'The class {table.classes[int(n.argmin())]} has {n.min()} images, but at least {min_images} are needed.')
+        raise DataError(f'The class {table.classes[int(n.argmin())]} has {n.min()} images, but at least '
+                        f'{min_images} are needed.')
 
 def check_split(
-    table:LabelledTable, # the labelled images
-    parts:dict[str,np.ndarray], # row numbers of each part; 'train' must be one of them
+    table: LabelledTable, # the labelled images
+    parts: dict[str, np.ndarray], # row numbers of each part; 'train' must be one of them
 ) -> None:
     "DataError if an image or a group is in two parts, a part is empty, or a class is missing from 'train'"
     seen = {}
-    for name,idx in parts.items():
+    for name, idx in parts.items():
         if not len(idx): raise DataError(f'The {name} part is empty: change the split or add images.')
         what = [('image', _relative(table.files[i], table.root)) for i in idx]
         if table.groups is not None: what += [('group', g) for g in np.unique(table.groups[idx])]
-        for kind,x in what:
+        for kind, x in what:
             other = seen.setdefault((kind, str(x)), name)
             if other != name:
-                raise DataError(f'The {kind} {x} is in the {other} part and in the {name} part: keep it in one of them.')
+                raise DataError(f'The {kind} {x} is in the {other} part and in the {name} part: keep it in '
+                                'one of them.')
         new = set(table.labels[idx]) - set(table.labels[parts['train']])
         if new:
-            raise DataError(f'The class {table.classes[min(new)]} is in the {name} part but not in the train part: '
+            raise DataError(f'The class {table.classes[min(new)]} is in the {name} part but not in the train '
+                            'part: '
                             'nothing could be learned about it.')
 
 # %% ../../nbs/data/labelled.ipynb #c038
 def split_table(
-    table:LabelledTable, # the labelled images
-    fractions:tuple=(0.7, 0.15, 0.15), # of train, valid and test; used where the table does not say
-    seed:int=0, # for the random part
-) -> dict[str,np.ndarray]: # row numbers, sorted, under 'train', 'valid' and 'test'
+    table: LabelledTable, # the labelled images
+    fractions: tuple = (0.7, 0.15, 0.15), # of train, valid and test; used where the table does not say
+    seed: int = 0, # for the random part
+) -> dict[str, np.ndarray]: # row numbers, sorted, under 'train', 'valid' and 'test'
     "A checked split; DataError if it cannot be made, or if the given one breaks a rule of `check_split`"
     names = ('train', 'valid', 'test')
     if len(fractions) != 3:
         raise DataError(f'A split needs three fractions, for train, valid and test, but got {len(fractions)}.')
-    if table.split is None: parts = dict(zip(names, grouped_split(_names(table), table.groups, fractions, seed)))
+    if table.split is None:
+        parts = dict(zip(names, grouped_split(_names(table), table.groups, fractions, seed)))
     else:
         parts = {n: np.flatnonzero(table.split == n) for n in names}
         for n in ('train', 'test'):
             if not len(parts[n]):
-                raise DataError(f'The split column marks no image as {n}: mark some, or remove the column to split at random.')
+                raise DataError(f'The split column marks no image as {n}: mark some, or remove the column to '
+                                'split at random.')
         if not len(parts['valid']):
             t, v = parts['train'], fractions[1]/(fractions[0] + fractions[1])
-            a, b = grouped_split(_names(table)[t], None if table.groups is None else table.groups[t], (1-v, v), seed)
+            a, b = (grouped_split(_names(table)[t], None if table.groups is None else table.groups[t],
+                                  (1-v, v), seed))
             parts['train'], parts['valid'] = t[a], t[b]
     check_split(table, parts)
     return parts

@@ -9,31 +9,36 @@ __all__ = ['SRPairs', 'check_patch_side', 'PatchSampler']
 import copy
 
 import torch
-from torch.utils.data import Dataset,get_worker_info
+from torch.utils.data import Dataset, get_worker_info
 
-from .degradation import crop_to_multiple,degrade
-from .images import as_float,to_uint8
+from .degradation import crop_to_multiple, degrade
+from .images import as_float, to_uint8
 from ..errors import DataError
 
 # %% ../../nbs/data/pairs.ipynb #c012
 class SRPairs(Dataset):
-    "HR images with the LR images made from them; `scale`, `names` and the stored tensors `hr` and `lr` are public"
+    """HR images with the LR images made from them; `scale`, `names` and the stored tensors `hr` and `lr` are
+    public"""
     def __init__(self,
-        images:list, # N tensors C×H×W, uint8 or float in [0, 1], same C
-        scale:int, # how many times smaller the LR images are
-        names:list|None=None, # N names for messages and tables; None: 0, 1, 2, ...
-        quantise:bool=True, # round the LR images to the steps of a saved file
+        images: list, # N tensors C×H×W, uint8 or float in [0, 1], same C
+        scale: int, # how many times smaller the LR images are
+        names: list|None = None, # N names for messages and tables; None: 0, 1, 2, ...
+        quantise: bool = True, # round the LR images to the steps of a saved file
     ):
         if not len(images): raise DataError('There is no image to make pairs of: the list is empty.')
         self.scale, self.names = scale, [str(n) for n in (range(len(images)) if names is None else names)]
-        if len(self.names) != len(images): raise ValueError(f'SRPairs got {len(images)} images but {len(self.names)} names.')
-        for x,name in zip(images, self.names):
-            if x.dim() != 3: raise ValueError(f'SRPairs needs images C×H×W, but {name} has the shape {tuple(x.shape)}.')
+        if len(self.names) != len(images):
+            raise ValueError(f'SRPairs got {len(images)} images but {len(self.names)} names.')
+        for x, name in zip(images, self.names):
+            if x.dim() != 3:
+                raise ValueError(f'SRPairs needs images C×H×W, but {name} has the shape {tuple(x.shape)}.')
             if x.shape[0] != images[0].shape[0]:
-                raise DataError(f'Image {name} has {x.shape[0]} channels, the first one {images[0].shape[0]}: read '
+                raise DataError(f'Image {name} has {x.shape[0]} channels, the first one '
+                                f'{images[0].shape[0]}: read '
                                 'all of them with the same number.')
             if min(x.shape[1:]) < scale:
-                raise DataError(f'Image {name} is {x.shape[1]}×{x.shape[2]} pixels, too small to be made {scale} times smaller.')
+                raise DataError(f'Image {name} is {x.shape[1]}×{x.shape[2]} pixels, too small to be made '
+                                f'{scale} times smaller.')
         if any(x.dtype != torch.uint8 for x in images): images = [as_float(x).float() for x in images]
         self.hr = [crop_to_multiple(x, scale).contiguous() for x in images]
         self.lr = [_shrink(x, scale, quantise) for x in self.hr]
@@ -41,24 +46,25 @@ class SRPairs(Dataset):
     def __len__(self): return len(self.hr)
 
     def __getitem__(self,
-        i:int, # which image
-    ) -> tuple[torch.Tensor,torch.Tensor]: # lr C×h×w and hr C×h·scale×w·scale, float in [0, 1]
+        i: int, # which image
+    ) -> tuple[torch.Tensor, torch.Tensor]: # lr C×h×w and hr C×h·scale×w·scale, float in [0, 1]
         "The whole pair number `i`"
         return as_float(self.lr[i]), as_float(self.hr[i])
 
     def few(self,
-        n:int, # how many at most, 1 or more
+        n: int, # how many at most, 1 or more
     ) -> 'SRPairs': # shares its images with this one
         "At most `n` of the pairs, spread evenly over their order; nothing is reduced again"
-        keep,some = sorted({round(i*(len(self) - 1)/max(1, n - 1)) for i in range(n)}) if n < len(self) else range(len(self)), copy.copy(self)
-        some.names,some.hr,some.lr = ([of[i] for i in keep] for of in (self.names, self.hr, self.lr))
+        keep, some = (sorted({round(i*(len(self) - 1)/max(1, n - 1)) for i in range(n)}) if n < len(self)
+                      else range(len(self)), copy.copy(self))
+        some.names, some.hr, some.lr = ([of[i] for i in keep] for of in (self.names, self.hr, self.lr))
         return some
 
 # %% ../../nbs/data/pairs.ipynb #c014
 def _shrink(
-    hr:torch.Tensor, # C×H×W, uint8 or float32
-    scale:int, # how many times smaller
-    quantise:bool, # to 1/255 for uint8, to 1/65535 for float
+    hr: torch.Tensor, # C×H×W, uint8 or float32
+    scale: int, # how many times smaller
+    quantise: bool, # to 1/255 for uint8, to 1/65535 for float
 ) -> torch.Tensor: # C×h×w: uint8 from uint8 if `quantise`, else float32
     "The LR image as a file would hold it"
     lr = degrade(as_float(hr), scale)
@@ -68,7 +74,7 @@ def _shrink(
 # %% ../../nbs/data/pairs.ipynb #c018
 def _turn(
     a, # C×H×W NumPy array
-    k:int, # 0..7
+    k: int, # 0..7
 ): # a view, C×H×W or C×W×H
     "One of the eight flips and quarter turns of the square; 0 changes nothing"
     if k & 1: a = a.swapaxes(1, 2)
@@ -80,10 +86,10 @@ def _turn(
 class _Places:
     "An endless, reproducible sequence of (image, top, left, turn) for patches of `side` LR pixels"
     def __init__(self,
-        sizes:list, # N pairs (height, width) of the LR images
-        side:int, # of the LR patch in pixels
-        seed:int, # of the generator
-        augment:bool, # draw turns 1..7 too
+        sizes: list, # N pairs (height, width) of the LR images
+        side: int, # of the LR patch in pixels
+        seed: int, # of the generator
+        augment: bool, # draw turns 1..7 too
     ):
         self.sizes, self.side, self.augment = torch.tensor(sizes), side, augment
         area = self.sizes.double().prod(1).cumsum(0)
@@ -109,16 +115,20 @@ class _Places:
 
 # %% ../../nbs/data/pairs.ipynb #c023
 def check_patch_side(
-    patch:int, # side of the HR patch in pixels
-    scale:int, # how many times smaller the LR patch is
+    patch: int, # side of the HR patch in pixels
+    scale: int, # how many times smaller the LR patch is
 ) -> None:
     "DataError if `patch` is not a multiple of the scale, or only one pixel at low resolution"
-    if patch < scale or patch % scale: raise DataError(f'A patch of {patch} pixels does not fit the scale {scale}: use a multiple of {scale}.')
-    if patch == scale: raise DataError(f'A patch of {patch} px is 1 px at low resolution, too small to learn from: use at least {2*scale}.')
+    if patch < scale or patch % scale:
+        raise DataError(f'A patch of {patch} pixels does not fit the scale {scale}: use a multiple of '
+                        f'{scale}.')
+    if patch == scale:
+        raise DataError(f'A patch of {patch} px is 1 px at low resolution, too small to learn from: use at '
+                        f'least {2*scale}.')
 
 def _check_patch(
-    pairs:SRPairs, # where to cut from
-    patch:int, # side of the HR patch in pixels
+    pairs: SRPairs, # where to cut from
+    patch: int, # side of the HR patch in pixels
 ) -> None:
     "DataError if `patch` does not suit the scale or does not fit into the smallest image"
     s = pairs.scale
@@ -126,18 +136,19 @@ def _check_patch(
     small = min(range(len(pairs)), key=lambda i: min(pairs.hr[i].shape[1:]))
     h, w = pairs.hr[small].shape[1:]
     if min(h, w) < patch:
-        raise DataError(f'Image {pairs.names[small]}, the smallest, is {h}×{w} pixels after cutting to a multiple of {s}: '
+        raise DataError(f'Image {pairs.names[small]}, the smallest, is {h}×{w} pixels after cutting to a '
+                        f'multiple of {s}: '
                         f'patches of {patch} do not fit. Use at most {min(h, w)}, or leave small images out.')
 
 # %% ../../nbs/data/pairs.ipynb #c025
 class PatchSampler(Dataset):
     "`n` random pairs of matching patches per epoch, other ones in each epoch; see `batch` for many at once"
     def __init__(self,
-        pairs:SRPairs, # where to cut from
-        patch:int, # side of the HR patch in pixels, a multiple of the scale
-        n:int, # patches in an epoch
-        seed:int=0, # of the sampler's own generator
-        augment:bool=True, # flip and turn at random
+        pairs: SRPairs, # where to cut from
+        patch: int, # side of the HR patch in pixels, a multiple of the scale
+        n: int, # patches in an epoch
+        seed: int = 0, # of the sampler's own generator
+        augment: bool = True, # flip and turn at random
     ):
         _check_patch(pairs, patch)
         self.pairs, self.patch, self.n, self.scale = pairs, patch, n, pairs.scale
@@ -154,8 +165,8 @@ class PatchSampler(Dataset):
         return _turn(lr, k), _turn(hr, k)
 
     def batch(self,
-        n:int, # patches in the batch
-    ) -> tuple[torch.Tensor,torch.Tensor]: # lr n×C×h×w and hr n×C×patch×patch, float32 in [0, 1]
+        n: int, # patches in the batch
+    ) -> tuple[torch.Tensor, torch.Tensor]: # lr n×C×h×w and hr n×C×patch×patch, float32 in [0, 1]
         "`n` random pairs of matching patches"
         c, p, q = self.hr[0].shape[0], self.patch, self.patch//self.scale
         lr = torch.empty(n, c, q, q, dtype=self.pairs.lr[0].dtype)
@@ -165,8 +176,8 @@ class PatchSampler(Dataset):
         return as_float(lr), as_float(hr)
 
     def __getitem__(self,
-        i:int, # not used but for its range: every item is random
-    ) -> tuple[torch.Tensor,torch.Tensor]: # lr C×h×w and hr C×patch×patch, float32 in [0, 1]
+        i: int, # not used but for its range: every item is random
+    ) -> tuple[torch.Tensor, torch.Tensor]: # lr C×h×w and hr C×patch×patch, float32 in [0, 1]
         "The next random pair; IndexError from `n` on, so that a loop ends"
         if not -self.n <= i < self.n: raise IndexError(i)
         return tuple(as_float(torch.from_numpy(v.copy())) for v in self._views())

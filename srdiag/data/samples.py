@@ -12,8 +12,8 @@ import pandas as pd
 import torch
 from skimage import data as skdata
 
-from .degradation import crop_to_multiple,degrade,upsample
-from .images import as_float,luma,save_png
+from .degradation import crop_to_multiple, degrade, upsample
+from .images import as_float, luma, save_png
 from .splits import spatial_split
 from ..errors import DataError
 
@@ -24,36 +24,40 @@ def tissue() -> torch.Tensor: # uint8 3×512×512, RGB
 
 # %% ../../nbs/data/samples.ipynb #c013
 def _grid(
-    box:tuple, # (top, left, bottom, right) in pixels, bottom and right exclusive
-    size:int, # side of a patch in pixels
-    stride:int, # distance of neighbouring patches in pixels
+    box: tuple, # (top, left, bottom, right) in pixels, bottom and right exclusive
+    size: int, # side of a patch in pixels
+    stride: int, # distance of neighbouring patches in pixels
 ) -> list[tuple]: # boxes of all patches that lie inside, row by row
     "Boxes of size×size on a grid in `box`"
     top, left, bottom, right = box
-    return [(y, x, y+size, x+size) for y in range(top, bottom-size+1, stride) for x in range(left, right-size+1, stride)]
+    return ([(y, x, y+size, x+size) for y in range(top, bottom-size+1, stride)
+             for x in range(left, right-size+1, stride)])
 
 def tissue_patches(
-    size:int=64, # side of a patch in pixels
-    stride:int=16, # distance of neighbouring patches in pixels
-    test_fraction:float=0.25, # of the width, on the right
-    gap:int=32, # unused pixels between the two sides
-) -> dict: # 'train' and 'test', each (list of uint8 tensors 3×size×size, list of boxes (top, left, bottom, right))
-    "Patches of `tissue` for training (left) and test (right) that share no pixel; DataError if `size` does not fit into a side"
+    size: int = 64, # side of a patch in pixels
+    stride: int = 16, # distance of neighbouring patches in pixels
+    test_fraction: float = 0.25, # of the width, on the right
+    gap: int = 32, # unused pixels between the two sides
+# 'train' and 'test', each (list of uint8 tensors 3×size×size, list of boxes (top, left, bottom, right))
+) -> dict:
+    """Patches of `tissue` for training (left) and test (right) that share no pixel; DataError if `size` does
+    not fit into a side"""
     x, out = tissue(), {}
-    for name,box in zip(('train', 'test'), spatial_split(*x.shape[1:], test_fraction, gap)):
+    for name, box in zip(('train', 'test'), spatial_split(*x.shape[1:], test_fraction, gap)):
         boxes = _grid(box, size, stride)
         if not boxes:
             raise DataError(f'No patch of {size} pixels fits into the {name} side, which is '
-                            f'{box[2]-box[0]}×{box[3]-box[1]} pixels: use smaller patches or another test_fraction.')
-        out[name] = [x[:, a:c, b:d].clone() for a,b,c,d in boxes], boxes
+                            f'{box[2]-box[0]}×{box[3]-box[1]} pixels: use smaller patches or another '
+                            'test_fraction.')
+        out[name] = [x[:, a:c, b:d].clone() for a, b, c, d in boxes], boxes
     return out
 
 # %% ../../nbs/data/samples.ipynb #c021
 CLASSES = ('coarse', 'fine')
 
 def lost_energy(
-    hr:torch.Tensor, # B×C×H×W, uint8 or float in [0, 1]
-    scale:int, # of the journey down and up
+    hr: torch.Tensor, # B×C×H×W, uint8 or float in [0, 1]
+    scale: int, # of the journey down and up
 ) -> torch.Tensor: # B, q, 0 for flat patches
     "The share of a patch's luma variance that bicubic shrinking and enlarging loses"
     y = luma(crop_to_multiple(as_float(hr), scale))
@@ -62,53 +66,58 @@ def lost_energy(
     return torch.where(all_ > 1e-10, rest/all_.clamp(min=1e-10), 0.)
 
 def detail_labels(
-    hr:torch.Tensor, # B×C×H×W, uint8 or float in [0, 1]
-    scale:int, # of the journey down and up
-    threshold:float|None=None, # None: the median over `hr`, which must then be the training patches
-) -> tuple[torch.Tensor,float]: # labels int64 B (0 coarse, 1 fine), and the threshold
-    "Label 1 where bicubic loses more than `threshold` of the luma variance (the rule of this notebook, not of the paper)"
+    hr: torch.Tensor, # B×C×H×W, uint8 or float in [0, 1]
+    scale: int, # of the journey down and up
+    threshold: float|None = None, # None: the median over `hr`, which must then be the training patches
+) -> tuple[torch.Tensor, float]: # labels int64 B (0 coarse, 1 fine), and the threshold
+    """Label 1 where bicubic loses more than `threshold` of the luma variance (the rule of this notebook, not
+    of the paper)"""
     q = lost_energy(hr, scale)
     if threshold is None: threshold = q.median().item()
     return (q > threshold).long(), threshold
 
 # %% ../../nbs/data/samples.ipynb #c027
 def _labelled_patches(
-    sets:dict, # what `tissue_patches` returned
-    bands:int, # horizontal bands per side
-    height:int, # of the image, in pixels
-    scale:int, # of the journey that decides the label
+    sets: dict, # what `tissue_patches` returned
+    bands: int, # horizontal bands per side
+    height: int, # of the image, in pixels
+    scale: int, # of the journey that decides the label
 ) -> list[tuple]: # (tensor, name, class, group, part) of each patch inside a band
     "Patches of both sides with their names and labels; the threshold comes from the training side"
     rows, tau = [], None
     for part in ('train', 'test'):
         patches, boxes = sets[part]
         edge = [height*b//bands for b in range(bands + 1)]
-        keep = [(x, box, b) for x,box in zip(patches, boxes) for b in range(bands) if edge[b] <= box[0] and box[2] <= edge[b+1]]
+        keep = ([(x, box, b) for x, box in zip(patches, boxes)
+                 for b in range(bands) if edge[b] <= box[0] and box[2] <= edge[b+1]])
         if not keep:
-            raise DataError(f'No patch fits into one of {bands} bands of {height//bands} pixels: use fewer bands or '
+            raise DataError(f'No patch fits into one of {bands} bands of {height//bands} pixels: use fewer '
+                            'bands or '
                             'smaller patches.')
-        labels, tau = detail_labels(torch.stack([x for x,_,_ in keep]), scale, tau)
-        for (x,box,b),y in zip(keep, labels.tolist()):
+        labels, tau = detail_labels(torch.stack([x for x, _, _ in keep]), scale, tau)
+        for (x, box, b), y in zip(keep, labels.tolist()):
             rows.append((x, f'{part}-{b}__r{box[0]:03}c{box[1]:03}.png', CLASSES[y], f'{part}-{b}', part))
     return rows
 
 def write_tissue_folder(
-    root:str|Path, # a new or empty folder
-    size:int=64, # side of a patch in pixels
-    stride:int=16, # distance of neighbouring patches in pixels
-    scale:int=4, # of the journey that decides the label
-    test_fraction:float=0.25, # of the width, on the right
-    gap:int=32, # unused pixels between the two sides
-    bands:int=4, # groups per side
+    root: str|Path, # a new or empty folder
+    size: int = 64, # side of a patch in pixels
+    stride: int = 16, # distance of neighbouring patches in pixels
+    scale: int = 4, # of the journey that decides the label
+    test_fraction: float = 0.25, # of the width, on the right
+    gap: int = 32, # unused pixels between the two sides
+    bands: int = 4, # groups per side
 ) -> Path: # the table, `root`/labels.csv, with columns file, label, group, split
-    "Write the tissue task as labelled PNGs with a table that `from_csv` reads; DataError if `root` is not empty"
+    """Write the tissue task as labelled PNGs with a table that `from_csv` reads; DataError if `root` is not
+    empty"""
     root = Path(root)
     if root.exists() and (not root.is_dir() or any(root.iterdir())):
         raise DataError(f'{root} exists and is not an empty folder: choose another name.')
-    rows = _labelled_patches(tissue_patches(size, stride, test_fraction, gap), bands, tissue().shape[1], scale)
+    rows = _labelled_patches(tissue_patches(size, stride, test_fraction, gap), bands, tissue().shape[1],
+                             scale)
     for label in CLASSES: (root/label).mkdir(parents=True, exist_ok=True)
-    for x,name,label,_,_ in rows: save_png(x, root/label/name)
-    cells = [(f'{label}/{name}', label, group, part) for _,name,label,group,part in rows]
+    for x, name, label, _, _ in rows: save_png(x, root/label/name)
+    cells = [(f'{label}/{name}', label, group, part) for _, name, label, group, part in rows]
     df = pd.DataFrame(cells, columns=['file', 'label', 'group', 'split'])
     df.to_csv(root/'labels.csv', index=False)
     return root/'labels.csv'

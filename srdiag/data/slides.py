@@ -23,24 +23,28 @@ from ..errors import DataError, ImageError
 
 # %% ../../nbs/data/slides.ipynb #c012
 JPEG_KINDS = (6, 7, 33007, 34892) # values of the TIFF tag Compression whose decoder turns YCbCr into RGB
-COLOUR_TYPES = {0: 'grey with 0 for white', 3: 'palette', 5: 'CMYK', 6: 'YCbCr without JPEG'} # those to be met; 1 is grey, 2 is RGB
+# those to be met; 1 is grey, 2 is RGB
+COLOUR_TYPES = {0: 'grey with 0 for white', 3: 'palette', 5: 'CMYK', 6: 'YCbCr without JPEG'}
 
 def _check_colours(
-    path:Path, # the file
-    page:tifffile.TiffPage, # the first of a level
+    path: Path, # the file
+    page: tifffile.TiffPage, # the first of a level
 ) -> None:
-    "ImageError unless the level holds bytes that are grey with 0 for black, or RGB, with one more channel at most"
+    """ImageError unless the level holds bytes that are grey with 0 for black, or RGB, with one more channel
+    at most"""
     kind, bits = page.photometric, np.atleast_1d(page.bitspersample)
     if page.dtype != np.uint8 or (bits != 8).any():
         what = f'{page.dtype} numbers' if page.dtype != np.uint8 else f'{bits.min()} bits per channel'
         raise ImageError(path, f'holds {what}: save it with 8 bits per channel')
     if kind not in (1, 2) and not (kind == 6 and page.compression in JPEG_KINDS):
-        raise ImageError(path, f'has the colour type {COLOUR_TYPES.get(kind, getattr(kind, "name", kind))}, which is not read in pieces: save it as RGB')
-    if page.samplesperpixel > (2 if kind == 1 else 4): raise ImageError(path, f'has {page.samplesperpixel} channels: save it as RGB')
+        raise ImageError(path, f'has the colour type {COLOUR_TYPES.get(kind, getattr(kind, "name", kind))}, '
+                         'which is not read in pieces: save it as RGB')
+    if page.samplesperpixel > (2 if kind == 1 else 4):
+        raise ImageError(path, f'has {page.samplesperpixel} channels: save it as RGB')
 
 # %% ../../nbs/data/slides.ipynb #c014
 def _next_page(
-    tif:tifffile.TiffFile, # opened
+    tif: tifffile.TiffFile, # opened
 ) -> int: # byte at which the page after the last readable one starts; 0: there is none
     "Where the last page of the file says that another one follows"
     form, handle = tif.tiff, tif.filehandle
@@ -50,13 +54,14 @@ def _next_page(
     return struct.unpack(form.offsetformat, handle.read(form.offsetsize))[0]
 
 def _check_whole(
-    path:Path, # the file
-    tif:tifffile.TiffFile, # the same, opened
-    series:tifffile.TiffPageSeries, # the pyramid in it
+    path: Path, # the file
+    tif: tifffile.TiffFile, # the same, opened
+    series: tifffile.TiffPageSeries, # the pyramid in it
 ) -> None:
-    "ImageError if tiles, levels or pages lie beyond the end of the file, or the colours of a level cannot be read"
+    """ImageError if tiles, levels or pages lie beyond the end of the file, or the colours of a level cannot
+    be read"""
     size, pages = path.stat().st_size, [page for level in series.levels for page in level.pages]
-    ends = [a + b for page in pages for a,b in zip(page.dataoffsets, page.databytecounts)]
+    ends = [a + b for page in pages for a, b in zip(page.dataoffsets, page.databytecounts)]
     promised = len(tif.pages[0].subifds or ())
     if not ends or max(ends) > size or promised > len(series.levels) - 1 or _next_page(tif):
         raise ImageError(path, 'is truncated: copy it again from its source')
@@ -66,25 +71,29 @@ def _check_whole(
 class Slide:
     "A pyramidal TIFF or SVS file, opened; ImageError if it is missing, damaged, truncated or not a slide"
     def __init__(self,
-        path:str|Path, # the file
+        path: str|Path, # the file
     ):
         self.path = Path(path)
         if not self.path.is_file(): raise ImageError(path, 'does not exist: check the name')
-        if not self.path.stat().st_size: raise ImageError(path, 'is empty (0 bytes): copy it again from its source')
+        if not self.path.stat().st_size:
+            raise ImageError(path, 'is empty (0 bytes): copy it again from its source')
         self._slide = None
         try:
             with quietly():
                 self._slide = TiffSlide(self.path)
                 tif, about = self._slide.ts_tifffile, self._slide.properties
                 _check_whole(self.path, tif, tif.series[about['tiffslide.series-index']])
-                self.levels = [(h, w) for w,h in self._slide.level_dimensions] # (height, width) of each
+                self.levels = [(h, w) for w, h in self._slide.level_dimensions] # (height, width) of each
             self.height, self.width = self.levels[0]
             self.downsamples = list(self._slide.level_downsamples) # level-0 pixels per pixel
-            self.mpp = about.get('tiffslide.mpp-x') # micrometres per level-0 pixel; None: the file does not say
+            # micrometres per level-0 pixel; None: the file does not say
+            self.mpp = about.get('tiffslide.mpp-x')
         except BaseException as e:
             self.close()
             if isinstance(e, ImageError) or not isinstance(e, Exception): raise
-            raise ImageError(path, f'cannot be read as a slide ({str(e).strip().rstrip(".") or type(e).__name__}): copy it again from its source') from e
+            raise ImageError(path, 'cannot be read as a slide '
+                             f'({str(e).strip().rstrip(".") or type(e).__name__}): copy it again '
+                             'from its source') from e
 
     def close(self):
         if self._slide is not None: self._slide.close()
@@ -92,41 +101,47 @@ class Slide:
     def __exit__(self, *error): self.close()
 
     def read(self,
-        top:int, # of the piece, in level-0 pixels
-        left:int,
-        height:int, # of the piece, in pixels of the level
-        width:int,
-        level:int=0,
+        top: int, # of the piece, in level-0 pixels
+        left: int,
+        height: int, # of the piece, in pixels of the level
+        width: int,
+        level: int = 0,
     ) -> torch.Tensor: # uint8 C×height×width, C = 1 or 3
         "A piece of one level; ImageError if it leaves the slide or cannot be decoded"
         return _read_piece(self._slide, self.path, (left, top), level, (width, height))
 
 # %% ../../nbs/data/slides.ipynb #c018
 def _opaque(
-    a:np.ndarray, # H×W×S, uint8: the colours and perhaps one channel more
-    page:tifffile.TiffPage, # what they mean
+    a: np.ndarray, # H×W×S, uint8: the colours and perhaps one channel more
+    page: tifffile.TiffPage, # what they mean
 ) -> np.ndarray: # H×W×C, uint8, C = 1 or 3
     "Pixels laid over white if the channel after the colours is an opacity; any other is left out"
     n = 1 if page.photometric == 1 else 3
     a, alpha, extra = a[..., :n], a[..., n:n+1].astype(np.uint16), page.extrasamples[:1]
     if extra not in ((1,), (2,)): return a
-    if extra == (2,): a = (a*alpha + 127)//255 # 1: the colours in the file are multiplied with the opacity already
+    # 1: the colours in the file are multiplied with the opacity already
+    if extra == (2,):
+        a = (a*alpha + 127)//255
     return np.minimum(a + (255 - alpha), 255).astype(np.uint8)
 
 def _read_piece(
-    slide:TiffSlide, # opened
-    path:Path, # its file, for messages
-    place:tuple, # (left, top) in level-0 pixels
-    level:int, # 0 is the full resolution
-    size:tuple, # (width, height) in pixels of the level
+    slide: TiffSlide, # opened
+    path: Path, # its file, for messages
+    place: tuple, # (left, top) in level-0 pixels
+    level: int, # 0 is the full resolution
+    size: tuple, # (width, height) in pixels of the level
 ) -> torch.Tensor: # uint8 C×height×width, C = 1 or 3
     "The pixels, opaque; ImageError if there are not so many or they cannot be decoded"
-    if not 0 <= level < slide.level_count: raise ImageError(path, f'has {slide.level_count} levels, numbered from 0, and no level {level}')
+    if not 0 <= level < slide.level_count:
+        raise ImageError(path, f'has {slide.level_count} levels, numbered from 0, and no level {level}')
     try:
         with quietly(): a = slide.read_region(place, level, size, as_array=True, padding=False)
     except Exception as e:
-        raise ImageError(path, f'is damaged near row {place[1]}, column {place[0]} ({type(e).__name__}): copy it again from its source') from e
-    if min(place) < 0 or a.shape[:2] != size[::-1]: raise ImageError(path, f'ends before row {place[1]}, column {place[0]} plus {size[1]}×{size[0]} pixels of level {level}')
+        raise ImageError(path, f'is damaged near row {place[1]}, column {place[0]} ({type(e).__name__}): '
+                         'copy it again from its source') from e
+    if min(place) < 0 or a.shape[:2] != size[::-1]:
+        raise ImageError(path, f'ends before row {place[1]}, column {place[0]} plus {size[1]}×{size[0]} '
+                         f'pixels of level {level}')
     a = _opaque(a, slide.ts_tifffile.series[slide.properties['tiffslide.series-index']].keyframe)
     return torch.from_numpy(np.ascontiguousarray(a.transpose(2, 0, 1)))
 
@@ -134,102 +149,116 @@ def _read_piece(
 class Picture:
     "An ordinary image with the manners of a `Slide`; ImageError as `read_image`"
     def __init__(self,
-        path:str|Path, # the file
+        path: str|Path, # the file
     ):
-        self.path,self.image,self.mpp = Path(path),read_image(path, 3),None
+        self.path, self.image, self.mpp = Path(path), read_image(path, 3), None
         if self.image.dtype != torch.uint8: self.image = self.image.mul(255).round().byte()
-        self.height,self.width = self.image.shape[-2:]
-        self.levels,self.downsamples = [(self.height, self.width)],[1.]
+        self.height, self.width = self.image.shape[-2:]
+        self.levels, self.downsamples = [(self.height, self.width)], [1.]
 
     def close(self): self.image = None
     def __enter__(self): return self
     def __exit__(self, *error): self.close()
 
-    def read(self, top:int, left:int, height:int, width:int, level:int=0) -> torch.Tensor: # as `Slide.read`
+    def read(self, top: int, left: int, height: int, width: int, level: int = 0) -> torch.Tensor:
+        # as `Slide.read`
         "A piece of the image; ImageError if it leaves the image"
         if level: raise ImageError(self.path, f'has 1 level, number 0, and no level {level}')
         piece = self.image[:, top:top+height, left:left+width] if min(top, left) >= 0 else self.image[:, :0]
-        if piece.shape[1:] != (height, width): raise ImageError(self.path, f'ends before row {top}, column {left} plus {height}×{width} pixels')
+        if piece.shape[1:] != (height, width):
+            raise ImageError(self.path, f'ends before row {top}, column {left} plus {height}×{width} pixels')
         return piece.clone()
 
 # %% ../../nbs/data/slides.ipynb #c027
 SLIDE_EXTENSIONS = ('.svs',) # beside .tif and .tiff, which may hold either
 
 def is_slide(
-    path:str|Path, # a file
+    path: str|Path, # a file
 ) -> bool: # False also for files that cannot be read
     "Does the file hold a tiled or pyramidal TIFF?"
     path = Path(path)
     if path.suffix.lower() in SLIDE_EXTENSIONS: return True
     if path.suffix.lower() not in ('.tif', '.tiff'): return False
     try:
-        with quietly(), tifffile.TiffFile(path) as tif: return tif.pages[0].is_tiled or len(tif.series[0].levels) > 1
+        with quietly(), tifffile.TiffFile(path) as tif:
+            return tif.pages[0].is_tiled or len(tif.series[0].levels) > 1
     except Exception: return False
 
 def open_slide(
-    path:str|Path, # a slide or an ordinary image
+    path: str|Path, # a slide or an ordinary image
 ) -> Slide|Picture: # to be used in a `with` block
     "Open what may be a slide; ImageError if it is neither that nor an image"
     return Slide(path) if is_slide(path) else Picture(path)
 
 def find_slides(
-    folder:str|Path, # a folder, searched with its sub-folders, or one file
+    folder: str|Path, # a folder, searched with its sub-folders, or one file
 ) -> list[Path]: # sorted
-    "Slides and images by extension, hidden ones left out; DataError if there is nothing or a name is not UTF-8"
+    """Slides and images by extension, hidden ones left out; DataError if there is nothing or a name is not
+    UTF-8"""
     folder, known = Path(folder), EXTENSIONS + SLIDE_EXTENSIONS
     if not folder.exists(): raise DataError(f'{folder} does not exist: check the path.')
     if folder.is_file(): return find_images(folder)
     found = [p for p in folder.rglob('*') if p.suffix.lower() in known and p.is_file()
              and not any(part.startswith('.') for part in p.relative_to(folder).parts)]
-    if not found: raise DataError(f'There is no slide and no image in {folder}: looked for files ending in {", ".join(known)}.')
+    if not found:
+        raise DataError(f'There is no slide and no image in {folder}: looked for files ending in '
+                        f'{", ".join(known)}.')
     return find_images(found) # sorted, and all names can be written
 
 # %% ../../nbs/data/slides.ipynb #c031
 def level_for(
-    slide:Slide|Picture, # opened
-    level:int=0, # the level wanted, if `mpp` is None
-    mpp:float|None=None, # micrometres per pixel wanted; decides if given
+    slide: Slide|Picture, # opened
+    level: int = 0, # the level wanted, if `mpp` is None
+    mpp: float|None = None, # micrometres per pixel wanted; decides if given
 ) -> int: # the level
     "The level asked for; ImageError if there is none such, or none within 10 % of `mpp`"
     if mpp is None:
-        if not 0 <= level < len(slide.levels): raise ImageError(slide.path, f'has {len(slide.levels)} levels, numbered from 0, and no level {level}')
+        if not 0 <= level < len(slide.levels):
+            raise ImageError(slide.path,
+                             f'has {len(slide.levels)} levels, numbered from 0, and no level {level}')
         return level
-    if not slide.mpp: raise ImageError(slide.path, 'does not say how large its pixels are: ask for a level instead of micrometres per pixel')
+    if not slide.mpp:
+        raise ImageError(slide.path, 'does not say how large its pixels are: ask for a level instead of '
+                         'micrometres per pixel')
     have = [slide.mpp*d for d in slide.downsamples]
     best = int(np.argmin([abs(np.log(h/mpp)) for h in have]))
     if abs(have[best]/mpp - 1) > 0.1:
-        raise ImageError(slide.path, f'has no level of about {mpp:g} µm per pixel, only {", ".join(f"{h:.3g}" for h in have)}: ask for one of these')
+        raise ImageError(slide.path, f'has no level of about {mpp:g} µm per pixel, only '
+                         f'{", ".join(f"{h:.3g}" for h in have)}: ask for one of these')
     return best
 
 # %% ../../nbs/data/slides.ipynb #c034
 LARGEST_LEVEL = 100_000_000 # pixels that are unpacked at once for a thumbnail
 
 def thumbnail(
-    slide:Slide|Picture, # opened
-    longest:int=1024, # its longer side in pixels; never enlarged
+    slide: Slide|Picture, # opened
+    longest: int = 1024, # its longer side in pixels; never enlarged
 ) -> torch.Tensor: # uint8 C×h×w
     "The whole slide, small; ImageError if no level is small enough to be unpacked or the level is damaged"
     shrink = max(slide.height, slide.width)/longest
-    level = max((k for k,d in enumerate(slide.downsamples) if d <= max(shrink, 1)), default=0)
+    level = max((k for k, d in enumerate(slide.downsamples) if d <= max(shrink, 1)), default=0)
     h, w = slide.levels[level]
     if h*w > LARGEST_LEVEL:
-        raise ImageError(slide.path, f'has no small level: the best for a thumbnail has {h}×{w} pixels. Save it as a pyramid with more levels')
+        raise ImageError(slide.path, f'has no small level: the best for a thumbnail has {h}×{w} pixels. Save '
+                         'it as a pyramid with more levels')
     x = slide.read(0, 0, h, w, level)
     step = max(h, w)/longest
     if step <= 1: return x
     size = max(1, round(h/step)), max(1, round(w/step))
     picture = Image.fromarray(x.permute(1, 2, 0).numpy() if len(x) == 3 else x[0].numpy())
-    small = np.array(picture.resize(size[::-1], Image.Resampling.BOX)) # Pillow averages bytes; floats would need four times the memory
+    # Pillow averages bytes; floats would need four times the memory
+    small = np.array(picture.resize(size[::-1], Image.Resampling.BOX))
     return torch.from_numpy(small.reshape(*size, -1)).permute(2, 0, 1).contiguous()
 
 # %% ../../nbs/data/slides.ipynb #c039
 def tissue_mask(
-    rgb:torch.Tensor, # uint8 3×h×w, a thumbnail
-    lowest:float=0.05, # saturation below this is glass even if Otsu's threshold is lower
-    highest:float=0.15, # saturation above this is tissue even if Otsu's threshold is higher
+    rgb: torch.Tensor, # uint8 3×h×w, a thumbnail
+    lowest: float = 0.05, # saturation below this is glass even if Otsu's threshold is lower
+    highest: float = 0.15, # saturation above this is tissue even if Otsu's threshold is higher
 ) -> np.ndarray: # h×w of True where there is tissue
     "Stained tissue by Otsu's threshold on saturation, kept between two bounds; ValueError for grey images"
-    if rgb.shape[0] != 3: raise ValueError(f'tissue_mask needs the three channels of a colour image, but got {rgb.shape[0]}.')
+    if rgb.shape[0] != 3:
+        raise ValueError(f'tissue_mask needs the three channels of a colour image, but got {rgb.shape[0]}.')
     hsv = rgb2hsv(rgb.permute(1, 2, 0).numpy())
     colour = gaussian(np.where(hsv[..., 2] < 0.15, 0, hsv[..., 1]), 1)
     otsu = threshold_otsu(colour) if np.ptp(colour) > 0 else 0
@@ -237,11 +266,11 @@ def tissue_mask(
 
 # %% ../../nbs/data/slides.ipynb #c044
 def tissue_share(
-    mask:np.ndarray, # h×w of bool
-    top:np.ndarray, # N, of the boxes, in pixels of the mask; fractions allowed
-    left:np.ndarray, # N
-    height:float, # of all boxes, in pixels of the mask
-    width:float,
+    mask: np.ndarray, # h×w of bool
+    top: np.ndarray, # N, of the boxes, in pixels of the mask; fractions allowed
+    left: np.ndarray, # N
+    height: float, # of all boxes, in pixels of the mask
+    width: float,
 ) -> np.ndarray: # N, between 0 and 1
     "The share of each box that is tissue, exact also where a box cuts through pixels of the mask"
     table = np.pad(mask.astype(float).cumsum(0).cumsum(1), ((1, 0), (1, 0)))
@@ -255,17 +284,20 @@ def tissue_share(
 
 # %% ../../nbs/data/slides.ipynb #c048
 def sample_places(
-    slide:Slide|Picture, # opened
-    crop:int, # side of a crop in pixels of the level
-    n:int, # how many are wanted
-    level:int=0, # that the crops will be read from
-    tissue:float=0.5, # share of a crop that must be tissue, 0 to 1; 0: anywhere, without looking
+    slide: Slide|Picture, # opened
+    crop: int, # side of a crop in pixels of the level
+    n: int, # how many are wanted
+    level: int = 0, # that the crops will be read from
+    tissue: float = 0.5, # share of a crop that must be tissue, 0 to 1; 0: anywhere, without looking
     seed=0, # of the random places: a number or a list of numbers
-    longest:int=1024, # side of the thumbnail on which tissue is searched
-) -> list[tuple[int,int]]: # up to `n` different (top, left) in level-0 pixels
-    "Random places with enough tissue; ImageError if the slide is smaller than a crop, has no tissue, or nowhere enough of it"
+    longest: int = 1024, # side of the thumbnail on which tissue is searched
+) -> list[tuple[int, int]]: # up to `n` different (top, left) in level-0 pixels
+    """Random places with enough tissue; ImageError if the slide is smaller than a crop, has no tissue, or
+    nowhere enough of it"""
     (h, w), step, path = slide.levels[level], slide.downsamples[level], slide.path
-    if min(h, w) < crop: raise ImageError(path, f'is {h}×{w} pixels at level {level}, smaller than the crop of {crop} pixels: choose a smaller crop or a finer level')
+    if min(h, w) < crop:
+        raise ImageError(path, f'is {h}×{w} pixels at level {level}, smaller than the crop of {crop} pixels: '
+                         'choose a smaller crop or a finer level')
     rng, places = np.random.default_rng(seed), {}
     mask = _find_tissue(slide, longest) if tissue > 0 else None
     for _ in range(50):
@@ -276,18 +308,23 @@ def sample_places(
             y, x = y[enough], x[enough]
         places |= dict.fromkeys(zip(y.tolist(), x.tolist()))
         if len(places) >= n or mask is None: break
-    if not places: raise ImageError(path, f'has tissue, but no crop of {crop} pixels with at least {tissue:.0%} of it: lower the share or the crop')
-    return [(int(np.ceil(y*step)), int(np.ceil(x*step))) for y,x in list(places)[:n]]
+    if not places:
+        raise ImageError(path, f'has tissue, but no crop of {crop} pixels with at least {tissue:.0%} of it: '
+                         'lower the share or the crop')
+    return [(int(np.ceil(y*step)), int(np.ceil(x*step))) for y, x in list(places)[:n]]
 
 # %% ../../nbs/data/slides.ipynb #c050
 def _find_tissue(
-    slide:Slide|Picture, # opened
-    longest:int, # side of the thumbnail
+    slide: Slide|Picture, # opened
+    longest: int, # side of the thumbnail
 ) -> np.ndarray: # h×w of bool, True somewhere
     "The tissue mask of a slide; ImageError if there is none, or no colour to tell it by"
     small = thumbnail(slide, longest)
     if small.shape[0] != 3 or (small == small[:1]).all():
-        raise ImageError(slide.path, 'is grey, and tissue is told by its colour: ask for a tissue share of 0 to crop anywhere')
+        raise ImageError(slide.path, 'is grey, and tissue is told by its colour: ask for a tissue share of 0 '
+                         'to crop anywhere')
     mask = tissue_mask(small)
-    if not mask.any(): raise ImageError(slide.path, 'shows no stained tissue: leave it out, or ask for a tissue share of 0 to crop anywhere')
+    if not mask.any():
+        raise ImageError(slide.path, 'shows no stained tissue: leave it out, or ask for a tissue share of 0 '
+                         'to crop anywhere')
     return mask

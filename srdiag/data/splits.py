@@ -12,19 +12,19 @@ from ..errors import DataError, counted
 
 # %% ../../nbs/data/splits.ipynb #c010
 def _change(
-    c:np.ndarray, # K, the images of each class in one group
-    have:np.ndarray, # P×K, what each part holds now
-    want:np.ndarray, # P×K, what it should hold
+    c: np.ndarray, # K, the images of each class in one group
+    have: np.ndarray, # P×K, what each part holds now
+    want: np.ndarray, # P×K, what it should hold
 ) -> np.ndarray: # P, how much J grows if the group goes to each part
     "The change of J for one group and all parts"
     return ((2*(have - want) + c)*c/want).sum(1)
 
 def _deal(
-    counts:np.ndarray, # G×K, images of each class in each group
-    fractions:np.ndarray, # P, positive, summing to 1
-    rng:np.random.Generator, # decides the order
-    sweeps:int=10, # how often to go over all groups again
-) -> tuple[np.ndarray,float]: # the part of each group (G), and J
+    counts: np.ndarray, # G×K, images of each class in each group
+    fractions: np.ndarray, # P, positive, summing to 1
+    rng: np.random.Generator, # decides the order
+    sweeps: int = 10, # how often to go over all groups again
+) -> tuple[np.ndarray, float]: # the part of each group (G), and J
     "Deal groups to parts, roughly large ones first, then move single groups while that lowers J"
     want = np.maximum(fractions[:, None]*counts.sum(0), 1e-9)
     have = np.zeros_like(want)
@@ -46,12 +46,13 @@ def _deal(
 
 # %% ../../nbs/data/splits.ipynb #c013
 def _repair(
-    part:np.ndarray, # G, changed in place
-    counts:np.ndarray, # G×K
-    parts:int, # how many parts there are
-    cover:bool, # part 0 must see every class
+    part: np.ndarray, # G, changed in place
+    counts: np.ndarray, # G×K
+    parts: int, # how many parts there are
+    cover: bool, # part 0 must see every class
 ) -> None:
-    "Give every part a group and, if asked, part 0 every class, by moving small groups from parts that can spare them"
+    """Give every part a group and, if asked, part 0 every class, by moving small groups from parts that can
+    spare them"""
     size = counts.sum(1)
     for p in range(parts):
         if (part == p).any(): continue
@@ -64,13 +65,14 @@ def _repair(
         if len(spare): part[spare[np.argmin(size[spare])]] = 0
 
 def _deal_well(
-    counts:np.ndarray, # G×K, images of each class in each group
-    fractions:np.ndarray, # P
-    seed:int, # for the order of the groups
-    cover:bool=True, # part 0 must see every class
-    tries:int=10, # attempts if there are few groups
+    counts: np.ndarray, # G×K, images of each class in each group
+    fractions: np.ndarray, # P
+    seed: int, # for the order of the groups
+    cover: bool = True, # part 0 must see every class
+    tries: int = 10, # attempts if there are few groups
 ) -> np.ndarray: # G, the part of each group
-    "The best of several deals: classes missing from part 0 weigh most, then classes missing from the other parts, then J"
+    """The best of several deals: classes missing from part 0 weigh most, then classes missing from the other
+    parts, then J"""
     rng, best = np.random.default_rng(seed), None
     want = fractions[:, None]*counts.sum(0)
     for _ in range(tries if len(counts) <= 300 else 1):
@@ -85,9 +87,11 @@ def _deal_well(
 def _count_table(
     labels, # N labels, or None
     groups, # N groups, or None: each item on its own
-) -> tuple[np.ndarray,np.ndarray,np.ndarray]: # the group number of each item (N), counts (G×K), class names (K)
+# the group number of each item (N), counts (G×K), class names (K)
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     "Items of each class in each group; DataError if there is nothing to split or the lengths differ"
-    if labels is None and groups is None: raise ValueError('labels and groups are both None: the number of items is unknown.')
+    if labels is None and groups is None:
+        raise ValueError('labels and groups are both None: the number of items is unknown.')
     n = len(labels if labels is not None else groups)
     if n == 0: raise DataError('There is nothing to split: the list of images is empty.')
     if labels is not None and groups is not None and len(groups) != n:
@@ -100,21 +104,23 @@ def _count_table(
 
 # %% ../../nbs/data/splits.ipynb #c017
 def _all_classes(
-    counts:np.ndarray, # G×K
-    inside:np.ndarray, # G, True for the groups trained on
-    classes:np.ndarray, # K, names for the message
+    counts: np.ndarray, # G×K
+    inside: np.ndarray, # G, True for the groups trained on
+    classes: np.ndarray, # K, names for the message
 ) -> None:
     "DataError naming a class that no training group holds"
     for k in np.flatnonzero(counts[inside].sum(0) == 0):
         n = (counts[:, k] > 0).sum()
         raise DataError(f'The class {classes[k]} would be missing from a training part: it occurs in {n} '
-                        f'group{"s" if n > 1 else ""} only. Add images from more patients, or use fewer parts.')
+                        f'group{"s" if n > 1 else ""} only. Add images from more patients, or use fewer '
+                        'parts.')
 
 def grouped_split(
     labels, # N class labels (numbers or strings), or None for super-resolution
     groups, # N group names, e.g. patients; None: each item on its own
-    fractions:tuple=(0.7, 0.15, 0.15), # the size of each part; positive, summing to 1; the first is for training
-    seed:int=0, # another seed, another split
+    # the size of each part; positive, summing to 1; the first is for training
+    fractions: tuple = (0.7, 0.15, 0.15),
+    seed: int = 0, # another seed, another split
 ) -> tuple[np.ndarray, ...]: # sorted item numbers of each part
     "Parts that share no group, classes mixed as evenly as can be; DataError if groups or classes are too few"
     f = np.asarray(fractions, float)
@@ -122,7 +128,8 @@ def grouped_split(
         raise DataError(f'The fractions of a split must be positive and sum to 1, but are {tuple(fractions)}.')
     g, counts, classes = _count_table(labels, groups)
     if len(counts) < len(f):
-        raise DataError(f'There {"is" if len(counts) == 1 else "are"} {counted(len(counts), "group")} for {len(f)} parts: each part needs a group of its own.')
+        raise DataError(f'There {"is" if len(counts) == 1 else "are"} {counted(len(counts), "group")} for '
+                        f'{len(f)} parts: each part needs a group of its own.')
     part = _deal_well(counts, f, seed)
     _all_classes(counts, part == 0, classes)
     return tuple(np.flatnonzero(part[g] == p) for p in range(len(f)))
@@ -131,13 +138,16 @@ def grouped_split(
 def grouped_folds(
     labels, # N class labels, or None
     groups, # N group names, or None: each item on its own
-    k:int=4, # number of folds, at least 2
-    seed:int=0, # another seed, other folds
-) -> list[tuple[np.ndarray,np.ndarray]]: # k pairs (train, test) of sorted item numbers
-    "Cross-validation folds that share no group; DataError for too few groups or a class missing from a training part"
+    k: int = 4, # number of folds, at least 2
+    seed: int = 0, # another seed, other folds
+) -> list[tuple[np.ndarray, np.ndarray]]: # k pairs (train, test) of sorted item numbers
+    """Cross-validation folds that share no group; DataError for too few groups or a class missing from a
+    training part"""
     if k < 2: raise DataError(f'Cross-validation needs at least 2 folds, not {k}.')
     g, counts, classes = _count_table(labels, groups)
-    if len(counts) < k: raise DataError(f'There {"is" if len(counts) == 1 else "are"} {counted(len(counts), "group")} for {k} folds: use fewer folds.')
+    if len(counts) < k:
+        raise DataError(f'There {"is" if len(counts) == 1 else "are"} {counted(len(counts), "group")} for '
+                        f'{k} folds: use fewer folds.')
     fold = _deal_well(counts, np.full(k, 1/k), seed, cover=False)
     out = []
     for i in range(k):
@@ -149,15 +159,17 @@ def grouped_folds(
 
 # %% ../../nbs/data/splits.ipynb #c032
 def spatial_split(
-    height:int, # of the image, in pixels
-    width:int, # of the image, in pixels
-    test_fraction:float, # of the width, between 0 and 1
-    gap:int, # unused pixels between the two parts
-) -> tuple[tuple,tuple]: # the training and the test box, each (top, left, bottom, right), right and bottom exclusive
+    height: int, # of the image, in pixels
+    width: int, # of the image, in pixels
+    test_fraction: float, # of the width, between 0 and 1
+    gap: int, # unused pixels between the two parts
+# the training and the test box, each (top, left, bottom, right), right and bottom exclusive
+) -> tuple[tuple, tuple]:
     "Left part for training, right part for test; DataError if one of them would be empty"
     test = round(width*test_fraction)
     train = width - test - gap
     if gap < 0 or test < 1 or train < 1 or height < 1:
-        raise DataError(f'An image {width} pixels wide cannot give a test part of {test_fraction:.0%} and a gap of {gap} pixels: '
+        raise DataError(f'An image {width} pixels wide cannot give a test part of {test_fraction:.0%} and a '
+                        f'gap of {gap} pixels: '
                         'nothing would be left for one of the parts.')
     return (0, 0, height, train), (0, width - test, height, width)

@@ -13,16 +13,17 @@ from torch import nn
 class BasicBlock(nn.Module):
     "ResNet's basic block [17]"
     def __init__(self,
-        n_in:int, # input channels
-        n_out:int, # output channels
-        stride:int=1, # 2 halves height and width (rounded up)
+        n_in: int, # input channels
+        n_out: int, # output channels
+        stride: int = 1, # 2 halves height and width (rounded up)
     ):
         super().__init__()
-        self.conv1,self.bn1 = nn.Conv2d(n_in, n_out, 3, stride, padding=1, bias=False),nn.BatchNorm2d(n_out)
+        self.conv1, self.bn1 = nn.Conv2d(n_in, n_out, 3, stride, padding=1, bias=False), nn.BatchNorm2d(n_out)
         self.relu = nn.ReLU(inplace=True)
-        self.conv2,self.bn2 = nn.Conv2d(n_out, n_out, 3, padding=1, bias=False),nn.BatchNorm2d(n_out)
+        self.conv2, self.bn2 = nn.Conv2d(n_out, n_out, 3, padding=1, bias=False), nn.BatchNorm2d(n_out)
         same = stride == 1 and n_in == n_out
-        self.downsample = None if same else nn.Sequential(nn.Conv2d(n_in, n_out, 1, stride, bias=False), nn.BatchNorm2d(n_out))
+        self.downsample = (None if same else nn.Sequential(nn.Conv2d(n_in, n_out, 1, stride, bias=False),
+                                                           nn.BatchNorm2d(n_out)))
 
     def forward(self, x): # B×n_in×H×W → B×n_out×H/stride×W/stride
         shortcut = x if self.downsample is None else self.downsample(x)
@@ -33,7 +34,7 @@ class BasicBlock(nn.Module):
 STEMS = {'7x7': (7, 2, True), '3x3s2': (3, 2, False), '3x3': (3, 1, False)} # kernel, stride, max pool
 
 def stem_for(
-    side:int, # of the images, px
+    side: int, # of the images, px
 ) -> str: # a key of STEMS
     "A stem that leaves the first stage at least 12 px where the image has them"
     return '7x7' if side >= 64 else '3x3s2' if side >= 32 else '3x3'
@@ -43,21 +44,24 @@ class ResNet18Branch(nn.Module):
     "ResNet-18 without its classifier [17]; `stem(x)`, then each of `stages`"
     widths = (64, 128, 256, 512)
     def __init__(self,
-        in_channels:int=3, # 3 for RGB, 1 for grey
-        stem:str='7x7', # a key of STEMS
+        in_channels: int = 3, # 3 for RGB, 1 for grey
+        stem: str = '7x7', # a key of STEMS
     ):
         super().__init__()
-        if stem not in STEMS: raise ValueError(f'There is no stem {stem!r}: choose one of {", ".join(STEMS)}.')
-        kernel,stride,pool = STEMS[stem]
+        if stem not in STEMS:
+            raise ValueError(f'There is no stem {stem!r}: choose one of {", ".join(STEMS)}.')
+        kernel, stride, pool = STEMS[stem]
         self.conv1 = nn.Conv2d(in_channels, 64, kernel, stride, padding=kernel//2, bias=False)
-        self.bn1,self.relu = nn.BatchNorm2d(64),nn.ReLU(inplace=True)
+        self.bn1, self.relu = nn.BatchNorm2d(64), nn.ReLU(inplace=True)
         self.maxpool = nn.MaxPool2d(3, 2, padding=1) if pool else nn.Identity()
         n = 64
-        for k,width in enumerate(self.widths, 1):
-            setattr(self, f'layer{k}', nn.Sequential(BasicBlock(n, width, 1 if k == 1 else 2), BasicBlock(width, width)))
+        for k, width in enumerate(self.widths, 1):
+            (setattr(self, f'layer{k}',
+                     nn.Sequential(BasicBlock(n, width, 1 if k == 1 else 2), BasicBlock(width, width))))
             n = width
         for m in self.modules():
-            if isinstance(m, nn.Conv2d): nn.init.kaiming_normal_(m.weight, mode='fan_out', nonlinearity='relu')
+            if isinstance(m, nn.Conv2d):
+                nn.init.kaiming_normal_(m.weight, mode='fan_out', nonlinearity='relu')
 
     @property
     def stages(self): return [self.layer1, self.layer2, self.layer3, self.layer4]

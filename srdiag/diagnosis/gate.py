@@ -22,29 +22,31 @@ class GatedOutput(NamedTuple):
 class GatedEnsemble(nn.Module):
     "Auxiliary diagnosis and the gate-weighted sum of three diagnoses (section III-B2, Eq. 8)"
     def __init__(self,
-        features:int, # of one branch after pooling (512)
-        classes:int, # K
-        hidden:int=32, # width between the two layers of gate and auxiliary head
+        features: int, # of one branch after pooling (512)
+        classes: int, # K
+        hidden: int = 32, # width between the two layers of gate and auxiliary head
     ):
         super().__init__()
         self.aux = nn.Sequential(nn.Linear(2*features, hidden), nn.ReLU(), nn.Linear(hidden, classes))
-        self.gate = nn.Sequential(nn.Linear(2*features, hidden), nn.BatchNorm1d(hidden), nn.ReLU(), nn.Linear(hidden, 3), nn.BatchNorm1d(3))
+        self.gate = nn.Sequential(nn.Linear(2*features, hidden), nn.BatchNorm1d(hidden), nn.ReLU(),
+                                  nn.Linear(hidden, 3), nn.BatchNorm1d(3))
 
     def forward(self,
-        x_sr:torch.Tensor, # B×features, pooled
-        x_lr:torch.Tensor, # B×features, pooled
-        y_sr:torch.Tensor, # B×K class scores of the SR branch
-        y_lr:torch.Tensor, # B×K class scores of the LR branch
+        x_sr: torch.Tensor, # B×features, pooled
+        x_lr: torch.Tensor, # B×features, pooled
+        y_sr: torch.Tensor, # B×K class scores of the SR branch
+        y_lr: torch.Tensor, # B×K class scores of the LR branch
     ) -> GatedOutput:
         "Eq. (8); a sample whose three scores are all negative gets the zero vector (see `gate_closed`)"
         both = torch.cat([x_sr, x_lr], 1)
-        aux,gate = self.aux(both),torch.tanh(self.gate(both)).clamp(min=0)
-        ens = torch.einsum('bh,bhk->bk', gate, torch.stack([y_sr, y_lr, aux.to(y_sr.dtype)], 1).to(gate.dtype))
+        aux, gate = self.aux(both), torch.tanh(self.gate(both)).clamp(min=0)
+        ens = torch.einsum('bh,bhk->bk', gate,
+                           torch.stack([y_sr, y_lr, aux.to(y_sr.dtype)], 1).to(gate.dtype))
         return GatedOutput(ens, aux, gate)
 
 # %% ../../nbs/diagnosis/gate.ipynb #c015
 def gate_closed(
-    gate:torch.Tensor, # B×3, from GatedOutput.gate
+    gate: torch.Tensor, # B×3, from GatedOutput.gate
 ) -> torch.Tensor: # B, bool
     "True where no head passed the gate, so that Eq. (8) says nothing"
     return (gate <= 0).all(1)

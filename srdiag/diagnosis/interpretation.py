@@ -31,9 +31,11 @@ from ..errors import DataError, ModelError
 from ..figures import PALETTE, affinity_figure, finished, gate_simplex, plain, simplex_points, style
 
 # %% ../../nbs/diagnosis/interpretation.ipynb #c010
-def _network(model): return getattr(model, 'network', model) # SREnhancedDiagnosis, DiagnosisNetwork or SingleBranch → the part that diagnoses
+def _network(model): # SREnhancedDiagnosis, DiagnosisNetwork or SingleBranch → the part that diagnoses
+    return getattr(model, 'network', model)
 
-def _branches(model): # → name of each branch with its ResNet18Branch: 'sr' reads the large image, 'lr' the small one
+def _branches(model):
+    # → name of each branch with its ResNet18Branch: 'sr' reads the large image, 'lr' the small one
     network = _network(model)
     if hasattr(network, 'branch_sr'): return dict(sr=network.branch_sr, lr=network.branch_lr)
     return {'lr' if getattr(model, 'large', 'LR') == 'LR' else 'sr': network.branch}
@@ -46,30 +48,32 @@ def _watch(
     "Hooks and eval mode for the length of a `with` block"
     modes = [(m, m.training) for m in model.modules()]
     with ExitStack() as stack:
-        for module,hook in hooks: stack.callback(module.register_forward_hook(hook).remove)
+        for module, hook in hooks: stack.callback(module.register_forward_hook(hook).remove)
         try:
             model.eval()
             yield
         finally:
-            for m,training in modes: m.training = training
+            for m, training in modes: m.training = training
 
 # %% ../../nbs/diagnosis/interpretation.ipynb #c012
 def _images(model, lr, hr): # → the small image and what the other branch sees, float, on the model's device
     device = next(model.parameters()).device
-    lr,hr = (None if t is None else as_float(t).to(device) for t in (lr, hr))
-    if not hasattr(model, 'large_image'): return lr,lr if hr is None else hr
-    with torch.no_grad(): return lr,model.large_image(lr, hr)
+    lr, hr = (None if t is None else as_float(t).to(device) for t in (lr, hr))
+    if not hasattr(model, 'large_image'): return lr, lr if hr is None else hr
+    with torch.no_grad(): return lr, model.large_image(lr, hr)
 
 def _diagnose(model, lr, large, mode, context=None) -> DiagnosisOutput:
     "The only place that runs the network, in one of its modes"
     network = _network(model)
     return network(lr, large, mode, context) if hasattr(network, 'branch_sr') else network(large)
 
-def _mode_of(model, mode=None, batch=True): # → the mode: as asked, or the model's own ('solo' in place of 'batch' if not `batch`); and its context
+def _mode_of(model, mode=None, batch=True):
+    # → the mode: as asked, or the model's own ('solo' in place of 'batch' if not `batch`); and its
+    # context
     own = modes_of(model)[0] if hasattr(model, 'mixes') else 'solo'
     if mode is None: mode = own if batch or own != 'batch' else 'solo'
-    if mode != 'context': return mode,None
-    with _watch(model, []): return mode,model.context()
+    if mode != 'context': return mode, None
+    with _watch(model, []): return mode, model.context()
 
 # %% ../../nbs/diagnosis/interpretation.ipynb #c016
 class GradCam(NamedTuple):
@@ -81,7 +85,8 @@ class GradCam(NamedTuple):
     target: torch.Tensor # N, the class that is explained
     predicted: torch.Tensor # N, the class with the highest score of the head
     probability: torch.Tensor # N, of the class that is explained
-    closed: torch.Tensor # N bool: the gate shut all heads, so that the ensemble's score is constant and has no map
+    # N bool: the gate shut all heads, so that the ensemble's score is constant and has no map
+    closed: torch.Tensor
     cells: dict # branch → (rows, columns) of the stage's maps before they were resized
     large: str # what the SR branch saw: 'SR', 'HR', 'ILR' or 'LR'
     stage: int # 1 to 4
@@ -95,66 +100,82 @@ def _stage_heat(features, gradient, size): # N×C×h×w each → N×H×W
     return F.interpolate(heat, size=size, mode='bilinear', align_corners=False)[:, 0]
 
 def _check_cam(model, stage, head, mode):
-    if mode not in (None, 'context', 'solo'): raise ValueError(f"A map explains one image by itself: mode must be 'context' or 'solo', not {mode!r}.")
+    if mode not in (None, 'context', 'solo'):
+        raise ValueError("A map explains one image by itself: mode must be 'context' or 'solo', not "
+                         f"{mode!r}.")
     if stage not in (None, 1, 2, 3, 4): raise ValueError(f'stage must be 1, 2, 3, 4 or None, not {stage!r}.')
     if head not in ('ens', 'sr', 'lr'): raise ValueError(f"head must be 'ens', 'sr' or 'lr', not {head!r}.")
-    if head != 'ens' and len(_branches(model)) == 1: raise ModelError(f"This model has one branch and one head: ask for head='ens', not {head!r}.")
+    if head != 'ens' and len(_branches(model)) == 1:
+        raise ModelError(f"This model has one branch and one head: ask for head='ens', not {head!r}.")
 
 # %% ../../nbs/diagnosis/interpretation.ipynb #c020
-def _cam_part(model, lr, hr, target, stage, head, mode, context): # → dict of what GradCam holds per image, sizes of the maps
-    lr,large = _images(model, lr, hr)
-    seen,branches = {},_branches(model)
+def _cam_part(model, lr, hr, target, stage, head, mode, context):
+    # → dict of what GradCam holds per image, sizes of the maps
+    lr, large = _images(model, lr, hr)
+    seen, branches = {}, _branches(model)
     def keep(name):
         def hook(module, args, output):
             seen[name] = output.detach().requires_grad_()
             return seen[name]
         return hook
-    with torch.enable_grad(), _watch(model, [(b.stages[stage-1], keep(name)) for name,b in branches.items()]):
+    with (torch.enable_grad(),
+          _watch(model, [(b.stages[stage-1], keep(name)) for name, b in branches.items()])):
         out = _diagnose(model, lr, large, mode, context)
-        probabilities,closed = out.answers()
-        probabilities,closed = probabilities[head].float(),closed & (head == 'ens')
+        probabilities, closed = out.answers()
+        probabilities, closed = probabilities[head].float(), closed & (head == 'ens')
         target = probabilities.argmax(1) if target is None else target.to(lr.device)
         score = getattr(out, head).gather(1, target[:, None]).sum()
         gradients = torch.autograd.grad(score, list(seen.values()), allow_unused=True)
-    images,part = dict(lr=lr, sr=large),{}
-    for (name,f),g in zip(seen.items(), gradients):
+    images, part = dict(lr=lr, sr=large), {}
+    for (name, f), g in zip(seen.items(), gradients):
         part[name] = _stage_heat(f.detach(), torch.zeros_like(f) if g is None else g, images[name].shape[-2:])
         part[f'image_{name}'] = images[name]
-    part |= dict(target=target, predicted=probabilities.argmax(1), closed=closed, probability=probabilities.gather(1, target[:, None])[:, 0])
-    return {k:v.detach().cpu() for k,v in part.items()},{name:tuple(f.shape[-2:]) for name,f in seen.items()}
+    part |= dict(target=target, predicted=probabilities.argmax(1), closed=closed,
+                 probability=probabilities.gather(1, target[:, None])[:, 0])
+    return ({k: v.detach().cpu() for k, v in part.items()},
+            {name: tuple(f.shape[-2:]) for name, f in seen.items()})
 
 # %% ../../nbs/diagnosis/interpretation.ipynb #c022
 @torch.no_grad()
 def _readable_stage(model, lr, hr, cells=6): # → 1 to 4
     sides = {}
     def measure(k): return lambda module, args, output: sides.setdefault(k, []).append(min(output.shape[-2:]))
-    with _watch(model, [(b.stages[k-1], measure(k)) for b in _branches(model).values() for k in (1, 2, 3, 4)]):
+    with _watch(model,
+                [(b.stages[k-1], measure(k)) for b in _branches(model).values() for k in (1, 2, 3, 4)]):
         _diagnose(model, *_images(model, lr, hr), 'solo')
-    return max((k for k,s in sides.items() if min(s) >= cells), default=1)
+    return max((k for k, s in sides.items() if min(s) >= cells), default=1)
 
 # %% ../../nbs/diagnosis/interpretation.ipynb #c024
 def grad_cam(
-    model:SREnhancedDiagnosis, # trained; or a bare DiagnosisNetwork or SingleBranch. Left as it was
-    lr:torch.Tensor, # N×C×h×w, uint8 or float in [0, 1]
-    hr:torch.Tensor|None=None, # N×C×H×W, for the inputs that need it; for a bare DiagnosisNetwork the large image
+    model: SREnhancedDiagnosis, # trained; or a bare DiagnosisNetwork or SingleBranch. Left as it was
+    lr: torch.Tensor, # N×C×h×w, uint8 or float in [0, 1]
+    # N×C×H×W, for the inputs that need it; for a bare DiagnosisNetwork the large image
+    hr: torch.Tensor|None = None,
     target=None, # class to explain: one number, or N; None: what the head predicts
-    stage:int|None=4, # 1 to 4, whose output is explained; early stages have finer maps, late ones mean more. None: the last one with 6×6 cells
-    head:str='ens', # 'ens', or with two branches 'sr' or 'lr'
-    batch_size:int=32, # images at a time; no effect on the result
-    mode:str|None=None, # 'context' or 'solo'; None: the model's own, 'solo' if that is 'batch'
+    # 1 to 4, whose output is explained; early stages have finer maps, late ones mean more. None: the
+    # last one with 6×6 cells
+    stage: int|None = 4,
+    head: str = 'ens', # 'ens', or with two branches 'sr' or 'lr'
+    batch_size: int = 32, # images at a time; no effect on the result
+    mode: str|None = None, # 'context' or 'solo'; None: the model's own, 'solo' if that is 'batch'
 ) -> GradCam: # maps of both branches
-    "Grad-CAM of each branch, one image independently of the others. ModelError for a head that the model lacks"
+    """Grad-CAM of each branch, one image independently of the others. ModelError for a head that the model
+    lacks"""
     _check_cam(model, stage, head, mode)
-    n,(mode,context) = len(lr),_mode_of(model, mode, batch=False)
+    n, (mode, context) = len(lr), _mode_of(model, mode, batch=False)
     if stage is None: stage = _readable_stage(model, lr[:1], None if hr is None else hr[:1])
     if target is not None:
         target = torch.as_tensor(target).long()
-        if target.ndim and len(target) != n: raise ValueError(f'There are {n} images, but {len(target)} classes to explain: give one for each, or one number.')
+        if target.ndim and len(target) != n:
+            raise ValueError(f'There are {n} images, but {len(target)} classes to explain: give one for '
+                             'each, or one number.')
         target = target.expand(n)
-    parts = [_cam_part(model, lr[i:i+batch_size], None if hr is None else hr[i:i+batch_size], None if target is None else target[i:i+batch_size], stage, head, mode, context)
-             for i in range(0, n, batch_size)]
-    fields = {k:torch.cat([p[k] for p,_ in parts]) for k in parts[0][0]}
-    return GradCam(**dict.fromkeys(('lr', 'sr', 'image_lr', 'image_sr')) | fields, cells=parts[0][1], large=getattr(model, 'large', 'SR'), stage=stage, head=head, mode=mode)
+    parts = ([_cam_part(model, lr[i:i+batch_size], None if hr is None else hr[i:i+batch_size],
+                        None if target is None else target[i:i+batch_size], stage, head, mode, context)
+              for i in range(0, n, batch_size)])
+    fields = {k: torch.cat([p[k] for p, _ in parts]) for k in parts[0][0]}
+    return GradCam(**dict.fromkeys(('lr', 'sr', 'image_lr', 'image_sr')) | fields, cells=parts[0][1],
+                   large=getattr(model, 'large', 'SR'), stage=stage, head=head, mode=mode)
 
 # %% ../../nbs/diagnosis/interpretation.ipynb #c032
 def _overlay(ax, image, heat):
@@ -168,53 +189,64 @@ def _no_map(cam, i, heat): # → why image i has no map, or ''
     if not heat[i].max() > 0: return 'nothing here\nspeaks for\nthis class'
     return ''
 
-def _plain_image(ax, image): ax.imshow(image[0] if len(image) == 1 else image.permute(1, 2, 0).clamp(0, 1), cmap='gray', vmin=0, vmax=1)
+def _plain_image(ax, image):
+    (ax.imshow(image[0] if len(image) == 1 else image.permute(1, 2, 0).clamp(0, 1), cmap='gray', vmin=0,
+               vmax=1))
 
 # %% ../../nbs/diagnosis/interpretation.ipynb #c034
 def _row_label(cam, i, classes, labels, names):
-    predicted,target = cam.predicted[i],cam.target[i]
+    predicted, target = cam.predicted[i], cam.target[i]
     lines = [str(names[i])] if names is not None else []
     if labels is not None: lines.append(f'true: {classes[labels[i]]}')
     lines.append(f'predicted: {classes[predicted]}')
-    lines.append(f'map for {classes[target]}, p = {cam.probability[i]:.2f}' if target != predicted else f'p = {cam.probability[i]:.2f}')
+    (lines.append(f'map for {classes[target]}, p = {cam.probability[i]:.2f}' if target != predicted
+                  else f'p = {cam.probability[i]:.2f}'))
     return plain('\n'.join(lines))
 
 def grad_cam_figure(
-    cam:GradCam, # of a few images, one row each
-    classes:list, # K names
+    cam: GradCam, # of a few images, one row each
+    classes: list, # K names
     labels=None, # N true class numbers
     names=None, # N names of the images
-    width:float=7, # of the figure in inches
+    width: float = 7, # of the figure in inches
 ) -> Figure: # a row per image: image and heat of the LR branch, image and heat of the SR branch
     "Where both branches look. Raises ValueError for no images, or labels that do not fit"
     n = len(cam.target)
-    if not n or (labels is not None and len(labels) != n): raise ValueError(f'There are {n} maps and {"no" if labels is None else len(labels)} labels.')
+    if not n or (labels is not None and len(labels) != n):
+        raise ValueError(f'There are {n} maps and {"no" if labels is None else len(labels)} labels.')
     kinds = [k for k in ('lr', 'sr') if getattr(cam, k) is not None]
     with style():
         side = (width - 1.4)/4
-        fig,axes = plt.subplots(n, 2*len(kinds), figsize=(1.4 + 2*side*len(kinds), side*n + 0.95), squeeze=False)
-        for c,kind in enumerate(kinds):
-            images,heat = getattr(cam, f'image_{kind}'),getattr(cam, kind)
+        fig, axes = plt.subplots(n, 2*len(kinds), figsize=(1.4 + 2*side*len(kinds), side*n + 0.95),
+                                 squeeze=False)
+        for c, kind in enumerate(kinds):
+            images, heat = getattr(cam, f'image_{kind}'), getattr(cam, kind)
             for i in range(n):
-                why,pair = _no_map(cam, i, heat),axes[i, 2*c:2*c+2]
+                why, pair = _no_map(cam, i, heat), axes[i, 2*c:2*c+2]
                 _plain_image(pair[0], images[i])
                 shown = _overlay(pair[1], images[i], None if why else (heat[i]/heat[i].max()).numpy())
-                if why: pair[1].text(0.5, 0.5, why, ha='center', va='center', transform=pair[1].transAxes, fontsize=8, bbox=dict(fc='white', lw=0, pad=2))
+                if why:
+                    pair[1].text(0.5, 0.5, why, ha='center', va='center', transform=pair[1].transAxes,
+                                 fontsize=8, bbox=dict(fc='white', lw=0, pad=2))
             name = 'LR' if kind == 'lr' else cam.large
-            axes[0, 2*c].set_title(f'{name} image'); axes[0, 2*c+1].set_title(f'{name} branch,\n{"×".join(map(str, cam.cells[kind]))} cells')
-        for i in range(n): axes[i, 0].set_ylabel(_row_label(cam, i, classes, labels, names), rotation=0, ha='right', va='center', fontsize=8)
+            axes[0, 2*c].set_title(f'{name} image')
+            axes[0, 2*c+1].set_title(f'{name} branch,\n{"×".join(map(str, cam.cells[kind]))} cells')
+        for i in range(n):
+            axes[i, 0].set_ylabel(_row_label(cam, i, classes, labels, names), rotation=0, ha='right',
+                                  va='center', fontsize=8)
         for ax in axes.flat: ax.set(xticks=[], yticks=[]); ax.grid(False); ax.spines[:].set_visible(False)
-        fig.supxlabel(f'Grad-CAM, stage {cam.stage}, head {cam.head}; each map by its own maximum.\nNot for diagnostic use.', fontsize=8, color='#555555')
+        fig.supxlabel(f'Grad-CAM, stage {cam.stage}, head {cam.head}; each map by its own maximum.\nNot for diagnostic use.',
+                      fontsize=8, color='#555555')
     return finished(fig)
 
 # %% ../../nbs/diagnosis/interpretation.ipynb #c036
 def pick_examples(
-    predictions:Predictions, # of a labelled set
+    predictions: Predictions, # of a labelled set
     labels, # N true class numbers
-    each:int=1, # right ones and wrong ones per class
+    each: int = 1, # right ones and wrong ones per class
 ) -> list: # positions, class by class, right ones first
     "The most confident right and wrong answers of each class: examples chosen by a rule"
-    labels,answer,sure = np.asarray(labels),predictions.labels,predictions.probabilities['ens'].max(1)
+    labels, answer, sure = np.asarray(labels), predictions.labels, predictions.probabilities['ens'].max(1)
     chosen = []
     for k in range(len(predictions.classes)):
         for right in (True, False):
@@ -230,40 +262,47 @@ def _fresh(module, seed): # new random weights and statistics, in place
             if hasattr(m, 'reset_parameters'): m.reset_parameters()
 
 def _layers(model): # → from the top down: name and the modules that are randomised at this step
-    network,branches = _network(model),_branches(model).values()
-    heads = [m for name,m in network.named_children() if name.startswith(('head', 'ensemble'))]
+    network, branches = _network(model), _branches(model).values()
+    heads = [m for name, m in network.named_children() if name.startswith(('head', 'ensemble'))]
     interactions = getattr(network, 'interactions', [[]]*4)
-    stages = [(f'stage {k+1}', [*[b.stages[k] for b in branches], interactions[k]]) for k in reversed(range(4))]
+    stages = ([(f'stage {k+1}', [*[b.stages[k] for b in branches], interactions[k]])
+               for k in reversed(range(4))])
     stems = [m for b in branches for m in (b.conv1, b.bn1)]
-    return [('heads', heads), *[(name, [m for m in modules if isinstance(m, nn.Module)]) for name,modules in stages], ('stem', stems)]
+    return ([('heads', heads),
+             *[(name, [m for m in modules if isinstance(m, nn.Module)]) for name, modules in stages],
+             ('stem', stems)])
 
 # %% ../../nbs/diagnosis/interpretation.ipynb #c043
 def map_similarity(
-    a:torch.Tensor, # N×H×W heat maps
-    b:torch.Tensor, # N×H×W, of the same images
+    a: torch.Tensor, # N×H×W heat maps
+    b: torch.Tensor, # N×H×W, of the same images
 ) -> np.ndarray: # N rank correlations, -1 to 1; nan where a map is constant
     "Spearman's rank correlation of the pixels of two heat maps, image by image"
     ranks = [pd.DataFrame(m.flatten(1).T.numpy()).rank() for m in (a, b)]
     return ranks[0].corrwith(ranks[1]).to_numpy()
 
 def sanity_check(
-    model:SREnhancedDiagnosis, # trained; a copy of it is randomised
-    lr:torch.Tensor, # N×C×h×w, a few dozen images
-    hr:torch.Tensor|None=None, # N×C×H×W, for the inputs that need it
-    stage:int|None=4, # as in `grad_cam`
-    head:str='ens', # as in `grad_cam`
-    seed:int=0, # of the random weights
-) -> pd.DataFrame: # a row per step: what is random by now, mean similarity and number of maps compared for each branch
-    "Cascading randomisation [Adebayo et al., 2018]: similarity of the maps before and after, which should fall"
-    first,other,rows = grad_cam(model, lr, hr, stage=stage, head=head),copy.deepcopy(model),[]
+    model: SREnhancedDiagnosis, # trained; a copy of it is randomised
+    lr: torch.Tensor, # N×C×h×w, a few dozen images
+    hr: torch.Tensor|None = None, # N×C×H×W, for the inputs that need it
+    stage: int|None = 4, # as in `grad_cam`
+    head: str = 'ens', # as in `grad_cam`
+    seed: int = 0, # of the random weights
+# a row per step: what is random by now, mean similarity and number of maps compared for each branch
+) -> pd.DataFrame:
+    """Cascading randomisation [Adebayo et al., 2018]: similarity of the maps before and after, which should
+    fall"""
+    first, other, rows = grad_cam(model, lr, hr, stage=stage, head=head), copy.deepcopy(model), []
     stage = first.stage
-    for step,(name,modules) in enumerate(_layers(other)):
+    for step, (name, modules) in enumerate(_layers(other)):
         for module in modules: _fresh(module, seed + step)
-        now,row = grad_cam(other, lr, hr, target=first.target, stage=stage, head=head),dict(random=name if not rows else f'+ {name}')
+        now, row = (grad_cam(other, lr, hr, target=first.target, stage=stage, head=head),
+                    dict(random=name if not rows else f'+ {name}'))
         for kind in ('lr', 'sr'):
             if getattr(first, kind) is None: continue
             r = map_similarity(getattr(first, kind), getattr(now, kind))
-            row |= {kind:float(np.nanmean(r)) if np.isfinite(r).any() else float('nan'), f'{kind}_maps':int(np.isfinite(r).sum())}
+            row |= {kind: float(np.nanmean(r)) if np.isfinite(r).any() else float('nan'),
+                    f'{kind}_maps': int(np.isfinite(r).sum())}
         rows.append(row)
     return pd.DataFrame(rows)
 
@@ -271,116 +310,141 @@ def sanity_check(
 def class_contrast(
     matrix, # B×B affinities
     labels, # B class numbers
-) -> dict: # within, between: mean affinities; contrast: their difference; auc: P(a pair within > a pair between)
-    "How far a matrix knows the classes, without its diagonal; nan if there are no two images of one class, or only one class"
-    m,labels = np.asarray(matrix.detach().cpu() if torch.is_tensor(matrix) else matrix, float),np.asarray(labels)
-    if m.shape != (len(labels),)*2: raise ValueError(f'The matrix has the shape {m.shape}, but there are {len(labels)} labels.')
+# within, between: mean affinities; contrast: their difference; auc: P(a pair within > a pair between)
+) -> dict:
+    """How far a matrix knows the classes, without its diagonal; nan if there are no two images of one class,
+    or only one class"""
+    m, labels = (np.asarray(matrix.detach().cpu() if torch.is_tensor(matrix) else matrix, float),
+                 np.asarray(labels))
+    if m.shape != (len(labels),)*2:
+        raise ValueError(f'The matrix has the shape {m.shape}, but there are {len(labels)} labels.')
     pairs = ~np.eye(len(labels), dtype=bool)
-    same,values = (labels[:, None] == labels)[pairs],m[pairs]
-    if same.all() or not same.any(): return dict.fromkeys(('within', 'between', 'contrast', 'auc'), float('nan'))
-    within,between = values[same].mean(),values[~same].mean()
+    same, values = (labels[:, None] == labels)[pairs], m[pairs]
+    if same.all() or not same.any():
+        return dict.fromkeys(('within', 'between', 'contrast', 'auc'), float('nan'))
+    within, between = values[same].mean(), values[~same].mean()
     return dict(within=within, between=between, contrast=within - between, auc=roc_auc_score(same, values))
 
 # %% ../../nbs/diagnosis/interpretation.ipynb #c053
 @torch.no_grad()
 def stage_affinities(
-    model:SREnhancedDiagnosis, # trained, with sample affinity interaction. Left as it was
-    lr:torch.Tensor, # B×C×h×w, uint8 or float in [0, 1]: one batch
-    hr:torch.Tensor|None=None, # B×C×H×W, for the inputs that need it
+    model: SREnhancedDiagnosis, # trained, with sample affinity interaction. Left as it was
+    lr: torch.Tensor, # B×C×h×w, uint8 or float in [0, 1]: one batch
+    hr: torch.Tensor|None = None, # B×C×H×W, for the inputs that need it
 ) -> dict: # 'A_SR', 'A_LR' and 'M' → list of four B×B matrices on the CPU
     "Affinities of one batch after each stage (Eq. 5, 6). ModelError if the model has no affinity"
     with _watch(model, []): out = _diagnose(model, *_images(model, lr, hr), 'batch')
-    if not out.mutual: raise ModelError('This model has no sample affinity interaction, so that there are no affinities to look at: take one with two branches and sai=True.')
-    return {name:[m.float().cpu() for m in matrices] for name,matrices in (('A_SR', out.a_sr), ('A_LR', out.a_lr), ('M', out.mutual))}
+    if not out.mutual:
+        raise ModelError('This model has no sample affinity interaction, so that there are no affinities to '
+                         'look at: take one with two branches and sai=True.')
+    return ({name: [m.float().cpu() for m in matrices] for name,
+             matrices in (('A_SR', out.a_sr), ('A_LR', out.a_lr), ('M', out.mutual))})
 
 def affinity_table(
-    matrices:dict, # name → list of B×B, one per stage, from `stage_affinities`
+    matrices: dict, # name → list of B×B, one per stage, from `stage_affinities`
     labels, # B class numbers
 ) -> pd.DataFrame: # a row per matrix and stage with the numbers of `class_contrast`
     "Mean affinity within classes minus between them, per stage"
-    return pd.DataFrame([dict(matrix=name, stage=k) | class_contrast(m, labels) for name,ms in matrices.items() for k,m in enumerate(ms, 1)])
+    return (pd.DataFrame([dict(matrix=name, stage=k) | class_contrast(m, labels) for name,
+                          ms in matrices.items() for k, m in enumerate(ms, 1)]))
 
 # %% ../../nbs/diagnosis/interpretation.ipynb #c055
 def affinity_stages_figure(
-    model:SREnhancedDiagnosis, # trained, with sample affinity interaction
-    lr:torch.Tensor, # B×C×h×w: one batch
+    model: SREnhancedDiagnosis, # trained, with sample affinity interaction
+    lr: torch.Tensor, # B×C×h×w: one batch
     labels, # B class numbers
-    classes:list, # K names
-    hr:torch.Tensor|None=None, # B×C×H×W, for the inputs that need it
+    classes: list, # K names
+    hr: torch.Tensor|None = None, # B×C×H×W, for the inputs that need it
 ) -> Figure: # 3 rows (A_SR, A_LR, M) of 4 stages, ordered by class
     "Affinities of one batch by class and stage, with the contrast and the AUC of `class_contrast` above each"
-    matrices,shown = stage_affinities(model, lr, hr),{}
-    for name,ms in matrices.items():
+    matrices, shown = stage_affinities(model, lr, hr), {}
+    for name, ms in matrices.items():
         off = ~torch.eye(len(ms[0]), dtype=torch.bool)
-        symbol = {'A_SR':'$A_{SR}$', 'A_LR':'$A_{LR}$'}.get(name, f'${name}$')
-        for k,m in enumerate(ms, 1):
-            c,(low,high) = class_contrast(m, labels),m[off].quantile(torch.tensor([0.02, 0.98])).tolist()
+        symbol = {'A_SR': '$A_{SR}$', 'A_LR': '$A_{LR}$'}.get(name, f'${name}$')
+        for k, m in enumerate(ms, 1):
+            c, (low, high) = class_contrast(m, labels), m[off].quantile(torch.tensor([0.02, 0.98])).tolist()
             title = f'{symbol}, stage {k}\n{c["contrast"]:+.2g}, AUC {c["auc"]:.2f}\n{low:.3g} to {high:.3g}'
             shown[title] = ((m - low)/max(high - low, 1e-12)).clamp(0, 1)
     fig = affinity_figure(shown, np.asarray(labels), classes, columns=4)
-    with style(): fig.supxlabel(f'{len(labels)} images as one batch. Above each panel: within minus between classes; where its colours begin and end\n(2nd and 98th percentile off the diagonal; each panel has its own scale).', fontsize=8, color='#555555')
+    with style():
+        fig.supxlabel(f'{len(labels)} images as one batch. Above each panel: within minus between classes; where its colours begin and end\n(2nd and 98th percentile off the diagonal; each panel has its own scale).',
+                      fontsize=8, color='#555555')
     return fig
 
 # %% ../../nbs/diagnosis/interpretation.ipynb #c058
 def _with_gate(predictions):
-    if predictions.gate is None: raise ModelError('These predictions come from a network with one branch, which has no gate to look at.')
+    if predictions.gate is None:
+        raise ModelError('These predictions come from a network with one branch, which has no gate to look '
+                         'at.')
     return predictions.gate
 
 def gate_table(
-    predictions:Predictions, # of a labelled set
+    predictions: Predictions, # of a labelled set
     labels, # N true class numbers
-) -> pd.DataFrame: # a row per true class and outcome: count, closed gates, mean weights of the open ones, and which head weighs most
+# a row per true class and outcome: count, closed gates, mean weights of the open ones, and which head
+# weighs most
+) -> pd.DataFrame:
     "The gate's weights by class, for right and wrong answers. ModelError for a network without a gate"
-    gate,labels,rows = _with_gate(predictions),np.asarray(labels),[]
-    for k,name in enumerate(predictions.classes):
+    gate, labels, rows = _with_gate(predictions), np.asarray(labels), []
+    for k, name in enumerate(predictions.classes):
         for right in (True, False):
             at = (labels == k) & ((predictions.labels == labels) == right)
             open_ = gate[at & ~predictions.closed]
-            row = dict(true=name, answer='right' if right else 'wrong', n=int(at.sum()), closed=int((at & predictions.closed).sum()))
-            for h,head in enumerate(('SR', 'LR', 'aux')): row |= {head:float(open_[:, h].mean()) if len(open_) else float('nan')}
-            rows.append(row | {f'{head} first':int((open_.argmax(1) == h).sum()) for h,head in enumerate(('SR', 'LR', 'aux'))})
+            row = dict(true=name, answer='right' if right else 'wrong', n=int(at.sum()),
+                       closed=int((at & predictions.closed).sum()))
+            for h, head in enumerate(('SR', 'LR', 'aux')):
+                row |= {head: float(open_[:, h].mean()) if len(open_) else float('nan')}
+            (rows.append(row | {f'{head} first': int((open_.argmax(1) == h).sum()) for h,
+                                head in enumerate(('SR', 'LR', 'aux'))}))
     return pd.DataFrame(rows)
 
 # %% ../../nbs/diagnosis/interpretation.ipynb #c060
 def gate_figure(
-    predictions:Predictions, # of a labelled set
+    predictions: Predictions, # of a labelled set
     labels, # N true class numbers
 ) -> Figure: # the triangle of `gate_simplex`, with closed gates in rows below it
-    "Where the gate puts its weight, by true class and right or wrong. ModelError for a network without a gate"
-    gate,labels,answer = _with_gate(predictions),np.asarray(labels),predictions.labels
+    """Where the gate puts its weight, by true class and right or wrong. ModelError for a network without a
+    gate"""
+    gate, labels, answer = _with_gate(predictions), np.asarray(labels), predictions.labels
     fig = gate_simplex(gate, labels, predictions.classes, answer)
     closed = np.flatnonzero(~simplex_points(gate)[1])
     if not len(closed): return fig
-    ax,kinds,per_row = fig.axes[0],np.unique(labels).tolist(),30
+    ax, kinds, per_row = fig.axes[0], np.unique(labels).tolist(), 30
     closed = closed[np.lexsort((answer[closed] != labels[closed], labels[closed]))]
-    for position,i in enumerate(closed):
-        row,column = divmod(position, per_row)
+    for position, i in enumerate(closed):
+        row, column = divmod(position, per_row)
         wrong = answer[i] != labels[i]
-        ax.scatter(column/(per_row-1), -0.38 - 0.06*row, s=30 if wrong else 18, marker='x' if wrong else 'o', color=PALETTE[kinds.index(labels[i])%7], lw=1.4 if wrong else 0, clip_on=False)
+        ax.scatter(column/(per_row-1), -0.38 - 0.06*row, s=30 if wrong else 18, marker='x' if wrong else 'o',
+                   color=PALETTE[kinds.index(labels[i])%7], lw=1.4 if wrong else 0, clip_on=False)
     wrong = int((answer[closed] != labels[closed]).sum())
-    ax.text(0, -0.29, f'all gates shut: {len(closed)}, of which {wrong} wrong (by the mean of the heads)', fontsize=8, color='#333333')
+    ax.text(0, -0.29, f'all gates shut: {len(closed)}, of which {wrong} wrong (by the mean of the heads)',
+            fontsize=8, color='#333333')
     ax.set_ylim(-0.42 - 0.06*((len(closed)-1)//per_row), 1.03)
     return fig
 
 # %% ../../nbs/diagnosis/interpretation.ipynb #c065
 @torch.no_grad()
 def branch_features(
-    model:SREnhancedDiagnosis, # trained. Left as it was
-    lr:torch.Tensor, # N×C×h×w, uint8 or float in [0, 1]
-    hr:torch.Tensor|None=None, # N×C×H×W, for the inputs that need it
-    mode:str|None=None, # 'context', 'solo' or 'batch'; None: the model's own
-    batch_size:int=32, # images at a time; no effect on the result but in the mode 'batch'
+    model: SREnhancedDiagnosis, # trained. Left as it was
+    lr: torch.Tensor, # N×C×h×w, uint8 or float in [0, 1]
+    hr: torch.Tensor|None = None, # N×C×H×W, for the inputs that need it
+    mode: str|None = None, # 'context', 'solo' or 'batch'; None: the model's own
+    batch_size: int = 32, # images at a time; no effect on the result but in the mode 'batch'
 ) -> dict: # (branch, stage, 'before' or 'after') → N×C array; branch 'sr' or 'lr', stage 1 to 4
     "Pooled features of both branches before and after the exchange; a single branch has no 'after'"
-    (mode,context),found = _mode_of(model, mode),{}
+    (mode, context), found = _mode_of(model, mode), {}
     def pool(key, output): found.setdefault(key, []).append(output.float().mean((2, 3)).cpu())
     def before(name, k): return lambda module, args, output: pool((name, k, 'before'), output)
-    def after(k): return lambda module, args, output: [pool((name, k, 'after'), x) for name,x in zip(('sr', 'lr'), output)] and None
-    hooks = [(b.stages[k-1], before(name, k)) for name,b in _branches(model).items() for k in (1, 2, 3, 4)]
-    hooks += [(m, after(k)) for k,m in enumerate(getattr(_network(model), 'interactions', []), 1)]
+    def after(k):
+        return lambda module, args, output: [pool((name, k, 'after'), x) for name,
+                                             x in zip(('sr', 'lr'), output)] and None
+    hooks = [(b.stages[k-1], before(name, k)) for name, b in _branches(model).items() for k in (1, 2, 3, 4)]
+    hooks += [(m, after(k)) for k, m in enumerate(getattr(_network(model), 'interactions', []), 1)]
     with _watch(model, hooks):
-        for i in range(0, len(lr), batch_size): _diagnose(model, *_images(model, lr[i:i+batch_size], None if hr is None else hr[i:i+batch_size]), mode, context)
-    return {key:torch.cat(v).numpy() for key,v in found.items()}
+        for i in range(0, len(lr), batch_size):
+            (_diagnose(model, *_images(model, lr[i:i+batch_size], None if hr is None else hr[i:i+batch_size]),
+                       mode, context))
+    return {key: torch.cat(v).numpy() for key, v in found.items()}
 
 # %% ../../nbs/diagnosis/interpretation.ipynb #c068
 def _standardised(x): # N×C → the same, mean 0 and sd 1 in each channel; silent channels stay 0
@@ -392,75 +456,92 @@ def neighbour_accuracy(
     features, # N×C
     labels, # N class numbers
     groups=None, # N names; neighbours come from other groups than the image's own
-    neighbours:int=5, # that vote; of two classes with equal votes the smaller number wins
+    neighbours: int = 5, # that vote; of two classes with equal votes the smaller number wins
 ) -> float: # 0 to 1, mean over classes; chance is 1/K
-    "Leave-one-out accuracy of the nearest neighbours. DataError if an image has too few images to compare with"
-    x,y = torch.from_numpy(_standardised(features)),torch.as_tensor(np.asarray(labels))
-    own = torch.eye(len(y), dtype=torch.bool) if groups is None else torch.from_numpy(np.asarray(groups)[:, None] == np.asarray(groups))
-    if (~own).sum(1).min() < neighbours: raise DataError(f'Some images have fewer than {neighbours} images of other groups to be compared with: use more groups, or no groups.')
+    """Leave-one-out accuracy of the nearest neighbours. DataError if an image has too few images to compare
+    with"""
+    x, y = torch.from_numpy(_standardised(features)), torch.as_tensor(np.asarray(labels))
+    own = (torch.eye(len(y), dtype=torch.bool) if groups is None
+           else torch.from_numpy(np.asarray(groups)[:, None] == np.asarray(groups)))
+    if (~own).sum(1).min() < neighbours:
+        raise DataError(f'Some images have fewer than {neighbours} images of other groups to be compared '
+                        'with: use more groups, or no groups.')
     nearest = torch.cdist(x, x).masked_fill(own, float('inf')).topk(neighbours, largest=False).indices
     votes = F.one_hot(y[nearest], int(y.max()) + 1).sum(1)
     return float(balanced_accuracy_score(y.numpy(), votes.argmax(1).numpy()))
 
 # %% ../../nbs/diagnosis/interpretation.ipynb #c070
 def embedding_table(
-    features:dict, # from `branch_features`
+    features: dict, # from `branch_features`
     labels, # N class numbers, of at least two classes
     groups=None, # N names, see `neighbour_accuracy`
-    neighbours:int=5, # that vote
+    neighbours: int = 5, # that vote
 ) -> pd.DataFrame: # a row per branch and stage: both numbers before and after the exchange
     "How well classes are apart before and after the exchange"
-    if len(np.unique(labels)) < 2: raise DataError('All images have the same label: there is nothing to tell apart.')
+    if len(np.unique(labels)) < 2:
+        raise DataError('All images have the same label: there is nothing to tell apart.')
     rows = {}
-    for (branch,stage,when),x in features.items():
+    for (branch, stage, when), x in features.items():
         row = rows.setdefault((branch, stage), dict(branch=branch, stage=stage))
-        row |= {f'neighbours_{when}':neighbour_accuracy(x, labels, groups, neighbours), f'silhouette_{when}':float(silhouette_score(_standardised(x), np.asarray(labels)))}
-    return pd.DataFrame([rows[key] for key in sorted(rows, reverse=True)]).sort_values(['branch', 'stage'], ascending=[False, True], ignore_index=True)
+        row |= {f'neighbours_{when}': neighbour_accuracy(x, labels, groups, neighbours),
+                f'silhouette_{when}': float(silhouette_score(_standardised(x), np.asarray(labels)))}
+    return (pd.DataFrame([rows[key] for key in sorted(rows, reverse=True)]).sort_values(
+                ['branch', 'stage'], ascending=[False, True], ignore_index=True))
 
 # %% ../../nbs/diagnosis/interpretation.ipynb #c074
 def project(
     x, # N×C features
-    method:str='pca', # 'pca' or 't-sne' (also 'tsne')
-    seed:int=0, # of t-SNE
+    method: str = 'pca', # 'pca' or 't-sne' (also 'tsne')
+    seed: int = 0, # of t-SNE
 ) -> tuple: # N×2 array, and the labels of the two axes
     "Features in two dimensions, standardised first. DataError for fewer than 5 images"
-    if method not in ('pca', 'tsne', 't-sne'): raise ValueError(f"method must be 'pca' or 'tsne', not {method!r}.")
+    if method not in ('pca', 'tsne', 't-sne'):
+        raise ValueError(f"method must be 'pca' or 'tsne', not {method!r}.")
     x = _standardised(x)
     if len(x) < 5: raise DataError(f'{len(x)} images are too few for an embedding: use at least 5.')
     if method == 'pca':
         pca = PCA(2, random_state=seed)
         points = pca.fit_transform(x)
-        return points,[f'PC{i+1}, {100*share:.0f} %' for i,share in enumerate(pca.explained_variance_ratio_)]
+        return (points,
+                [f'PC{i+1}, {100*share:.0f} %' for i, share in enumerate(pca.explained_variance_ratio_)])
     x = PCA(min(50, *x.shape), random_state=seed).fit_transform(x)
     points = TSNE(2, perplexity=min(30, (len(x)-1)/3), init='pca', random_state=seed).fit_transform(x)
     points = points - (points.max(0) + points.min(0))/2
-    return points/np.abs(points).max(),['', '']
+    return points/np.abs(points).max(), ['', '']
 
 # %% ../../nbs/diagnosis/interpretation.ipynb #c076
 def embedding_figure(
-    features:dict, # from `branch_features`
+    features: dict, # from `branch_features`
     labels, # N class numbers
-    classes:list, # K names
-    method:str='pca', # 'pca' or 'tsne'
-    stage:int=4, # 1 to 4
+    classes: list, # K names
+    method: str = 'pca', # 'pca' or 'tsne'
+    stage: int = 4, # 1 to 4
     groups=None, # N names, see `neighbour_accuracy`
-    seed:int=0, # of t-SNE
-) -> Figure: # a row per branch; before and after the exchange; the numbers of `embedding_table` above each panel
+    seed: int = 0, # of t-SNE
+# a row per branch; before and after the exchange; the numbers of `embedding_table` above each panel
+) -> Figure:
     "Embeddings of both branches before and after the exchange, on the same limits"
     keys = [[(b, stage, w) for w in ('before', 'after') if (b, stage, w) in features] for b in ('sr', 'lr')]
-    keys,labels = [row for row in keys if row],np.asarray(labels)
+    keys, labels = [row for row in keys if row], np.asarray(labels)
     if not keys: raise ValueError(f'There are no features of stage {stage}: choose 1, 2, 3 or 4.')
-    projected = {key:project(features[key], method, seed) for row in keys for key in row}
-    limit = 1.08*max(np.abs(points).max() for points,_ in projected.values())
+    projected = {key: project(features[key], method, seed) for row in keys for key in row}
+    limit = 1.08*max(np.abs(points).max() for points, _ in projected.values())
     with style():
-        fig,axes = plt.subplots(len(keys), len(keys[0]), figsize=(1.3 + 2.6*len(keys[0]), 0.5 + 2.8*len(keys)), squeeze=False)
-        for ax,key in zip(axes.flat, [key for row in keys for key in row]):
-            points,names = projected[key]
-            for i,k in enumerate(np.unique(labels)): ax.scatter(*points[labels == k].T, s=16, marker='os^Dvp*'[i%7], color=PALETTE[i%7], alpha=0.65, lw=0, label=plain(classes[k]))
-            score = f'neighbours {neighbour_accuracy(features[key], labels, groups):.2f}, silhouette {silhouette_score(_standardised(features[key]), labels):+.2f}'
-            ax.set(title=f'{key[0].upper()} branch, {key[2]} the exchange\n{score}', xlim=(-limit, limit), ylim=(-limit, limit), aspect='equal', xlabel=names[0], ylabel=names[1])
+        fig, axes = plt.subplots(len(keys), len(keys[0]),
+                                 figsize=(1.3 + 2.6*len(keys[0]), 0.5 + 2.8*len(keys)), squeeze=False)
+        for ax, key in zip(axes.flat, [key for row in keys for key in row]):
+            points, names = projected[key]
+            for i, k in enumerate(np.unique(labels)):
+                (ax.scatter(*points[labels == k].T, s=16, marker='os^Dvp*'[i%7], color=PALETTE[i%7],
+                            alpha=0.65, lw=0, label=plain(classes[k])))
+            score = (f'neighbours {neighbour_accuracy(features[key], labels, groups):.2f}, silhouette '
+                     f'{silhouette_score(_standardised(features[key]), labels):+.2f}')
+            ax.set(title=f'{key[0].upper()} branch, {key[2]} the exchange\n{score}', xlim=(-limit, limit),
+                   ylim=(-limit, limit), aspect='equal', xlabel=names[0], ylabel=names[1])
             if method != 'pca': ax.set(xticks=[], yticks=[])
         fig.legend(*axes[0, 0].get_legend_handles_labels(), loc='outside right center')
-        note = 'PCA of standardised features, one pair of axes for each panel' if method == 'pca' else 't-SNE: axes, sizes of clusters and distances between them mean nothing'
-        fig.supxlabel(f'{note}.\nFeatures of stage {stage}, {len(labels)} images. The neighbours are counted in all dimensions.', fontsize=8, color='#555555')
+        note = ('PCA of standardised features, one pair of axes for each panel' if method == 'pca'
+                else 't-SNE: axes, sizes of clusters and distances between them mean nothing')
+        fig.supxlabel(f'{note}.\nFeatures of stage {stage}, {len(labels)} images. The neighbours are counted in all dimensions.',
+                      fontsize=8, color='#555555')
     return finished(fig)

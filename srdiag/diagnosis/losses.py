@@ -17,8 +17,8 @@ from .network import DiagnosisOutput
 
 # %% ../../nbs/diagnosis/losses.ipynb #c009
 def soften(
-    a:torch.Tensor, # B×B affinities
-    temperature:float=1., # T; larger is softer
+    a: torch.Tensor, # B×B affinities
+    temperature: float = 1., # T; larger is softer
 ) -> torch.Tensor: # B×B, rows sum to 1
     "Row-wise softmax with temperature, τ of Eq. (10) as meant"
     return (a/temperature).softmax(1)
@@ -27,9 +27,9 @@ def soften(
 NORMS = ('frobenius', 'mean_square')
 
 def matrix_distance(
-    p:torch.Tensor, # B×B
-    q:torch.Tensor, # B×B
-    norm:str='frobenius', # 'frobenius' (as printed) or 'mean_square'
+    p: torch.Tensor, # B×B
+    q: torch.Tensor, # B×B
+    norm: str = 'frobenius', # 'frobenius' (as printed) or 'mean_square'
 ) -> torch.Tensor: # a number
     "‖p − q‖_F, or ‖p − q‖_F²/B²"
     if norm == 'frobenius': return torch.linalg.matrix_norm(p-q)
@@ -40,11 +40,11 @@ def matrix_distance(
 class SoftenedDistance(nn.Module):
     "Distance of two affinity matrices after softening their rows: the inner part of Eq. (9) and (11)"
     def __init__(self,
-        temperature:float=1., # T of Eq. (10)
-        norm:str='frobenius', # see `matrix_distance`
+        temperature: float = 1., # T of Eq. (10)
+        norm: str = 'frobenius', # see `matrix_distance`
     ):
         super().__init__()
-        self.temperature,self.norm = temperature,norm
+        self.temperature, self.norm = temperature, norm
 
     def distance(self, p, q): # B×B each → a number
         return matrix_distance(soften(p, self.temperature), soften(q, self.temperature), self.norm)
@@ -52,59 +52,68 @@ class SoftenedDistance(nn.Module):
 class SampleAffinityConsistencyLoss(SoftenedDistance):
     "L_SAC (Eq. 9): distance of the branches' softened affinities, summed over stages"
     def forward(self, a_sr, a_lr): # lists of B×B, one per stage → a number
-        return sum(self.distance(s, l) for s,l in zip(a_sr, a_lr, strict=True))
+        return sum(self.distance(s, l) for s, l in zip(a_sr, a_lr, strict=True))
 
 # %% ../../nbs/diagnosis/losses.ipynb #c019
 class SampleAffinityRegularizationLoss(SoftenedDistance):
-    "L_SAR (Eq. 11): distance of the softened mutual affinities of neighbouring stages, both directions, summed"
+    """L_SAR (Eq. 11): distance of the softened mutual affinities of neighbouring stages, both directions,
+    summed"""
     def forward(self, mutual): # list of M_{L→S}, B×B, one per stage → a number
-        return sum((self.distance(deep, shallow) + self.distance(deep.T, shallow.T))/2 for shallow,deep in zip(mutual[:-1], mutual[1:]))
+        return (sum((self.distance(deep, shallow) + self.distance(deep.T, shallow.T))/2 for shallow,
+                    deep in zip(mutual[:-1], mutual[1:])))
 
 # %% ../../nbs/diagnosis/losses.ipynb #c022
 class RankLoss(nn.Module):
-    "L_rank (Eq. 13): hinge on the true class's score of each preliminary diagnosis above the ensemble's, mean over samples"
+    """L_rank (Eq. 13): hinge on the true class's score of each preliminary diagnosis above the ensemble's,
+    mean over samples"""
     def __init__(self,
-        margin:float=0.05, # m
-        on:str='probabilities', # 'probabilities' (as printed) or 'logits'
+        margin: float = 0.05, # m
+        on: str = 'probabilities', # 'probabilities' (as printed) or 'logits'
     ):
         super().__init__()
-        if on not in ('probabilities', 'logits'): raise ValueError(f"on must be 'probabilities' or 'logits', not {on!r}.")
-        self.margin,self.on = margin,on
+        if on not in ('probabilities', 'logits'):
+            raise ValueError(f"on must be 'probabilities' or 'logits', not {on!r}.")
+        self.margin, self.on = margin, on
 
     def forward(self, ens, others, target): # B×K logits, a list of B×K logits, B class indices → a number
-        def true_class(y): return (y.softmax(1) if self.on == 'probabilities' else y).gather(1, target[:, None])[:, 0]
+        def true_class(y):
+            return (y.softmax(1) if self.on == 'probabilities' else y).gather(1, target[:, None])[:, 0]
         best = true_class(ens)
         return sum(F.relu(true_class(y) - best + self.margin).mean() for y in others)
 
 # %% ../../nbs/diagnosis/losses.ipynb #c025
 class DiagnosisLoss(nn.Module):
-    "L = L_CE + λ₁ L_rank + λ₂ L_SAC + λ₃ L_SAR (Eq. 14); `components` holds the weighted terms of the last call. ValueError for a negative weight or an unknown norm"
+    """L = L_CE + λ₁ L_rank + λ₂ L_SAC + λ₃ L_SAR (Eq. 14); `components` holds the weighted terms of the last
+    call. ValueError for a negative weight or an unknown norm"""
     names = ('ce', 'rank', 'sac', 'sar')
     def __init__(self,
-        rank:float=1., # λ₁
-        sac:float=100., # λ₂; 0 switches the term off (Table VIII)
-        sar:float=100., # λ₃; 0 switches the term off
-        temperature:float=1., # T of Eq. (10)
-        margin:float=0.05, # m of Eq. (13)
-        norm:str='frobenius', # of SAC and SAR, see `matrix_distance`
-        rank_on:str='probabilities', # see `RankLoss`
-        ens_weight:float=1., # of the ensemble's cross entropy; the released code has 2
+        rank: float = 1., # λ₁
+        sac: float = 100., # λ₂; 0 switches the term off (Table VIII)
+        sar: float = 100., # λ₃; 0 switches the term off
+        temperature: float = 1., # T of Eq. (10)
+        margin: float = 0.05, # m of Eq. (13)
+        norm: str = 'frobenius', # of SAC and SAR, see `matrix_distance`
+        rank_on: str = 'probabilities', # see `RankLoss`
+        ens_weight: float = 1., # of the ensemble's cross entropy; the released code has 2
     ):
         super().__init__()
-        for name,value in dict(rank=rank, sac=sac, sar=sar, ens_weight=ens_weight, margin=margin).items():
-            if not isinstance(value, (int, float)) or not 0 <= value < math.inf: raise ValueError(f'{name} is a number of 0 or more, not {value!r}.')
+        for name, value in dict(rank=rank, sac=sac, sar=sar, ens_weight=ens_weight, margin=margin).items():
+            if not isinstance(value, (int, float)) or not 0 <= value < math.inf:
+                raise ValueError(f'{name} is a number of 0 or more, not {value!r}.')
         if norm not in NORMS: raise ValueError(f'norm must be one of {NORMS}, not {norm!r}.')
-        if not isinstance(temperature, (int, float)) or not 0 < temperature < math.inf: raise ValueError(f'temperature is a positive number, not {temperature!r}.')
-        self.weights,self.ens_weight = dict(rank=rank, sac=sac, sar=sar),ens_weight
-        self.rank,self.sac = RankLoss(margin, rank_on),SampleAffinityConsistencyLoss(temperature, norm)
+        if not isinstance(temperature, (int, float)) or not 0 < temperature < math.inf:
+            raise ValueError(f'temperature is a positive number, not {temperature!r}.')
+        self.weights, self.ens_weight = dict(rank=rank, sac=sac, sar=sar), ens_weight
+        self.rank, self.sac = RankLoss(margin, rank_on), SampleAffinityConsistencyLoss(temperature, norm)
         self.sar = SampleAffinityRegularizationLoss(temperature, norm)
 
-    def forward(self, out:DiagnosisOutput, target): # B class indices → a number
+    def forward(self, out: DiagnosisOutput, target): # B class indices → a number
         preliminary = [out.sr, out.lr, out.aux] if out.gate is not None else []
-        terms = dict(ce=self.ens_weight*F.cross_entropy(out.ens, target) + sum(F.cross_entropy(y, target) for y in preliminary))
+        terms = (dict(ce=self.ens_weight*F.cross_entropy(out.ens, target)
+                      + sum(F.cross_entropy(y, target) for y in preliminary)))
         if preliminary: terms['rank'] = self.weights['rank']*self.rank(out.ens, preliminary, target)
         if out.mutual:
             if self.weights['sac']: terms['sac'] = self.weights['sac']*self.sac(out.a_sr, out.a_lr)
             if self.weights['sar']: terms['sar'] = self.weights['sar']*self.sar(out.mutual)
-        self.components = dict.fromkeys(self.names, 0.) | {k:v.detach() for k,v in terms.items()}
+        self.components = dict.fromkeys(self.names, 0.) | {k: v.detach() for k, v in terms.items()}
         return sum(terms.values())

@@ -31,38 +31,43 @@ class DiagnosisOutput(NamedTuple):
     mutual: list # M_{L→S} of each stage: likewise
 
     def answers(self): # → dict of head → B×K probabilities, and B booleans: the gate shut all heads
-        "Softmax of each head's scores. Eq. (8) gives a closed gate the zero vector, which would read as a uniform answer: there the three heads' mean stands in"
+        """Softmax of each head's scores. Eq. (8) gives a closed gate the zero vector, which would read as a
+        uniform answer: there the three heads' mean stands in"""
         names = ('ens',) if self.gate is None else ('ens', 'sr', 'lr', 'aux')
-        p = {name:getattr(self, name).detach().double().softmax(1) for name in names}
-        closed = torch.zeros(len(self.ens), dtype=torch.bool, device=self.ens.device) if self.gate is None else gate_closed(self.gate.detach())
+        p = {name: getattr(self, name).detach().double().softmax(1) for name in names}
+        closed = (torch.zeros(len(self.ens), dtype=torch.bool, device=self.ens.device) if self.gate is None
+                  else gate_closed(self.gate.detach()))
         if closed.any(): p['ens'][closed] = torch.stack([p[name][closed] for name in names[1:]]).mean(0)
-        return p,closed
+        return p, closed
 
 # %% ../../nbs/diagnosis/network.ipynb #c009
-def _bottleneck(channels): return nn.Sequential(nn.Conv2d(2*channels, channels, 1), nn.ReLU(inplace=True), nn.BatchNorm2d(channels))
+def _bottleneck(channels):
+    return nn.Sequential(nn.Conv2d(2*channels, channels, 1), nn.ReLU(inplace=True), nn.BatchNorm2d(channels))
 
 class StageInteraction(nn.Module):
     "Exchange between the branches after one stage: SAI or plain concatenation, then a 1×1 bottleneck each"
     def __init__(self,
-        channels:int, # C of both branches at this stage
-        sai:bool=True, # False: plain concatenation (Table VII)
-        mutual:str='printed', # weights of Eq. (7), see `weigh_rows`
+        channels: int, # C of both branches at this stage
+        sai: bool = True, # False: plain concatenation (Table VII)
+        mutual: str = 'printed', # weights of Eq. (7), see `weigh_rows`
     ):
         super().__init__()
         self.sai = SampleAffinityInteraction(channels, mutual) if sai else None
-        self.bottleneck_sr,self.bottleneck_lr = _bottleneck(channels),_bottleneck(channels)
+        self.bottleneck_sr, self.bottleneck_lr = _bottleneck(channels), _bottleneck(channels)
 
-    def forward(self, f_sr, f_lr, mode='batch', references=None): # B×C×H×W, B×C×H'×W' → the same two shapes and an SAIOutput or None
+    def forward(self, f_sr, f_lr, mode='batch', references=None):
+        # B×C×H×W, B×C×H'×W' → the same two shapes and an SAIOutput or None
         out = self.sai(f_sr, f_lr, mode, references) if self.sai is not None else None
-        to_sr,to_lr = (out.to_sr, out.to_lr) if out is not None else (
+        to_sr, to_lr = (out.to_sr, out.to_lr) if out is not None else (
             SampleAffinityInteraction._resize(f_lr, f_sr), SampleAffinityInteraction._resize(f_sr, f_lr))
-        return self.bottleneck_sr(torch.cat([f_sr, to_sr], 1)),self.bottleneck_lr(torch.cat([f_lr, to_lr], 1)),out
+        return (self.bottleneck_sr(torch.cat([f_sr, to_sr], 1)),
+                self.bottleneck_lr(torch.cat([f_lr, to_lr], 1)), out)
 
 # %% ../../nbs/diagnosis/network.ipynb #c011
 class Normalise(nn.Module):
     "(x − mean)/sd per channel; both are buffers that `fit` sets from training images"
     def __init__(self,
-        channels:int, # 3 for RGB, 1 for grey
+        channels: int, # 3 for RGB, 1 for grey
     ):
         super().__init__()
         self.register_buffer('mean', torch.full((channels, 1, 1), 0.5))
@@ -78,59 +83,66 @@ class Normalise(nn.Module):
 
 # %% ../../nbs/diagnosis/network.ipynb #c013
 class DiagnosisNetwork(nn.Module):
-    "Two ResNet-18 branches with sample affinity interaction after each of four stages, and the gate (section III-B, Fig. 2)"
+    """Two ResNet-18 branches with sample affinity interaction after each of four stages, and the gate
+    (section III-B, Fig. 2)"""
     def __init__(self,
-        classes:int, # K
-        sai:bool=True, # False: plain concatenation (Table VII)
-        channels:int=3, # of the images: 3 for RGB, 1 for grey
-        sr_stem:str='7x7', # stem of the branch with the large image, see `STEMS`
-        lr_stem:str='7x7', # stem of the branch with the small image
-        mutual:str='printed', # weights of Eq. (7), see `weigh_rows`
+        classes: int, # K
+        sai: bool = True, # False: plain concatenation (Table VII)
+        channels: int = 3, # of the images: 3 for RGB, 1 for grey
+        sr_stem: str = '7x7', # stem of the branch with the large image, see `STEMS`
+        lr_stem: str = '7x7', # stem of the branch with the small image
+        mutual: str = 'printed', # weights of Eq. (7), see `weigh_rows`
     ):
         super().__init__()
         self.normalise = Normalise(channels)
-        self.branch_sr,self.branch_lr = ResNet18Branch(channels, sr_stem),ResNet18Branch(channels, lr_stem)
+        self.branch_sr, self.branch_lr = ResNet18Branch(channels, sr_stem), ResNet18Branch(channels, lr_stem)
         self.interactions = nn.ModuleList(StageInteraction(c, sai, mutual) for c in ResNet18Branch.widths)
         n = ResNet18Branch.widths[-1]
-        self.head_sr,self.head_lr = nn.Linear(n, classes),nn.Linear(n, classes)
+        self.head_sr, self.head_lr = nn.Linear(n, classes), nn.Linear(n, classes)
         self.ensemble = GatedEnsemble(n, classes)
 
-    def _stages(self, x_lr, x_sr, mode, context): # → pooled features of both branches, B×512 each, and an SAIOutput or None per stage
-        s,l = self.branch_sr.stem(self.normalise(x_sr)),self.branch_lr.stem(self.normalise(x_lr))
+    def _stages(self, x_lr, x_sr, mode, context):
+        # → pooled features of both branches, B×512 each, and an SAIOutput or None per stage
+        s, l = self.branch_sr.stem(self.normalise(x_sr)), self.branch_lr.stem(self.normalise(x_lr))
         seen = []
-        for k,interact in enumerate(self.interactions):
-            s,l,out = interact(self.branch_sr.stages[k](s), self.branch_lr.stages[k](l), mode, None if context is None else context[k])
+        for k, interact in enumerate(self.interactions):
+            s, l, out = (interact(self.branch_sr.stages[k](s), self.branch_lr.stages[k](l), mode,
+                                  None if context is None else context[k]))
             seen.append(out)
-        return s.mean((2, 3)),l.mean((2, 3)),seen
+        return s.mean((2, 3)), l.mean((2, 3)), seen
 
-    def context(self, x_lr, x_sr): # R×C×h×w, R×C×H×W reference images → for each stage (F_SR, F_LR); None without SAI
+    def context(self, x_lr, x_sr):
+        # R×C×h×w, R×C×H×W reference images → for each stage (F_SR, F_LR); None without SAI
         return [out and out.embedded for out in self._stages(x_lr, x_sr, 'batch', None)[2]]
 
     def forward(self,
-        x_lr:torch.Tensor, # B×C×h×w in [0, 1], the original image
-        x_sr:torch.Tensor, # B×C×H×W in [0, 1], the super-resolved one
-        mode:str='batch', # who is compared with whom, see SampleAffinityInteraction
-        context:list|None=None, # for the mode 'context': what `context` returned for the reference images
+        x_lr: torch.Tensor, # B×C×h×w in [0, 1], the original image
+        x_sr: torch.Tensor, # B×C×H×W in [0, 1], the super-resolved one
+        mode: str = 'batch', # who is compared with whom, see SampleAffinityInteraction
+        context: list|None = None, # for the mode 'context': what `context` returned for the reference images
     ) -> DiagnosisOutput:
         "Four diagnoses; in the mode 'batch' they depend on the batch, as published"
-        s,l,seen = self._stages(x_lr, x_sr, mode, context)
-        y_sr,y_lr = self.head_sr(s),self.head_lr(l)
-        gated,seen = self.ensemble(s, l, y_sr, y_lr),[out for out in seen if out is not None]
-        return DiagnosisOutput(gated.ens, y_sr, y_lr, gated.aux, gated.gate, [o.a_sr for o in seen], [o.a_lr for o in seen], [o.mutual for o in seen])
+        s, l, seen = self._stages(x_lr, x_sr, mode, context)
+        y_sr, y_lr = self.head_sr(s), self.head_lr(l)
+        gated, seen = self.ensemble(s, l, y_sr, y_lr), [out for out in seen if out is not None]
+        return (DiagnosisOutput(gated.ens, y_sr, y_lr, gated.aux, gated.gate, [o.a_sr for o in seen],
+                                [o.a_lr for o in seen], [o.mutual for o in seen]))
 
 # %% ../../nbs/diagnosis/network.ipynb #c021
 class SingleBranch(nn.Module):
     "One ResNet-18 on one image: the baselines of Table V"
     def __init__(self,
-        classes:int, # K
-        channels:int=3, # of the images
-        stem:str='7x7', # see `STEMS`
+        classes: int, # K
+        channels: int = 3, # of the images
+        stem: str = '7x7', # see `STEMS`
     ):
         super().__init__()
-        self.normalise,self.branch = Normalise(channels),ResNet18Branch(channels, stem)
+        self.normalise, self.branch = Normalise(channels), ResNet18Branch(channels, stem)
         self.head = nn.Linear(ResNet18Branch.widths[-1], classes)
 
-    def forward(self, x): # B×C×H×W in [0, 1] → DiagnosisOutput, the same scores in `ens` and `lr`, None where it has nothing to say
+    def forward(self, x):
+        # B×C×H×W in [0, 1] → DiagnosisOutput, the same scores in `ens` and `lr`, None where it has
+        # nothing to say
         y = self.head(self.branch(self.normalise(x)))
         return DiagnosisOutput(y, None, y, None, None, [], [], [])
 
@@ -138,20 +150,24 @@ class SingleBranch(nn.Module):
 class ReferenceImages(nn.Module):
     "R images as bytes: `lr` R×C×h×w and, for a framework that reads the true HR image, `hr` R×C×sh×sw"
     def __init__(self,
-        shape:list|None=None, # [R, C, h, w]; None: no images yet
-        scale:int=4, # between lr and hr
-        with_hr:bool=False, # keep hr, too
+        shape: list|None = None, # [R, C, h, w]; None: no images yet
+        scale: int = 4, # between lr and hr
+        with_hr: bool = False, # keep hr, too
     ):
         super().__init__()
-        self.scale,self.with_hr = scale,with_hr
+        self.scale, self.with_hr = scale, with_hr
         self.register_buffer('lr', None if shape is None else torch.zeros(shape, dtype=torch.uint8))
-        self.register_buffer('hr', None if shape is None or not with_hr else torch.zeros(*shape[:2], *(scale*n for n in shape[2:]), dtype=torch.uint8))
+        (self.register_buffer('hr', None if shape is None or not with_hr
+                              else torch.zeros(*shape[:2], *(scale*n for n in shape[2:]), dtype=torch.uint8)))
 
     def remember(self, lr, hr=None): # uint8 images → their shape as a list
-        if lr.dtype != torch.uint8 or self.with_hr and (hr is None or hr.dtype != torch.uint8 or hr.shape[2:] != tuple(self.scale*n for n in lr.shape[2:])):
-            raise ValueError('Reference images are bytes (uint8): low-resolution ones and, if the network reads HR, the HR ones they were made from.')
+        if (lr.dtype != torch.uint8 or self.with_hr and (hr is None or hr.dtype != torch.uint8
+                                                         or hr.shape[2:] != tuple(
+                                                             self.scale*n for n in lr.shape[2:]))):
+            raise ValueError('Reference images are bytes (uint8): low-resolution ones and, if the network '
+                             'reads HR, the HR ones they were made from.')
         device = next((b.device for b in self.buffers()), lr.device)
-        self.lr,self.hr = lr.to(device),hr.to(device) if self.with_hr else None
+        self.lr, self.hr = lr.to(device), hr.to(device) if self.with_hr else None
         return list(lr.shape)
 
     def floats(self): # → the images in [0, 1]: lr, or lr and hr
@@ -161,36 +177,47 @@ class ReferenceImages(nn.Module):
 INPUTS = ('LR', 'ILR', 'HR', 'SR', 'LR+LR', 'LR+ILR', 'LR+HR', 'LR+SR')
 
 def _setting(name, value, known):
-    if value not in known: raise ValueError(f'There is no {name} {value!r}: choose one of {", ".join(known)}.')
+    if value not in known:
+        raise ValueError(f'There is no {name} {value!r}: choose one of {", ".join(known)}.')
 
 class FrameworkParts(nn.Module):
     "The settings and modules of `SREnhancedDiagnosis`. ValueError for settings that do not exist"
     def __init__(self,
-        classes:int, # K
-        scale:int, # between the small and the large image: 2 or 4
-        inputs:str='LR+SR', # one of INPUTS
-        sai:bool=True, # for two branches; False: plain concatenation
-        channels:int=3, # of the images: 3 for RGB, 1 for grey
-        lr_stem:str='7x7', # stem for the small image, see `STEMS`
-        sr_stem:str='7x7', # stem for the large image
-        sr:dict|None=None, # configuration of the super-resolution network; None: its defaults
-        mutual:str='printed', # weights of Eq. (7), see `weigh_rows`
-        mode:str='batch', # of prediction, one of MODES; 'batch' as published
-        solo_share:float=0., # of the training batches without affinity between samples; 0 as published
-        references:list|None=None, # shape [R, C, h, w] of the reference images; None: there are none
-        sr_architecture:str='mrcnet', # a key of ARCHITECTURES
+        classes: int, # K
+        scale: int, # between the small and the large image: 2 or 4
+        inputs: str = 'LR+SR', # one of INPUTS
+        sai: bool = True, # for two branches; False: plain concatenation
+        channels: int = 3, # of the images: 3 for RGB, 1 for grey
+        lr_stem: str = '7x7', # stem for the small image, see `STEMS`
+        sr_stem: str = '7x7', # stem for the large image
+        sr: dict|None = None, # configuration of the super-resolution network; None: its defaults
+        mutual: str = 'printed', # weights of Eq. (7), see `weigh_rows`
+        mode: str = 'batch', # of prediction, one of MODES; 'batch' as published
+        solo_share: float = 0., # of the training batches without affinity between samples; 0 as published
+        references: list|None = None, # shape [R, C, h, w] of the reference images; None: there are none
+        sr_architecture: str = 'mrcnet', # a key of ARCHITECTURES
     ):
         super().__init__()
-        for setting in (('input', inputs, INPUTS), ('mode', mode, MODES), ('way to weigh rows', mutual, ROW_WEIGHTS), ('architecture', sr_architecture, ARCHITECTURES)): _setting(*setting)
-        if not 0 <= solo_share <= 1: raise ValueError(f'solo_share lies between 0 and 1, not at {solo_share}.')
-        self.scale,self.large,self.two,self.solo_share = scale,inputs.split('+')[-1],'+' in inputs,solo_share
+        for setting in (('input', inputs, INPUTS), ('mode', mode, MODES),
+                        ('way to weigh rows', mutual, ROW_WEIGHTS),
+                        ('architecture', sr_architecture, ARCHITECTURES)):
+            _setting(*setting)
+        if not 0 <= solo_share <= 1:
+            raise ValueError(f'solo_share lies between 0 and 1, not at {solo_share}.')
+        self.scale, self.large, self.two, self.solo_share = (
+            scale, inputs.split('+')[-1], '+' in inputs, solo_share)
         self.sr_network = None
-        if self.large == 'SR': self.sr_network = ARCHITECTURES[sr_architecture](**((sr or {}) | dict(scale=scale, image_channels=channels)))
-        self.config = dict(classes=classes, scale=scale, inputs=inputs, sai=sai, channels=channels, lr_stem=lr_stem, sr_stem=sr_stem,
-                           sr=self.sr_network.config if self.sr_network is not None else None, mutual=mutual, mode=mode, solo_share=solo_share,
-                           references=references, sr_architecture=sr_architecture)
+        if self.large == 'SR':
+            self.sr_network = ARCHITECTURES[sr_architecture](**((sr or {})
+                                                                | dict(scale=scale, image_channels=channels)))
+        self.config = (dict(classes=classes, scale=scale, inputs=inputs, sai=sai, channels=channels,
+                            lr_stem=lr_stem, sr_stem=sr_stem,
+                            sr=self.sr_network.config if self.sr_network is not None else None, mutual=mutual,
+                            mode=mode, solo_share=solo_share, references=references,
+                            sr_architecture=sr_architecture))
         stem = lr_stem if self.large == 'LR' else sr_stem
-        self.network = DiagnosisNetwork(classes, sai, channels, stem, lr_stem, mutual) if self.two else SingleBranch(classes, channels, stem)
+        self.network = (DiagnosisNetwork(classes, sai, channels, stem, lr_stem, mutual) if self.two
+                        else SingleBranch(classes, channels, stem))
         self.references = ReferenceImages(references, scale, self.large == 'HR')
 
 # %% ../../nbs/diagnosis/network.ipynb #c027
@@ -200,9 +227,11 @@ class SREnhancedDiagnosis(FrameworkParts):
     def mode(self): return self.config['mode'] # how it predicts, one of MODES
 
     @property
-    def mixes(self): return self.two and self.config['sai'] # True if samples are compared with each other at all
+    def mixes(self): # True if samples are compared with each other at all
+        return self.two and self.config['sai']
 
-    def remember(self, lr, hr=None): # R×C×h×w and R×C×H×W, uint8 → the framework, predicting in the mode 'context'
+    def remember(self, lr, hr=None):
+        # R×C×h×w and R×C×H×W, uint8 → the framework, predicting in the mode 'context'
         "Keep reference images"
         self.config |= dict(references=self.references.remember(lr, hr), mode='context')
         return self
@@ -210,7 +239,9 @@ class SREnhancedDiagnosis(FrameworkParts):
     @torch.no_grad()
     def context(self): # → what the mode 'context' needs: for each stage the features of the references
         "Features of the reference images; ValueError if there are none"
-        if self.config['references'] is None: raise ValueError('This framework has no reference images to compare with: choose them with remember(lr, hr), or predict in the mode solo or batch.')
+        if self.config['references'] is None:
+            raise ValueError('This framework has no reference images to compare with: choose them with '
+                             'remember(lr, hr), or predict in the mode solo or batch.')
         images = [x.to(next(self.parameters()).dtype) for x in self.references.floats()]
         return self.network.context(images[0], self.large_image(*images))
 
@@ -218,12 +249,17 @@ class SREnhancedDiagnosis(FrameworkParts):
         if self.large == 'SR': return self.sr_network(lr).float()
         if self.large == 'ILR': return upsample(lr, self.scale)
         if self.large == 'LR': return lr
-        if hr is None: raise ValueError(f'inputs={self.config["inputs"]!r} needs the high-resolution image: forward(lr, hr).')
+        if hr is None:
+            raise ValueError(f'inputs={self.config["inputs"]!r} needs the high-resolution image: forward(lr, '
+                             'hr).')
         return hr
 
-    def forward(self, lr, hr=None, mode=None, context=None): # B×C×h×w in [0, 1] → DiagnosisOutput; mode None: its own, in training by `solo_share`
+    def forward(self, lr, hr=None, mode=None, context=None):
+        # B×C×h×w in [0, 1] → DiagnosisOutput; mode None: its own, in training by `solo_share`
         large = self.large_image(lr, hr)
         if not self.two: return self.network(large)
-        if mode is None: mode = ('solo' if torch.rand(()).item() < self.solo_share else 'batch') if self.training else self.mode
+        if mode is None:
+            mode = (('solo' if torch.rand(()).item() < self.solo_share else 'batch') if self.training
+                    else self.mode)
         if mode == 'context' and self.mixes and context is None: context = self.context()
         return self.network(lr, large, mode, context)

@@ -15,7 +15,7 @@ from torch import nn
 
 # %% ../../nbs/diagnosis/sai.ipynb #c009
 def affinity(
-    f:torch.Tensor, # B×C×H×W features of one branch
+    f: torch.Tensor, # B×C×H×W features of one branch
 ) -> torch.Tensor: # A: B×B, float32, each row of length 1
     "Sample affinity (Eq. 5) with row-wise L2 normalisation"
     with torch.autocast('cpu' if f.is_meta else f.device.type, enabled=False):
@@ -24,8 +24,8 @@ def affinity(
 
 # %% ../../nbs/diagnosis/sai.ipynb #c011
 def transfer(
-    mutual:torch.Tensor, # M: B×B
-    f:torch.Tensor, # B×C×H×W features of the other branch
+    mutual: torch.Tensor, # M: B×B
+    f: torch.Tensor, # B×C×H×W features of the other branch
 ) -> torch.Tensor: # B×C×H×W
     "Features moved along the mutual affinity (Eq. 7)"
     return (mutual.to(f.dtype)@f.flatten(1)).view_as(f)
@@ -34,22 +34,22 @@ def transfer(
 MODES = ('batch', 'solo', 'context')
 
 def affinity_in_context(
-    f:torch.Tensor, # B×C×H×W features of one branch
-    references:torch.Tensor, # R×C×H×W features of the reference samples
+    f: torch.Tensor, # B×C×H×W features of one branch
+    references: torch.Tensor, # R×C×H×W features of the reference samples
 ) -> torch.Tensor: # B×(1+R)×(1+R), float32: A of each sample (first) with the references
     "Sample affinity (Eq. 5) of B batches, each of one sample and the same references"
     with torch.autocast('cpu' if f.is_meta else f.device.type, enabled=False):
-        x,r = f.flatten(1).float(),references.flatten(1).float()
-        cross,own,among = x@r.T,x.square().sum(1),r@r.T
+        x, r = f.flatten(1).float(), references.flatten(1).float()
+        cross, own, among = x@r.T, x.square().sum(1), r@r.T
         first = torch.cat([own[:, None], cross], 1)[:, None]                                   # B×1×(1+R)
         others = torch.cat([cross[:, :, None], among.expand(len(x), *among.shape)], 2)         # B×R×(1+R)
         return F.normalize(torch.cat([first, others], 1), dim=2)
 
 # %% ../../nbs/diagnosis/sai.ipynb #c017
 def transfer_in_context(
-    rows:torch.Tensor, # B×(1+R), weights of each sample and of the references
-    f:torch.Tensor, # B×C×H×W features of the other branch
-    references:torch.Tensor, # R×C×H×W
+    rows: torch.Tensor, # B×(1+R), weights of each sample and of the references
+    f: torch.Tensor, # B×C×H×W features of the other branch
+    references: torch.Tensor, # R×C×H×W
 ) -> torch.Tensor: # B×C×H×W
     "Features moved along the mutual affinity (Eq. 7), in B batches of one sample and the same references"
     rows = rows.to(f.dtype)
@@ -59,8 +59,8 @@ def transfer_in_context(
 ROW_WEIGHTS = ('printed', 'l2', 'mean')
 
 def weigh_rows(
-    mutual:torch.Tensor, # M: B×B, or any rows of it
-    how:str='printed', # 'printed', 'l2' or 'mean'
+    mutual: torch.Tensor, # M: B×B, or any rows of it
+    how: str = 'printed', # 'printed', 'l2' or 'mean'
 ) -> torch.Tensor: # the same shape
     "The weights of Eq. (7) made from the mutual affinity, row by row"
     if how == 'printed': return mutual
@@ -69,7 +69,8 @@ def weigh_rows(
     raise ValueError(f"mutual must be 'printed', 'l2' or 'mean', not {how!r}.")
 
 # %% ../../nbs/diagnosis/sai.ipynb #c022
-def _conv_bn(channels): return nn.Sequential(nn.Conv2d(channels, channels, 1, bias=False), nn.BatchNorm2d(channels))
+def _conv_bn(channels):
+    return nn.Sequential(nn.Conv2d(channels, channels, 1, bias=False), nn.BatchNorm2d(channels))
 
 class SAIOutput(NamedTuple):
     "What `SampleAffinityInteraction` returns"
@@ -77,45 +78,53 @@ class SAIOutput(NamedTuple):
     to_lr: torch.Tensor # F_{S→L} in the LR branch's resolution: B×C×H'×W'
     a_sr: torch.Tensor # A_SR: B×B; with references B×(1+R), each sample against itself and them
     a_lr: torch.Tensor # A_LR: likewise
-    mutual: torch.Tensor # M_{L→S} = A_SR·A_LRᵀ: B×B, and M_{S→L} is its transpose; with references its rows, B×(1+R)
+    # M_{L→S} = A_SR·A_LRᵀ: B×B, and M_{S→L} is its transpose; with references its rows, B×(1+R)
+    mutual: torch.Tensor
     embedded: tuple # F_SR and F_LR that were compared: B×C×H×W, B×C×H'×W'
 
 # %% ../../nbs/diagnosis/sai.ipynb #c024
 class SampleAffinityInteraction(nn.Module):
     "SAI block (section III-B1, Eq. 5-7): what each branch hears from the other, along sample affinities"
     def __init__(self,
-        channels:int, # C, the same in both branches
-        mutual:str='printed', # weights of Eq. (7), see `weigh_rows`
+        channels: int, # C, the same in both branches
+        mutual: str = 'printed', # weights of Eq. (7), see `weigh_rows`
     ):
         super().__init__()
         self.mutual = mutual
-        self.embed_sr,self.embed_lr = _conv_bn(channels),_conv_bn(channels)
-        self.out_sr,self.out_lr = _conv_bn(channels),_conv_bn(channels)
+        self.embed_sr, self.embed_lr = _conv_bn(channels), _conv_bn(channels)
+        self.out_sr, self.out_lr = _conv_bn(channels), _conv_bn(channels)
 
     def forward(self,
-        f_sr:torch.Tensor, # B×C×H×W
-        f_lr:torch.Tensor, # B×C×H'×W'
-        mode:str='batch', # one of MODES
-        references:tuple|None=None, # for 'context': F_SR and F_LR of R reference samples, from `SAIOutput.embedded`
+        f_sr: torch.Tensor, # B×C×H×W
+        f_lr: torch.Tensor, # B×C×H'×W'
+        mode: str = 'batch', # one of MODES
+        # for 'context': F_SR and F_LR of R reference samples, from `SAIOutput.embedded`
+        references: tuple|None = None,
     ) -> SAIOutput:
-        "Transferred features for both branches, and the matrices that the losses need. ValueError for an unknown mode"
-        e_sr,e_lr = self.embed_sr(f_sr),self.embed_lr(f_lr)
-        if mode == 'solo': to_sr,to_lr,matrices = e_lr,e_sr,[torch.eye(len(f_sr), device=f_sr.device)]*3
-        elif mode == 'batch': to_sr,to_lr,matrices = self._among(e_sr, e_lr)
-        elif mode == 'context' and references is not None: to_sr,to_lr,matrices = self._in_context(e_sr, e_lr, *references)
+        """Transferred features for both branches, and the matrices that the losses need. ValueError for an
+        unknown mode"""
+        e_sr, e_lr = self.embed_sr(f_sr), self.embed_lr(f_lr)
+        if mode == 'solo': to_sr, to_lr, matrices = e_lr, e_sr, [torch.eye(len(f_sr), device=f_sr.device)]*3
+        elif mode == 'batch': to_sr, to_lr, matrices = self._among(e_sr, e_lr)
+        elif mode == 'context' and references is not None:
+            to_sr, to_lr, matrices = self._in_context(e_sr, e_lr, *references)
         else: raise ValueError(f"mode is 'batch', 'solo', or 'context' with references, not {mode!r}.")
-        return SAIOutput(self._resize(self.out_sr(to_sr), f_sr), self._resize(self.out_lr(to_lr), f_lr), *matrices, (e_sr, e_lr))
+        return SAIOutput(self._resize(self.out_sr(to_sr), f_sr), self._resize(self.out_lr(to_lr), f_lr),
+                         *matrices, (e_sr, e_lr))
 
     def _among(self, e_sr, e_lr): # as published
-        a_sr,a_lr = affinity(e_sr),affinity(e_lr)
+        a_sr, a_lr = affinity(e_sr), affinity(e_lr)
         m = a_sr@a_lr.T
-        return transfer(weigh_rows(m, self.mutual), e_lr),transfer(weigh_rows(m.T, self.mutual), e_sr),(a_sr, a_lr, m)
+        return (transfer(weigh_rows(m, self.mutual), e_lr), transfer(weigh_rows(m.T, self.mutual), e_sr),
+                (a_sr, a_lr, m))
 
     def _in_context(self, e_sr, e_lr, r_sr, r_lr):
-        a_sr,a_lr = affinity_in_context(e_sr, r_sr),affinity_in_context(e_lr, r_lr)
-        m,back = ((a[:, :1]@b.transpose(1, 2))[:, 0] for a,b in ((a_sr, a_lr), (a_lr, a_sr))) # each sample's rows of M and Mᵀ
-        to_sr,to_lr = transfer_in_context(weigh_rows(m, self.mutual), e_lr, r_lr),transfer_in_context(weigh_rows(back, self.mutual), e_sr, r_sr)
-        return to_sr,to_lr,(a_sr[:, 0], a_lr[:, 0], m)
+        a_sr, a_lr = affinity_in_context(e_sr, r_sr), affinity_in_context(e_lr, r_lr)
+        # each sample's rows of M and Mᵀ
+        m, back = ((a[:, :1]@b.transpose(1, 2))[:, 0] for a, b in ((a_sr, a_lr), (a_lr, a_sr)))
+        to_sr, to_lr = (transfer_in_context(weigh_rows(m, self.mutual), e_lr, r_lr),
+                        transfer_in_context(weigh_rows(back, self.mutual), e_sr, r_sr))
+        return to_sr, to_lr, (a_sr[:, 0], a_lr[:, 0], m)
 
     @staticmethod
     def _resize(x, like): return F.interpolate(x, size=like.shape[-2:], mode='bilinear', align_corners=False)

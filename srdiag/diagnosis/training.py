@@ -29,15 +29,15 @@ from ..training.recipes import Recipe, adam, fit
 class PairAugment:
     "Random flips, quarter turns, brightness and contrast, the same for all images of a sample"
     def __init__(self,
-        seed:int=0, # of its own generator
-        brightness:float=0.07, # added to all values, ± this
-        contrast:float=0.05, # factor on the distance to the image's mean, 1 ± this
-    ): self.generator,self.brightness,self.contrast = torch.Generator().manual_seed(seed),brightness,contrast
+        seed: int = 0, # of its own generator
+        brightness: float = 0.07, # added to all values, ± this
+        contrast: float = 0.05, # factor on the distance to the image's mean, 1 ± this
+    ): self.generator, self.brightness, self.contrast = torch.Generator().manual_seed(seed), brightness, contrast
 
     def draw(self, n): # → three B bool, two B float
         flips = torch.rand(3, n, generator=self.generator) < 0.5
         jitter = torch.rand(2, n, generator=self.generator)*2 - 1
-        return *flips,jitter[0]*self.brightness,1 + jitter[1]*self.contrast
+        return *flips, jitter[0]*self.brightness, 1 + jitter[1]*self.contrast
 
     def __call__(self, *images): # each B×C×H×W float in [0, 1] → a tuple of the same
         drawn = [v.view(-1, 1, 1, 1) for v in self.draw(len(images[0]))]
@@ -53,46 +53,53 @@ class PairAugment:
 
 # %% ../../nbs/diagnosis/training.ipynb #c012
 class LabelledPairs:
-    "In-memory images with labels, in whole batches: (lr, y), or (lr, hr, y) when the high-resolution image is known"
+    """In-memory images with labels, in whole batches: (lr, y), or (lr, hr, y) when the high-resolution image
+    is known"""
     def __init__(self,
-        images:list, # C×H×W, uint8 or float in [0, 1], all of one size
+        images: list, # C×H×W, uint8 or float in [0, 1], all of one size
         labels, # N class indices
-        scale:int, # between small and large images
-        kind:str='lr', # what `images` are: 'lr', or 'hr' to be degraded by `scale`
-        augment:PairAugment|None=None, # for training
+        scale: int, # between small and large images
+        kind: str = 'lr', # what `images` are: 'lr', or 'hr' to be degraded by `scale`
+        augment: PairAugment|None = None, # for training
     ):
         if kind not in ('lr', 'hr'): raise ValueError(f"kind must be 'lr' or 'hr', not {kind!r}.")
         if len(sizes := {tuple(x.shape) for x in images}) > 1:
-            raise DataError(f'The images have {len(sizes)} different sizes, e.g. {sorted(sizes)[:3]}: give a common size to cut them to (--size).')
+            raise DataError(f'The images have {len(sizes)} different sizes, e.g. {sorted(sizes)[:3]}: give a '
+                            'common size to cut them to (--size).')
         stack = torch.stack([x if x.dtype == torch.uint8 else to_uint8(x) for x in images])
         if kind == 'hr' and (stack.shape[-1] % scale or stack.shape[-2] % scale):
-            raise DataError(f'Images of {stack.shape[-2]}×{stack.shape[-1]} px cannot be reduced {scale} times: cut them to a multiple of {scale} (--size).')
+            raise DataError(f'Images of {stack.shape[-2]}×{stack.shape[-1]} px cannot be reduced {scale} '
+                            f'times: cut them to a multiple of {scale} (--size).')
         self.hr = stack if kind == 'hr' else None
-        self.lr = stack if kind == 'lr' else torch.cat([to_uint8(degrade(as_float(part), scale)) for part in stack.split(256)])
-        self.labels,self.augment,self.n_inp = torch.as_tensor(labels),augment,2 if kind == 'hr' else 1
+        self.lr = (stack if kind == 'lr'
+                   else torch.cat([to_uint8(degrade(as_float(part), scale)) for part in stack.split(256)]))
+        self.labels, self.augment, self.n_inp = torch.as_tensor(labels), augment, 2 if kind == 'hr' else 1
 
     def __len__(self): return len(self.labels)
     def __getitem__(self, i): return tuple(t[0] for t in self.batch([i]))
     def batch(self, indices):
         images = tuple(as_float(t[indices]) for t in (self.lr, self.hr) if t is not None)
         if self.augment is not None: images = self.augment(*images)
-        return *images,self.labels[indices]
+        return *images, self.labels[indices]
 
 # %% ../../nbs/diagnosis/training.ipynb #c016
 def diagnosis_dataloaders(
-    train:LabelledPairs, # with augmentation
-    valid:LabelledPairs, # without
-    batch_size:int, # images per step
-    seed:int=0, # of the validation order
+    train: LabelledPairs, # with augmentation
+    valid: LabelledPairs, # without
+    batch_size: int, # images per step
+    seed: int = 0, # of the validation order
     device=None, # None: fastai's default
-    valid_batch_size:int|None=None, # None: batch_size
+    valid_batch_size: int|None = None, # None: batch_size
 ) -> DataLoaders: # of (lr, y) or (lr, hr, y)
     "Shuffled training batches without a last odd one; validation batches in a fixed random order"
-    if len(train) < 2: raise DataError(f'There are only {len(train)} training images: a batch needs at least 2.')
-    if batch_size < 2: raise DataError('Batches of 1 image cannot be normalised in training: use a batch size of at least 2.')
+    if len(train) < 2:
+        raise DataError(f'There are only {len(train)} training images: a batch needs at least 2.')
+    if batch_size < 2:
+        raise DataError('Batches of 1 image cannot be normalised in training: use a batch size of at least 2.')
     order = torch.randperm(len(valid), generator=torch.Generator().manual_seed(seed)).tolist()
     loaders = [BatchLoader(train, bs=min(batch_size, len(train)), shuffle=True, drop_last=True),
-               BatchLoader(valid, bs=valid_batch_size or batch_size, shuffle=True, shuffle_fn=lambda indices: order)]
+               BatchLoader(valid, bs=valid_batch_size or batch_size, shuffle=True,
+                           shuffle_fn=lambda indices: order)]
     for loader in loaders: loader.n_inp = train.n_inp
     return DataLoaders(*loaders, device=device)
 
@@ -100,12 +107,13 @@ def diagnosis_dataloaders(
 class HeadAccuracy(Metric):
     "Accuracy of one diagnosis of a DiagnosisOutput"
     def __init__(self,
-        head:str='ens', # 'ens', 'sr', 'lr' or 'aux'
+        head: str = 'ens', # 'ens', 'sr', 'lr' or 'aux'
     ): self.head = head
-    def reset(self): self.right,self.count = 0,0
+    def reset(self): self.right, self.count = 0, 0
     def accumulate(self, learn):
         y = learn.pred.answers()[0]['ens'] if self.head == 'ens' else getattr(learn.pred, self.head)
-        self.right,self.count = self.right + (y.argmax(1) == learn.yb[0]).sum().item(),self.count + len(learn.yb[0])
+        self.right, self.count = (self.right + (y.argmax(1) == learn.yb[0]).sum().item(),
+                                  self.count + len(learn.yb[0]))
     @property
     def value(self): return self.right/self.count if self.count else None
     @property
@@ -113,7 +121,7 @@ class HeadAccuracy(Metric):
 
 # %% ../../nbs/diagnosis/training.ipynb #c020
 def parameter_groups(
-    model:SREnhancedDiagnosis, # as built
+    model: SREnhancedDiagnosis, # as built
 ) -> list: # of lists of parameters: [MRC-Net's, the others'], or just the others'
     "Trainable parameters for two learning rates (section IV-A)"
     sr = [p for p in model.sr_network.parameters() if p.requires_grad] if model.sr_network is not None else []
@@ -121,35 +129,37 @@ def parameter_groups(
 
 # %% ../../nbs/diagnosis/training.ipynb #c022
 def diagnosis_learner(
-    dls:DataLoaders, # from diagnosis_dataloaders
-    model:SREnhancedDiagnosis, # to be trained
-    recipe:Recipe, # for the optimiser
-    loss:DiagnosisLoss|None=None, # None: the published weights
-    folder:str|Path|None=None, # where log.csv and steps.csv go
-    precision:str='auto', # 'auto', 'bf16', 'fp16' or 'fp32'
+    dls: DataLoaders, # from diagnosis_dataloaders
+    model: SREnhancedDiagnosis, # to be trained
+    recipe: Recipe, # for the optimiser
+    loss: DiagnosisLoss|None = None, # None: the published weights
+    folder: str|Path|None = None, # where log.csv and steps.csv go
+    precision: str = 'auto', # 'auto', 'bf16', 'fp16' or 'fp32'
     save=None, # called with (model, value, epoch) when validation accuracy improves
 ) -> Learner:
     "A Learner for the framework that keeps the model with the best validation accuracy"
     heads = ['ens'] + (['sr', 'lr', 'aux'] if '+' in model.config['inputs'] else [])
     loss = loss or DiagnosisLoss()
-    return log_both(Learner(dls, model, loss_func=loss, opt_func=adam(recipe), splitter=parameter_groups,
-                            metrics=[*[LossComponent(k) for k in loss.names], *[HeadAccuracy(h) for h in heads]],
-                            cbs=standard_callbacks(folder, 'valid_accuracy', True, save, precision, dls.device or 'cpu')))
+    return (log_both(Learner(dls, model, loss_func=loss, opt_func=adam(recipe), splitter=parameter_groups,
+                             metrics=[*[LossComponent(k) for k in loss.names],
+                                      *[HeadAccuracy(h) for h in heads]], cbs=standard_callbacks(
+                                     folder, 'valid_accuracy', True, save, precision, dls.device or 'cpu'))))
 
 # %% ../../nbs/diagnosis/training.ipynb #c024
 def choose_references(
     labels, # N class indices of the training images
     groups=None, # N group names; None: each image on its own
-    n:int=32, # how many, at least one for each class; fewer if a class has not enough images
-    seed:int=0, # of the order of groups and images
+    n: int = 32, # how many, at least one for each class; fewer if a class has not enough images
+    seed: int = 0, # of the order of groups and images
 ) -> list: # positions, the classes in turn
     "A class-balanced choice that is spread over the groups"
-    rng,labels = np.random.default_rng(seed),np.asarray(labels)
+    rng, labels = np.random.default_rng(seed), np.asarray(labels)
     groups = np.arange(len(labels)) if groups is None else np.asarray(groups)
-    kinds,queues = np.unique(labels),[]
+    kinds, queues = np.unique(labels), []
     for k in kinds:
         order = rng.permutation(np.flatnonzero(labels == k))
-        turn = pd.Series(groups[order]).groupby(groups[order]).cumcount().to_numpy() # 0 for the first image of each group, ...
+        # 0 for the first image of each group, ...
+        turn = pd.Series(groups[order]).groupby(groups[order]).cumcount().to_numpy()
         queues.append(order[np.argsort(turn, kind='stable')])
     each = min(max(1, n//len(kinds)), min(len(q) for q in queues))
     return [int(q[i]) for i in range(each) for q in queues]
@@ -157,16 +167,16 @@ def choose_references(
 # %% ../../nbs/diagnosis/training.ipynb #c027
 @torch.no_grad()
 def recalibrate(
-    model:SREnhancedDiagnosis, # trained
-    train:LabelledPairs, # images to measure on
-    batch_size:int=32, # images at a time
-    batches:int=40, # at most
-    mode:str='solo', # 'solo' or 'batch': who is compared with whom while measuring
-    seed:int=0, # of the choice of images
+    model: SREnhancedDiagnosis, # trained
+    train: LabelledPairs, # images to measure on
+    batch_size: int = 32, # images at a time
+    batches: int = 40, # at most
+    mode: str = 'solo', # 'solo' or 'batch': who is compared with whom while measuring
+    seed: int = 0, # of the choice of images
 ) -> SREnhancedDiagnosis: # the same model, in eval mode
     "Measure the running statistics of every batch norm anew, in the mode of prediction"
     norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
-    momenta,device = [m.momentum for m in norms],next(model.parameters()).device
+    momenta, device = [m.momentum for m in norms], next(model.parameters()).device
     for m in norms: m.reset_running_stats(); m.momentum = None   # None: the plain average over batches
     model.train()
     order = torch.randperm(len(train), generator=torch.Generator().manual_seed(seed))
@@ -174,21 +184,24 @@ def recalibrate(
     for part in parts:
         images = train.batch(part.tolist())[:-1]
         model(*[x.to(device).contiguous(memory_format=torch.channels_last) for x in images], mode=mode)
-    for m,value in zip(norms, momenta):
+    for m, value in zip(norms, momenta):
         m.momentum = value
-        m.running_var[m.running_var < m.eps] = 1.   # a feature that was silent must not be magnified when it speaks
+        # a feature that was silent must not be magnified when it speaks
+        m.running_var[m.running_var < m.eps] = 1.
     return model.eval()
 
 # %% ../../nbs/diagnosis/training.ipynb #c029
 def train_diagnosis(
-    model:SREnhancedDiagnosis, # changed in place
-    train:LabelledPairs, # with augmentation
-    valid:LabelledPairs, # to choose the best epoch on
-    recipe:Recipe, # e.g. DIAGNOSIS_RECIPES['fast']
-    epochs:int, # passes over the training images
-    fixed:bool=False, # keep MRC-Net as it is (Pretrain + Fixed)
-    seed:int=0, # of the order of images
-    references:list|None=None, # positions of reference images in `train`, for a model with the mode 'context'; None: `choose_references`
+    model: SREnhancedDiagnosis, # changed in place
+    train: LabelledPairs, # with augmentation
+    valid: LabelledPairs, # to choose the best epoch on
+    recipe: Recipe, # e.g. DIAGNOSIS_RECIPES['fast']
+    epochs: int, # passes over the training images
+    fixed: bool = False, # keep MRC-Net as it is (Pretrain + Fixed)
+    seed: int = 0, # of the order of images
+    # positions of reference images in `train`, for a model with the mode 'context'; None:
+    # `choose_references`
+    references: list|None = None,
     **kwargs, # to diagnosis_learner: loss, folder, precision, save
 ) -> Learner: # after training; `model` holds the best weights
     "Train the framework (or a baseline) on labels; TrainingError on a non-finite loss"
@@ -199,8 +212,12 @@ def train_diagnosis(
     if mode == 'context':
         at = choose_references(train.labels, seed=seed) if references is None else references
         model.remember(train.lr[at], None if train.hr is None else train.hr[at])
-    dls = diagnosis_dataloaders(train, valid, recipe.batch_size, seed, next(model.parameters()).device, recipe.batch_size*(1 if mode == 'batch' else 4))
+    dls = (diagnosis_dataloaders(train, valid, recipe.batch_size, seed, next(model.parameters()).device,
+                                 recipe.batch_size*(1 if mode == 'batch' else 4)))
     learn = fit(diagnosis_learner(dls, model, recipe, **kwargs), recipe, epochs)
-    if mode == 'context' and model.config['mutual'] != 'mean': recalibrate(model, train, len(at)+1, mode='batch', seed=seed) # sums over a batch grow with it
-    elif model.mixes and (model.solo_share or mode == 'solo'): recalibrate(model, train, recipe.batch_size, mode='solo' if mode == 'solo' else 'batch', seed=seed)
+    # sums over a batch grow with it
+    if mode == 'context' and model.config['mutual'] != 'mean':
+        recalibrate(model, train, len(at)+1, mode='batch', seed=seed)
+    elif model.mixes and (model.solo_share or mode == 'solo'):
+        recalibrate(model, train, recipe.batch_size, mode='solo' if mode == 'solo' else 'batch', seed=seed)
     return learn

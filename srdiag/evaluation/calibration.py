@@ -17,11 +17,13 @@ from scipy.optimize import minimize_scalar
 from scipy.stats import beta
 from scipy.stats import t as student
 from ..errors import DataError, ModelError
-from .diagnostic import bootstrap_interval, checked_probabilities, group_index, percentile_interval, resampled_means, wilson_interval
+from .diagnostic import (bootstrap_interval, checked_probabilities, group_index,
+                                          percentile_interval, resampled_means, wilson_interval)
 
 # %% ../../nbs/evaluation/calibration.ipynb #c012
 def _edges(confidence, bins, strategy):
-    if type(bins) is not int or bins < 1: raise ValueError(f'bins is a whole number of at least 1, not {bins!r}.')
+    if type(bins) is not int or bins < 1:
+        raise ValueError(f'bins is a whole number of at least 1, not {bins!r}.')
     if strategy == 'uniform': return np.linspace(0, 1, bins + 1)
     if strategy == 'quantile': return np.quantile(confidence, np.linspace(0, 1, bins + 1))
     raise ValueError(f"strategy is 'uniform' or 'quantile', not {strategy!r}.")
@@ -30,16 +32,19 @@ def _binned(targets, p, bins, strategy):
     "Edges, the bin of each image, its confidence, and whether it is right"
     confidence, right = p.max(1), p.argmax(1) == targets
     edges = _edges(confidence, bins, strategy)
-    return edges, np.searchsorted(edges[1:-1], confidence), confidence, right # a confidence on an edge belongs to the bin below
+    # a confidence on an edge belongs to the bin below
+    return edges, np.searchsorted(edges[1:-1], confidence), confidence, right
 
 def reliability_table(
     targets, # N true class numbers, 0..K-1
     probabilities, # N×K, rows sum to 1
-    bins:int=10, # number of bins
-    strategy:str='uniform', # 'uniform': bins of the same width; 'quantile': of the same number of images
-    level:float=0.95, # of Wilson's interval
-) -> list[dict]: # one row per bin with images: low, high (edges), confidence, accuracy, accuracy_low, accuracy_high, count
-    "Claimed against achieved accuracy. Raises DataError for tables that do not fit, ValueError for options that do not"
+    bins: int = 10, # number of bins
+    strategy: str = 'uniform', # 'uniform': bins of the same width; 'quantile': of the same number of images
+    level: float = 0.95, # of Wilson's interval
+# one row per bin with images: low, high (edges), confidence, accuracy, accuracy_low, accuracy_high, count
+) -> list[dict]:
+    """Claimed against achieved accuracy. Raises DataError for tables that do not fit, ValueError for options
+    that do not"""
     targets, p = checked_probabilities(targets, probabilities)
     edges, number, confidence, right = _binned(targets, p, bins, strategy)
     rows = []
@@ -47,8 +52,9 @@ def reliability_table(
         inside = number == b
         count, correct = int(inside.sum()), int(right[inside].sum())
         low, high = wilson_interval(correct, count, level)
-        rows.append(dict(low=float(edges[b]), high=float(edges[b+1]), confidence=float(confidence[inside].mean()),
-                         accuracy=correct/count, accuracy_low=low, accuracy_high=high, count=count))
+        rows.append(dict(low=float(edges[b]), high=float(edges[b+1]),
+                         confidence=float(confidence[inside].mean()), accuracy=correct/count,
+                         accuracy_low=low, accuracy_high=high, count=count))
     return rows
 
 # %% ../../nbs/evaluation/calibration.ipynb #c015
@@ -57,10 +63,11 @@ FLOOR = float(np.finfo(float).eps) # stands for a probability of 0 wherever a lo
 def expected_calibration_error(
     targets, # N true class numbers
     probabilities, # N×K, rows sum to 1
-    bins:int=10, # number of bins
-    strategy:str='uniform', # as in `reliability_table`
+    bins: int = 10, # number of bins
+    strategy: str = 'uniform', # as in `reliability_table`
 ) -> float: # 0..1
-    "Mean gap between confidence and accuracy (Naeini et al., 2015; Guo et al., 2017). Raises DataError as `reliability_table`"
+    """Mean gap between confidence and accuracy (Naeini et al., 2015; Guo et al., 2017). Raises DataError as
+    `reliability_table`"""
     targets, p = checked_probabilities(targets, probabilities)
     _, number, confidence, right = _binned(targets, p, bins, strategy)
     return float(np.abs(np.bincount(number, weights=right - confidence)).sum()/len(p))
@@ -72,7 +79,8 @@ def brier_score(
     targets, # N true class numbers
     probabilities, # N×K, rows sum to 1
 ) -> float: # 0..2; for two classes twice the binary Brier score
-    "Mean squared distance to the truth, summed over classes (Brier, 1950). Raises DataError for tables that do not fit"
+    """Mean squared distance to the truth, summed over classes (Brier, 1950). Raises DataError for tables that
+    do not fit"""
     return float(_squared(*checked_probabilities(targets, probabilities)).mean())
 
 def negative_log_likelihood(
@@ -87,19 +95,22 @@ def calibration_interval(
     targets, # N true class numbers
     probabilities, # N×K, rows sum to 1
     groups=None, # N patient, video or slide names that are drawn together; None draws single images
-    metric:str='ece', # 'ece', 'brier' or 'nll'
-    n:int=1000, # number of resamples
-    level:float=0.95, # confidence level
-    seed:int=0, # of the resampling
-    bins:int=10, # of the ECE
-    strategy:str='uniform', # of the ECE; quantile edges stay those of all images
+    metric: str = 'ece', # 'ece', 'brier' or 'nll'
+    n: int = 1000, # number of resamples
+    level: float = 0.95, # confidence level
+    seed: int = 0, # of the resampling
+    bins: int = 10, # of the ECE
+    strategy: str = 'uniform', # of the ECE; quantile edges stay those of all images
 ) -> tuple[float, float]: # low, high
-    "Percentile bootstrap interval over groups. Raises DataError for data that do not fit, ValueError for unknown metrics"
+    """Percentile bootstrap interval over groups. Raises DataError for data that do not fit, ValueError for
+    unknown metrics"""
     targets, p = checked_probabilities(targets, probabilities)
-    if metric not in ('ece', 'brier', 'nll'): raise ValueError(f"The metric is 'ece', 'brier' or 'nll', not {metric!r}.")
+    if metric not in ('ece', 'brier', 'nll'):
+        raise ValueError(f"The metric is 'ece', 'brier' or 'nll', not {metric!r}.")
     if metric == 'ece':
         _, number, confidence, right = _binned(targets, p, bins, strategy)
-        scores = (right - confidence)[:, None]*(number[:, None] == np.arange(bins)) # N×bins: the gap, in the bin of the image
+        # N×bins: the gap, in the bin of the image
+        scores = (right - confidence)[:, None]*(number[:, None] == np.arange(bins))
     else: scores = (_squared if metric == 'brier' else _log_loss)(targets, p)
     means = resampled_means(scores, *group_index(groups, len(targets)), n, seed)
     return percentile_interval(np.abs(means).sum(1) if metric == 'ece' else means, level)
@@ -112,16 +123,20 @@ def _softened(log_p, temperature):
 
 def apply_temperature(
     probabilities, # N×K, rows sum to 1
-    temperature:float, # T; above 1 is less sure
+    temperature: float, # T; above 1 is less sure
 ) -> np.ndarray: # N×K; the label of each row is that of `probabilities`
-    "Softmax of log-probabilities over T (Guo et al., 2017). Raises DataError for tables that are no probabilities, ValueError for T"
+    """Softmax of log-probabilities over T (Guo et al., 2017). Raises DataError for tables that are no
+    probabilities, ValueError for T"""
     p = np.asarray(probabilities, float)
     if p.ndim == 2 and len(p) == 0: return p
     _, p = checked_probabilities(np.zeros(len(p) if p.ndim else 0, int), p)
-    if not 0 < temperature < math.inf: raise ValueError(f'The temperature is a positive number, not {temperature!r}.')
+    if not 0 < temperature < math.inf:
+        raise ValueError(f'The temperature is a positive number, not {temperature!r}.')
     q = _softened(np.log(np.clip(p, FLOOR, 1)), temperature)
     label = p.argmax(1)
-    for i in np.flatnonzero(q.argmax(1) != label): q[i, label[i]] = np.nextafter(q[i].max(), 2) # a tie made by rounding
+    # a tie made by rounding
+    for i in np.flatnonzero(q.argmax(1) != label):
+        q[i, label[i]] = np.nextafter(q[i].max(), 2)
     return q
 
 # %% ../../nbs/evaluation/calibration.ipynb #c028
@@ -132,17 +147,24 @@ def fit_temperature(
     targets, # N true class numbers of validation images
     probabilities, # N×K, rows sum to 1
 ) -> tuple[float, str]: # T, and why it was not fitted or is at a limit; '' if all is well
-    "The temperature that minimises NLL (Guo et al., 2017), 1 where the images cannot tell. Raises DataError for tables that do not fit"
+    """The temperature that minimises NLL (Guo et al., 2017), 1 where the images cannot tell. Raises DataError
+    for tables that do not fit"""
     targets, p = checked_probabilities(targets, probabilities)
-    if len(p) < MIN_IMAGES: return 1., f'{len(p)} validation images are too few to set a temperature ({MIN_IMAGES} are needed)'
-    if len(np.unique(targets)) < 2: return 1., 'all validation images are of one class, which sets no temperature'
-    if (p.argmax(1) == targets).all(): return 1., 'every validation image is diagnosed correctly, so that any sharpening looks good: no temperature is set'
+    if len(p) < MIN_IMAGES:
+        return 1., f'{len(p)} validation images are too few to set a temperature ({MIN_IMAGES} are needed)'
+    if len(np.unique(targets)) < 2:
+        return 1., 'all validation images are of one class, which sets no temperature'
+    if (p.argmax(1) == targets).all():
+        return (1., 'every validation image is diagnosed correctly, so that any sharpening looks good: no '
+                'temperature is set')
     log_p = np.log(np.clip(p, FLOOR, 1))
     def loss(log_t): return _log_loss(targets, _softened(log_p, math.exp(log_t))).mean()
     low, high = (math.log(t) for t in LIMITS)
     found = minimize_scalar(loss, bounds=(low, high), method='bounded', options=dict(xatol=1e-6))
     for end, limit in ((low, LIMITS[0]), (high, LIMITS[1])):
-        if abs(found.x - end) < 1e-3: return limit, f'the temperature ended at its limit of {limit:g}: probabilities of this model are not to be trusted'
+        if abs(found.x - end) < 1e-3:
+            return (limit, f'the temperature ended at its limit of {limit:g}: probabilities of this model '
+                    'are not to be trusted')
     return float(math.exp(found.x)), ''
 
 # %% ../../nbs/evaluation/calibration.ipynb #c038
@@ -159,12 +181,14 @@ def risk_coverage(
     targets, # N true class numbers
     probabilities, # N×K, rows sum to 1
 ) -> RiskCoverage: # one entry per distinct confidence
-    "Risk of the answered share when the least confident are left out (El-Yaniv & Wiener, 2010). Raises DataError as `brier_score`"
+    """Risk of the answered share when the least confident are left out (El-Yaniv & Wiener, 2010). Raises
+    DataError as `brier_score`"""
     targets, p = checked_probabilities(targets, probabilities)
     confidence, wrong = p.max(1), p.argmax(1) != targets
     order = np.argsort(-confidence, kind='stable')
     sorted_confidence = confidence[order]
-    last = np.flatnonzero(np.append(sorted_confidence[1:] < sorted_confidence[:-1], True)) # the last image of each tie
+    # the last image of each tie
+    last = np.flatnonzero(np.append(sorted_confidence[1:] < sorted_confidence[:-1], True))
     answered, errors = last + 1, np.cumsum(wrong[order])[last]
     return RiskCoverage(sorted_confidence[last], answered/len(p), errors/answered, answered, errors)
 
@@ -172,7 +196,8 @@ def area_under_risk_coverage(
     targets, # N true class numbers
     probabilities, # N×K, rows sum to 1
 ) -> float: # 0..1, smaller is better
-    "Mean risk over all coverages (Geifman & El-Yaniv, 2017), averaged over the orders of ties. Raises DataError as `brier_score`"
+    """Mean risk over all coverages (Geifman & El-Yaniv, 2017), averaged over the orders of ties. Raises
+    DataError as `brier_score`"""
     curve = risk_coverage(targets, probabilities)
     images = np.arange(1, curve.answered[-1] + 1)
     errors = np.interp(images, np.append(0, curve.answered), np.append(0, curve.errors))
@@ -182,15 +207,18 @@ def area_under_risk_coverage(
 def risk_bound(
     errors, # number of wrong ones, 0..answered; a number or an array
     answered, # number of answered images, at least 1
-    level:float=0.95, # one-sided confidence
-    design:float=1., # design effect: errors and answered are divided by it
-    n_groups:int|None=None, # number of groups that the design effect was estimated from; None: it is known
+    level: float = 0.95, # one-sided confidence
+    design: float = 1., # design effect: errors and answered are divided by it
+    n_groups: int|None = None, # number of groups that the design effect was estimated from; None: it is known
 ) -> np.ndarray: # 0..1, of the shape of `errors`
-    "Clopper and Pearson's upper bound of a proportion, for clusters as Korn and Graubard (1998). Raises ValueError for a level outside 0..1"
+    """Clopper and Pearson's upper bound of a proportion, for clusters as Korn and Graubard (1998). Raises
+    ValueError for a level outside 0..1"""
     if not 0 < level < 1: raise ValueError(f'A confidence level lies between 0 and 1, not at {level}.')
     k, n = np.asarray(errors, float), np.asarray(answered, float)
-    if n_groups is not None and n_groups > 1: # few groups: the estimate itself is uncertain, as with t in place of z
-        design = design*np.maximum(1, student.ppf(level, n_groups - 1)/student.ppf(level, np.maximum(n - 1, 1)))**2
+    # few groups: the estimate itself is uncertain, as with t in place of z
+    if n_groups is not None and n_groups > 1:
+        design = (design*np.maximum(1,
+                                    student.ppf(level, n_groups - 1)/student.ppf(level, np.maximum(n - 1, 1)))**2)
     k, n = k/design, n/design
     free = np.where(n > k, n - k, 1)
     return np.where(n > k, beta.ppf(level, k + 1, free), 1.)
@@ -200,7 +228,8 @@ def design_effect(
     wrong, # N booleans: the image was diagnosed wrongly
     groups=None, # N patient, video or slide names; None: images are independent
 ) -> float: # at least 1
-    "How many images of these groups say as much as one independent image. Raises DataError for groups that do not fit"
+    """How many images of these groups say as much as one independent image. Raises DataError for groups that
+    do not fit"""
     return _design(wrong, groups)[0]
 
 def _design(wrong, groups): # design effect, number of groups or None
@@ -210,21 +239,25 @@ def _design(wrong, groups): # design effect, number of groups or None
     index, n_groups = (np.zeros(n, int), 1) if _one_group(groups, n) else group_index(groups, n)
     size, errors = np.bincount(index), np.bincount(index, weights=wrong)
     risk = wrong.mean()
-    if n_groups == 1 or risk in (0, 1): return float((size**2).sum()/n), n_groups # nothing to estimate from: as if the images of a group were one
+    # nothing to estimate from: as if the images of a group were one
+    if n_groups == 1 or risk in (0, 1):
+        return float((size**2).sum()/n), n_groups
     variance = n_groups/(n_groups - 1)*((errors - risk*size)**2).sum()/n**2
     return float(max(1, variance/(risk*(1 - risk)/n))), n_groups
 
 def _one_group(groups, n):
     groups = list(groups)
-    return np.shape(groups) == (n,) and groups[0] is not None and groups[0] == groups[0] and len(set(map(str, groups))) == 1
+    return (np.shape(groups) == (n,) and groups[0] is not None and groups[0] == groups[0]
+            and len(set(map(str, groups))) == 1)
 
 def curve_bound(
-    curve:RiskCoverage, # of the same images
+    curve: RiskCoverage, # of the same images
     wrong, # N booleans: the image was diagnosed wrongly
-    level:float=0.95, # one-sided confidence
+    level: float = 0.95, # one-sided confidence
     groups=None, # N patient, video or slide names; None: images are independent
 ) -> np.ndarray: # 0..1, for each threshold of the curve
-    "Upper bound of the risk beyond each threshold. Raises DataError for groups that do not fit, ValueError for a level outside 0..1"
+    """Upper bound of the risk beyond each threshold. Raises DataError for groups that do not fit, ValueError
+    for a level outside 0..1"""
     return risk_bound(curve.errors, curve.answered, level, *_design(wrong, groups))
 
 # %% ../../nbs/evaluation/calibration.ipynb #c046
@@ -242,22 +275,27 @@ class Abstention:
     answered: int # their number
 
 def _chosen(curve, i, bound, wanted, value, level, bounded):
-    return Abstention(float(curve.threshold[i]), wanted, float(value), float(curve.risk[i]), float(bound[i]), float(level), bounded,
-                      float(curve.coverage[i]), int(curve.answered[i]))
+    return Abstention(float(curve.threshold[i]), wanted, float(value), float(curve.risk[i]), float(bound[i]),
+                      float(level), bounded, float(curve.coverage[i]), int(curve.answered[i]))
 
 # %% ../../nbs/evaluation/calibration.ipynb #c048
 def abstention_threshold(
     targets, # N true class numbers of validation images
     probabilities, # N×K, rows sum to 1
-    risk:float|None=None, # largest share of wrong answers among the answered, between 0 and 1
-    coverage:float|None=None, # or: smallest share of images that get an answer, between 0 and 1
-    level:float|None=0.95, # one-sided confidence with which the risk holds; None: the risk of these images only, which is optimistic
+    risk: float|None = None, # largest share of wrong answers among the answered, between 0 and 1
+    coverage: float|None = None, # or: smallest share of images that get an answer, between 0 and 1
+    # one-sided confidence with which the risk holds; None: the risk of these images only, which is
+    # optimistic
+    level: float|None = 0.95,
     groups=None, # N patient, video or slide names; they widen the bound
 ) -> Abstention: # the smallest threshold that keeps the risk, or the largest that keeps the coverage
-    "Where to stop answering. Raises DataError if no threshold keeps the risk, ValueError for options that do not fit"
-    if (risk is None) == (coverage is None): raise ValueError('Give either the risk or the coverage that is wanted.')
+    """Where to stop answering. Raises DataError if no threshold keeps the risk, ValueError for options that
+    do not fit"""
+    if (risk is None) == (coverage is None):
+        raise ValueError('Give either the risk or the coverage that is wanted.')
     for name, value in (('risk', risk), ('coverage', coverage)):
-        if value is not None and not 0 < value < 1: raise ValueError(f'The wanted {name} lies between 0 and 1, not at {value}.')
+        if value is not None and not 0 < value < 1:
+            raise ValueError(f'The wanted {name} lies between 0 and 1, not at {value}.')
     targets, p = checked_probabilities(targets, probabilities)
     curve = risk_coverage(targets, p)
     bound = curve_bound(curve, p.argmax(1) != targets, 0.95 if level is None else level, groups)
@@ -266,10 +304,15 @@ def abstention_threshold(
         return _chosen(curve, i, bound, 'coverage', coverage, 0.95 if level is None else level, False)
     checked = curve.risk if level is None else bound
     kept = np.flatnonzero(checked <= risk)
-    if len(kept): return _chosen(curve, kept[-1], bound, 'risk', risk, 0.95 if level is None else level, level is not None)
+    if len(kept):
+        return (_chosen(curve, kept[-1], bound, 'risk', risk, 0.95 if level is None else level,
+                        level is not None))
     i = int(checked.argmin())
-    raise DataError(f'No confidence threshold keeps the share of wrong answers at {risk:g} or below: the best answers {curve.answered[i]} of {len(p)} validation images, '
-                    f'{curve.errors[i]} of them wrongly{"" if level is None else f", which permits a risk of {bound[i]:.2g}"}. Allow a larger risk, or validate on more images{"" if groups is None else " and groups"}.')
+    raise DataError(f'No confidence threshold keeps the share of wrong answers at {risk:g} or below: the '
+                    f'best answers {curve.answered[i]} of {len(p)} validation images, '
+                    f'{curve.errors[i]} of them '
+                    f'wrongly{"" if level is None else f", which permits a risk of {bound[i]:.2g}"}. Allow '
+                    f'a larger risk, or validate on more images{"" if groups is None else " and groups"}.')
 
 # %% ../../nbs/evaluation/calibration.ipynb #c056
 @dataclass(frozen=True)
@@ -289,48 +332,62 @@ def _share(hit, groups): # proportion with its interval
     if groups is None: return (float(hit.mean()), *wilson_interval(int(hit.sum()), len(hit)))
     answers = np.eye(2)[hit.astype(int)] # "true class 1", column 1 chosen where it is a hit
     n = len(set(map(str, groups)))
-    if hit.all() or not hit.any(): low, high = wilson_interval(n if hit.all() else 0, n) # the bootstrap of all or none collapses to a point; groups count, not their images
-    else: low, high = bootstrap_interval(np.ones(len(hit), int), answers, groups) if n > 1 else wilson_interval(round(hit.mean()), 1)
+    # the bootstrap of all or none collapses to a point; groups count, not their images
+    if hit.all() or not hit.any():
+        low, high = wilson_interval(n if hit.all() else 0, n)
+    else:
+        low, high = (bootstrap_interval(np.ones(len(hit), int), answers, groups) if n > 1
+                     else wilson_interval(round(hit.mean()), 1))
     return float(hit.mean()), low, high
 
 def operating_point(
     targets, # N true class numbers of validation images
     probabilities, # N×K, rows sum to 1
     classes, # K class names
-    positive:str, # the class that must not be missed
-    sensitivity:float=0.95, # share of its images to be found, above 0, at most 1
+    positive: str, # the class that must not be missed
+    sensitivity: float = 0.95, # share of its images to be found, above 0, at most 1
     groups=None, # N patient, video or slide names for the intervals
 ) -> OperatingPoint: # the largest threshold with that sensitivity
-    "Threshold of the positive class for a wanted sensitivity. Raises DataError without images of either kind, ValueError for options that do not fit"
-    if not 0 < sensitivity <= 1: raise ValueError(f'The wanted sensitivity lies above 0 and is at most 1, not {sensitivity}.')
+    """Threshold of the positive class for a wanted sensitivity. Raises DataError without images of either
+    kind, ValueError for options that do not fit"""
+    if not 0 < sensitivity <= 1:
+        raise ValueError(f'The wanted sensitivity lies above 0 and is at most 1, not {sensitivity}.')
     classes = list(classes)
     if positive not in classes: raise ValueError(f'The positive class {positive!r} is not among {classes}.')
     targets, p = checked_probabilities(targets, probabilities, classes)
-    if groups is not None and not _one_group(groups, len(p)): group_index(groups, len(p)) # complains if they do not fit
+    # complains if they do not fit
+    if groups is not None and not _one_group(groups, len(p)):
+        group_index(groups, len(p))
     is_positive, score = targets == classes.index(positive), p[:, classes.index(positive)]
     if is_positive.all() or not is_positive.any():
-        raise DataError(f'{"All" if is_positive.all() else "None"} of the {len(p)} validation images are of the class {positive}: an operating point needs images of it and others.')
+        raise DataError(f'{"All" if is_positive.all() else "None"} of the {len(p)} validation images are of '
+                        f'the class {positive}: an operating point needs images of it and others.')
     k = math.ceil(sensitivity*is_positive.sum() - 1e-9) # how many must be found
     threshold = np.sort(score[is_positive])[-k]
     found = score >= threshold
     part = lambda which: None if groups is None else np.asarray(groups)[which]
-    return OperatingPoint(positive, float(threshold), float(sensitivity), *_share(found[is_positive], part(is_positive)), *_share(~found[~is_positive], part(~is_positive)))
+    return OperatingPoint(positive, float(threshold), float(sensitivity),
+                          *_share(found[is_positive], part(is_positive)),
+                          *_share(~found[~is_positive], part(~is_positive)))
 
 # %% ../../nbs/evaluation/calibration.ipynb #c059
 def decide(
     probabilities, # N×K, rows sum to 1; calibrated, if the thresholds are
-    abstain_below:float|None=None, # images with a smaller confidence get no answer
-    positive:int|None=None, # class number with a threshold of its own
-    threshold:float|None=None, # of that class
+    abstain_below: float|None = None, # images with a smaller confidence get no answer
+    positive: int|None = None, # class number with a threshold of its own
+    threshold: float|None = None, # of that class
 ) -> np.ndarray: # N class numbers, -1: no answer
-    "Labels under abstention and an operating point. Raises DataError for tables that are no probabilities, ValueError for options that do not fit"
+    """Labels under abstention and an operating point. Raises DataError for tables that are no probabilities,
+    ValueError for options that do not fit"""
     p = np.asarray(probabilities, float)
     if p.ndim == 2 and len(p) == 0: return np.zeros(0, int)
     _, p = checked_probabilities(np.zeros(len(p) if p.ndim else 0, int), p)
-    if (positive is None) != (threshold is None): raise ValueError('A positive class needs a threshold, and a threshold a positive class.')
-    labels,alarm = p.argmax(1),np.zeros(len(p), bool)
+    if (positive is None) != (threshold is None):
+        raise ValueError('A positive class needs a threshold, and a threshold a positive class.')
+    labels, alarm = p.argmax(1), np.zeros(len(p), bool)
     if positive is not None:
-        if not 0 <= positive < p.shape[1]: raise ValueError(f'The positive class {positive} is not a number from 0 to {p.shape[1] - 1}.')
+        if not 0 <= positive < p.shape[1]:
+            raise ValueError(f'The positive class {positive} is not a number from 0 to {p.shape[1] - 1}.')
         others = p.copy()
         others[:, positive] = -1
         alarm = p[:, positive] >= threshold
@@ -350,20 +407,26 @@ class Quality:
 
 def _quality(targets, p, groups, intervals):
     pair = lambda metric: calibration_interval(targets, p, groups, metric) if intervals else None
-    return Quality(expected_calibration_error(targets, p), brier_score(targets, p), negative_log_likelihood(targets, p), pair('ece'), pair('brier'))
+    return Quality(expected_calibration_error(targets, p), brier_score(targets, p),
+                   negative_log_likelihood(targets, p), pair('ece'), pair('brier'))
 
 # %% ../../nbs/evaluation/calibration.ipynb #c064
-NOT_A_SHARE = {'brier': 2, 'nll': math.inf, 'answered': math.inf} # numbers that may be above 1, and their largest value
+# numbers that may be above 1, and their largest value
+NOT_A_SHARE = {'brier': 2, 'nll': math.inf, 'answered': math.inf}
 
 def _is(value, kind): return isinstance(value, kind) and (type(value) is not bool or kind is bool)
 
 def _pair(value): # low, high
-    return isinstance(value, (list, tuple)) and len(value) == 2 and all(_is(v, (int, float)) and math.isfinite(v) for v in value) and value[0] <= value[1]
+    return (isinstance(value, (list, tuple)) and len(value) == 2
+            and all(_is(v, (int, float)) and math.isfinite(v) for v in value) and value[0] <= value[1])
 
 def _entries(d, names, what):
-    if not isinstance(d, dict): raise ModelError(f'{what} is {d!r}, but a table of names and values is needed.')
+    if not isinstance(d, dict):
+        raise ModelError(f'{what} is {d!r}, but a table of names and values is needed.')
     for word, keys in (('lacks', names - d.keys()), ('has the unknown entry', d.keys() - names)):
-        if keys: raise ModelError(f'{what} {word} {", ".join(sorted(map(str, keys)))}: it was not written by this version of srdiag.')
+        if keys:
+            raise ModelError(f'{what} {word} {", ".join(sorted(map(str, keys)))}: it was not written by this '
+                             'version of srdiag.')
 
 def _record(cls, d, what):
     "A dataclass of numbers, texts and intervals from a dictionary; ModelError says what does not fit"
@@ -373,9 +436,11 @@ def _record(cls, d, what):
         v = d[f.name]
         if f.type is float and _is(v, int): v = float(v)
         if f.name.endswith('_interval'):
-            if v is not None and not _pair(v): raise ModelError(f'{what}: {f.name} is {v!r}, not an interval of two numbers or null.')
+            if v is not None and not _pair(v):
+                raise ModelError(f'{what}: {f.name} is {v!r}, not an interval of two numbers or null.')
             v = None if v is None else tuple(map(float, v))
-        elif not _is(v, f.type): raise ModelError(f'{what}: {f.name} is {v!r}, which is no {f.type.__name__}.')
+        elif not _is(v, f.type):
+            raise ModelError(f'{what}: {f.name} is {v!r}, which is no {f.type.__name__}.')
         elif f.type in (int, float) and not 0 <= v <= NOT_A_SHARE.get(f.name, 1) or v == math.inf:
             raise ModelError(f'{what}: {f.name} is {v}, which is out of range.')
         values[f.name] = v
@@ -398,14 +463,19 @@ class Calibration:
     def apply(self, probabilities): # N×K → N×K
         "Calibrated probabilities. Raises DataError if they are none, or of other classes"
         p = np.asarray(probabilities, float)
-        if p.ndim == 2 and p.shape[1] != len(self.classes): raise DataError(f'The probabilities have {p.shape[1]} columns, but the calibration is for {len(self.classes)} classes.')
+        if p.ndim == 2 and p.shape[1] != len(self.classes):
+            raise DataError(f'The probabilities have {p.shape[1]} columns, but the calibration is for '
+                            f'{len(self.classes)} classes.')
         return apply_temperature(p, self.temperature)
 
-    def decide(self, probabilities, abstain=True, operate=True): # N×K as the network says it → N class numbers, -1: no answer
+    def decide(self, probabilities, abstain=True, operate=True):
+        # N×K as the network says it → N class numbers, -1: no answer
         "Labels by the stored thresholds, as far as they are set and wanted"
         o = self.operating if operate else None
-        return decide(self.apply(probabilities), self.abstention.threshold if abstain and self.abstention else None,
-                      None if o is None else self.classes.index(o.positive), None if o is None else o.threshold)
+        return (decide(self.apply(probabilities),
+                       self.abstention.threshold if abstain and self.abstention else None,
+                       None if o is None else self.classes.index(o.positive),
+                       None if o is None else o.threshold))
 
     def to_dict(self): # of numbers, texts, lists and dictionaries
         "For JSON"
@@ -423,17 +493,24 @@ class Calibration:
 
 # %% ../../nbs/evaluation/calibration.ipynb #c068
 def _facts(c):
-    a,o,why = c.abstention,c.operating,c.reasons
+    a, o, why = c.abstention, c.operating, c.reasons
     share = lambda v: f'{100*v:.1f} %'
-    said = {'set on': f'{c.images} validation images' + (f' of {c.groups} groups' if c.groups else '') + ', which also chose the epoch, so that all of this is somewhat optimistic',
-            'temperature': f'{c.temperature:.3f}' + (f' ({why["temperature"]})' if 'temperature' in why else ''),
-            'expected calibration error': f'{c.before.ece:.4f}, with the temperature {c.after.ece:.4f}',
-            'Brier score (0 to 2)': f'{c.before.brier:.4f}, with the temperature {c.after.brier:.4f}'}
-    said['abstention'] = why.get('abstention', 'not set') if a is None else (
-        f'no answer below a confidence of {a.threshold:.3f}: wanted {a.wanted} {share(a.value)}; {share(a.risk)} of the answered images wrong, upper bound {share(a.risk_bound)}; {share(a.coverage)} answered')
-    said['operating point'] = why.get('operating', 'not set') if o is None else (
-        f'{o.positive} from a probability of {o.threshold:.3f}: wanted sensitivity {share(o.wanted)}, reached {share(o.sensitivity)} ({share(o.sensitivity_low)} to {share(o.sensitivity_high)}), '
-        f'specificity {share(o.specificity)} ({share(o.specificity_low)} to {share(o.specificity_high)})')
+    said = ({'set on': f'{c.images} validation images' + (f' of {c.groups} groups' if c.groups else '')
+             + ', which also chose the epoch, so that all of this is somewhat optimistic',
+             'temperature': f'{c.temperature:.3f}'
+             + (f' ({why["temperature"]})' if 'temperature' in why else ''),
+             'expected calibration error': f'{c.before.ece:.4f}, with the temperature {c.after.ece:.4f}',
+             'Brier score (0 to 2)': f'{c.before.brier:.4f}, with the temperature {c.after.brier:.4f}'})
+    said['abstention'] = (why.get('abstention', 'not set') if a is None else (
+                              f'no answer below a confidence of {a.threshold:.3f}: wanted {a.wanted} '
+                              f'{share(a.value)}; {share(a.risk)} of the answered images wrong, upper '
+                              f'bound {share(a.risk_bound)}; {share(a.coverage)} answered'))
+    said['operating point'] = (why.get('operating', 'not set') if o is None
+                               else (f'{o.positive} from a probability of {o.threshold:.3f}: wanted '
+                                     f'sensitivity {share(o.wanted)}, reached {share(o.sensitivity)} '
+                                     f'({share(o.sensitivity_low)} to {share(o.sensitivity_high)}), '
+                                     f'specificity {share(o.specificity)} ({share(o.specificity_low)} to '
+                                     f'{share(o.specificity_high)})'))
     return said
 
 # %% ../../nbs/evaluation/calibration.ipynb #c070
@@ -445,16 +522,25 @@ def _read_calibration(cls, d):
     def need(ok, name, wanted):
         if not ok: raise ModelError(f'{what}: {name} is {d[name]!r}, but {wanted}.')
     names, reasons = d['classes'], d['reasons']
-    need(isinstance(names, (list, tuple)) and len(names) > 1 and all(isinstance(c, str) for c in names) and len(set(names)) == len(names), 'classes', 'a list of different names is needed')
+    (need(isinstance(names, (list, tuple)) and len(names) > 1 and all(isinstance(c, str) for c in names)
+          and len(set(names)) == len(names), 'classes', 'a list of different names is needed'))
     need(_is(d['images'], int) and d['images'] > 0, 'images', 'a number of images is needed')
-    need(d['groups'] is None or _is(d['groups'], int) and d['groups'] > 0, 'groups', 'a number of groups or null is needed')
-    need(_is(d['temperature'], (int, float)) and 0 < d['temperature'] < math.inf, 'temperature', 'a positive number is needed')
-    need(isinstance(reasons, dict) and all(k in REASONS and isinstance(v, str) for k, v in reasons.items()), 'reasons', f'a text for some of {", ".join(REASONS)} is needed')
-    part = lambda name, kind: None if d[name] is None and kind is not Quality else _record(kind, d[name], f'{what}, {name}')
+    (need(d['groups'] is None or _is(d['groups'], int) and d['groups'] > 0, 'groups',
+          'a number of groups or null is needed'))
+    (need(_is(d['temperature'], (int, float)) and 0 < d['temperature'] < math.inf, 'temperature',
+          'a positive number is needed'))
+    (need(isinstance(reasons, dict) and all(k in REASONS and isinstance(v, str) for k, v in reasons.items()),
+          'reasons', f'a text for some of {", ".join(REASONS)} is needed'))
+    part = lambda name, kind: None if d[name] is None and kind is not Quality else _record(
+            kind, d[name], f'{what}, {name}')
     abstention, operating = part('abstention', Abstention), part('operating', OperatingPoint)
-    if abstention and abstention.wanted not in ('risk', 'coverage'): raise ModelError(f"{what}, abstention: wanted is 'risk' or 'coverage', not {abstention.wanted!r}.")
-    if operating and operating.positive not in names: raise ModelError(f'{what}, operating: the positive class {operating.positive!r} is not among {list(names)}.')
-    return cls(tuple(names), d['images'], d['groups'], float(d['temperature']), part('before', Quality), part('after', Quality), abstention, operating, dict(reasons))
+    if abstention and abstention.wanted not in ('risk', 'coverage'):
+        raise ModelError(f"{what}, abstention: wanted is 'risk' or 'coverage', not {abstention.wanted!r}.")
+    if operating and operating.positive not in names:
+        raise ModelError(f'{what}, operating: the positive class {operating.positive!r} is not among '
+                         f'{list(names)}.')
+    return cls(tuple(names), d['images'], d['groups'], float(d['temperature']), part('before', Quality),
+               part('after', Quality), abstention, operating, dict(reasons))
 
 # %% ../../nbs/evaluation/calibration.ipynb #c072
 def calibrate(
@@ -462,19 +548,24 @@ def calibrate(
     probabilities, # N×K, rows sum to 1, as the network says it
     classes, # K class names
     groups=None, # N patient, video or slide names
-    risk:float|None=0.05, # largest share of wrong answers; None: no abstention
-    sensitivity:float=0.95, # of the positive class
-    positive:str|None=None, # the class that must not be missed; None: no operating point
-    level:float|None=0.95, # confidence with which the risk holds; None: optimistic
+    risk: float|None = 0.05, # largest share of wrong answers; None: no abstention
+    sensitivity: float = 0.95, # of the positive class
+    positive: str|None = None, # the class that must not be missed; None: no operating point
+    level: float|None = 0.95, # confidence with which the risk holds; None: optimistic
 ) -> Calibration: # temperature and thresholds, and what could not be set
-    "Calibration and caution from validation images. Raises DataError for tables that do not fit, ValueError for options that do not"
+    """Calibration and caution from validation images. Raises DataError for tables that do not fit, ValueError
+    for options that do not"""
     classes = tuple(classes)
-    if not all(isinstance(c, str) for c in classes) or len(set(classes)) < len(classes): raise ValueError(f'The classes are different names, not {list(classes)}.')
-    if not 0 < sensitivity <= 1: raise ValueError(f'The wanted sensitivity lies above 0 and is at most 1, not {sensitivity}.')
+    if not all(isinstance(c, str) for c in classes) or len(set(classes)) < len(classes):
+        raise ValueError(f'The classes are different names, not {list(classes)}.')
+    if not 0 < sensitivity <= 1:
+        raise ValueError(f'The wanted sensitivity lies above 0 and is at most 1, not {sensitivity}.')
     targets, p = checked_probabilities(targets, probabilities, classes)
     n_groups = None if groups is None else 1 if _one_group(groups, len(p)) else group_index(groups, len(p))[1]
     intervals, reasons = (len(p) if n_groups is None else n_groups) > 1, {}
-    if not intervals: reasons['intervals'] = 'there is one validation group only; an interval needs at least two' if n_groups else 'there is one validation image only'
+    if not intervals:
+        reasons['intervals'] = ('there is one validation group only; an interval needs at least two'
+                                if n_groups else 'there is one validation image only')
     temperature, why = fit_temperature(targets, p)
     if why: reasons['temperature'] = why
     q = apply_temperature(p, temperature)
@@ -482,7 +573,12 @@ def calibrate(
         try: return call()
         except DataError as e: reasons[name] = str(e)
     if risk is None: abstention, reasons['abstention'] = None, 'no largest risk was named'
-    else: abstention = tried('abstention', lambda: abstention_threshold(targets, q, risk=risk, level=level, groups=groups))
+    else:
+        abstention = tried('abstention',
+                           lambda: abstention_threshold(targets, q, risk=risk, level=level, groups=groups))
     if positive is None: point, reasons['operating'] = None, 'no class was named that must not be missed'
-    else: point = tried('operating', lambda: operating_point(targets, q, classes, positive, sensitivity, groups))
-    return Calibration(classes, len(p), n_groups, temperature, _quality(targets, p, groups, intervals), _quality(targets, q, groups, intervals), abstention, point, reasons)
+    else:
+        point = tried('operating',
+                      lambda: operating_point(targets, q, classes, positive, sensitivity, groups))
+    return Calibration(classes, len(p), n_groups, temperature, _quality(targets, p, groups, intervals),
+                       _quality(targets, q, groups, intervals), abstention, point, reasons)

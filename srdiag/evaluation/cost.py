@@ -15,8 +15,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 # %% ../../nbs/evaluation/cost.ipynb #c010
 def count_parameters(
-    module:nn.Module, # any network
-    trainable_only:bool=False, # count only parameters that receive gradients
+    module: nn.Module, # any network
+    trainable_only: bool = False, # count only parameters that receive gradients
 ) -> int: # number of scalar weights, shared ones once
     "The number of parameters of a network (Tables I to III and VII)"
     return sum(p.numel() for p in module.parameters() if p.requires_grad or not trainable_only)
@@ -32,10 +32,11 @@ def _run_and_count(module, inputs):
     return int(counter.get_total_flops())
 
 def count_flops(
-    module:nn.Module, # any network, on any device
-    *inputs:torch.Tensor, # what its forward takes; the values do not matter, the shapes do
+    module: nn.Module, # any network, on any device
+    *inputs: torch.Tensor, # what its forward takes; the values do not matter, the shapes do
 ) -> int: # 2 x multiply-accumulates of convolutions and matrix products
-    "Floating point operations of one forward pass in evaluation mode, counted on the meta device where that is possible"
+    """Floating point operations of one forward pass in evaluation mode, counted on the meta device where that
+    is possible"""
     try:
         return _run_and_count(copy.deepcopy(module).to('meta'), [x.to('meta') for x in inputs])
     except (NotImplementedError, RuntimeError):
@@ -46,18 +47,18 @@ def count_flops(
 @dataclass(frozen=True)
 class Cost:
     "What one network costs for one input"
-    name:str # of the network
-    scale:int # scale factor of its super-resolution
-    input_size:int # side of the square LR input in pixels
-    parameters:int # number of weights
-    flops:int # 2 x multiply-accumulates for a batch of one
+    name: str # of the network
+    scale: int # scale factor of its super-resolution
+    input_size: int # side of the square LR input in pixels
+    parameters: int # number of weights
+    flops: int # 2 x multiply-accumulates for a batch of one
 
 def measure_cost(
-    name:str, # of the network, for the table
-    module:nn.Module, # takes a batch of images B×C×H×W
-    scale:int, # scale factor, for the table
-    input_size:int, # side of the square input in pixels
-    channels:int=3, # of the input
+    name: str, # of the network, for the table
+    module: nn.Module, # takes a batch of images B×C×H×W
+    scale: int, # scale factor, for the table
+    input_size: int, # side of the square input in pixels
+    channels: int = 3, # of the input
 ) -> Cost: # the filled row
     "Count parameters and operations of a network for one square image"
     x = torch.empty(1, channels, input_size, input_size, device='meta')
@@ -66,7 +67,7 @@ def measure_cost(
 
 # %% ../../nbs/evaluation/cost.ipynb #c023
 def format_count(
-    n:float, # a count of parameters or operations
+    n: float, # a count of parameters or operations
 ) -> str: # '896' below 10 thousand, '0.790 M' and '26.01 M' below a thousand millions, '3.19e10' above
     "A count as the tables print it"
     if n < 1e4: return f'{n:.0f}'

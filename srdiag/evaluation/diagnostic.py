@@ -17,13 +17,15 @@ from ..errors import DataError
 def _labels(labels, k, what):
     labels = np.asarray(labels)
     if labels.ndim != 1 or labels.size == 0:
-        raise DataError(f'The {what} have the shape {labels.shape}; a list with one class number per image is needed.')
+        raise DataError(f'The {what} have the shape {labels.shape}; a list with one class number per image '
+                        'is needed.')
     if labels.dtype == bool: labels = labels.astype(int)
     if not np.issubdtype(labels.dtype, np.integer):
         raise DataError(f'The {what} are {labels.dtype}; whole class numbers from 0 to {k-1} are needed.')
     if labels.min() < 0 or labels.max() >= k:
         wrong = labels[(labels < 0) | (labels >= k)][0]
-        raise DataError(f'The {what} contain the class number {wrong}, but with {k} classes they run from 0 to {k-1}.')
+        raise DataError(f'The {what} contain the class number {wrong}, but with {k} classes they run from 0 '
+                        f'to {k-1}.')
     return labels.astype(np.int64) # small kinds of numbers would overflow where labels are multiplied
 
 def confusion(
@@ -35,7 +37,8 @@ def confusion(
     k = len(classes)
     targets, predictions = _labels(targets, k, 'targets'), _labels(predictions, k, 'predictions')
     if len(targets) != len(predictions):
-        raise DataError(f'There are {len(targets)} targets but {len(predictions)} predictions; give one prediction per image.')
+        raise DataError(f'There are {len(targets)} targets but {len(predictions)} predictions; give one '
+                        'prediction per image.')
     return np.bincount(targets*k + predictions, minlength=k*k).reshape(k, k)
 
 # %% ../../nbs/evaluation/diagnostic.ipynb #c015
@@ -73,7 +76,8 @@ def checked_probabilities(
 ) -> tuple[np.ndarray, np.ndarray]: # targets as whole numbers, probabilities as float64
     "Targets and probabilities that fit each other. Raises DataError with a sentence for those that do not"
     try: p = np.asarray(getattr(probabilities, 'detach', lambda: probabilities)(), float)
-    except (ValueError, TypeError) as e: raise DataError(f'The probabilities are not a table of numbers ({e}).') from e
+    except (ValueError, TypeError) as e:
+        raise DataError(f'The probabilities are not a table of numbers ({e}).') from e
     if p.ndim != 2 or p.shape[1] < 2:
         raise DataError(f'The probabilities have the shape {p.shape}; '
                         'a table with one row per image and one column per class is needed.')
@@ -81,14 +85,16 @@ def checked_probabilities(
         raise DataError(f'The probabilities have {p.shape[1]} columns, but there are {len(classes)} classes.')
     targets = _labels(targets, p.shape[1], 'targets')
     if len(targets) != len(p):
-        raise DataError(f'There are {len(targets)} targets but {len(p)} rows of probabilities; give one row per image.')
+        raise DataError(f'There are {len(targets)} targets but {len(p)} rows of probabilities; give one row '
+                        'per image.')
     if not np.isfinite(p).all():
         i = np.flatnonzero(~np.isfinite(p).all(1))[0]
         raise DataError(f'The probabilities of image {i} are not finite; look for a diverged model.')
     off = (np.abs(p.sum(1) - 1) > 1e-3) | (p < -1e-6).any(1)
     if off.any():
         i = np.flatnonzero(off)[0]
-        raise DataError(f'The row of image {i} sums to {p[i].sum():.4g} with smallest entry {p[i].min():.3g}; '
+        raise DataError(f'The row of image {i} sums to {p[i].sum():.4g} with smallest entry '
+                        f'{p[i].min():.3g}; '
                         'probabilities are not negative and sum to 1: apply softmax to scores first.')
     return targets, p
 
@@ -96,17 +102,20 @@ def _auc(targets, p, weights=None):
     "Macro one-against-the-rest AUC, nan if a class is absent"
     seen = targets if weights is None else targets[weights > 0]
     if len(np.unique(seen)) < p.shape[1]: return float('nan')
-    return float(np.mean([roc_auc_score(targets == c, p[:, c], sample_weight=weights) for c in range(p.shape[1])]))
+    return (float(np.mean([roc_auc_score(targets == c, p[:, c], sample_weight=weights)
+                           for c in range(p.shape[1])])))
 
 # %% ../../nbs/evaluation/diagnostic.ipynb #c019
 def diagnostic_metrics(
     targets, # N true class numbers, 0..K-1
     probabilities, # N×K, rows sum to 1
     classes, # K class names
-    average:str='macro', # 'macro' over classes, or 'binary': sensitivity and specificity of the positive class
-    positive:str|None=None, # name of the positive class; None is classes[1]; naming one implies 'binary'
+    # 'macro' over classes, or 'binary': sensitivity and specificity of the positive class
+    average: str = 'macro',
+    positive: str|None = None, # name of the positive class; None is classes[1]; naming one implies 'binary'
 ) -> dict: # accuracy, f1, sensitivity, specificity, kappa, mcc, auc as floats (nan where undefined) and n
-    "The metrics of Tables III and V, with AUC. Raises DataError for tables that do not fit, ValueError for options that do not"
+    """The metrics of Tables III and V, with AUC. Raises DataError for tables that do not fit, ValueError for
+    options that do not"""
     targets, p = checked_probabilities(targets, probabilities, classes)
     average, index = _averaging(average, positive, list(classes))
     table = confusion(targets, p.argmax(1), classes)
@@ -114,21 +123,24 @@ def diagnostic_metrics(
     return {**rates, 'auc': _auc(targets, p), 'n': len(targets)}
 
 def _averaging(average, positive, classes):
-    if average not in ('macro', 'binary'): raise ValueError(f"average is 'macro' or 'binary', not {average!r}.")
+    if average not in ('macro', 'binary'):
+        raise ValueError(f"average is 'macro' or 'binary', not {average!r}.")
     if positive is not None: average = 'binary'
     if average == 'binary' and len(classes) != 2:
-        raise ValueError(f'Binary sensitivity needs 2 classes, but there are {len(classes)}; use the macro average.')
+        raise ValueError(f'Binary sensitivity needs 2 classes, but there are {len(classes)}; use the macro '
+                         'average.')
     if positive is not None and positive not in classes:
         raise ValueError(f'The positive class {positive!r} is not among {classes}.')
     return average, 1 if positive is None else classes.index(positive)
 
 # %% ../../nbs/evaluation/diagnostic.ipynb #c031
 def wilson_interval(
-    k:int, # number of successes, 0..n
-    n:int, # number of independent trials, at least 1
-    level:float=0.95, # confidence level, between 0 and 1
+    k: int, # number of successes, 0..n
+    n: int, # number of independent trials, at least 1
+    level: float = 0.95, # confidence level, between 0 and 1
 ) -> tuple[float, float]: # low, high; both 0..1
-    "Wilson's score interval of a proportion (Wilson, 1927). Raises ValueError for counts that make no proportion"
+    """Wilson's score interval of a proportion (Wilson, 1927). Raises ValueError for counts that make no
+    proportion"""
     if n < 1 or not 0 <= k <= n:
         raise ValueError(f'{k} successes of {n} trials make no proportion; 0 <= k <= n and n >= 1 are needed.')
     if not 0 < level < 1: raise ValueError(f'A confidence level lies between 0 and 1, not at {level}.')
@@ -141,53 +153,56 @@ def wilson_interval(
 # %% ../../nbs/evaluation/diagnostic.ipynb #c036
 def checked_groups(
     groups, # n patient, video or slide names
-    n:int, # number of images
+    n: int, # number of images
 ) -> np.ndarray: # n texts
     "Names of groups. Raises DataError for groups that do not fit or are missing"
     if np.shape(groups) != (n,):
-        raise DataError(f'The groups have the shape {np.shape(groups)}, but there are {n} images; give one group per image.')
+        raise DataError(f'The groups have the shape {np.shape(groups)}, but there are {n} images; give one '
+                        'group per image.')
     if any(g is None or g != g for g in list(groups)): # before NaN becomes the text 'nan'
         raise DataError('Some images have no group; name the patient of every image.')
     return np.asarray(groups).astype(str)
 
 def group_index(
     groups, # n patient, video or slide names; None: each image is a group of its own
-    n:int, # number of images
+    n: int, # number of images
 ) -> tuple[np.ndarray, int]: # number of the group of each image, and how many groups there are
     "Groups as numbers. Raises DataError for groups that do not fit, are missing or are fewer than two"
     if groups is None: return np.arange(n), n
     names, index = np.unique(checked_groups(groups, n), return_inverse=True)
-    if len(names) < 2: raise DataError(f'All images are of one group ({names[0]}); an interval needs at least two.')
+    if len(names) < 2:
+        raise DataError(f'All images are of one group ({names[0]}); an interval needs at least two.')
     return index, len(names)
 
 # %% ../../nbs/evaluation/diagnostic.ipynb #c038
 def resample_counts(
-    n_groups:int, # G
-    n:int, # number of resamples
-    seed:int, # of the drawing
+    n_groups: int, # G
+    n: int, # number of resamples
+    seed: int, # of the drawing
 ) -> np.ndarray: # n×G: how often each group was drawn in each resample
     "Bootstrap draws of groups, as counts. Raises ValueError for fewer than one"
     if n < 1: raise ValueError(f'A bootstrap needs 1 resample or more, not {n}.')
     rng = np.random.default_rng(seed)
-    return np.stack([np.bincount(rng.integers(n_groups, size=n_groups), minlength=n_groups) for _ in range(n)])
+    return (np.stack([np.bincount(rng.integers(n_groups, size=n_groups), minlength=n_groups)
+                      for _ in range(n)]))
 
 def resampled_means(
-    scores:np.ndarray, # N, or N×K scores of K models for the same images
-    index:np.ndarray, # N numbers of groups, from `group_index`
-    n_groups:int, # G
-    n:int, # number of resamples
-    seed:int, # of the drawing
+    scores: np.ndarray, # N, or N×K scores of K models for the same images
+    index: np.ndarray, # N numbers of groups, from `group_index`
+    n_groups: int, # G
+    n: int, # number of resamples
+    seed: int, # of the drawing
 ) -> np.ndarray: # n, or n×K: mean over the images of the drawn groups, the same groups for all models
     "Means in each resample"
-    draws,scores = resample_counts(n_groups, n, seed),np.asarray(scores, float)
+    draws, scores = resample_counts(n_groups, n, seed), np.asarray(scores, float)
     totals = np.zeros((n_groups, *scores.shape[1:]))
     np.add.at(totals, index, scores)
     images = draws @ np.bincount(index, minlength=n_groups)
     return draws @ totals/images.reshape(-1, *[1]*(scores.ndim - 1))
 
 def percentile_interval(
-    values:np.ndarray, # of the resamples; nan where undefined
-    level:float, # confidence level, between 0 and 1
+    values: np.ndarray, # of the resamples; nan where undefined
+    level: float, # confidence level, between 0 and 1
 ) -> tuple[float, float]: # low, high; nan if nothing is defined
     "What lies in the middle of resampled values. Raises ValueError for levels outside 0..1"
     if not 0 < level < 1: raise ValueError(f'A confidence level lies between 0 and 1, not at {level}.')
@@ -201,13 +216,14 @@ def bootstrap_interval(
     targets, # N true class numbers, 0..K-1
     probabilities, # N×K, rows sum to 1
     groups=None, # N patient, video or slide names that are drawn together; None draws single images
-    metric:str='accuracy', # a key of `diagnostic_metrics`, except 'n'
-    n:int=1000, # number of resamples
-    level:float=0.95, # confidence level
-    seed:int=0, # of the resampling
-    average:str='macro', # as in `diagnostic_metrics`; 'binary' takes column 1 as positive
+    metric: str = 'accuracy', # a key of `diagnostic_metrics`, except 'n'
+    n: int = 1000, # number of resamples
+    level: float = 0.95, # confidence level
+    seed: int = 0, # of the resampling
+    average: str = 'macro', # as in `diagnostic_metrics`; 'binary' takes column 1 as positive
 ) -> tuple[float, float]: # low, high; nan where the metric is undefined in all resamples
-    "Percentile bootstrap interval over groups. Raises DataError for data that do not fit, ValueError for unknown metrics"
+    """Percentile bootstrap interval over groups. Raises DataError for data that do not fit, ValueError for
+    unknown metrics"""
     targets, p = checked_probabilities(targets, probabilities)
     k = p.shape[1]
     average, positive = _averaging(average, None, list(range(k)))
@@ -215,7 +231,8 @@ def bootstrap_interval(
     if metric not in names: raise ValueError(f'The metric {metric!r} is not one of {", ".join(names)}.')
     index, n_groups = group_index(groups, len(targets))
     draws = resample_counts(n_groups, n, seed)
-    if metric == 'auc': return percentile_interval(np.array([_auc(targets, p, d[index]) for d in draws]), level)
+    if metric == 'auc':
+        return percentile_interval(np.array([_auc(targets, p, d[index]) for d in draws]), level)
     cells = np.zeros((n_groups, k*k))
     np.add.at(cells, (index, targets*k + p.argmax(1)), 1)
     tables = (draws @ cells).reshape(n, k, k)
@@ -227,13 +244,15 @@ def paired_difference(
     predictions_a, # N class numbers predicted by model a
     predictions_b, # N class numbers predicted by model b, for the same images in the same order
     groups=None, # N patient, video or slide names that are drawn together; None draws single images
-    n:int=1000, # number of resamples
-    level:float=0.95, # confidence level
-    seed:int=0, # of the resampling
+    n: int = 1000, # number of resamples
+    level: float = 0.95, # confidence level
+    seed: int = 0, # of the resampling
 ) -> tuple[float, float, float]: # difference, low, high; each -1..1
-    "Accuracy of b minus that of a on the same images, with a bootstrap interval over groups. Raises DataError if lengths differ"
+    """Accuracy of b minus that of a on the same images, with a bootstrap interval over groups. Raises
+    DataError if lengths differ"""
     targets, a, b = (np.asarray(x) for x in (targets, predictions_a, predictions_b))
-    if any(x.dtype.kind == 'f' and not np.isfinite(x).all() for x in (targets, a, b)): raise DataError('Some class numbers are not finite: each image needs a target and two predictions.')
+    if any(x.dtype.kind == 'f' and not np.isfinite(x).all() for x in (targets, a, b)):
+        raise DataError('Some class numbers are not finite: each image needs a target and two predictions.')
     if not (targets.ndim == 1 and len(targets) and targets.shape == a.shape == b.shape):
         raise DataError(f'Targets and predictions have the shapes {targets.shape}, {a.shape} and {b.shape}; '
                         'both models must be tested on the same images.')

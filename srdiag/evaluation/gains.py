@@ -11,33 +11,41 @@ import math
 import numpy as np
 from scipy import stats
 
-from .diagnostic import checked_groups, group_index, percentile_interval, resampled_means, wilson_interval
+from .diagnostic import (checked_groups, group_index, percentile_interval, resampled_means,
+                                          wilson_interval)
 
 # %% ../../nbs/evaluation/gains.ipynb #c005
 def group_means(
     values, # K×N scores of K models for the same N images
     groups, # N names; images of one group are drawn together
-    n:int=2000, # resamples
-    seed:int=0, # of the resampling
-) -> np.ndarray|None: # n×K means of each resample, the same groups for all models; None with fewer than two groups
-    "The bootstrap over groups. Raises ValueError for shapes that do not fit and scores that are none, DataError for images without a group"
+    n: int = 2000, # resamples
+    seed: int = 0, # of the resampling
+# n×K means of each resample, the same groups for all models; None with fewer than two groups
+) -> np.ndarray|None:
+    """The bootstrap over groups. Raises ValueError for shapes that do not fit and scores that are none,
+    DataError for images without a group"""
     lengths = {np.shape(v) for v in values if np.ndim(v)}
-    if len(lengths) > 1: raise ValueError(f'The models were scored on different numbers of images: {sorted(lengths)}.')
+    if len(lengths) > 1:
+        raise ValueError(f'The models were scored on different numbers of images: {sorted(lengths)}.')
     values = np.atleast_2d(np.asarray(values, float))
-    if values.shape[1:] != np.shape(groups) or not len(groups): raise ValueError(f'Scores and groups have the shapes {values.shape} and {np.shape(groups)}: they must be of the same images.')
-    if not np.isfinite(values).all(): raise ValueError('Some scores are not finite: leave these images out, for all models alike.')
+    if values.shape[1:] != np.shape(groups) or not len(groups):
+        raise ValueError(f'Scores and groups have the shapes {values.shape} and {np.shape(groups)}: they '
+                         'must be of the same images.')
+    if not np.isfinite(values).all():
+        raise ValueError('Some scores are not finite: leave these images out, for all models alike.')
     if len(set(checked_groups(groups, len(groups)))) < 2: return None
     return resampled_means(values.T, *group_index(groups, len(groups)), n, seed)
 
 def mean_interval(
     values, # N scores, one per image
     groups, # N names
-    level:float=0.95, # of the interval
+    level: float = 0.95, # of the interval
     **kwargs, # n, seed
 ) -> tuple: # mean, low, high; low and high are nan with fewer than two groups
     "Mean with a bootstrap interval over groups"
     means = group_means(values, groups, **kwargs)
-    return (float(np.mean(values)), *((math.nan, math.nan) if means is None else percentile_interval(means[:, 0], level)))
+    return ((float(np.mean(values)),
+             *((math.nan, math.nan) if means is None else percentile_interval(means[:, 0], level))))
 
 # %% ../../nbs/evaluation/gains.ipynb #c007
 def share_interval(
@@ -47,34 +55,42 @@ def share_interval(
 ) -> tuple: # mean, 95 % low and high, and how they were found; low and high are nan with one group
     "Share of right answers with its interval over groups"
     right = np.asarray(right, float)
-    what,groups = ('images', np.arange(len(right))) if groups is None else ('groups', checked_groups(groups, len(right)))
-    mean,n = float(right.mean()),len(set(groups.tolist()))
-    if n == 1: return mean,math.nan,math.nan,'no interval: ' + ('there is one image' if what == 'images' else 'all images are of one group')
-    if mean in (0, 1): return mean,*wilson_interval(int(mean)*n, n),f"Wilson's interval over {n} {what}, all answers {'right' if mean else 'wrong'}"
-    return *mean_interval(right, groups, **kwargs),f'bootstrap over {what}' if what == 'images' else f'bootstrap over {n} groups'
+    what, groups = (('images', np.arange(len(right))) if groups is None
+                    else ('groups', checked_groups(groups, len(right))))
+    mean, n = float(right.mean()), len(set(groups.tolist()))
+    if n == 1:
+        return (mean, math.nan, math.nan, 'no interval: '
+                + ('there is one image' if what == 'images' else 'all images are of one group'))
+    if mean in (0, 1):
+        return (mean, *wilson_interval(int(mean)*n, n),
+                f"Wilson's interval over {n} {what}, all answers {'right' if mean else 'wrong'}")
+    return (*mean_interval(right, groups, **kwargs),
+            f'bootstrap over {what}' if what == 'images' else f'bootstrap over {n} groups')
 
 # %% ../../nbs/evaluation/gains.ipynb #c012
 def paired_gain(
     a, # N scores of one model, an image each
     b, # N scores of another, for the same images in the same order
     groups, # N names; images of one group are drawn together
-    level:float=0.95, # of the interval
+    level: float = 0.95, # of the interval
     **kwargs, # n, seed
 ) -> tuple: # mean of b - a over images, low, high; low and high are nan with fewer than two groups
     "Mean gain of b over a, with a bootstrap interval over groups. Raises ValueError for lengths that differ"
-    a,b = np.asarray(a, float),np.asarray(b, float)
-    if not (a.ndim == 1 and len(a) and a.shape == b.shape == np.shape(groups)): raise ValueError(f'Scores and groups have the shapes {a.shape}, {b.shape} and {np.shape(groups)}: they must be of the same images.')
+    a, b = np.asarray(a, float), np.asarray(b, float)
+    if not (a.ndim == 1 and len(a) and a.shape == b.shape == np.shape(groups)):
+        raise ValueError(f'Scores and groups have the shapes {a.shape}, {b.shape} and {np.shape(groups)}: '
+                         'they must be of the same images.')
     return mean_interval(b-a, groups, level, **kwargs)
 
 def seed_interval(
     gains, # one per seed, each a mean over the same test images
-    level:float=0.95, # of the interval
+    level: float = 0.95, # of the interval
 ) -> tuple: # low, high; nan for one seed
     "Student's interval for the mean gain over trainings, the test images being fixed"
     gains = np.asarray(gains, float)
-    if len(gains) < 2: return math.nan,math.nan
+    if len(gains) < 2: return math.nan, math.nan
     half = stats.t.ppf((1+level)/2, len(gains)-1)*gains.std(ddof=1)/math.sqrt(len(gains))
-    return float(gains.mean()-half),float(gains.mean()+half)
+    return float(gains.mean()-half), float(gains.mean()+half)
 
 # %% ../../nbs/evaluation/gains.ipynb #c015
 def gap_closed(
@@ -82,31 +98,37 @@ def gap_closed(
     ours, # N scores of the model in question
     top, # N scores of the model with the best images
     groups, # N names; images of one group are drawn together
-    level:float=0.95, # of the interval
+    level: float = 0.95, # of the interval
     **kwargs, # n, seed
-) -> dict: # gap, gap_low, gap_high: top over base; clear: is gap_low positive; closed, low, high: the share, nan if the gap is not clear or without a second group
-    "Which share of the gap between base and top is closed, with a bootstrap over groups: the ratio is computed anew in each resample"
+# gap, gap_low, gap_high: top over base; clear: is gap_low positive; closed, low, high: the share, nan if
+# the gap is not clear or without a second group
+) -> dict:
+    """Which share of the gap between base and top is closed, with a bootstrap over groups: the ratio is
+    computed anew in each resample"""
     means = group_means([base, ours, top], groups, **kwargs)
-    a,b,c = (float(np.mean(x)) for x in (base, ours, top))
-    out = dict(gap=c-a, gap_low=math.nan, gap_high=math.nan, clear=False, closed=(b-a)/(c-a) if c != a else math.nan, low=math.nan, high=math.nan)
+    a, b, c = (float(np.mean(x)) for x in (base, ours, top))
+    out = (dict(gap=c-a, gap_low=math.nan, gap_high=math.nan, clear=False,
+                closed=(b-a)/(c-a) if c != a else math.nan, low=math.nan, high=math.nan))
     if means is None: return out
     gap = means[:, 2]-means[:, 0]
-    out['gap_low'],out['gap_high'] = percentile_interval(gap, level)
+    out['gap_low'], out['gap_high'] = percentile_interval(gap, level)
     out['clear'] = out['gap_low'] > 0
-    if out['clear']: out['low'],out['high'] = percentile_interval((means[:, 1]-means[:, 0])[gap > 0]/gap[gap > 0], level)
+    if out['clear']:
+        out['low'], out['high'] = percentile_interval((means[:, 1]-means[:, 0])[gap > 0]/gap[gap > 0], level)
     return out
 
 # %% ../../nbs/evaluation/gains.ipynb #c023
 def verdict(
-    gain:float, # of the first over the second
-    low:float, # of its interval
-    high:float, # of its interval
-    seed_low:float=math.nan, # of its interval over seeds; NaN with one seed
-    seed_high:float=math.nan, # of its interval over seeds
+    gain: float, # of the first over the second
+    low: float, # of its interval
+    high: float, # of its interval
+    seed_low: float = math.nan, # of its interval over seeds; NaN with one seed
+    seed_high: float = math.nan, # of its interval over seeds
 ) -> str: # a clause
     "What the intervals over groups and over seeds allow to say about a gain"
     if math.isnan(low): return 'no interval, so nothing can be said beyond these images'
-    if low <= 0 <= high: return 'the interval holds zero: no difference is shown, and none is excluded within it'
+    if low <= 0 <= high:
+        return 'the interval holds zero: no difference is shown, and none is excluded within it'
     said = f'{"better" if low > 0 else "worse"} here by more than the choice of patients explains'
     if math.isnan(seed_low): return said + '; one seed, so what another training would say is not known'
     return said + ('; over seeds the interval holds zero' if seed_low <= 0 <= seed_high else ', and of seeds')

@@ -25,10 +25,10 @@ from ..precision import chosen_precision, computing_in
 @dataclass(frozen=True)
 class Setup:
     "How a forward pass is run; `str` gives the line to print above a table. Raises ValueError"
-    device:str='cpu' # 'cpu', 'cuda' or 'mps'
-    precision:str='fp32' # 'fp32', 'bf16', 'fp16', or 'auto' for what the device computes natively
-    channels_last:bool=True # the channels of a pixel side by side in memory
-    threads:int=0 # of the CPU; 0: as many as PyTorch uses now
+    device: str='cpu' # 'cpu', 'cuda' or 'mps'
+    precision: str='fp32' # 'fp32', 'bf16', 'fp16', or 'auto' for what the device computes natively
+    channels_last: bool=True # the channels of a pixel side by side in memory
+    threads: int=0 # of the CPU; 0: as many as PyTorch uses now
 
     def __post_init__(self):
         object.__setattr__(self, 'precision', chosen_precision(self.precision, self.device))
@@ -37,7 +37,8 @@ class Setup:
 
     def __str__(self):
         where = f"{self.threads} CPU thread{'s'*(self.threads > 1)}" if self.device == 'cpu' else self.device
-        return f"{where}, {self.precision}, {'channels last' if self.channels_last else 'channels first'}, batch of 1"
+        return (f"{where}, {self.precision}, {'channels last' if self.channels_last else 'channels first'}, "
+                "batch of 1")
 
 # %% ../../nbs/evaluation/speed.ipynb #c011
 def _wait(device):
@@ -45,14 +46,15 @@ def _wait(device):
     if torch.device(device).type == 'mps': torch.mps.synchronize()
 
 def forward_call(
-    network:nn.Module, # moved to the device, reordered and put into evaluation mode
-    shape:tuple, # of the input, B×C×H×W
-    setup:Setup=Setup(), # see there
+    network: nn.Module, # moved to the device, reordered and put into evaluation mode
+    shape: tuple, # of the input, B×C×H×W
+    setup: Setup = Setup(), # see there
 ): # a function without arguments
     "One forward pass on random values, ready to be timed"
     order = torch.channels_last if setup.channels_last else torch.contiguous_format
     network = network.eval().to(setup.device, memory_format=order)
-    x = torch.rand(shape, generator=torch.Generator().manual_seed(0)).to(setup.device).contiguous(memory_format=order)
+    x = torch.rand(shape, generator=torch.Generator().manual_seed(0)).to(setup.device).contiguous(
+                memory_format=order)
     def call():
         with torch.inference_mode(), computing_in(setup.precision, setup.device): out = network(x)
         _wait(setup.device)
@@ -63,48 +65,55 @@ def forward_call(
 @dataclass(frozen=True)
 class Latency:
     "Repeated timings of one call, in seconds"
-    median:float # half of the calls were faster
-    low:float # first quartile
-    high:float # third quartile
-    n:int # timed calls
+    median: float # half of the calls were faster
+    low: float # first quartile
+    high: float # third quartile
+    n: int # timed calls
 
-    def __str__(self): return f'{1000*self.median:.1f} ms ({1000*self.low:.1f}–{1000*self.high:.1f}, n = {self.n})'
+    def __str__(self):
+        return f'{1000*self.median:.1f} ms ({1000*self.low:.1f}–{1000*self.high:.1f}, n = {self.n})'
 
 def compare_latency(
-    calls:dict, # name → function without arguments
-    n:int=20, # timed rounds, at least 2
-    warmup:int=3, # rounds before them that do not count
+    calls: dict, # name → function without arguments
+    n: int = 20, # timed rounds, at least 2
+    warmup: int = 3, # rounds before them that do not count
 ) -> dict: # name → Latency
     "Time several calls in turns. Raises ValueError for fewer than two rounds or no calls"
-    if n < 2 or warmup < 0 or not calls: raise ValueError(f'Timing needs calls, n of 2 or more and warmup of 0 or more; got {len(calls)} calls, n = {n} and warmup = {warmup}.')
-    seconds = {name:[] for name in calls}
+    if n < 2 or warmup < 0 or not calls:
+        raise ValueError(f'Timing needs calls, n of 2 or more and warmup of 0 or more; got {len(calls)} '
+                         f'calls, n = {n} and warmup = {warmup}.')
+    seconds = {name: [] for name in calls}
     for i in range(warmup + n):
-        for name,call in calls.items():
+        for name, call in calls.items():
             start = time.perf_counter()
             call()
             if i >= warmup: seconds[name].append(time.perf_counter()-start)
     out = {}
-    for name,values in seconds.items():
-        low,median,high = quantiles(values, n=4, method='inclusive')
+    for name, values in seconds.items():
+        low, median, high = quantiles(values, n=4, method='inclusive')
         out[name] = Latency(median, low, high, n)
     return out
 
 # %% ../../nbs/evaluation/speed.ipynb #c018
 def latency(
-    network:nn.Module, # any network
-    shape:tuple, # of the input, B×C×H×W
-    setup:Setup=Setup(), # device, precision, memory format
-    n:int=20, # timed calls
-    warmup:int=3, # calls before them that do not count
+    network: nn.Module, # any network
+    shape: tuple, # of the input, B×C×H×W
+    setup: Setup = Setup(), # device, precision, memory format
+    n: int = 20, # timed calls
+    warmup: int = 3, # calls before them that do not count
 ) -> Latency:
     "Median and quartiles of one forward pass"
     return compare_latency({'': forward_call(network, shape, setup)}, n, warmup)['']
 
 # %% ../../nbs/evaluation/speed.ipynb #c026
 def _peak_resident() -> int|None: # bytes
-    "The largest resident memory of this process since it started or since `_forget_peak`; None where the system does not tell"
+    """The largest resident memory of this process since it started or since `_forget_peak`; None where the
+    system does not tell"""
     status = Path('/proc/self/status')
-    if status.exists(): return 1024*next((int(line.split()[1]) for line in status.read_text().splitlines() if line.startswith('VmHWM')), 0) or None
+    if status.exists():
+        return (1024*next((int(line.split()[1])
+                           for line in status.read_text().splitlines() if line.startswith('VmHWM')), 0)
+                or None)
     if sys.platform != 'darwin': return None
     import resource
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -116,7 +125,7 @@ def _forget_peak():
 
 # %% ../../nbs/evaluation/speed.ipynb #c029
 def _build(builder, options):
-    module,_,name = builder.partition(':')
+    module, _, name = builder.partition(':')
     return getattr(import_module(module), name)(**options)
 
 def _measure(builder, options, shape, setup): # in the fresh process → bytes or None
@@ -137,17 +146,23 @@ def _measure(builder, options, shape, setup): # in the fresh process → bytes o
 
 # %% ../../nbs/evaluation/speed.ipynb #c031
 def peak_memory(
-    builder:str, # 'module:function' that returns the network
-    options:dict, # keyword arguments of the function, as JSON can hold them
-    shape:tuple, # of the input, B×C×H×W
-    setup:Setup=Setup(), # device, precision, memory format, threads
+    builder: str, # 'module:function' that returns the network
+    options: dict, # keyword arguments of the function, as JSON can hold them
+    shape: tuple, # of the input, B×C×H×W
+    setup: Setup = Setup(), # device, precision, memory format, threads
 ) -> int|None: # bytes; None where the system does not tell (CPU under Windows)
-    "Growth of memory during one forward pass, in a fresh process. Raises RuntimeError if the network does not run there"
+    """Growth of memory during one forward pass, in a fresh process. Raises RuntimeError if the network does
+    not run there"""
     task = json.dumps(dict(builder=builder, options=options, shape=list(shape), setup=asdict(setup)))
-    give_back = dict(MALLOC_MMAP_THRESHOLD_='131072', MALLOC_TRIM_THRESHOLD_='131072') # glibc: return freed tensors at once
-    done = subprocess.run([sys.executable, '-m', 'srdiag.evaluation.speed'], input=task, capture_output=True, text=True, env=os.environ | give_back)
-    if done.returncode: raise RuntimeError(f"Memory could not be measured: {(done.stderr.strip() or 'the process ended without a word').splitlines()[-1]}")
+    # glibc: return freed tensors at once
+    give_back = dict(MALLOC_MMAP_THRESHOLD_='131072', MALLOC_TRIM_THRESHOLD_='131072')
+    done = subprocess.run([sys.executable, '-m', 'srdiag.evaluation.speed'], input=task, capture_output=True,
+                          text=True, env=os.environ | give_back)
+    if done.returncode:
+        raise RuntimeError("Memory could not be measured: "
+                           f"{(done.stderr.strip() or 'the process ended without a word').splitlines()[-1]}")
     return json.loads(done.stdout.strip().splitlines()[-1])
 
 # %% ../../nbs/evaluation/speed.ipynb #c033
-if __name__ == '__main__' and 'IPython' not in sys.modules: print(json.dumps(_measure(**json.load(sys.stdin))))
+if __name__ == '__main__' and 'IPython' not in sys.modules:
+    print(json.dumps(_measure(**json.load(sys.stdin))))

@@ -22,9 +22,10 @@ class LSTMState(NamedTuple):
 
 # %% ../../nbs/sr/convlstm.ipynb #c021
 class GateInput(nn.Module):
-    "What gates are computed from: [X, Y] merged to n channels by conv1×1, PReLU, residual block, conv3×3, PReLU"
+    """What gates are computed from: [X, Y] merged to n channels by conv1×1, PReLU, residual block, conv3×3,
+    PReLU"""
     def __init__(self,
-        channels:int, # n, features of X and of Y
+        channels: int, # n, features of X and of Y
     ):
         super().__init__()
         self.from_x = nn.Conv2d(channels, channels, 1)
@@ -40,18 +41,20 @@ class GateInput(nn.Module):
 
 # %% ../../nbs/sr/convlstm.ipynb #c024
 class ConvLSTMCell(nn.Module):
-    "Convolutional LSTM with peepholes (Eq. 1); the gates are stored in the order input, candidate, output, forget"
+    """Convolutional LSTM with peepholes (Eq. 1); the gates are stored in the order input, candidate, output,
+    forget"""
     def __init__(self,
-        channels:int, # n, features of X, Y, C and H
-        trunk:bool=True, # merge X and Y by `GateInput` first; False: Eq. (1) to the letter
-        peepholes:bool=True, # let the gates see the cell state
+        channels: int, # n, features of X, Y, C and H
+        trunk: bool = True, # merge X and Y by `GateInput` first; False: Eq. (1) to the letter
+        peepholes: bool = True, # let the gates see the cell state
     ):
         super().__init__()
         self.channels = channels
         self.merge = GateInput(channels) if trunk else None
         self.gates = nn.Conv2d(channels, 4*channels, 3, padding=1)
         self.gates_y = None if trunk else nn.Conv2d(channels, 4*channels, 3, padding=1, bias=False)
-        self.peepholes = nn.ParameterDict({k:nn.Parameter(torch.zeros(channels, 1, 1)) for k in 'ifo'}) if peepholes else None
+        self.peepholes = (nn.ParameterDict({k: nn.Parameter(torch.zeros(channels, 1, 1)) for k in 'ifo'})
+                          if peepholes else None)
 
     def _gates(self, z, n): # B×n×H×W → B×(n·gates)×H×W, the first `n` gates
         rows = n*self.channels
@@ -71,11 +74,12 @@ class ConvLSTMCell(nn.Module):
         return z if self.peepholes is None or cell is None else z + self.peepholes[gate]*cell
 
     def forward(self,
-        projected:torch.Tensor, # from `project`
-        state:LSTMState|None=None, # of the step before; None at the first step, where Y = C = 0
+        projected: torch.Tensor, # from `project`
+        state: LSTMState|None = None, # of the step before; None at the first step, where Y = C = 0
     ) -> tuple[torch.Tensor, torch.Tensor]: # H and C, each B×n×H×W
-        "One step; at the first one neither the forget gate nor the part of Y is computed, for they have no effect"
-        i,g,o,*f = self._preactivations(projected, state, 3 if state is None else 4)
+        """One step; at the first one neither the forget gate nor the part of Y is computed, for they have no
+        effect"""
+        i, g, o, *f = self._preactivations(projected, state, 3 if state is None else 4)
         old = None if state is None else state.cell
         cell = torch.sigmoid(self._peep(i, 'i', old))*torch.tanh(g)
         if old is not None: cell = cell + torch.sigmoid(self._peep(f[0], 'f', old))*old

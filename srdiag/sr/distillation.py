@@ -20,10 +20,12 @@ from ..training.recipes import Recipe, fit
 
 # %% ../../nbs/sr/distillation.ipynb #c007
 def student_of(
-    teacher:MRCNet, # trained, recursive
+    teacher: MRCNet, # trained, recursive
 ) -> MRCNet: # single-forward, with the same weights
     "Initialise the single-forward network from the recursive one (Algorithm 1: θ₂ := θ₁)"
-    if teacher.config['steps'] < 2: raise ValueError('The teacher must be recursive (steps of 2 or more): a single-forward network has nothing to distil.')
+    if teacher.config['steps'] < 2:
+        raise ValueError('The teacher must be recursive (steps of 2 or more): a single-forward network has '
+                         'nothing to distil.')
     student = MRCNet(**(teacher.config | dict(steps=1)))
     student.load_state_dict(teacher.state_dict())
     return student.to(next(teacher.parameters()).device)
@@ -32,28 +34,30 @@ def student_of(
 class DistillationLoss(nn.Module):
     "Eq. (4): mean squared errors between the features of student and teacher, weighted by γ₁ to γ₄"
     def __init__(self,
-        cell:float=2., # γ₁, of C
-        hidden:float=2., # γ₂, of H
-        f_lr:float=2., # γ₃, of F_LR
-        f_sr:float=0.5, # γ₄, of F_SR
+        cell: float = 2., # γ₁, of C
+        hidden: float = 2., # γ₂, of H
+        f_lr: float = 2., # γ₃, of F_LR
+        f_sr: float = 0.5, # γ₄, of F_SR
     ):
         super().__init__()
         self.gamma = dict(cell=cell, hidden=hidden, f_lr=f_lr, f_sr=f_sr)
 
-    def forward(self, student:MRCFeatures, teacher:MRCFeatures): # → a number
-        terms = {k:g*nn.functional.mse_loss(getattr(student, k), getattr(teacher, k).detach()) for k,g in self.gamma.items()}
-        self.components = {f'distil_{k}':v.detach() for k,v in terms.items()}
+    def forward(self, student: MRCFeatures, teacher: MRCFeatures): # → a number
+        terms = ({k: g*nn.functional.mse_loss(getattr(student, k), getattr(teacher, k).detach()) for k,
+                  g in self.gamma.items()})
+        self.components = {f'distil_{k}': v.detach() for k, v in terms.items()}
         return sum(terms.values())
 
 # %% ../../nbs/sr/distillation.ipynb #c015
 class PhasedLoss(nn.Module):
-    "MAE, plus γ_d times the distillation loss while `teacher_features` are there (Algorithm 1, lines 7 and 11)"
+    """MAE, plus γ_d times the distillation loss while `teacher_features` are there (Algorithm 1, lines 7 and
+    11)"""
     def __init__(self,
-        weight:float=1., # γ_d
-        distil:DistillationLoss|None=None, # None: the published weights
+        weight: float = 1., # γ_d
+        distil: DistillationLoss|None = None, # None: the published weights
     ):
         super().__init__()
-        self.weight,self.distil,self.teacher_features = weight,distil or DistillationLoss(),None
+        self.weight, self.distil, self.teacher_features = weight, distil or DistillationLoss(), None
         self.names = ['mae', *(f'distil_{k}' for k in self.distil.gamma)]
 
     def forward(self, pred, hr): # MRCFeatures or an image; B×C×sH×sW → a number
@@ -69,7 +73,7 @@ class PhasedLoss(nn.Module):
 class FeatureStudent(nn.Module):
     "The student as the training loop sees it: features while it trains, the image otherwise"
     def __init__(self,
-        network:MRCNet, # single-forward
+        network: MRCNet, # single-forward
     ):
         super().__init__()
         self.network = network
@@ -77,43 +81,48 @@ class FeatureStudent(nn.Module):
 
 # %% ../../nbs/sr/distillation.ipynb #c019
 class RecursionDistillation(Callback):
-    "Algorithm 1 as a callback: imitate a frozen teacher for a share of the epochs, then go on with the images alone"
-    order = 15 # after `Autocast` has opened its context, so that the teacher computes in the student's precision
+    """Algorithm 1 as a callback: imitate a frozen teacher for a share of the epochs, then go on with the
+    images alone"""
+    # after `Autocast` has opened its context, so that the teacher computes in the student's precision
+    order = 15
     def __init__(self,
-        teacher:MRCNet, # trained, recursive; frozen and kept in eval mode
-        phase1:float=0.5, # share of the epochs with the distillation loss
-    ): self.teacher,self.phase1 = teacher.eval().requires_grad_(False),phase1
+        teacher: MRCNet, # trained, recursive; frozen and kept in eval mode
+        phase1: float = 0.5, # share of the epochs with the distillation loss
+    ): self.teacher, self.phase1 = teacher.eval().requires_grad_(False), phase1
 
-    def before_fit(self): self.last_distilled = (max(1, round(self.phase1*self.n_epoch)) if self.phase1 > 0 else 0) - 1
+    def before_fit(self):
+        self.last_distilled = (max(1, round(self.phase1*self.n_epoch)) if self.phase1 > 0 else 0) - 1
 
     def before_batch(self):
         self.learn.loss_func.teacher_features = None
         if not self.training or self.epoch > self.last_distilled: return
-        with torch.no_grad(): self.learn.loss_func.teacher_features = as_float32(self.teacher.features(*self.xb))
+        with torch.no_grad():
+            self.learn.loss_func.teacher_features = as_float32(self.teacher.features(*self.xb))
 
     def after_fit(self): self.learn.loss_func.teacher_features = None
 
 # %% ../../nbs/sr/distillation.ipynb #c021
 def distil(
-    teacher:MRCNet, # trained, recursive
-    train:SRPairs, # the images the teacher was trained on
-    valid:SRPairs, # to choose the best epoch on
-    recipe:Recipe, # e.g. SR_RECIPES['fast']
-    epochs:int, # of both phases together
-    steps:int=100, # per epoch
-    patch:int=64, # side of a high-resolution patch in px
-    seed:int=0, # of the patches
-    phase1:float=0.5, # share of the epochs with the distillation loss
-    weight:float=1., # γ_d
+    teacher: MRCNet, # trained, recursive
+    train: SRPairs, # the images the teacher was trained on
+    valid: SRPairs, # to choose the best epoch on
+    recipe: Recipe, # e.g. SR_RECIPES['fast']
+    epochs: int, # of both phases together
+    steps: int = 100, # per epoch
+    patch: int = 64, # side of a high-resolution patch in px
+    seed: int = 0, # of the patches
+    phase1: float = 0.5, # share of the epochs with the distillation loss
+    weight: float = 1., # γ_d
     **kwargs, # to sr_learner: folder, precision, save
 ) -> tuple[MRCNet, Learner]: # the student with its best weights, and the Learner
     "Recursion distillation (Algorithm 1)"
     student = student_of(teacher)
     set_seed(seed, reproducible=True)
-    dls = sr_dataloaders(train, valid, patch, recipe.batch_size, steps, seed, device=next(student.parameters()).device)
+    dls = sr_dataloaders(train, valid, patch, recipe.batch_size, steps, seed,
+                         device=next(student.parameters()).device)
     loss = PhasedLoss(weight)
     learn = sr_learner(dls, FeatureStudent(student), student.scale, recipe, loss=loss, **kwargs)
     learn.add_cb(RecursionDistillation(teacher, phase1))
     learn.metrics = learn.metrics + [LossComponent(k) for k in loss.names[1:]]
     fit(learn, recipe, epochs)
-    return student,learn
+    return student, learn

@@ -20,25 +20,31 @@ from .rcf import RefinedContextFusion
 
 # %% ../../nbs/sr/inference.ipynb #c007
 def check_lr(
-    network:nn.Module, # that is to read the image: an MRCNet or one of the zoo
-    lr:torch.Tensor, # C×H×W, uint8 or float in [0, 1]
-    name:str='The image', # for the message
+    network: nn.Module, # that is to read the image: an MRCNet or one of the zoo
+    lr: torch.Tensor, # C×H×W, uint8 or float in [0, 1]
+    name: str = 'The image', # for the message
 ) -> torch.Tensor: # the same image
     "DataError if the network cannot read this image"
-    channels,least = network.config['image_channels'],network.min_size
-    if lr.ndim != 3 or lr.shape[0] != channels: raise DataError(f'{name} has the shape {tuple(lr.shape)}, but the network reads {channels}×H×W.')
-    if min(lr.shape[1:]) < least: raise DataError(f'{name} is {lr.shape[1]}×{lr.shape[2]} px, but the network needs at least {least} px on each side.')
+    channels, least = network.config['image_channels'], network.min_size
+    if lr.ndim != 3 or lr.shape[0] != channels:
+        raise DataError(f'{name} has the shape {tuple(lr.shape)}, but the network reads {channels}×H×W.')
+    if min(lr.shape[1:]) < least:
+        raise DataError(f'{name} is {lr.shape[1]}×{lr.shape[2]} px, but the network needs at least {least} '
+                        'px on each side.')
     if lr.dtype == torch.uint8: return lr
-    if not lr.is_floating_point(): raise DataError(f'{name} has the type {lr.dtype}, but the network reads uint8 or floats in [0, 1]: convert it first.')
-    low,high = torch.aminmax(lr)
-    if not (low >= 0 and high <= 1): raise DataError(f'{name} has values outside [0, 1] or not finite: scale it first.')
+    if not lr.is_floating_point():
+        raise DataError(f'{name} has the type {lr.dtype}, but the network reads uint8 or floats in [0, 1]: '
+                        'convert it first.')
+    low, high = torch.aminmax(lr)
+    if not (low >= 0 and high <= 1):
+        raise DataError(f'{name} has values outside [0, 1] or not finite: scale it first.')
     return lr
 
 # %% ../../nbs/sr/inference.ipynb #c009
 def enlarger(
-    network:nn.Module, # MRCNet or one of the zoo; put into eval mode and channels_last
-    precision:str='auto', # 'auto', 'bf16', 'fp16' (CUDA) or 'fp32'
-    compiled:bool=False, # by torch.compile: needs a C++ compiler; slow at the first call
+    network: nn.Module, # MRCNet or one of the zoo; put into eval mode and channels_last
+    precision: str = 'auto', # 'auto', 'bf16', 'fp16' (CUDA) or 'fp32'
+    compiled: bool = False, # by torch.compile: needs a C++ compiler; slow at the first call
 ): # a function from B×C×H×W in [0, 1], on any device, to B×C×sH×sW float32 on the network's device
     "The fastest way to run a network on batches; see `super_resolve` for one image of any size"
     network.eval().to(memory_format=torch.channels_last)
@@ -47,64 +53,74 @@ def enlarger(
     computing_in(precision, device) # a wrong name fails here, not at the first image
     @torch.no_grad()
     def enlarge(lr):
-        with computing_in(precision, device): return call(lr.to(device).contiguous(memory_format=torch.channels_last)).float()
+        with computing_in(precision, device):
+            return call(lr.to(device).contiguous(memory_format=torch.channels_last)).float()
     return enlarge
 
 # %% ../../nbs/sr/inference.ipynb #c013
 @dataclass(frozen=True)
 class Tile:
-    "A part of an image, in low-resolution px: `core` is what it answers for, `seen` what the network is shown; each (top, left, bottom, right)"
+    """A part of an image, in low-resolution px: `core` is what it answers for, `seen` what the network is
+    shown; each (top, left, bottom, right)"""
     core: tuple
     seen: tuple
 
     def inner(self, scale): # slices that cut the core out of what was made of `seen`
-        (t,l,b,r),(T,L,_,_) = self.core,self.seen
+        (t, l, b, r), (T, L, _, _) = self.core, self.seen
         return (slice((t-T)*scale, (b-T)*scale), slice((l-L)*scale, (r-L)*scale))
 
 def tiles_of(
-    height:int, # of the image, in px
-    width:int, # of the image, in px
-    side:int=256, # of a core, in px
-    overlap:int=32, # margin seen on each side of it, in px
-    align:int=2, # cores and margins start at multiples of it, in px
+    height: int, # of the image, in px
+    width: int, # of the image, in px
+    side: int = 256, # of a core, in px
+    overlap: int = 32, # margin seen on each side of it, in px
+    align: int = 2, # cores and margins start at multiples of it, in px
 ) -> list[Tile]: # row by row
-    "Cores that cover the image once, of nearly equal size, with their margins; ValueError unless side ≥ 16 and overlap ≥ 0, both multiples of `align`"
+    """Cores that cover the image once, of nearly equal size, with their margins; ValueError unless side ≥ 16
+    and overlap ≥ 0, both multiples of `align`"""
     if side < 16 or overlap < 0 or side % align or overlap % align:
-        raise ValueError(f'Tiles need a side of at least 16 and an overlap of at least 0, both multiples of {align}, not {side} and {overlap}.')
+        raise ValueError('Tiles need a side of at least 16 and an overlap of at least 0, both multiples of '
+                         f'{align}, not {side} and {overlap}.')
     def cuts(n):
         k = math.ceil(n/side)
         return [align*round(i*n/k/align) for i in range(k)] + [n]
-    rows,columns = cuts(height),cuts(width)
-    return [Tile((t, l, b, r), (max(0, t-overlap), max(0, l-overlap), min(height, b+overlap), min(width, r+overlap)))
-            for t,b in zip(rows, rows[1:]) for l,r in zip(columns, columns[1:])]
+    rows, columns = cuts(height), cuts(width)
+    return ([Tile((t, l, b, r),
+                  (max(0, t-overlap), max(0, l-overlap), min(height, b+overlap), min(width, r+overlap)))
+             for t, b in zip(rows, rows[1:]) for l, r in zip(columns, columns[1:])])
 
 # %% ../../nbs/sr/inference.ipynb #c016
 @dataclass
 class _Pooled:
     "The means of one RCF call over several tiles"
-    parts: list = field(default_factory=list) # (GAP(x1), context, pixels, log of the softmax's denominator) of each tile
+    # (GAP(x1), context, pixels, log of the softmax's denominator) of each tile
+    parts: list = field(default_factory=list)
 
-    def add(self, rcf, x1, x2): # B×C×H×W each, the core of a tile; the class's `pool`, for the module's own is replaced meanwhile
+    def add(self, rcf, x1, x2):
+        # B×C×H×W each, the core of a tile; the class's `pool`, for the module's own is replaced
+        # meanwhile
         scores = rcf.key(x1).flatten(1).float()
-        mean,context = type(rcf).pool(rcf, x1, x2)
-        self.parts.append((mean.float(), context.float(), float(scores.shape[1]), scores.logsumexp(1, keepdim=True)))
+        mean, context = type(rcf).pool(rcf, x1, x2)
+        self.parts.append((mean.float(), context.float(), float(scores.shape[1]),
+                           scores.logsumexp(1, keepdim=True)))
 
     def result(self): # B×C each: both means over all tiles
-        mean,context,pixels,log_sum = zip(*self.parts)
-        area,mass = torch.tensor(pixels)/sum(pixels),torch.stack(log_sum).softmax(0)
-        return sum(a*m for a,m in zip(area.tolist(), mean)), (mass*torch.stack(context)).sum(0)
+        mean, context, pixels, log_sum = zip(*self.parts)
+        area, mass = torch.tensor(pixels)/sum(pixels), torch.stack(log_sum).softmax(0)
+        return sum(a*m for a, m in zip(area.tolist(), mean)), (mass*torch.stack(context)).sum(0)
 
 # %% ../../nbs/sr/inference.ipynb #c018
 @contextmanager
 def _pooling(network, answer): # answer(number of the call, module, x1, x2) → the two vectors
-    modules,number = [m for m in network.modules() if isinstance(m, RefinedContextFusion)],[0]
+    modules, number = [m for m in network.modules() if isinstance(m, RefinedContextFusion)], [0]
     def replaced(rcf):
         def pool(x1, x2):
             number[0] += 1
             return tuple(v.to(x1.dtype) for v in answer(number[0]-1, rcf, x1, x2))
         return pool
     def restart(*_): number[0] = 0
-    handle = network.head.register_forward_pre_hook(restart) # every pass through the network starts at its head
+    # every pass through the network starts at its head
+    handle = network.head.register_forward_pre_hook(restart)
     for m in modules: m.pool = replaced(m)
     try: yield
     finally:
@@ -112,19 +128,22 @@ def _pooling(network, answer): # answer(number of the call, module, x1, x2) → 
         for m in modules: del m.pool
 
 def _cut(lr, tile, device): # uint8 or float C×H×W → B×C×h×w float on the device
-    t,l,b,r = tile.seen
+    t, l, b, r = tile.seen
     return as_float(lr[:, t:b, l:r].to(device)).float()[None].contiguous(memory_format=torch.channels_last)
 
 # %% ../../nbs/sr/inference.ipynb #c020
-def _shared_context(network, lr, tiles, device, samples=16, passes=1): # → the two vectors of each RCF call, over the whole image
-    if samples is not None and len(tiles) > samples: tiles = [tiles[round((i+0.5)*len(tiles)/samples - 0.5)] for i in range(samples)]
+def _shared_context(network, lr, tiles, device, samples=16, passes=1):
+    # → the two vectors of each RCF call, over the whole image
+    if samples is not None and len(tiles) > samples:
+        tiles = [tiles[round((i+0.5)*len(tiles)/samples - 0.5)] for i in range(samples)]
     known = []
     for _ in range(passes):
-        pooled,tile = {},None
+        pooled, tile = {}, None
         def answer(k, rcf, x1, x2):
-            rows,columns = tile.inner(1)
+            rows, columns = tile.inner(1)
             f = 1 if x1.shape[2] == tile.seen[2]-tile.seen[0] else 2 # local or global path
-            core = [x[:, :, rows.start//f:math.ceil(rows.stop/f), columns.start//f:math.ceil(columns.stop/f)] for x in (x1, x2)]
+            core = ([x[:, :, rows.start//f:math.ceil(rows.stop/f), columns.start//f:math.ceil(columns.stop/f)]
+                     for x in (x1, x2)])
             pooled.setdefault(k, _Pooled()).add(rcf, *core)
             return known[k] if known else type(rcf).pool(rcf, x1, x2)
         with _pooling(network, answer):
@@ -137,7 +156,7 @@ def _enlarge_tiles(network, lr, tiles, device, out): # fills out, C×sH×sW
     scale = network.scale
     for tile in tiles:
         sr = network(_cut(lr, tile, device))[0].float().clamp(0, 1)[(slice(None), *tile.inner(scale))]
-        t,l,b,r = (scale*v for v in tile.core)
+        t, l, b, r = (scale*v for v in tile.core)
         out[:, t:b, l:r] = (to_uint8(sr) if out.dtype == torch.uint8 else sr).cpu()
     return out
 
@@ -146,29 +165,37 @@ WHOLE = 2**18 # low-resolution px: images up to this size are enlarged in one pi
 
 @torch.no_grad()
 def super_resolve(
-    network:nn.Module, # MRCNet or one of the zoo, on any device; used in eval mode
-    lr:torch.Tensor, # C×H×W, uint8 or float in [0, 1]
-    name:str='The image', # for error messages
-    precision:str='auto', # see `enlarger`
-    tile:int|None=None, # side of the tiles in px; None: 256 for images of more than `WHOLE` px, else one piece
-    overlap:int|None=None, # margin of the tiles in px; None: 32, or less if the network reaches less far
-    context:int|None=16, # tiles from which the context of an MRC-Net is gathered; None: all of them
-    dtype:torch.dtype=torch.float32, # torch.uint8 needs a quarter of the memory
+    network: nn.Module, # MRCNet or one of the zoo, on any device; used in eval mode
+    lr: torch.Tensor, # C×H×W, uint8 or float in [0, 1]
+    name: str = 'The image', # for error messages
+    precision: str = 'auto', # see `enlarger`
+    # side of the tiles in px; None: 256 for images of more than `WHOLE` px, else one piece
+    tile: int|None = None,
+    overlap: int|None = None, # margin of the tiles in px; None: 32, or less if the network reaches less far
+    context: int|None = 16, # tiles from which the context of an MRC-Net is gathered; None: all of them
+    dtype: torch.dtype = torch.float32, # torch.uint8 needs a quarter of the memory
 ) -> torch.Tensor: # C×sH×sW in [0, 1] (0..255 as uint8), on the CPU
     "Enlarge one image of any size; DataError if the network cannot read it"
-    if dtype not in (torch.float32, torch.uint8): raise ValueError(f'super_resolve makes float32 or uint8, not {dtype}.')
-    if context is not None and context < 1: raise ValueError(f'The context needs at least one tile, not {context}.')
-    lr,training = check_lr(network, lr, name),network.training
+    if dtype not in (torch.float32, torch.uint8):
+        raise ValueError(f'super_resolve makes float32 or uint8, not {dtype}.')
+    if context is not None and context < 1:
+        raise ValueError(f'The context needs at least one tile, not {context}.')
+    lr, training = check_lr(network, lr, name), network.training
     device = next((p.device for p in network.parameters()), torch.device('cpu'))
-    (height,width),scale = lr.shape[1:],network.scale
+    (height, width), scale = lr.shape[1:], network.scale
     align = max(2, getattr(network, 'align', 2)) # MRCNet has a path at half size
     if tile is None: tile = 256 if height*width > WHOLE else align*math.ceil(max(height, width, 16)/align)
-    if overlap is None: overlap = 32 if getattr(network, 'reach', None) is None else min(32, align*math.ceil(network.reach/align))
-    tiles,out = tiles_of(height, width, tile, overlap, align),torch.empty(lr.shape[0], scale*height, scale*width, dtype=dtype)
+    if overlap is None:
+        overlap = (32 if getattr(network, 'reach', None) is None
+                   else min(32, align*math.ceil(network.reach/align)))
+    tiles, out = (tiles_of(height, width, tile, overlap, align),
+                  torch.empty(lr.shape[0], scale*height, scale*width, dtype=dtype))
     network.eval().to(memory_format=torch.channels_last)
     try:
         with computing_in(precision, device):
-            if len(tiles) == 1 or not any(isinstance(m, RefinedContextFusion) for m in network.modules()): return _enlarge_tiles(network, lr, tiles, device, out)
+            if len(tiles) == 1 or not any(isinstance(m, RefinedContextFusion) for m in network.modules()):
+                return _enlarge_tiles(network, lr, tiles, device, out)
             shared = _shared_context(network, lr, tiles, device, context)
-            with _pooling(network, lambda k, *_: shared[k]): return _enlarge_tiles(network, lr, tiles, device, out)
+            with _pooling(network, lambda k, *_: shared[k]):
+                return _enlarge_tiles(network, lr, tiles, device, out)
     finally: network.train(training)

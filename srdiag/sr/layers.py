@@ -25,24 +25,28 @@ class _PReLUGradient(torch.autograd.Function):
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx, g): # B×C×H×W → B×C×H×W, C
-        x,slope = ctx.saved_tensors
+        x, slope = ctx.saved_tensors
         positive = torch.ops.aten.threshold_backward(g, x, 0)
         negative = g - positive
-        return torch.addcmul(positive, negative, slope[:, None, None]), (x*negative).sum((0, 2, 3), dtype=torch.promote_types(x.dtype, torch.float32)).to(slope.dtype)
+        return (torch.addcmul(positive, negative, slope[:, None, None]),
+                (x*negative).sum((0, 2, 3), dtype=torch.promote_types(x.dtype, torch.float32)).to(
+                        slope.dtype))
 
 # %% ../../nbs/sr/layers.ipynb #c009
 class PReLU(nn.PReLU):
-    "nn.PReLU with a slope per channel and, for images on a CPU, a backward pass several times as fast; first derivatives only"
+    """nn.PReLU with a slope per channel and, for images on a CPU, a backward pass several times as fast;
+    first derivatives only"""
     def forward(self, x): # B×C×H×W → B×C×H×W
-        own = x.device.type == 'cpu' and x.ndim == 4 and torch.is_grad_enabled() and not torch.compiler.is_compiling()
+        own = (x.device.type == 'cpu' and x.ndim == 4 and torch.is_grad_enabled()
+               and not torch.compiler.is_compiling())
         return _PReLUGradient.apply(x, self.weight.to(x.dtype)) if own else super().forward(x)
 
 # %% ../../nbs/sr/layers.ipynb #c015
 def conv_prelu(
-    n_in:int, # input channels
-    n_out:int, # output channels
-    kernel:int=3, # kernel side in px, odd
-    stride:int=1, # 2 halves height and width (rounded up)
+    n_in: int, # input channels
+    n_out: int, # output channels
+    kernel: int = 3, # kernel side in px, odd
+    stride: int = 1, # 2 halves height and width (rounded up)
 ) -> nn.Sequential: # B×n_in×H×W → B×n_out×H/stride×W/stride
     "A convolution with bias and zero padding, then PReLU with a slope per channel"
     return nn.Sequential(nn.Conv2d(n_in, n_out, kernel, stride, padding=kernel//2), PReLU(n_out))
@@ -51,7 +55,7 @@ def conv_prelu(
 class ResidualBlock(nn.Module):
     "conv3×3, PReLU, conv3×3, add the input, PReLU; no biases, no batch norm (section III-A, after [17])"
     def __init__(self,
-        channels:int, # features in and out
+        channels: int, # features in and out
     ):
         super().__init__()
         self.conv1 = nn.Conv2d(channels, channels, 3, padding=1, bias=False)
@@ -66,16 +70,16 @@ class ResidualBlock(nn.Module):
 class PixelShuffleUpsampler(nn.Sequential):
     "conv3×3 to `factor`² as many channels, then pixel shuffle [21]"
     def __init__(self,
-        channels:int, # features in and out
-        factor:int=2, # enlargement of height and width
+        channels: int, # features in and out
+        factor: int = 2, # enlargement of height and width
     ):
         super().__init__(nn.Conv2d(channels, channels*factor**2, 3, padding=1), nn.PixelShuffle(factor))
 
 # %% ../../nbs/sr/layers.ipynb #c027
 @torch.no_grad()
 def icnr_(
-    weight:torch.Tensor, # n·factor² × C × k × k, changed in place
-    factor:int=2, # of the pixel shuffle that follows
+    weight: torch.Tensor, # n·factor² × C × k × k, changed in place
+    factor: int = 2, # of the pixel shuffle that follows
 ) -> torch.Tensor: # the same tensor
     "Initialise so that the `factor`² sub-pixels that one shuffle lays side by side start equal"
     base = torch.empty_like(weight[::factor**2])
@@ -85,10 +89,11 @@ def icnr_(
 # %% ../../nbs/sr/layers.ipynb #c030
 @torch.no_grad()
 def initialise_(
-    network:nn.Module, # changed in place
-    residual_scale:float=0.1, # factor on the second convolution of each residual block
+    network: nn.Module, # changed in place
+    residual_scale: float = 0.1, # factor on the second convolution of each residual block
 ) -> nn.Module: # the same network
-    "Weights with which super-resolution training starts at once: Kaiming for PReLU, quiet residual branches, ICNR"
+    """Weights with which super-resolution training starts at once: Kaiming for PReLU, quiet residual
+    branches, ICNR"""
     for m in network.modules():
         if isinstance(m, nn.Conv2d):
             if m.kernel_size[0] > 1: nn.init.kaiming_normal_(m.weight, a=0.25, nonlinearity='leaky_relu')
@@ -101,41 +106,47 @@ def initialise_(
 
 # %% ../../nbs/sr/layers.ipynb #c037
 def check_settings(
-    network:nn.Module, # with `config`, the arguments of its __init__
+    network: nn.Module, # with `config`, the arguments of its __init__
 ) -> None:
     "ValueError for a setting of the wrong type or below 1, and for a scale other than 2 and 4"
-    name,defaults = type(network).__name__,{k:p.default for k,p in inspect.signature(type(network)).parameters.items()}
-    for key,value in network.config.items():
+    name, defaults = (type(network).__name__,
+                      {k: p.default for k, p in inspect.signature(type(network)).parameters.items()})
+    for key, value in network.config.items():
         expected = type(defaults.get(key, value))
-        if expected in (int, bool) and type(value) is not expected: raise ValueError(f'{name} needs {"a whole number" if expected is int else "True or False"} for {key}, not {value!r}.')
+        if expected in (int, bool) and type(value) is not expected:
+            raise ValueError(f'{name} needs {"a whole number" if expected is int else "True or False"} for '
+                             f'{key}, not {value!r}.')
         if expected is int and value < 1: raise ValueError(f'{name} needs {key} of at least 1, not {value}.')
-    if network.config['scale'] not in (2, 4): raise ValueError(f'{name} has no scale {network.config["scale"]}: choose 2 or 4.')
+    if network.config['scale'] not in (2, 4):
+        raise ValueError(f'{name} has no scale {network.config["scale"]}: choose 2 or 4.')
 
 # %% ../../nbs/sr/layers.ipynb #c040
 def reach_of(
-    layers:nn.Module, # convolutions of stride 1 and pixel shuffles in a row, with anything pointwise between
+    layers: nn.Module, # convolutions of stride 1 and pixel shuffles in a row, with anything pointwise between
 ) -> tuple[float, int]: # how far an output pixel looks, in input pixels; and the enlargement
     "The reach of a chain of layers (residual blocks included)"
-    reach,scale = 0.,1
+    reach, scale = 0., 1
     for m in layers.modules():
         if isinstance(m, nn.Conv2d): reach += (m.kernel_size[0]//2)*m.dilation[0]/scale
         elif isinstance(m, nn.PixelShuffle): scale *= m.upscale_factor
-    return reach,scale
+    return reach, scale
 
 # %% ../../nbs/sr/layers.ipynb #c042
 def in_bands(
-    layers:nn.Module, # a chain as `reach_of` understands it
-    x:torch.Tensor, # B×C×H×W
-    pixels:int=2**14, # input pixels in a band, about
+    layers: nn.Module, # a chain as `reach_of` understands it
+    x: torch.Tensor, # B×C×H×W
+    pixels: int = 2**14, # input pixels in a band, about
 ) -> torch.Tensor: # B×C'×sH×sW, what layers(x) gives
-    "Run a chain of layers band by band; the result is the same, in less memory and time. Without gradients only"
-    b,_,height,width = x.shape
+    """Run a chain of layers band by band; the result is the same, in less memory and time. Without gradients
+    only"""
+    b, _, height, width = x.shape
     rows = max(8, pixels//(b*width))
-    if torch.is_grad_enabled() or x.device.type != 'cpu' or torch.compiler.is_compiling() or height < 2*rows: return layers(x)
-    reach,scale = reach_of(layers)
-    halo,out = math.ceil(reach),None
+    if torch.is_grad_enabled() or x.device.type != 'cpu' or torch.compiler.is_compiling() or height < 2*rows:
+        return layers(x)
+    reach, scale = reach_of(layers)
+    halo, out = math.ceil(reach), None
     for top in range(0, height, rows):
-        bottom,first,last = min(height, top+rows),max(0, top-halo),min(height, top+rows+halo)
+        bottom, first, last = min(height, top+rows), max(0, top-halo), min(height, top+rows+halo)
         y = layers(x[:, :, first:last].contiguous(memory_format=torch.channels_last))
         if out is None: out = y.new_empty(b, y.shape[1], height*scale, width*scale)
         out[:, :, top*scale:bottom*scale] = y[:, :, (top-first)*scale:(bottom-first)*scale]

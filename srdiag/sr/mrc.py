@@ -22,39 +22,42 @@ class AdditiveFusion(nn.Module):
 class MRCStage(nn.Module):
     "Residual blocks on both paths, then fusion; `last`: only the local path is fused and returned (Fig. 3c)"
     def __init__(self,
-        channels:int, # n, features of either path
-        blocks:int=4, # residual blocks per path
-        rcf:bool=True, # fuse by RCF; False: by addition
-        last:bool=False, # the global output is not needed
+        channels: int, # n, features of either path
+        blocks: int = 4, # residual blocks per path
+        rcf: bool = True, # fuse by RCF; False: by addition
+        last: bool = False, # the global output is not needed
     ):
         super().__init__()
         fusion = (lambda: RefinedContextFusion(channels)) if rcf else AdditiveFusion
         self.local_blocks = nn.Sequential(*[ResidualBlock(channels) for _ in range(blocks)])
         self.global_blocks = nn.Sequential(*[ResidualBlock(channels) for _ in range(blocks)])
-        self.to_local,self.fuse_local = nn.Conv2d(channels, channels, 1),fusion()
-        self.to_global,self.fuse_global = (None,None) if last else (nn.Conv2d(channels, channels, 3, 2, padding=1),fusion())
+        self.to_local, self.fuse_local = nn.Conv2d(channels, channels, 1), fusion()
+        self.to_global, self.fuse_global = ((None, None) if last
+                                            else (nn.Conv2d(channels, channels, 3, 2, padding=1), fusion()))
 
-    def forward(self, local, coarse): # B×n×H×W and B×n×H/2×W/2 → the same two, or (local, None) at the last stage
-        local,coarse = self.local_blocks(local),self.global_blocks(coarse)
-        up = F.interpolate(self.to_local(coarse), scale_factor=2, mode='bilinear', align_corners=False)[..., :local.shape[-2], :local.shape[-1]]
+    def forward(self, local, coarse):
+        # B×n×H×W and B×n×H/2×W/2 → the same two, or (local, None) at the last stage
+        local, coarse = self.local_blocks(local), self.global_blocks(coarse)
+        up = F.interpolate(self.to_local(coarse), scale_factor=2, mode='bilinear', align_corners=False)[
+                    ..., :local.shape[-2], :local.shape[-1]]
         fused = F.leaky_relu(self.fuse_local(local, up), 0.1)
-        if self.to_global is None: return fused,None
-        return fused,F.leaky_relu(self.fuse_global(coarse, self.to_global(local)), 0.1)
+        if self.to_global is None: return fused, None
+        return fused, F.leaky_relu(self.fuse_global(coarse, self.to_global(local)), 0.1)
 
 # %% ../../nbs/sr/mrc.ipynb #c011
 class MRCModule(nn.Module):
     "Multi-scale Refined Context module f of Eq. (2) (Fig. 3c); any height and width of at least 2 px"
     def __init__(self,
-        channels:int=32, # n, features of either path
-        stages:int=3, # groups of residual blocks; the text says 4, the published counts 3
-        blocks:int=4, # residual blocks per group and path
-        rcf:bool=True, # fuse by RCF; False: the ablation of Table II
+        channels: int = 32, # n, features of either path
+        stages: int = 3, # groups of residual blocks; the text says 4, the published counts 3
+        blocks: int = 4, # residual blocks per group and path
+        rcf: bool = True, # fuse by RCF; False: the ablation of Table II
     ):
         super().__init__()
         self.reduce = conv_prelu(channels, channels, stride=2)
         self.stages = nn.ModuleList(MRCStage(channels, blocks, rcf, last=k==stages-1) for k in range(stages))
 
     def forward(self, x): # B×n×H×W → B×n×H×W
-        local,coarse = x,self.reduce(x)
-        for stage in self.stages: local,coarse = stage(local, coarse)
+        local, coarse = x, self.reduce(x)
+        for stage in self.stages: local, coarse = stage(local, coarse)
         return local

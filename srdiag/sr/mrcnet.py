@@ -13,15 +13,16 @@ from torch import nn
 
 from ..data.degradation import upsample
 from .convlstm import ConvLSTMCell, GateInput, LSTMState
-from .layers import PixelShuffleUpsampler, ResidualBlock, check_settings, conv_prelu, in_bands, initialise_
+from .layers import (PixelShuffleUpsampler, ResidualBlock, check_settings, conv_prelu, in_bands,
+                              initialise_)
 from .mrc import MRCModule
 
 # %% ../../nbs/sr/mrcnet.ipynb #c007
 class Head(nn.Sequential):
     "Image to features X: conv3×3 to 2n, residual block, conv3×3 to n, residual block (Fig. 3a)"
     def __init__(self,
-        in_channels:int, # 3 for RGB, 1 for grey
-        channels:int, # n
+        in_channels: int, # 3 for RGB, 1 for grey
+        channels: int, # n
     ):
         super().__init__(conv_prelu(in_channels, 2*channels), ResidualBlock(2*channels),
                          conv_prelu(2*channels, channels), ResidualBlock(channels))
@@ -30,12 +31,13 @@ class Head(nn.Sequential):
 class Reconstruction(nn.Module):
     "Features Y to the image residual; returns it with F_SR, the features after the last pixel shuffle"
     def __init__(self,
-        channels:int, # n
-        out_channels:int, # 3 for RGB, 1 for grey
-        scale:int, # 2 or 4
+        channels: int, # n
+        out_channels: int, # 3 for RGB, 1 for grey
+        scale: int, # 2 or 4
     ):
         super().__init__()
-        middle = [conv_prelu(channels, channels), ResidualBlock(channels), conv_prelu(channels, channels), PixelShuffleUpsampler(channels)]
+        middle = [conv_prelu(channels, channels), ResidualBlock(channels), conv_prelu(channels, channels),
+                  PixelShuffleUpsampler(channels)]
         self.enlarge = nn.Sequential(PixelShuffleUpsampler(channels), *(middle if scale == 4 else []))
         self.to_image = nn.Sequential(conv_prelu(channels, channels), conv_prelu(channels, channels, 1),
                                       nn.Conv2d(channels, out_channels, 3, padding=1))
@@ -45,7 +47,7 @@ class Reconstruction(nn.Module):
         return self.to_image(f_sr), f_sr
 
     def image(self, y): # B×n×H×W → B×out×sH×sW
-        *before,last = self.enlarge
+        *before, last = self.enlarge
         for layer in before: y = layer(y)
         return in_bands(nn.Sequential(last, *self.to_image), y)
 
@@ -62,15 +64,15 @@ class MRCFeatures(NamedTuple):
 class Recursion(nn.Module):
     "X to Y: the ConvLSTM and the MRC module(s), Eq. (1) and (2), `steps` times with shared weights (Fig. 3b)"
     def __init__(self,
-        channels:int, # n
-        steps:int=1, # recursions; 1: single-forward
-        modules:int=1, # separate MRC modules in a row at each step; 3: Stack
-        stages:int=3, # groups in an MRC module
-        blocks:int=4, # residual blocks in a group, per path
-        lstm:bool=True, # False: the ablation without LSTM
-        rcf:bool=True, # False: the ablation without RCF
-        trunk:bool=True, # the gates' form, see `ConvLSTMCell`
-        peepholes:bool=True, # see `ConvLSTMCell`
+        channels: int, # n
+        steps: int = 1, # recursions; 1: single-forward
+        modules: int = 1, # separate MRC modules in a row at each step; 3: Stack
+        stages: int = 3, # groups in an MRC module
+        blocks: int = 4, # residual blocks in a group, per path
+        lstm: bool = True, # False: the ablation without LSTM
+        rcf: bool = True, # False: the ablation without RCF
+        trunk: bool = True, # the gates' form, see `ConvLSTMCell`
+        peepholes: bool = True, # see `ConvLSTMCell`
     ):
         super().__init__()
         self.steps = steps
@@ -81,13 +83,13 @@ class Recursion(nn.Module):
     def _hidden(self, projected, state):
         if self.lstm is not None: return self.lstm(projected, state)
         h = self.merge(projected, None if state is None else state.feedback)
-        return h,h
+        return h, h
 
     def forward(self, x): # B×n×H×W → a list with (Y, C, H) of each step, B×n×H×W
         projected = self.merge.project(x) if self.lstm is None else self.lstm.project(x, once=self.steps == 1)
-        state,out = None,[]
+        state, out = None, []
         for _ in range(self.steps):
-            hidden,cell = self._hidden(projected, state)
+            hidden, cell = self._hidden(projected, state)
             y = hidden
             for f in self.mrc: y = f(y) + y
             state = LSTMState(y, cell)
@@ -99,38 +101,43 @@ class Pretrained:
     "Networks that can be built with weights of the package"
     @classmethod
     def from_pretrained(cls,
-        name:str, # see srdiag.weights.list_pretrained, e.g. 'histology_x2'
+        name: str, # see srdiag.weights.list_pretrained, e.g. 'histology_x2'
     ) -> nn.Module: # of this class, in eval mode
         "A trained network that comes with the package; ModelError lists the known ones"
-        from srdiag.weights import load_weights, pretrained_folder, read_config # safetensors is needed here alone
+        # safetensors is needed here alone
+        from srdiag.weights import load_weights, pretrained_folder, read_config
         folder = pretrained_folder(name)
         config = read_config(folder)
         return load_weights(folder, cls(**config['network']), config['weights_sha256']).eval()
 
 # %% ../../nbs/sr/mrcnet.ipynb #c017
 class MRCNet(Pretrained, nn.Module):
-    "Multi-scale Refined Context Network (section III-A): a low-resolution image in [0, 1] to one `scale` times as large"
-    min_size = 8 # px, the smallest side of a low-resolution image it takes: the global path then still has 4 px
+    """Multi-scale Refined Context Network (section III-A): a low-resolution image in [0, 1] to one `scale`
+    times as large"""
+    # px, the smallest side of a low-resolution image it takes: the global path then still has 4 px
+    min_size = 8
     def __init__(self,
-        scale:int=4, # 2 or 4
-        steps:int=1, # recursions T: 1 single-forward, 3 recursive
-        channels:int=32, # n, features of every layer
-        image_channels:int=3, # 3 for RGB, 1 for grey
-        modules:int=1, # 3: Stack of Table II
-        stages:int=3, # groups in an MRC module
-        blocks:int=4, # residual blocks in a group, per path
-        lstm:bool=True, # False: without LSTM (Table II)
-        rcf:bool=True, # False: without RCF (Table II)
-        trunk:bool=True, # gates from a trunk on [X, Y] (fits the counts) or literally as in Eq. (1)
-        peepholes:bool=True, # gates see the cell state (Eq. 1)
-        skip:str='bicubic', # global skip connection: 'bicubic', 'bilinear' or 'nearest'
+        scale: int = 4, # 2 or 4
+        steps: int = 1, # recursions T: 1 single-forward, 3 recursive
+        channels: int = 32, # n, features of every layer
+        image_channels: int = 3, # 3 for RGB, 1 for grey
+        modules: int = 1, # 3: Stack of Table II
+        stages: int = 3, # groups in an MRC module
+        blocks: int = 4, # residual blocks in a group, per path
+        lstm: bool = True, # False: without LSTM (Table II)
+        rcf: bool = True, # False: without RCF (Table II)
+        trunk: bool = True, # gates from a trunk on [X, Y] (fits the counts) or literally as in Eq. (1)
+        peepholes: bool = True, # gates see the cell state (Eq. 1)
+        skip: str = 'bicubic', # global skip connection: 'bicubic', 'bilinear' or 'nearest'
     ):
         super().__init__()
-        self.config = {k:v for k,v in locals().items() if k not in ('self', '__class__')}
+        self.config = {k: v for k, v in locals().items() if k not in ('self', '__class__')}
         check_settings(self)
-        if image_channels not in (1, 3): raise ValueError(f'MRCNet reads 1 or 3 image channels, not {image_channels}.')
-        if skip not in ('bicubic', 'bilinear', 'nearest'): raise ValueError(f"skip is 'bicubic', 'bilinear' or 'nearest', not {skip!r}.")
-        self.scale,self.skip = scale,skip
+        if image_channels not in (1, 3):
+            raise ValueError(f'MRCNet reads 1 or 3 image channels, not {image_channels}.')
+        if skip not in ('bicubic', 'bilinear', 'nearest'):
+            raise ValueError(f"skip is 'bicubic', 'bilinear' or 'nearest', not {skip!r}.")
+        self.scale, self.skip = scale, skip
         self.head = Head(image_channels, channels)
         self.recursion = Recursion(channels, steps, modules, stages, blocks, lstm, rcf, trunk, peepholes)
         self.reconstruction = Reconstruction(channels, image_channels, scale)
@@ -141,14 +148,16 @@ class MRCNet(Pretrained, nn.Module):
         return upsample(lr, self.scale, self.skip)
 
     def features(self, lr) -> MRCFeatures: # B×channels×H×W in [0, 1]
-        y,cell,hidden = self.recursion(self.head(lr))[-1]
-        residual,f_sr = self.reconstruction(y)
+        y, cell, hidden = self.recursion(self.head(lr))[-1]
+        residual, f_sr = self.reconstruction(y)
         return MRCFeatures(residual + self._skip(lr), f_sr, y, cell, hidden)
 
-    def forward_steps(self, lr): # B×channels×H×W → a list of B×channels×sH×sW, the image of each recursion step
+    def forward_steps(self, lr):
+        # B×channels×H×W → a list of B×channels×sH×sW, the image of each recursion step
         skip = self._skip(lr)
-        return [self.reconstruction.image(y) + skip for y,_,_ in self.recursion(self.head(lr))]
+        return [self.reconstruction.image(y) + skip for y, _, _ in self.recursion(self.head(lr))]
 
     def forward(self, lr): # B×channels×H×W → B×channels×sH×sW
-        y,_,_ = self.recursion(self.head(lr))[-1]
-        return self.reconstruction.image(y) + self._skip(lr) # the skip is in the precision of `lr`, so the sum is too
+        y, _, _ = self.recursion(self.head(lr))[-1]
+        # the skip is in the precision of `lr`, so the sum is too
+        return self.reconstruction.image(y) + self._skip(lr)

@@ -11,14 +11,16 @@ from torch import nn
 
 # %% ../../nbs/sr/rcf.ipynb #c009
 class RefinedContextFusion(nn.Module):
-    "Fuse the features of two paths of equal size (Eq. 3): self-gate of `x1`, plus global context of `x2` where `x1` looks"
+    """Fuse the features of two paths of equal size (Eq. 3): self-gate of `x1`, plus global context of `x2`
+    where `x1` looks"""
     def __init__(self,
-        channels:int, # C, features of either path
-        reduction:int=2, # channels are divided by it inside both bottlenecks
+        channels: int, # C, features of either path
+        reduction: int = 2, # channels are divided by it inside both bottlenecks
     ):
         super().__init__()
         inner = channels//reduction
-        self.gate = nn.Sequential(nn.Linear(channels, inner), nn.PReLU(inner), nn.Linear(inner, channels), nn.Sigmoid())
+        self.gate = nn.Sequential(nn.Linear(channels, inner), nn.PReLU(inner), nn.Linear(inner, channels),
+                                  nn.Sigmoid())
         self.key = nn.Conv2d(channels, 1, 1)
         self.value = nn.Sequential(nn.Linear(channels, inner), nn.Sigmoid(), nn.Linear(inner, channels))
         self.reset_context()
@@ -34,5 +36,5 @@ class RefinedContextFusion(nn.Module):
         return x1.mean((2, 3)), torch.einsum('bp,bcp->bc', self.attention(x1).to(x2.dtype), x2.flatten(2))
 
     def forward(self, x1, x2): # B×C×H×W each → B×C×H×W
-        mean,context = self.pool(x1, x2)
+        mean, context = self.pool(x1, x2)
         return torch.addcmul(self.value(context)[..., None, None], x1, self.gate(mean)[..., None, None])

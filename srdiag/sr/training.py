@@ -28,7 +28,7 @@ from ..training.recipes import Recipe, adam, fit
 class PatchBatches:
     "A data set whose every batch is drawn anew from a PatchSampler"
     def __init__(self,
-        sampler:PatchSampler, # where patches come from
+        sampler: PatchSampler, # where patches come from
     ): self.sampler = sampler
     def __len__(self): return len(self.sampler)
     def __getitem__(self, i): return self.sampler[i]
@@ -38,35 +38,36 @@ class PatchBatches:
 class WholeImages:
     "A data set whose items are ready batches (lr, hr) of whole images of one size"
     def __init__(self,
-        pairs:SRPairs, # images of any sizes
-        pixels:int=2**20, # at most about this many high-resolution pixels in a batch
+        pairs: SRPairs, # images of any sizes
+        pixels: int = 2**20, # at most about this many high-resolution pixels in a batch
     ):
         by_size = {}
         for i in range(len(pairs)): by_size.setdefault(tuple(pairs[i][1].shape), []).append(i)
-        self.pairs,self.groups = pairs,[]
-        for (_,h,w),members in by_size.items():
+        self.pairs, self.groups = pairs, []
+        for (_, h, w), members in by_size.items():
             n = max(1, pixels//(h*w))
             self.groups += [members[k:k+n] for k in range(0, len(members), n)]
     def __len__(self): return len(self.groups)
     def __getitem__(self, i):
-        lr,hr = zip(*(self.pairs[k] for k in self.groups[i]))
-        return torch.stack(lr),torch.stack(hr)
+        lr, hr = zip(*(self.pairs[k] for k in self.groups[i]))
+        return torch.stack(lr), torch.stack(hr)
     def batch(self, indices): return self[indices[0]]
 
 # %% ../../nbs/sr/training.ipynb #c011
 def sr_dataloaders(
-    train:SRPairs, # pairs to cut patches from
-    valid:SRPairs, # pairs to validate on, whole
-    patch:int=64, # side of a high-resolution patch in px
-    batch_size:int=8, # patches per step
-    steps:int=100, # steps per epoch
-    seed:int=0, # of the patches
-    augment:bool=True, # flips and 90° rotations
+    train: SRPairs, # pairs to cut patches from
+    valid: SRPairs, # pairs to validate on, whole
+    patch: int = 64, # side of a high-resolution patch in px
+    batch_size: int = 8, # patches per step
+    steps: int = 100, # steps per epoch
+    seed: int = 0, # of the patches
+    augment: bool = True, # flips and 90° rotations
     device=None, # None: fastai's default
 ) -> DataLoaders: # of (lr, hr)
     "Random patches for training, whole images for validation"
     sampler = PatchSampler(train, patch, batch_size*steps, seed=seed, augment=augment)
-    return DataLoaders(BatchLoader(PatchBatches(sampler), bs=batch_size), BatchLoader(WholeImages(valid), bs=1), device=device)
+    return DataLoaders(BatchLoader(PatchBatches(sampler), bs=batch_size),
+                       BatchLoader(WholeImages(valid), bs=1), device=device)
 
 # %% ../../nbs/sr/training.ipynb #c016
 class SRLoss(nn.Module):
@@ -81,7 +82,7 @@ class SRLoss(nn.Module):
 class SuperviseSteps(nn.Module):
     "An MRCNet that returns the image of every recursion step while it trains, and the last one otherwise"
     def __init__(self,
-        network:MRCNet, # recursive
+        network: MRCNet, # recursive
     ):
         super().__init__()
         self.network = network
@@ -92,13 +93,14 @@ class ImageMetric(Metric):
     "The mean over images of psnr or ssim, for fastai"
     def __init__(self,
         function, # psnr or ssim
-        scale:int, # of the network, for the cropped border
-    ): self.function,self.convention = function,convention(scale)
+        scale: int, # of the network, for the cropped border
+    ): self.function, self.convention = function, convention(scale)
     def reset(self): self.values = []
     def accumulate(self, learn):
         if learn.training: return
-        sr,hr = learn.pred.clamp(0, 1),learn.yb[0]
-        self.values.append(self.function(sr, hr, self.convention).cpu() if sr.isfinite().all() else torch.full((len(hr),), torch.nan, dtype=torch.float64))
+        sr, hr = learn.pred.clamp(0, 1), learn.yb[0]
+        self.values.append(self.function(sr, hr, self.convention).cpu() if sr.isfinite().all()
+                           else torch.full((len(hr),), torch.nan, dtype=torch.float64))
     @property
     def value(self): return torch.cat(self.values).double().mean().item() if self.values else None
     @property
@@ -108,60 +110,69 @@ class ImageMetric(Metric):
 @torch.no_grad()
 def score_images(
     enlarge, # a function from B×C×H×W in [0, 1] to B×C×sH×sW: a network, or interpolation
-    pairs:SRPairs, # what to evaluate on, whole images
+    pairs: SRPairs, # what to evaluate on, whole images
 ) -> pd.DataFrame: # file, psnr (dB), ssim; one row per image, in the order of `pairs`
-    "PSNR and SSIM of every image under the project's convention; a network is put into eval mode and back. TrainingError if it gives NaN"
+    """PSNR and SSIM of every image under the project's convention; a network is put into eval mode and back.
+    TrainingError if it gives NaN"""
     module = enlarge if isinstance(enlarge, nn.Module) else nn.Identity()
-    device,training = next((p.device for p in module.parameters()), torch.device('cpu')),module.training
+    device, training = next((p.device for p in module.parameters()), torch.device('cpu')), module.training
     module.eval()
-    conv,whole,rows = convention(pairs.scale),WholeImages(pairs),[]
-    for (lr,hr),members in zip(BatchLoader(whole, bs=1), whole.groups):
+    conv, whole, rows = convention(pairs.scale), WholeImages(pairs), []
+    for (lr, hr), members in zip(BatchLoader(whole, bs=1), whole.groups):
         sr = enlarge(lr.to(device).contiguous(memory_format=torch.channels_last)).float().clamp(0, 1).cpu()
-        if not sr.isfinite().all(): raise TrainingError(f'{type(enlarge).__name__} gives values that are not finite for {pairs.names[members[0]]}: its training has failed. Train it again with a smaller learning rate.')
+        if not sr.isfinite().all():
+            raise TrainingError(f'{type(enlarge).__name__} gives values that are not finite for '
+                                f'{pairs.names[members[0]]}: its training has failed. Train it again with a '
+                                'smaller learning rate.')
         rows += zip(members, psnr(sr, hr, conv).tolist(), ssim(sr, hr, conv).tolist())
     module.train(training)
-    return pd.DataFrame([(pairs.names[k], p, s) for k,p,s in sorted(rows)], columns=['file', 'psnr', 'ssim'])
+    return (pd.DataFrame([(pairs.names[k], p, s) for k, p, s in sorted(rows)],
+                         columns=['file', 'psnr', 'ssim']))
 
 # %% ../../nbs/sr/training.ipynb #c025
 def evaluate_sr(
     enlarge, # as for `score_images`
-    pairs:SRPairs, # what to evaluate on, whole images
+    pairs: SRPairs, # what to evaluate on, whole images
 ) -> dict: # psnr (dB), ssim, n, convention
     "Mean PSNR and SSIM over whole images"
     scores = score_images(enlarge, pairs)
-    return dict(psnr=float(scores.psnr.mean()), ssim=float(scores.ssim.mean()), n=len(scores), convention=convention(pairs.scale).describe(pairs.hr[0].shape[0]))
+    return dict(psnr=float(scores.psnr.mean()), ssim=float(scores.ssim.mean()), n=len(scores),
+                convention=convention(pairs.scale).describe(pairs.hr[0].shape[0]))
 
 # %% ../../nbs/sr/training.ipynb #c028
 def sr_learner(
-    dls:DataLoaders, # from sr_dataloaders
-    network:nn.Module, # from B×C×H×W to B×C×sH×sW
-    scale:int, # of the network
-    recipe:Recipe, # for the optimiser's weight decay
-    folder:str|Path|None=None, # where log.csv and steps.csv go
-    precision:str='auto', # 'auto', 'bf16', 'fp16' or 'fp32'
+    dls: DataLoaders, # from sr_dataloaders
+    network: nn.Module, # from B×C×H×W to B×C×sH×sW
+    scale: int, # of the network
+    recipe: Recipe, # for the optimiser's weight decay
+    folder: str|Path|None = None, # where log.csv and steps.csv go
+    precision: str = 'auto', # 'auto', 'bf16', 'fp16' or 'fp32'
     save=None, # called with (model, value, epoch) when PSNR improves
     loss=None, # None: SRLoss
 ) -> Learner:
     "A Learner for super-resolution that keeps the network with the best validation PSNR"
     loss = SRLoss() if loss is None else loss
-    return log_both(Learner(dls, network, loss_func=loss, opt_func=adam(recipe), metrics=[LossComponent('mae'), ImageMetric(psnr, scale)],
-                            cbs=standard_callbacks(folder, 'valid_psnr', True, save, precision, dls.device or 'cpu')))
+    return log_both(Learner(dls, network, loss_func=loss, opt_func=adam(recipe),
+                            metrics=[LossComponent('mae'), ImageMetric(psnr, scale)],
+                            cbs=standard_callbacks(folder, 'valid_psnr', True, save, precision,
+                                                   dls.device or 'cpu')))
 
 # %% ../../nbs/sr/training.ipynb #c030
 def train_sr(
-    network:MRCNet, # changed in place
-    train:SRPairs, # pairs to train on
-    valid:SRPairs, # pairs to choose the best epoch on
-    recipe:Recipe, # e.g. SR_RECIPES['fast']
-    epochs:int, # times `steps` steps
-    steps:int=100, # per epoch
-    patch:int=64, # side of a high-resolution patch in px
-    seed:int=0, # of patches and dropout; the network is already initialised
-    supervise_steps:bool=False, # compare the image of each recursion step
+    network: MRCNet, # changed in place
+    train: SRPairs, # pairs to train on
+    valid: SRPairs, # pairs to choose the best epoch on
+    recipe: Recipe, # e.g. SR_RECIPES['fast']
+    epochs: int, # times `steps` steps
+    steps: int = 100, # per epoch
+    patch: int = 64, # side of a high-resolution patch in px
+    seed: int = 0, # of patches and dropout; the network is already initialised
+    supervise_steps: bool = False, # compare the image of each recursion step
     **kwargs, # to sr_learner: folder, precision, save
 ) -> Learner: # after training; `network` holds the best weights
     "Train a super-resolution network with the mean absolute error"
     set_seed(seed, reproducible=True)
-    dls = sr_dataloaders(train, valid, patch, recipe.batch_size, steps, seed, device=next(network.parameters()).device)
+    dls = sr_dataloaders(train, valid, patch, recipe.batch_size, steps, seed,
+                         device=next(network.parameters()).device)
     model = SuperviseSteps(network) if supervise_steps else network
     return fit(sr_learner(dls, model, network.scale, recipe, **kwargs), recipe, epochs)

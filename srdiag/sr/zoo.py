@@ -23,24 +23,27 @@ from .mrcnet import MRCNet
 
 # %% ../../nbs/sr/zoo.ipynb #c007
 class SRNetwork(nn.Module):
-    "What every network of the zoo has; ValueError for a scale other than 2 and 4, or image channels other than 1 and 3"
+    """What every network of the zoo has; ValueError for a scale other than 2 and 4, or image channels other
+    than 1 and 3"""
     min_size = 1 # px, the smallest side of a low-resolution image it takes
     global_context = False # no output pixel depends on the whole image
-    align = 1 # px of the low-resolution image: tiles that start at its multiples give what the whole image gives
+    # px of the low-resolution image: tiles that start at its multiples give what the whole image gives
+    align = 1
     def __init__(self,
-        arguments:dict, # the subclass's arguments: locals() in its __init__
-        reach:int, # low-resolution px that an output pixel sees to each side
+        arguments: dict, # the subclass's arguments: locals() in its __init__
+        reach: int, # low-resolution px that an output pixel sees to each side
     ):
         super().__init__()
-        self.config = {k:v for k,v in arguments.items() if k not in ('self', '__class__')}
-        self.scale,self.reach,channels = self.config['scale'],reach,self.config['image_channels']
+        self.config = {k: v for k, v in arguments.items() if k not in ('self', '__class__')}
+        self.scale, self.reach, channels = self.config['scale'], reach, self.config['image_channels']
         check_settings(self)
-        if channels not in (1, 3): raise ValueError(f'{type(self).__name__} reads 1 or 3 image channels, not {channels}.')
+        if channels not in (1, 3):
+            raise ValueError(f'{type(self).__name__} reads 1 or 3 image channels, not {channels}.')
 
 # %% ../../nbs/sr/zoo.ipynb #c009
 def reach_after_enlarging(
-    radius:int, # px of the large image that the convolutions see to each side
-    scale:int, # 2 or 4
+    radius: int, # px of the large image that the convolutions see to each side
+    scale: int, # 2 or 4
 ) -> int: # px of the small image
     "The reach of a network that enlarges by bicubic interpolation and then convolves"
     return 2 + math.ceil(radius/scale)
@@ -48,11 +51,12 @@ def reach_after_enlarging(
 # %% ../../nbs/sr/zoo.ipynb #c011
 @torch.no_grad()
 def start_(
-    network:nn.Module, # changed in place
-    last:nn.Conv2d, # the convolution that makes the image
-    quiet:list=(), # convolutions that end a residual branch
+    network: nn.Module, # changed in place
+    last: nn.Conv2d, # the convolution that makes the image
+    quiet: list = (), # convolutions that end a residual branch
 ) -> None:
-    "Weights with which training starts at once: Kaiming for ReLU, ICNR before pixel shuffles, quiet ends of branches"
+    """Weights with which training starts at once: Kaiming for ReLU, ICNR before pixel shuffles, quiet ends of
+    branches"""
     for m in network.modules():
         if isinstance(m, nn.Conv2d):
             nn.init.kaiming_normal_(m.weight, nonlinearity='relu')
@@ -64,10 +68,10 @@ def start_(
 
 # %% ../../nbs/sr/zoo.ipynb #c013
 def conv3(
-    n_in:int, # input channels
-    n_out:int, # output channels
-    dilation:int=1, # px between the taps
-    bias:bool=True, # with bias
+    n_in: int, # input channels
+    n_out: int, # output channels
+    dilation: int = 1, # px between the taps
+    bias: bool = True, # with bias
 ) -> nn.Conv2d: # B×n_in×H×W → B×n_out×H×W
     "A 3×3 convolution that keeps the size"
     return nn.Conv2d(n_in, n_out, 3, padding=dilation, dilation=dilation, bias=bias)
@@ -76,8 +80,8 @@ def conv3(
 class Bicubic(SRNetwork):
     "Bicubic enlargement (first row of Table I) in the form of a network without parameters"
     def __init__(self,
-        scale:int=4, # 2 or 4
-        image_channels:int=3, # 3 for RGB, 1 for grey
+        scale: int = 4, # 2 or 4
+        image_channels: int = 3, # 3 for RGB, 1 for grey
     ):
         super().__init__(locals(), reach_after_enlarging(0, scale))
 
@@ -88,11 +92,11 @@ class Bicubic(SRNetwork):
 class SRCNN(SRNetwork):
     "Three convolutions on the enlarged image, 9-5-5 [3]"
     def __init__(self,
-        scale:int=4, # 2 or 4
-        image_channels:int=3, # 3 for RGB, 1 for grey
-        channels:int=64, # features of the first layer; the second has half as many
-        middle:int=5, # kernel side of the second layer: 1, 3 or 5
-        skip:bool=True, # add the enlarged image to the output; False: as published
+        scale: int = 4, # 2 or 4
+        image_channels: int = 3, # 3 for RGB, 1 for grey
+        channels: int = 64, # features of the first layer; the second has half as many
+        middle: int = 5, # kernel side of the second layer: 1, 3 or 5
+        skip: bool = True, # add the enlarged image to the output; False: as published
     ):
         super().__init__(locals(), reach_after_enlarging(4 + middle//2 + 2, scale))
         if middle % 2 == 0: raise ValueError(f'SRCNN needs an odd kernel in the middle, not {middle}.')
@@ -109,10 +113,10 @@ class SRCNN(SRNetwork):
 class VDSR(SRNetwork):
     "Twenty 3×3 convolutions on the enlarged image that learn its residual [4]"
     def __init__(self,
-        scale:int=4, # 2 or 4
-        image_channels:int=3, # 3 for RGB, 1 for grey
-        channels:int=64, # features of each layer
-        depth:int=20, # convolutions, first and last included
+        scale: int = 4, # 2 or 4
+        image_channels: int = 3, # 3 for RGB, 1 for grey
+        channels: int = 64, # features of each layer
+        depth: int = 20, # convolutions, first and last included
     ):
         super().__init__(locals(), reach_after_enlarging(depth, scale))
         layers = [conv3(image_channels, channels), nn.ReLU()]
@@ -128,14 +132,16 @@ class VDSR(SRNetwork):
 class DRCN(SRNetwork):
     "One convolution used `recursions` times on the enlarged image [40]"
     def __init__(self,
-        scale:int=4, # 2 or 4
-        image_channels:int=3, # 3 for RGB, 1 for grey
-        channels:int=256, # features of each layer
-        recursions:int=16, # uses of the shared convolution
-        ensemble:bool=False, # weighted mean of the images of all recursions (original); False: the last one (Table II)
+        scale: int = 4, # 2 or 4
+        image_channels: int = 3, # 3 for RGB, 1 for grey
+        channels: int = 256, # features of each layer
+        recursions: int = 16, # uses of the shared convolution
+        # weighted mean of the images of all recursions (original); False: the last one (Table II)
+        ensemble: bool = False,
     ):
         super().__init__(locals(), reach_after_enlarging(recursions + 4, scale))
-        self.embed = nn.Sequential(conv3(image_channels, channels), nn.ReLU(), conv3(channels, channels), nn.ReLU())
+        self.embed = nn.Sequential(conv3(image_channels, channels), nn.ReLU(), conv3(channels, channels),
+                                   nn.ReLU())
         self.shared = conv3(channels, channels)
         self.paint = nn.Sequential(conv3(channels, channels), nn.ReLU(), conv3(channels, image_channels))
         self.weights = nn.Parameter(torch.full((recursions,), 1/recursions)) if ensemble else None
@@ -155,19 +161,22 @@ class DRCN(SRNetwork):
         big = upsample(lr, self.scale)
         features = self._features(big)
         if self.weights is None: return big + self.paint(features[-1])
-        return big + sum(w*self.paint(h) for w,h in zip(self.weights, features))
+        return big + sum(w*self.paint(h) for w, h in zip(self.weights, features))
 
 # %% ../../nbs/sr/zoo.ipynb #c031
 class RecursiveBlock(nn.Module):
-    "A convolution, then one residual unit used `units` times, each time added to the block's first features [41]"
+    """A convolution, then one residual unit used `units` times, each time added to the block's first features
+    [41]"""
     def __init__(self,
-        n_in:int, # input channels
-        channels:int, # features
-        units:int, # uses of the shared unit, U
+        n_in: int, # input channels
+        channels: int, # features
+        units: int, # uses of the shared unit, U
     ):
         super().__init__()
-        self.units,self.of_features = units,n_in == channels # features are activated before a convolution, an image is not
-        self.first,self.conv1,self.conv2 = conv3(n_in, channels), conv3(channels, channels), conv3(channels, channels)
+        # features are activated before a convolution, an image is not
+        self.units, self.of_features = units, n_in == channels
+        self.first, self.conv1, self.conv2 = (conv3(n_in, channels), conv3(channels, channels),
+                                              conv3(channels, channels))
 
     def forward(self, x): # B×n_in×H×W → B×n×H×W
         first = h = self.first(F.relu(x) if self.of_features else x)
@@ -178,15 +187,15 @@ class RecursiveBlock(nn.Module):
 class DRRN(SRNetwork):
     "Recursive residual blocks on the enlarged image, B1U9 without batch norm [41]"
     def __init__(self,
-        scale:int=4, # 2 or 4
-        image_channels:int=3, # 3 for RGB, 1 for grey
-        channels:int=128, # features of each layer
-        blocks:int=1, # recursive blocks, B
-        units:int=9, # uses of each block's residual unit, U
+        scale: int = 4, # 2 or 4
+        image_channels: int = 3, # 3 for RGB, 1 for grey
+        channels: int = 128, # features of each layer
+        blocks: int = 1, # recursive blocks, B
+        units: int = 9, # uses of each block's residual unit, U
     ):
         super().__init__(locals(), reach_after_enlarging(blocks*(1 + 2*units) + 1, scale))
-        self.body = nn.Sequential(*[RecursiveBlock(channels if i else image_channels, channels, units) for i in range(blocks)],
-                                  nn.ReLU(), conv3(channels, image_channels))
+        self.body = (nn.Sequential(*[RecursiveBlock(channels if i else image_channels, channels, units)
+                                     for i in range(blocks)], nn.ReLU(), conv3(channels, image_channels)))
         start_(self, self.body[-1], [b.conv2 for b in self.body[:blocks]])
 
     def forward(self, lr): # B×C×H×W → B×C×sH×sW
@@ -197,13 +206,13 @@ class DRRN(SRNetwork):
 class PlainResidual(nn.Module):
     "conv3×3, ReLU, conv3×3, times `res_scale`, add the input; `after`: ReLU on the sum [5]"
     def __init__(self,
-        channels:int, # features in and out
-        res_scale:float=1., # factor on the branch
-        after:bool=False, # ReLU after the sum
+        channels: int, # features in and out
+        res_scale: float = 1., # factor on the branch
+        after: bool = False, # ReLU after the sum
     ):
         super().__init__()
-        self.res_scale,self.after = res_scale,after
-        self.conv1,self.conv2 = conv3(channels, channels), conv3(channels, channels)
+        self.res_scale, self.after = res_scale, after
+        self.conv1, self.conv2 = conv3(channels, channels), conv3(channels, channels)
 
     def forward(self, x): # B×n×H×W → B×n×H×W
         out = x + self.res_scale*self.conv2(F.relu(self.conv1(x)))
@@ -213,11 +222,11 @@ class PlainResidual(nn.Module):
 class EnlargeLast(SRNetwork):
     "Head, a body at low resolution, pixel shuffles, last convolution: the frame of EDSR, CARN and SRRFN"
     def __init__(self,
-        arguments:dict, # the subclass's arguments, with `channels` and `skip`
-        radius:int, # px that the body sees to each side
+        arguments: dict, # the subclass's arguments, with `channels` and `skip`
+        radius: int, # px that the body sees to each side
     ):
         super().__init__(arguments, radius + 3)
-        n,channels = self.config['channels'],self.config['image_channels']
+        n, channels = self.config['channels'], self.config['image_channels']
         self.head = conv3(channels, n)
         self.enlarge = nn.Sequential(*[PixelShuffleUpsampler(n) for _ in range(int(math.log2(self.scale)))])
         self.to_image = conv3(n, channels)
@@ -226,7 +235,7 @@ class EnlargeLast(SRNetwork):
         raise NotImplementedError('Subclasses of EnlargeLast define body.')
 
     def forward(self, lr): # B×C×H×W → B×C×sH×sW
-        x,(*before,last) = self.body(self.head(lr - 0.5)),self.enlarge
+        x, (*before, last) = self.body(self.head(lr - 0.5)), self.enlarge
         for layer in before: x = layer(x)
         out = in_bands(nn.Sequential(last, self.to_image), x)
         return out + upsample(lr, self.scale) if self.config['skip'] else out + 0.5
@@ -235,15 +244,16 @@ class EnlargeLast(SRNetwork):
 class EDSR(EnlargeLast):
     "Residual blocks at low resolution and pixel shuffle; by default EDSR-baseline, EDSR* in Table I [5]"
     def __init__(self,
-        scale:int=4, # 2 or 4
-        image_channels:int=3, # 3 for RGB, 1 for grey
-        channels:int=64, # features of each layer; 256 in the large EDSR
-        blocks:int=16, # residual blocks; 32 in the large EDSR
-        res_scale:float=1., # factor on each residual branch; 0.1 in the large EDSR
-        skip:bool=True, # add the enlarged image to the output; False: as published
+        scale: int = 4, # 2 or 4
+        image_channels: int = 3, # 3 for RGB, 1 for grey
+        channels: int = 64, # features of each layer; 256 in the large EDSR
+        blocks: int = 16, # residual blocks; 32 in the large EDSR
+        res_scale: float = 1., # factor on each residual branch; 0.1 in the large EDSR
+        skip: bool = True, # add the enlarged image to the output; False: as published
     ):
         super().__init__(locals(), 2*blocks + 1)
-        self.blocks = nn.Sequential(*[PlainResidual(channels, res_scale) for _ in range(blocks)], conv3(channels, channels))
+        self.blocks = (nn.Sequential(*[PlainResidual(channels, res_scale) for _ in range(blocks)],
+                                     conv3(channels, channels)))
         start_(self, self.to_image, [b.conv2 for b in self.blocks[:-1]])
 
     def body(self, x): # B×n×H×W → B×n×H×W
@@ -253,8 +263,8 @@ class EDSR(EnlargeLast):
 class Cascade(nn.Module):
     "Parts in a row; after each, a 1×1 convolution with ReLU mixes its result with all earlier ones [6]"
     def __init__(self,
-        channels:int, # features in and out
-        parts:list, # modules B×n×H×W → B×n×H×W
+        channels: int, # features in and out
+        parts: list, # modules B×n×H×W → B×n×H×W
     ):
         super().__init__()
         self.parts = nn.ModuleList(parts)
@@ -262,7 +272,7 @@ class Cascade(nn.Module):
 
     def forward(self, x): # B×n×H×W → B×n×H×W
         seen = [x]
-        for part,mix in zip(self.parts, self.mix):
+        for part, mix in zip(self.parts, self.mix):
             seen.append(part(x))
             x = F.relu(mix(torch.cat(seen, 1)))
         return x
@@ -271,12 +281,12 @@ class Cascade(nn.Module):
 class CARN(EnlargeLast):
     "Cascades of residual blocks at low resolution, for one scale [6]"
     def __init__(self,
-        scale:int=4, # 2 or 4
-        image_channels:int=3, # 3 for RGB, 1 for grey
-        channels:int=64, # features of each layer
-        blocks:int=3, # cascading blocks
-        units:int=3, # residual blocks in each
-        skip:bool=True, # add the enlarged image to the output; False: as published
+        scale: int = 4, # 2 or 4
+        image_channels: int = 3, # 3 for RGB, 1 for grey
+        channels: int = 64, # features of each layer
+        blocks: int = 3, # cascading blocks
+        units: int = 3, # residual blocks in each
+        skip: bool = True, # add the enlarged image to the output; False: as published
     ):
         super().__init__(locals(), 2*blocks*units)
         def block(): return Cascade(channels, [PlainResidual(channels, after=True) for _ in range(units)])
@@ -289,56 +299,59 @@ class CARN(EnlargeLast):
 
 # %% ../../nbs/sr/zoo.ipynb #c052
 def haar(
-    x:torch.Tensor, # B×C×H×W, H and W even
+    x: torch.Tensor, # B×C×H×W, H and W even
 ) -> torch.Tensor: # B×4C×H/2×W/2: all means, then all differences left-right, top-bottom and diagonal
     "One level of the orthonormal two-dimensional Haar transform"
-    a,b,c,d = x[..., ::2, ::2], x[..., ::2, 1::2], x[..., 1::2, ::2], x[..., 1::2, 1::2]
+    a, b, c, d = x[..., ::2, ::2], x[..., ::2, 1::2], x[..., 1::2, ::2], x[..., 1::2, 1::2]
     return torch.cat([a+b+c+d, a-b+c-d, a+b-c-d, a-b-c+d], 1)/2
 
 # %% ../../nbs/sr/zoo.ipynb #c054
 def inverse_haar(
-    y:torch.Tensor, # B×4C×H×W, as `haar` returns it
+    y: torch.Tensor, # B×4C×H×W, as `haar` returns it
 ) -> torch.Tensor: # B×C×2H×2W
     "The inverse of `haar`"
-    mean,across,down,diagonal = y.chunk(4, 1)
-    a,b = mean+across+down+diagonal, mean-across+down-diagonal
-    c,d = mean+across-down-diagonal, mean-across-down+diagonal
+    mean, across, down, diagonal = y.chunk(4, 1)
+    a, b = mean+across+down+diagonal, mean-across+down-diagonal
+    c, d = mean+across-down-diagonal, mean-across-down+diagonal
     return F.pixel_shuffle(torch.stack([a, b, c, d], 2).flatten(1, 2)/2, 2)
 
 # %% ../../nbs/sr/zoo.ipynb #c058
 def conv_relus(
-    channels:list, # features before, between and after the convolutions
-    dilations:list, # of each convolution
+    channels: list, # features before, between and after the convolutions
+    dilations: list, # of each convolution
 ) -> list: # modules, twice as many as dilations
     "3×3 convolutions, each with a ReLU"
-    return [m for n_in,n_out,d in zip(channels, channels[1:], dilations) for m in (conv3(n_in, n_out, d), nn.ReLU())]
+    return ([m for n_in, n_out,
+             d in zip(channels, channels[1:], dilations) for m in (conv3(n_in, n_out, d), nn.ReLU())])
 
 # %% ../../nbs/sr/zoo.ipynb #c060
 class MWCNN(SRNetwork):
-    "A U-shaped network on the enlarged image that reduces by Haar transforms [7]; any size, padded inside to a multiple of 2^levels"
+    """A U-shaped network on the enlarged image that reduces by Haar transforms [7]; any size, padded inside
+    to a multiple of 2^levels"""
     def __init__(self,
-        scale:int=4, # 2 or 4
-        image_channels:int=3, # 3 for RGB, 1 for grey
-        channels:int=64, # features at full size; twice as many at each level down
-        levels:int=3, # transforms
+        scale: int = 4, # 2 or 4
+        image_channels: int = 3, # 3 for RGB, 1 for grey
+        channels: int = 64, # features at full size; twice as many at each level down
+        levels: int = 3, # transforms
     ):
-        super().__init__(locals(), reach_after_enlarging(8*(2**levels - 1) + 12*2**levels + 2**levels, scale)) # stages, bottom, squares
+        # stages, bottom, squares
+        super().__init__(locals(), reach_after_enlarging(8*(2**levels - 1) + 12*2**levels + 2**levels, scale))
         self.multiple = 2**levels
         self.align = max(1, self.multiple//scale)
-        n,down,up = [channels*2**k for k in range(levels+1)],[],[]
+        n, down, up = [channels*2**k for k in range(levels+1)], [], []
         for k in range(levels):
             n_in = 4*n[k-1] if k else image_channels
             down.append(nn.Sequential(*conv_relus([n_in, n[k], n[k], n[k]], [1, 2, 1])))
             ends = conv_relus([n[k], 4*n[k-1]], [1]) if k else [conv3(n[0], image_channels)]
             up.append(nn.Sequential(*conv_relus([n[k]]*3, [2, 1]), *ends))
-        self.down,self.up = nn.ModuleList(down),nn.ModuleList(reversed(up))
+        self.down, self.up = nn.ModuleList(down), nn.ModuleList(reversed(up))
         self.bottom = nn.Sequential(*conv_relus([4*n[-2], *[n[-1]]*5, 4*n[-2]], [1, 2, 3, 3, 2, 1]))
         start_(self, self.up[-1][-1])
 
     def forward(self, lr): # B×C×H×W → B×C×sH×sW
         big = upsample(lr, self.scale)
-        h,w = big.shape[-2:]
-        x,kept = F.pad(big, (0, -w % self.multiple, 0, -h % self.multiple), mode='replicate'), []
+        h, w = big.shape[-2:]
+        x, kept = F.pad(big, (0, -w % self.multiple, 0, -h % self.multiple), mode='replicate'), []
         for stage in self.down:
             kept.append(stage(x))
             x = haar(kept[-1])
@@ -350,12 +363,14 @@ class MWCNN(SRNetwork):
 class Fractal(nn.Module):
     "Self-similar residual module: parts in a row, a 3×3 convolution, and usually the input added [42]"
     def __init__(self,
-        channels:int, # features in and out
-        counts:list, # parts per level from the smallest up: [10, 5] is five parts of ten residual blocks each
-        skip:bool=True, # add the input; False at the outermost level, where the recursion adds the first features
+        channels: int, # features in and out
+        # parts per level from the smallest up: [10, 5] is five parts of ten residual blocks each
+        counts: list,
+        # add the input; False at the outermost level, where the recursion adds the first features
+        skip: bool = True,
     ):
         super().__init__()
-        *inner,n = counts
+        *inner, n = counts
         self.skip = skip
         def part(): return Fractal(channels, inner) if inner else PlainResidual(channels)
         self.body = nn.Sequential(*[part() for _ in range(n)], conv3(channels, channels))
@@ -367,19 +382,20 @@ class Fractal(nn.Module):
 class SRRFN(EnlargeLast):
     "A fractal module used `recursions` times at low resolution [42]"
     def __init__(self,
-        scale:int=4, # 2 or 4
-        image_channels:int=3, # 3 for RGB, 1 for grey
-        channels:int=64, # features of each layer
-        counts:list=(10, 5), # parts of the fractal per level, from the smallest up
-        recursions:int=4, # uses of the fractal module
-        skip:bool=True, # add the enlarged image to the output; False: as published
+        scale: int = 4, # 2 or 4
+        image_channels: int = 3, # 3 for RGB, 1 for grey
+        channels: int = 64, # features of each layer
+        counts: list = (10, 5), # parts of the fractal per level, from the smallest up
+        recursions: int = 4, # uses of the fractal module
+        skip: bool = True, # add the enlarged image to the output; False: as published
     ):
-        arguments,depth = locals(),2
+        arguments, depth = locals(), 2
         for n in counts: depth = n*depth + 1
         super().__init__(arguments, recursions*depth)
         self.config['counts'] = list(counts) # as JSON gives it back
         self.fractal = Fractal(channels, counts, skip=False)
-        ends = [m.conv2 if isinstance(m, PlainResidual) else m.body[-1] for m in self.modules() if isinstance(m, (PlainResidual, Fractal))]
+        ends = ([m.conv2 if isinstance(m, PlainResidual) else m.body[-1]
+                 for m in self.modules() if isinstance(m, (PlainResidual, Fractal))])
         start_(self, self.to_image, ends)
 
     def body(self, x): # B×n×H×W → B×n×H×W
@@ -389,29 +405,31 @@ class SRRFN(EnlargeLast):
 
 # %% ../../nbs/sr/zoo.ipynb #c071
 ARCHITECTURES = { # the key that a model folder stores → the class that it rebuilds
-    'bicubic': Bicubic, 'srcnn': SRCNN, 'vdsr': VDSR, 'drcn': DRCN, 'drrn': DRRN, 'edsr': EDSR, 'carn': CARN, 'mwcnn': MWCNN,
+    'bicubic': Bicubic, 'srcnn': SRCNN, 'vdsr': VDSR, 'drcn': DRCN, 'drrn': DRRN, 'edsr': EDSR, 'carn': CARN,
+        'mwcnn': MWCNN,
     'srrfn': SRRFN, 'mrcnet': MRCNet,
 }
 
 # %% ../../nbs/sr/zoo.ipynb #c073
 def architecture_of(
-    network:nn.Module, # a network of the zoo, or an MRCNet
+    network: nn.Module, # a network of the zoo, or an MRCNet
 ) -> str: # its key in ARCHITECTURES
     "Which class rebuilds this network; ModelError if it is none of the zoo"
-    for key,cls in ARCHITECTURES.items():
+    for key, cls in ARCHITECTURES.items():
         if type(network) is cls: return key
-    raise ModelError(f'{type(network).__name__} is not an architecture of srdiag: it has {", ".join(ARCHITECTURES)}.')
+    raise ModelError(f'{type(network).__name__} is not an architecture of srdiag: it has '
+                     f'{", ".join(ARCHITECTURES)}.')
 
 # %% ../../nbs/sr/zoo.ipynb #c075
 @dataclass(frozen=True)
 class Entry:
     "One row of the list of models, for both scales"
-    architecture:str # key in ARCHITECTURES
-    title:str # as printed in Tables I and II
-    reference:int|None # number in the paper's list of references; None: not in it, or the paper itself
-    year:int # of publication
-    printed:tuple = () # scales for which Tables I and II print parameters and FLOPs
-    config:dict = field(default_factory=dict) # settings other than the class's defaults
+    architecture: str # key in ARCHITECTURES
+    title: str # as printed in Tables I and II
+    reference: int|None # number in the paper's list of references; None: not in it, or the paper itself
+    year: int # of publication
+    printed: tuple = () # scales for which Tables I and II print parameters and FLOPs
+    config: dict = field(default_factory=dict) # settings other than the class's defaults
 
 MODELS = { # name without scale → entry, in the order of the tables
     'bicubic': Entry('bicubic', 'Bicubic', None, 1981),
@@ -426,57 +444,66 @@ MODELS = { # name without scale → entry, in the order of the tables
     'mrcnet': Entry('mrcnet', 'MRC-Net', None, 2021, (4, 2)),
     'mrcnet_stack': Entry('mrcnet', 'Stack', None, 2021, (4,), dict(modules=3)),
     'mrcnet_recursive': Entry('mrcnet', 'Recursive', None, 2021, (4,), dict(steps=3)),
-    'mrcnet_recursive_no_lstm': Entry('mrcnet', 'Recursive w/o LSTM', None, 2021, (4,), dict(steps=3, lstm=False)),
-    'mrcnet_recursive_no_rcf': Entry('mrcnet', 'Recursive w/o RCF', None, 2021, (4,), dict(steps=3, rcf=False)),
+    'mrcnet_recursive_no_lstm': Entry('mrcnet', 'Recursive w/o LSTM', None, 2021, (4,),
+                                      dict(steps=3, lstm=False)),
+    'mrcnet_recursive_no_rcf': Entry('mrcnet', 'Recursive w/o RCF', None, 2021, (4,),
+                                     dict(steps=3, rcf=False)),
 }
 SCALES = (2, 4) # every model has them: its name ends in _x2 or _x4
 
 # %% ../../nbs/sr/zoo.ipynb #c077
 def list_models(
-    pattern:str='*', # with wildcards as for file names, e.g. 'mrcnet*_x4'
+    pattern: str = '*', # with wildcards as for file names, e.g. 'mrcnet*_x4'
 ) -> list[str]: # sorted
     "The names that `create_model` knows"
     return sorted(fnmatch.filter([f'{base}_x{s}' for base in MODELS for s in SCALES], pattern))
 
 # %% ../../nbs/sr/zoo.ipynb #c080
 def entry_of(
-    name:str, # e.g. 'edsr_baseline_x4'
+    name: str, # e.g. 'edsr_baseline_x4'
 ) -> tuple[Entry, int]: # its entry and its scale
     "Look a model up; ModelError for an unknown name, a missing scale or one that the model lacks"
-    base,_,tail = name.rpartition('_x')
-    if base in MODELS and tail in map(str, SCALES): return MODELS[base],int(tail)
+    base, _, tail = name.rpartition('_x')
+    if base in MODELS and tail in map(str, SCALES): return MODELS[base], int(tail)
     both = ' and '.join(map(str, SCALES))
-    if base in MODELS: raise ModelError(f'{base} has the scales {both}, not {tail}: choose {" or ".join(list_models(f"{base}_x*"))}.')
-    if name in MODELS: raise ModelError(f'{name} has the scales {both}: choose {" or ".join(list_models(f"{name}_x*"))}.')
+    if base in MODELS:
+        raise ModelError(f'{base} has the scales {both}, not {tail}: choose '
+                         f'{" or ".join(list_models(f"{base}_x*"))}.')
+    if name in MODELS:
+        raise ModelError(f'{name} has the scales {both}: choose {" or ".join(list_models(f"{name}_x*"))}.')
     close = difflib.get_close_matches(name, list_models(), n=1)
-    raise ModelError(f'There is no model {name!r}.{f" Did you mean {close[0]}?" if close else ""} The models are {", ".join(list_models())}.')
+    raise ModelError(f'There is no model {name!r}.{f" Did you mean {close[0]}?" if close else ""} The models '
+                     f'are {", ".join(list_models())}.')
 
 # %% ../../nbs/sr/zoo.ipynb #c082
 def create_model(
-    name:str, # e.g. 'mrcnet_x4', 'edsr_baseline_x2'; see `list_models`
-    image_channels:int=3, # 3 for RGB, 1 for grey
+    name: str, # e.g. 'mrcnet_x4', 'edsr_baseline_x2'; see `list_models`
+    image_channels: int = 3, # 3 for RGB, 1 for grey
     **config, # other settings than the model's own, e.g. channels=16
 ) -> nn.Module: # untrained, on the default device
-    "Build a network by name; ModelError for an unknown name or setting, ValueError for a value that the network refuses"
-    entry,scale = entry_of(name)
+    """Build a network by name; ModelError for an unknown name or setting, ValueError for a value that the
+    network refuses"""
+    entry, scale = entry_of(name)
     cls = ARCHITECTURES[entry.architecture]
     known = [k for k in inspect.signature(cls).parameters if k not in ('scale', 'image_channels')]
     if 'scale' in config: raise ModelError(f'The scale of {name} is part of its name: leave scale out.')
     wrong = [k for k in config if k not in known]
-    if wrong: raise ModelError(f'{name} has no setting {", ".join(wrong)}: it has {", ".join(known) or "none"}.')
+    if wrong:
+        raise ModelError(f'{name} has no setting {", ".join(wrong)}: it has {", ".join(known) or "none"}.')
     return cls(scale=scale, image_channels=image_channels, **(entry.config | config))
 
 # %% ../../nbs/sr/zoo.ipynb #c087
 def mrcnet_reach(
-    network:MRCNet, # of any configuration
+    network: MRCNet, # of any configuration
 ) -> int|None: # low-resolution px, rounded up; None: the whole image
     "How far an output pixel of an MRCNet sees"
     c = network.config
     if c['rcf']: return None
-    fine,coarse = 0,2 # how far the local and the global path see, in px of the low-resolution image
+    fine, coarse = 0, 2 # how far the local and the global path see, in px of the low-resolution image
     for _ in range(c['stages']):
-        fine,coarse = fine + 2*c['blocks'], coarse + 4*c['blocks'] # two 3×3 convolutions per block
-        fine,coarse = max(fine, coarse + 3), max(coarse, fine + 2) # bilinear enlargement; convolution with stride 2
+        fine, coarse = fine + 2*c['blocks'], coarse + 4*c['blocks'] # two 3×3 convolutions per block
+        # bilinear enlargement; convolution with stride 2
+        fine, coarse = max(fine, coarse + 3), max(coarse, fine + 2)
     gates = 4 # trunk and gates, 3×3 convolutions in a row
     return 6 + c['steps']*(gates + c['modules']*fine) + 5 # head, steps, reconstruction
 
@@ -484,20 +511,22 @@ def mrcnet_reach(
 @dataclass(frozen=True)
 class Traits:
     "What one needs to know in order to use a network"
-    architecture:str # key in ARCHITECTURES
-    scale:int # enlargement
-    image_channels:int # 3 for RGB, 1 for grey
-    min_size:int # px, smallest side of a low-resolution image
-    global_context:bool # True: any output pixel may depend on the whole image, so tiles change the result
-    reach:int|None # low-resolution px that an output pixel sees to each side; None: all
-    align:int # tiles must start at multiples of so many low-resolution px
+    architecture: str # key in ARCHITECTURES
+    scale: int # enlargement
+    image_channels: int # 3 for RGB, 1 for grey
+    min_size: int # px, smallest side of a low-resolution image
+    global_context: bool # True: any output pixel may depend on the whole image, so tiles change the result
+    reach: int|None # low-resolution px that an output pixel sees to each side; None: all
+    align: int # tiles must start at multiples of so many low-resolution px
 
 def traits(
-    network:nn.Module, # a network of the zoo, or an MRCNet
+    network: nn.Module, # a network of the zoo, or an MRCNet
 ) -> Traits: # its facts
     "What is known about a network; ModelError if it is none of the zoo"
-    key,common = architecture_of(network),(network.scale, network.config['image_channels'], network.min_size)
-    if not isinstance(network, MRCNet): return Traits(key, *common, network.global_context, network.reach, network.align)
+    key, common = (architecture_of(network),
+                   (network.scale, network.config['image_channels'], network.min_size))
+    if not isinstance(network, MRCNet):
+        return Traits(key, *common, network.global_context, network.reach, network.align)
     reach = mrcnet_reach(network)
     return Traits(key, *common, reach is None, reach, 2)
 
@@ -505,17 +534,17 @@ def traits(
 @dataclass(frozen=True)
 class Description(Traits):
     "The traits of a model, and where it comes from"
-    name:str # for `create_model`
-    title:str # as printed in Tables I and II
-    reference:int|None # number in the paper's list of references; None: not in it, or the paper itself
-    year:int # of publication
-    table_row:str|None # row of Table I or II that prints its counts at this scale; None: there is none
+    name: str # for `create_model`
+    title: str # as printed in Tables I and II
+    reference: int|None # number in the paper's list of references; None: not in it, or the paper itself
+    year: int # of publication
+    table_row: str|None # row of Table I or II that prints its counts at this scale; None: there is none
 
 def describe(
-    name:str, # see `list_models`
+    name: str, # see `list_models`
 ) -> Description: # all that is known without building it
     "What is known about a model by name; ModelError for an unknown name"
-    entry,scale = entry_of(name)
+    entry, scale = entry_of(name)
     with torch.device('meta'): facts = traits(create_model(name))
-    return Description(**vars(facts), name=name, title=entry.title, reference=entry.reference, year=entry.year,
-                       table_row=entry.title if scale in entry.printed else None)
+    return (Description(**vars(facts), name=name, title=entry.title, reference=entry.reference,
+                        year=entry.year, table_row=entry.title if scale in entry.printed else None))

@@ -24,7 +24,8 @@ from ..precision import chosen_precision, computing_in
 
 # %% ../../nbs/training/loop.ipynb #c010
 class BatchLoader(DataLoader):
-    "A fastai DataLoader that asks its dataset for whole batches: `dataset.batch(indices)` returns a tuple of tensors"
+    """A fastai DataLoader that asks its dataset for whole batches: `dataset.batch(indices)` returns a tuple
+    of tensors"""
     def create_batches(self, samples):
         indices = list(samples)
         stop = len(indices) - (len(indices)%self.bs if self.drop_last else 0)
@@ -34,12 +35,12 @@ class BatchLoader(DataLoader):
 class LossComponent(Metric):
     "The mean over an epoch of one entry of `learn.loss_func.components`"
     def __init__(self,
-        key:str, # name in `components`
+        key: str, # name in `components`
     ): self.key = key
-    def reset(self): self.total,self.count = 0.,0
+    def reset(self): self.total, self.count = 0., 0
     def accumulate(self, learn):
         n = len(learn.yb[0])
-        self.total,self.count = self.total + float(learn.loss_func.components[self.key])*n,self.count + n
+        self.total, self.count = self.total + float(learn.loss_func.components[self.key])*n, self.count + n
     @property
     def value(self): return self.total/self.count if self.count else None
     @property
@@ -50,19 +51,19 @@ class StepLog(Callback):
     "Write step, learning rate, loss and its components to a CSV file, one row per training step"
     order = 55
     def __init__(self,
-        path:str|Path, # the CSV file, made anew
+        path: str|Path, # the CSV file, made anew
     ): self.path_csv = Path(path)
 
-    def before_fit(self): self.file,self.writer,self.step = self.path_csv.open('w', newline=''),None,0
+    def before_fit(self): self.file, self.writer, self.step = self.path_csv.open('w', newline=''), None, 0
 
     def after_batch(self):
         if not self.training: return
         row = dict(step=self.step, lr=self.opt.hypers[-1]['lr'], loss=self.learn.loss.item())
-        row |= {k:float(v) for k,v in getattr(self.loss_func, 'components', {}).items()}
+        row |= {k: float(v) for k, v in getattr(self.loss_func, 'components', {}).items()}
         if self.writer is None:
             self.writer = csv.DictWriter(self.file, fieldnames=list(row))
             self.writer.writeheader()
-        self.writer.writerow({k:f'{v:.6g}' for k,v in row.items()})
+        self.writer.writerow({k: f'{v:.6g}' for k, v in row.items()})
         self.step += 1
 
     def after_epoch(self): self.file.flush()
@@ -92,25 +93,30 @@ def as_float32(
 
 # %% ../../nbs/training/loop.ipynb #c031
 def precision_callbacks(
-    precision:str='auto', # 'auto', 'bf16', 'fp16' or 'fp32'
-    device:torch.device|str='cpu', # where the network runs
+    precision: str = 'auto', # 'auto', 'bf16', 'fp16' or 'fp32'
+    device: torch.device|str = 'cpu', # where the network runs
 ) -> list: # of fastai callbacks
     "Callbacks for channels_last and mixed precision"
-    if precision == 'fp16' and torch.device(device).type != 'cuda': raise TrainingError('fp16 training needs a CUDA GPU: use bf16 or fp32 here.')
+    if precision == 'fp16' and torch.device(device).type != 'cuda':
+        raise TrainingError('fp16 training needs a CUDA GPU: use bf16 or fp32 here.')
     precision = chosen_precision(precision, device)
-    return [ChannelsLast(), *{'bf16':[Autocast()], 'fp16':[MixedPrecision()], 'fp32':[]}[precision]]
+    return [ChannelsLast(), *{'bf16': [Autocast()], 'fp16': [MixedPrecision()], 'fp32': []}[precision]]
 
 # %% ../../nbs/training/loop.ipynb #c037
 class StopOnNonFinite(Callback):
-    "End the fit as soon as a training loss is NaN or infinite, before it reaches the weights; `error` then says why"
+    """End the fit as soon as a training loss is NaN or infinite, before it reaches the weights; `error` then
+    says why"""
     order = 20
     def before_fit(self): self.error = None
     def after_loss(self):
         if self.training and not torch.isfinite(self.learn.loss_grad).all():
-            parts = {k:round(float(v), 6) for k,v in getattr(self.loss_func, 'components', {}).items()}
-            self.error = TrainingError(f'The loss became {self.learn.loss.detach().item()} in epoch {self.epoch} at step {self.iter} '
-                                f'(components: {parts or "none reported"}). Training has stopped; the best model so far is kept. '
-                                'Try a smaller learning rate, or look for constant or corrupt images in the training data.')
+            parts = {k: round(float(v), 6) for k, v in getattr(self.loss_func, 'components', {}).items()}
+            self.error = TrainingError(f'The loss became {self.learn.loss.detach().item()} in epoch '
+                                       f'{self.epoch} at step {self.iter} '
+                                       f'(components: {parts or "none reported"}). Training has stopped; the '
+                                       'best model so far is kept. '
+                                       'Try a smaller learning rate, or look for constant or corrupt images '
+                                       'in the training data.')
             raise CancelFitException()
 
 # %% ../../nbs/training/loop.ipynb #c039
@@ -118,19 +124,21 @@ class KeepBest(Callback):
     "Copy (and save) the weights whenever the monitored value improves; load the best ones at the end"
     order = 65
     def __init__(self,
-        monitor:str, # a column of the recorder, e.g. 'valid_psnr'
-        higher:bool=True, # True if larger is better
+        monitor: str, # a column of the recorder, e.g. 'valid_psnr'
+        higher: bool = True, # True if larger is better
         save=None, # called with (model, value, epoch) at each improvement; may raise
-    ): self.monitor,self.higher,self.save,self.best,self.state,self.best_epoch = monitor,higher,save,None,None,None
+    ): self.monitor, self.higher, self.save, self.best, self.state, self.best_epoch = monitor, higher, save, None, None, None
 
     def after_epoch(self):
         value = dict(zip(self.recorder.metric_names[1:], self.recorder.values[-1]))[self.monitor]
-        if value is None or value != value or not (self.best is None or (value > self.best) == self.higher): return
-        self.best,self.best_epoch = value,self.epoch
-        self.state = {k:v.detach().cpu().clone() for k,v in self.model.state_dict().items()}
+        if value is None or value != value or not (self.best is None or (value > self.best) == self.higher):
+            return
+        self.best, self.best_epoch = value, self.epoch
+        self.state = {k: v.detach().cpu().clone() for k, v in self.model.state_dict().items()}
         if self.save is None: return
         try: self.save(self.model, value, self.epoch)
-        except Exception as e: print(f'The best model of epoch {self.epoch} could not be saved yet ({e}); training goes on.')
+        except Exception as e:
+            print(f'The best model of epoch {self.epoch} could not be saved yet ({e}); training goes on.')
 
     def restore(self):
         if self.state is not None: self.model.load_state_dict(self.state)
@@ -138,16 +146,18 @@ class KeepBest(Callback):
 
 # %% ../../nbs/training/loop.ipynb #c043
 def standard_callbacks(
-    folder:str|Path|None=None, # where log.csv (epochs) and steps.csv (steps) go; None: no files
-    monitor:str='valid_loss', # what the best model is judged by
-    higher:bool=False, # True if a larger monitored value is better
+    folder: str|Path|None = None, # where log.csv (epochs) and steps.csv (steps) go; None: no files
+    monitor: str = 'valid_loss', # what the best model is judged by
+    higher: bool = False, # True if a larger monitored value is better
     save=None, # called with (model, value, epoch) at each improvement
-    precision:str='auto', # see `precision_callbacks`
-    device:torch.device|str='cpu', # where the network runs
+    precision: str = 'auto', # see `precision_callbacks`
+    device: torch.device|str = 'cpu', # where the network runs
 ) -> list: # of fastai callbacks
     "The callbacks of every training run: precision, stop on non-finite loss, best model, logs"
-    logs = [] if folder is None else [CSVLogger(Path(folder).resolve()/'log.csv'), StepLog(Path(folder)/'steps.csv')]
-    return [*precision_callbacks(precision, device), StopOnNonFinite(), KeepBest(monitor, higher, save), *logs]
+    logs = ([] if folder is None
+            else [CSVLogger(Path(folder).resolve()/'log.csv'), StepLog(Path(folder)/'steps.csv')])
+    return [*precision_callbacks(precision, device), StopOnNonFinite(), KeepBest(monitor, higher, save),
+            *logs]
 
 # %% ../../nbs/training/loop.ipynb #c045
 def log_both(

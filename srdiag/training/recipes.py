@@ -30,8 +30,10 @@ class Recipe:
     sr_factor: float = 0.01 # learning rate of MRC-Net relative to the diagnosis network's
 
     def __post_init__(self):
-        if self.schedule not in ('one_cycle', 'halving'): raise ValueError(f"schedule must be 'one_cycle' or 'halving', not {self.schedule!r}.")
-        if self.lr <= 0 or self.batch_size < 1: raise ValueError('lr must be positive and batch_size at least 1.')
+        if self.schedule not in ('one_cycle', 'halving'):
+            raise ValueError(f"schedule must be 'one_cycle' or 'halving', not {self.schedule!r}.")
+        if self.lr <= 0 or self.batch_size < 1:
+            raise ValueError('lr must be positive and batch_size at least 1.')
 
 # %% ../../nbs/training/recipes.ipynb #c007
 SR_RECIPES = {'published': Recipe(1e-4, 4, 'halving', 100, 1e-5), 'fast': Recipe(1e-3, 8)}
@@ -42,14 +44,14 @@ class Halving:
     "Learning rate at position `pos` of the training: halved after every `every` epochs (section IV-A)"
     def __init__(self,
         lr, # at the start: a number, or an array with one per parameter group
-        epochs:int, # of the whole training
-        every:int, # epochs between halvings
-    ): self.lr,self.epochs,self.every = lr,epochs,every
+        epochs: int, # of the whole training
+        every: int, # epochs between halvings
+    ): self.lr, self.epochs, self.every = lr, epochs, every
     def __call__(self, pos): return self.lr*0.5**int(pos*self.epochs/self.every + 1e-9)
 
 # %% ../../nbs/training/recipes.ipynb #c013
 def adam(
-    recipe:Recipe, # for its weight decay
+    recipe: Recipe, # for its weight decay
 ): # an optimiser factory for fastai's Learner
     "torch.optim.Adam (β = 0.9, 0.999) in its fused form, as `opt_func`"
     return partial(OptimWrapper, opt=torch.optim.Adam, fused=True, weight_decay=recipe.weight_decay)
@@ -62,25 +64,28 @@ def _for_log_files(learn): # no progress bar, and one readable line per epoch, u
         return
     def line(values):
         row = dict(zip(learn.recorder.metric_names, values))
-        print('   ', ', '.join(f'{k} {v:.4g}' if isinstance(v, float) else f'{k} {v}' for k,v in row.items() if v is not None), flush=True)
-    before,learn.logger = learn.logger,line
+        (print('   ', ', '.join(f'{k} {v:.4g}' if isinstance(v, float) else f'{k} {v}' for k,
+                                v in row.items() if v is not None), flush=True))
+    before, learn.logger = learn.logger, line
     try:
         with learn.no_bar(): yield
     finally: learn.logger = before
 
 def fit(
     learn, # a fastai Learner whose opt_func came from `adam`
-    recipe:Recipe, # what to do
-    epochs:int, # passes over the training data
+    recipe: Recipe, # what to do
+    epochs: int, # passes over the training data
 ): # the same Learner, trained
-    "Train by the recipe, MRC-Net (the first of two parameter groups) `sr_factor` times as fast; TrainingError on a non-finite loss"
+    """Train by the recipe, MRC-Net (the first of two parameter groups) `sr_factor` times as fast;
+    TrainingError on a non-finite loss"""
     if learn.opt is None: learn.create_opt()
     groups = len(learn.opt.hypers)
     lr = np.array([recipe.lr*(recipe.sr_factor if groups > 1 and k == 0 else 1) for k in range(groups)])
     with _for_log_files(learn):
-        if recipe.schedule == 'one_cycle': learn.fit_one_cycle(epochs, lr_max=lr, div=10, pct_start=0.2, wd=recipe.weight_decay)
+        if recipe.schedule == 'one_cycle':
+            learn.fit_one_cycle(epochs, lr_max=lr, div=10, pct_start=0.2, wd=recipe.weight_decay)
         else: learn.fit(epochs, lr=slice(float(lr[0]), float(lr[-1])), wd=recipe.weight_decay,
-                        cbs=ParamScheduler({'lr':Halving(lr, epochs, recipe.halve_every)}))
+                        cbs=ParamScheduler({'lr': Halving(lr, epochs, recipe.halve_every)}))
     for cb in learn.cbs.filter(lambda cb: isinstance(cb, StopOnNonFinite)):
         if cb.error is not None: raise cb.error
     return learn
