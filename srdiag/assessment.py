@@ -93,8 +93,8 @@ def add_caution(
                    + (f', with the temperature {m["ece_calibrated"]:.3f}' if c is not None else '') + '.',
                    'Reliability diagram'))
     if c is None:
-        ((((((((report.notice('This model was never calibrated: there are no thresholds to report.'
-                              if m['mode'] == a.own_mode else f'Temperature and thresholds belong to the mode in which they are set, and this model is one of the mode {a.own_mode}: in the mode {m["mode"]} there are none to report.')))))))))
+        (report.notice('This model was never calibrated: there are no thresholds to report.'
+                              if m['mode'] == a.own_mode else f'Temperature and thresholds belong to the mode in which they are set, and this model is one of the mode {a.own_mode}: in the mode {m["mode"]} there are none to report.'))
         return
     report.facts(c.facts())
     report.figure(risk_coverage_figure(a.labels, c.apply(a.p), c.abstention, a.groups),

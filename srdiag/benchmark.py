@@ -241,8 +241,8 @@ class Store:
     def done(self, entry, seed): return (self.path(entry, seed)/'metrics.json').is_file()
     def metrics(self, entry, seed): return _read_metrics(self.path(entry, seed)/'metrics.json')
     def seeds(self, entry): # that are complete, in order
-        found = ((p.parent.name.removeprefix('seed')
-                  for p in (self.folder/'runs'/entry.key).glob('seed*/metrics.json')))
+        found = (p.parent.name.removeprefix('seed')
+                  for p in (self.folder/'runs'/entry.key).glob('seed*/metrics.json'))
         return sorted(int(s) for s in found if s.isdecimal())
 
 # %% ../nbs/benchmark.ipynb #c026
@@ -429,12 +429,12 @@ class Job:
         budget = {k: v for k, v in asdict(self.budget).items() if k not in ('seeds', 'rounds')}
         split, table = (self.data.table.split.value_counts(),
                         self.data.table[['file', 'group', 'split']].astype(str).to_csv(index=False))
-        return ((((((((dict(scale=self.scale, size=self.size, **{'data hash': self.data.hash,
+        return (dict(scale=self.scale, size=self.size, **{'data hash': self.data.hash,
                                                                  'split hash': hashlib.sha256(table.encode()).hexdigest()[
                                                                                        :16]},
                             **{f'{k} images': int(split[k]) for k in ('train', 'valid', 'test')},
                             channels=self.data.channels, **budget, precision=self.precision,
-                            device=self.device.type, srdiag=version('srdiag'))))))))))
+                            device=self.device.type, srdiag=version('srdiag')))
 
     def about(self) -> dict: # for the reader
         of = lambda part: self.data.table[self.data.table.split == part]
@@ -863,9 +863,9 @@ def _readme(store, speed, summary, gains, drawn):
     if missing: parts.append(f'**Not complete yet:** {"; ".join(missing)}.')
     timed = (f'{speed["setup"]}, {speed["side"]}×{speed["side"]} px, median and quartiles, in turns' if speed
              else 'not measured yet')
-    parts += (((((((([f'## Results\n\nPSNR and SSIM, computed in fp32: {a["convention"]}; {a["images"]["test"]-len(exact)} images. Latency and memory, in {f["precision"]} as in training: {timed}.',
+    parts += ([f'## Results\n\nPSNR and SSIM, computed in fp32: {a["convention"]}; {a["images"]["test"]-len(exact)} images. Latency and memory, in {f["precision"]} as in training: {timed}.',
                       _main_table(summary),
-                      limits([e for e in store.entries() if store.seeds(e)], exact)]))))))))
+                      limits([e for e in store.entries() if store.seeds(e)], exact)])
     if len(gains):
         parts += ['## Paired differences in PSNR', _gain_rows(gains, grouped),
                   about_intervals(grouped, int(gains.seeds.max()), int(gains.groups.max()))]

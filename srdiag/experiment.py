@@ -438,9 +438,9 @@ class Store(StoreFolder):
                             'choose another output folder, or the old configuration.')
 
     def _same(self, network): # ModelError if its name stands for other weights
-        known = ((next((n
+        known = (next((n
                         for n in self.networks() if (n['name'], n['scale']) == (network.name, network.scale)),
-                       None)))
+                       None))
         if known and known['hash'] != network.hash:
             raise ModelError(f'In {self.folder}, {network.name} x{network.scale} stands for other weights '
                              f'than those in {network.folder}: give the old ones, or another name with --sr '
@@ -539,8 +539,8 @@ def do_run(
         start = time.perf_counter()
         torch.manual_seed(seed)
         model = build(row, job)
-        train, valid, test = ((job.part(row, fold, k, PairAugment(seed) if k == 'train' else None)
-                               for k in ('train', 'valid', 'test')))
+        train, valid, test = (job.part(row, fold, k, PairAugment(seed) if k == 'train' else None)
+                               for k in ('train', 'valid', 'test'))
         train_diagnosis(model, train, valid, recipe, job.budget.epochs, row.fixed, seed,
                         job.references(row, fold, seed), loss=job.design.loss(row), precision=job.precision,
                         folder=folder, save=lambda model, value, epoch: best.update(value=value, epoch=epoch))
@@ -861,8 +861,8 @@ def draw_panels(store, rows): # name → Figure: nearest, bicubic, each row's ne
     there = [r for r in rows if (store.path(r, 0, 0)/'sr'/'config.json').is_file()]
     networks = {r.label: load_model(store.path(r, 0, 0)/'sr', 'sr', scale)[0] for r in there}
     for path in sorted((store.folder/'panels').glob('*_hr.png')) if there else ():
-        hr, lr = ((as_float(read_image(path.with_name(path.name.replace('_hr', f'_{k}'))))
-                   for k in ('hr', 'lr')))
+        hr, lr = (as_float(read_image(path.with_name(path.name.replace('_hr', f'_{k}'))))
+                   for k in ('hr', 'lr'))
         images = (dict(LR=lr, bicubic=upsample(lr[None], scale)[0].clamp(0, 1))
                   | {k: n(lr[None])[0].float().clamp(0, 1) for k, n in networks.items()})
         drawn[f'fig7_{path.name[0]}'] = figures.sr_panel(images, hr, convention(scale),
@@ -995,7 +995,7 @@ def limits(
     "What the tables do not say"
     f, a = setup['fixed'], setup['about']
     counts = ', '.join(f'{n} {as_markdown(c)}' for c, n in a['images'].items())
-    said = (((((((([f'Test images come from {"groups (patients)" if a["grouped"] else "images"} that neither the training nor the choice of the epoch has seen; that choice was made on about {f["valid_share"]:.0%} of the training groups.',
+    said = ([f'Test images come from {"groups (patients)" if a["grouped"] else "images"} that neither the training nor the choice of the epoch has seen; that choice was made on about {f["valid_share"]:.0%} of the training groups.',
                     f'Classes: {counts}. Always saying the larger one would reach {100*max(a["images"].values())/sum(a["images"].values()):.1f} %. Batches are not balanced; averages of F1, sensitivity and specificity are over classes.',
                     '± is the standard deviation over folds, seeds averaged first; folds share training images, so it is no standard error. Intervals are a bootstrap over test groups, for these trainings.',
                     f'{"One training" if seeds == 1 else f"{seeds} trainings"} of each row and fold: '
@@ -1018,7 +1018,7 @@ def limits(
                                                                                 'on '
                                                                                 'the other images of its '
                                                                                 'batch')[f['mode']]
-                    + '.']))))))))
+                    + '.'])
     if (f['mutual'], f['norm']) != ('printed', 'frobenius'):
         said.append('Rows with SAI are not the printed design: the rows of M in Eq. (7) are weighed by '
                     f'"{f["mutual"]}" (printed: as they are), and Eq. (9) and (11) use "{f["norm"]}" '
@@ -1146,8 +1146,8 @@ def report(
              'How it was made').facts({k: 'none' if v is None else v for k, v in setup['fixed'].items()}))
     page.write(store.folder/'report.html')
     session = next(iter(store.sessions()[-1:]), None)
-    made = (((((((('Not known: no session is recorded.' if session is None
-                   else f'`{session["command"]}`, {session["date"]}; {session["machine"]}; torch {session["torch"]}, srdiag {session["srdiag"]}.'))))))))
+    made = ('Not known: no session is recorded.' if session is None
+                   else f'`{session["command"]}`, {session["date"]}; {session["machine"]}; torch {session["torch"]}, srdiag {session["srdiag"]}.')
     facts = '\n'.join(f'- {k}: {v}' for k, v in setup['fixed'].items())
     return write_text(store.folder/'README.md', '\n\n'.join([f'# Experiments on {setup["about"]["data"]}',
                                                              head, '\n'.join(texts), '## Limits', said,

@@ -62,8 +62,7 @@ def own_imports(module):
                     for name in names if name == other or name.startswith(f'{other}.')}))
 
 
-# --- notebooks and library
-# ----------------------------------------------------------------------------------------
+# --- notebooks and library --------------------------------------------------------------------------------
 
 @modules
 def test_module_is_exported_from_the_notebook_beside_it(module):
@@ -160,8 +159,7 @@ def test_private_names_stay_in_their_module(module):
                     'both need a module of its own.')
 
 
-# --- heavy libraries
-# -----------------------------------------------------------------------------------------------
+# --- heavy libraries --------------------------------------------------------------------------------------
 
 @modules
 def test_fastai_is_imported_for_training_only(module):

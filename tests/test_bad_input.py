@@ -772,9 +772,9 @@ def test_spaces_and_other_alphabets(tmp_path, fill, fill_labelled, succeeds, tin
     succeeds('predict', home/'Schnitte & Proben', '--model', home/'Netz ×2', '--out', home/'Ergebnis 1')
     succeeds('predict', data, '--model', home/'Befund ß', '--out', home/'Ergebnis 2', '--images', 'hr')
     assert (home/'Ergebnis 1/sr/Schnitt 0  größer, später 🔬.png').is_file()
-    assert (({r['label']
+    assert ({r['label']
               for r in json.loads((home/'Ergebnis 2/predictions.json').read_text(encoding='utf-8'))} <= {
-                     'krank – ja', '健康'}))
+                     'krank – ja', '健康'})
     assert 'ens_健康' in rows(home/'Ergebnis 2/predictions.csv')[0]
 
 
@@ -814,4 +814,4 @@ def test_the_installed_command(tmp_path):
                         tmp_path/'gone', '--out', tmp_path/'out'], capture_output=True, text=True,
                        encoding='utf-8')
     assert p.returncode == 2 and p.stdout == '' and not list(tmp_path.iterdir())
-    assert ((((p.stderr == f'srdiag predict: There is no model folder {tmp_path/"gone"}: check the path, or name one of the package: {", ".join(list_pretrained())}.\n'))))
+    assert (p.stderr == f'srdiag predict: There is no model folder {tmp_path/"gone"}: check the path, or name one of the package: {", ".join(list_pretrained())}.\n')

@@ -171,8 +171,8 @@ def test_panel_of_the_first_runs_is_kept(slides, tmp_path, unmeasured, monkeypat
     run(slides, tmp_path/'bench', TINY[:2], one)
     from srdiag.data.images import read_image
     assert (tmp_path/'bench'/'panel'/'hr.png').read_bytes() == first
-    panel, truth = ((read_image(p).float() for p in (Store(tmp_path/'bench').path(TINY[1], 0)/'panel.png',
-                                                     tmp_path/'bench'/'panel'/'hr.png')))
+    panel, truth = (read_image(p).float() for p in (Store(tmp_path/'bench').path(TINY[1], 0)/'panel.png',
+                                                     tmp_path/'bench'/'panel'/'hr.png'))
     assert (panel-truth).abs().mean() < 20, 'the panel shows another image'
 
 
@@ -586,7 +586,7 @@ def test_deviations_are_true_of_the_code(name):
         torch.manual_seed(0)
         x = torch.rand(1, 3, 16, 16)
         with torch.inference_mode():
-            assert (((((benchmark.build(Entry(name, name), 2).eval()(x) - benchmark.build(BICUBIC, 2)(x)).abs().mean() < 0.1))))
+            assert ((benchmark.build(Entry(name, name), 2).eval()(x) - benchmark.build(BICUBIC, 2)(x)).abs().mean() < 0.1)
 
 
 @pytest.mark.parametrize('scale', [2, 4])

@@ -16,8 +16,7 @@ from srdiag.data.slides import (Slide, find_slides, is_slide, level_for, sample_
 from srdiag.errors import DataError, ImageError
 
 
-# --- slides to practise on
-# ------------------------------------------------------------------------------------------
+# --- slides to practise on --------------------------------------------------------------------------------
 
 @pytest.fixture(scope='module')
 def glass(tile):
@@ -107,8 +106,7 @@ def check_pairs(folder, size, scale):
     return rows
 
 
-# --- EndoSR
-# ---------------------------------------------------------------------------------------------------------
+# --- EndoSR -----------------------------------------------------------------------------------------------
 
 def test_endosr(endo):
     rows = check_pairs(endo.folder, 128, 4)
@@ -211,8 +209,7 @@ def test_awkward_names(tile, tmp_path):
             and {row['group'] for row in rows} == {'a-b', 'c', 'é'})
 
 
-# --- HistoSR
-# ---------------------------------------------------------------------------------------------------------
+# --- HistoSR ----------------------------------------------------------------------------------------------
 
 def test_histosr(histo, slides):
     rows = check_pairs(histo.folder, 192, 2)
@@ -269,8 +266,7 @@ def test_strict(slides, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-# --- the promise of the manifest
-# ------------------------------------------------------------------------------------
+# --- the promise of the manifest --------------------------------------------------------------------------
 
 def test_same_seed_same_bytes(frames, slides, endo, histo, tmp_path, snapshot):
     build_endosr(frames, tmp_path/'endo', size=128, test_fraction=0.3)
@@ -303,8 +299,7 @@ def test_manifest_must_be_one(own_endo):
     with pytest.raises(DataError, match='cannot be read'): verify_manifest(own_endo)
 
 
-# --- nothing of the user's is lost, nothing is half made
-# --------------------------------------------------------------
+# --- nothing of the user's is lost, nothing is half made --------------------------------------------------
 
 def test_overwriting(frames, own_endo, snapshot):
     before = snapshot(own_endo)
@@ -428,15 +423,14 @@ def test_what_a_killed_run_left_is_named_and_kept(frames, tmp_path):
         (tmp_path/name).mkdir()
     built = build_endosr(frames, tmp_path/'set', size=64)
     text = str(built)
-    assert (((((((('.set-0123abcd is left of a run that was stopped: unless one is running now, it can be removed.' in text
-                   and '.set-89abcdef.old is left' in text and 'was in the place before' in text))))))))
+    assert ('.set-0123abcd is left of a run that was stopped: unless one is running now, it can be removed.' in text
+                   and '.set-89abcdef.old is left' in text and 'was in the place before' in text)
     assert (len(built.notes) == 3 and '.set-mine' not in text and '.set-training' not in text
             and '.other' not in text and (tmp_path/'.set-0123abcd').is_dir())
     assert '.set-' not in (tmp_path/'set'/'README.md').read_text(encoding='utf-8')
 
 
-# --- bad options
-# -----------------------------------------------------------------------------------------------------
+# --- bad options ------------------------------------------------------------------------------------------
 
 @pytest.mark.parametrize('kw,words', [(dict(size=510), 'cannot be divided by the scale 4: choose 508'),
                                       (dict(scale=1), '2 or more'),
@@ -472,8 +466,7 @@ def test_missing_and_empty_sources(tmp_path):
         with pytest.raises(DataError, match=words): build(tmp_path/'empty', tmp_path/'set')
 
 
-# --- slides by themselves
-# ------------------------------------------------------------------------------------------
+# --- slides by themselves ---------------------------------------------------------------------------------
 
 def test_slide_reads_what_was_written(slides, glass):
     with Slide(slides/'case0.tif') as slide:
@@ -586,8 +579,7 @@ def test_empty_glass_has_no_tissue_and_tissue_is_mostly_tissue(tile):
     assert tissue_mask(tile(0, 512)[:, :200, 100:300]).mean() > 0.85
 
 
-# --- the command line
-# -------------------------------------------------------------------------------------------------
+# --- the command line -------------------------------------------------------------------------------------
 
 def test_commands(frames, slides, tmp_path, succeeds, refused):
     text = succeeds('build', 'endosr', '--data', frames, '--out', tmp_path/'e', '--size', 64,
@@ -603,8 +595,7 @@ def test_commands(frames, slides, tmp_path, succeeds, refused):
     refused('build', 'endosr', '--data', frames, '--out', tmp_path/'x', naming=('ask for a size of',))
 
 
-# --- real images
-# ------------------------------------------------------------------------------------------------------
+# --- real images ------------------------------------------------------------------------------------------
 
 @pytest.mark.data
 def test_real_frames(tmp_path):

@@ -26,8 +26,7 @@ from srdiag.errors import DataError, ImageError
 STEM = 'camelyonpatch_level_2_split'
 
 
-# --- data sets to practise on
-# -----------------------------------------------------------------------------------------
+# --- data sets to practise on -----------------------------------------------------------------------------
 
 @pytest.fixture(scope='module')
 def pixels(tile):
@@ -147,8 +146,7 @@ def says(words, f, *args, kind=DataError, **kwargs):
     for w in ([words] if isinstance(words, str) else words): assert w in text, f'{w!r} is not in: {text}'
 
 
-# --- PCam
-# -------------------------------------------------------------------------------------------------------------
+# --- PCam -------------------------------------------------------------------------------------------------
 
 def test_pcam_keeps_pixels_labels_slides_and_parts(pcam, tmp_path):
     made = import_pcam(pcam, tmp_path/'out', check=False)
@@ -218,8 +216,8 @@ def test_torchvisions_folder_is_found(pcam, tmp_path):
 
 @pytest.mark.parametrize('kind', ['x', 'y', 'meta'])
 def test_exchanged_files_are_named(packed, tmp_path, kind):
-    a, b = ((packed/f'{STEM}_{part}_{kind}.{"csv" if kind == "meta" else "h5.gz"}'
-             for part in ('valid', 'test')))
+    a, b = (packed/f'{STEM}_{part}_{kind}.{"csv" if kind == "meta" else "h5.gz"}'
+             for part in ('valid', 'test'))
     swap(a, b)
     says(('checksum of test_' + kind, 'not of valid_' + kind), import_pcam, packed, tmp_path/'out')
     assert not (tmp_path/'out').exists()
@@ -354,8 +352,7 @@ def test_real_torchvision_asks_for_gdown(tmp_path):
     says('gdown', import_pcam, tmp_path/'d', tmp_path/'out', meta=False, download=True)
 
 
-# --- the Kaggle folder
-# ------------------------------------------------------------------------------------------------
+# --- the Kaggle folder ------------------------------------------------------------------------------------
 
 def test_kaggle_says_that_groups_are_unknown(kaggle, tmp_path):
     made = import_kaggle_pcam(kaggle.root, tmp_path/'out')
@@ -427,8 +424,7 @@ def test_kaggle_leaves_out_files_without_a_row_and_damaged_ones(kaggle, tmp_path
     assert not (tmp_path/'strict').exists()
 
 
-# --- CAD-CAP
-# ----------------------------------------------------------------------------------------------------------
+# --- CAD-CAP ----------------------------------------------------------------------------------------------
 
 def test_cadcap_is_reduced_masked_and_folded(frames, tmp_path):
     made = import_cadcap(frames, tmp_path/'out', size=32, side=64)
@@ -488,8 +484,7 @@ def test_cadcap_of_mixed_sizes_needs_permission(frames, tmp_path):
     assert len(made.table) == 16 and all(read_image(p).shape == (3, 32, 32) for p in made.table.files)
 
 
-# --- Kvasir-Capsule
-# ---------------------------------------------------------------------------------------------------
+# --- Kvasir-Capsule ---------------------------------------------------------------------------------------
 
 def test_kvasir_is_grouped_by_video(kvasir, tmp_path):
     made = import_kvasir_capsule(kvasir, tmp_path/'out', size=32, side=48)
@@ -502,7 +497,7 @@ def test_kvasir_is_grouped_by_video(kvasir, tmp_path):
     for row in df.itertuples(): assert Path(sources(tmp_path/'out')[row.file]).name.split('_')[0] == row.group
     parts = split_table(made.table)
     assert not set(made.table.groups[parts['train']]) & set(made.table.groups[parts['test']])
-    assert (((('Polyp' in import_kvasir_capsule(kvasir, tmp_path/'all', size=32, side=48, min_videos=1).table.classes))))
+    assert ('Polyp' in import_kvasir_capsule(kvasir, tmp_path/'all', size=32, side=48, min_videos=1).table.classes)
 
 
 @pytest.mark.parametrize('half', [0, 1])
@@ -519,7 +514,7 @@ def test_official_halves_share_no_video_afterwards(kvasir, tmp_path, half):
     split_table(t)
 
 
-BAD_KVASIR = (((({'column': (lambda k: change_rows(k/'metadata.csv',
+BAD_KVASIR = ({'column': (lambda k: change_rows(k/'metadata.csv',
                                                    lambda r: [HEAD.replace('video_id', 'video'), *r[1:]]),
                                  ('no column video_id', 'semicolons')),
                   'commas': (lambda k: (k/'metadata.csv').write_text((k/'metadata.csv').read_text().replace(
@@ -544,7 +539,7 @@ BAD_KVASIR = (((({'column': (lambda k: change_rows(k/'metadata.csv',
                                                                                             if not (x[:2] in ('v0',
                                                                                                               'v1')
                                                                                                     and 'Pylorus' in x)]),
-                              ('the train part', 'class Pylorus', '--official-test')),}))))
+                              ('the train part', 'class Pylorus', '--official-test')),})
 
 
 @pytest.mark.parametrize('name', BAD_KVASIR)
@@ -562,8 +557,7 @@ def test_kvasir_class_that_was_not_unpacked(kvasir, tmp_path):
     says('two ways to split', import_kvasir_capsule, kvasir, tmp_path/'x', official_test=0, folds=2)
 
 
-# --- the folder that is made
-# ------------------------------------------------------------------------------------------
+# --- the folder that is made ------------------------------------------------------------------------------
 
 def test_changes_are_found(pcam, tmp_path):
     import_pcam(pcam, tmp_path/'out', check=False)
@@ -680,8 +674,7 @@ def test_any_folder_or_table_is_checked(labelled, tmp_path, succeeds, refused):
     refused('import', 'check', '--data', tmp_path/'gone', naming=('gone',))
 
 
-# --- from download to metrics
-# -----------------------------------------------------------------------------------------
+# --- from download to metrics -----------------------------------------------------------------------------
 
 def test_import_train_evaluate(pcam, tmp_path, succeeds, tiny_diagnosis):
     text = succeeds('import', 'pcam', '--data', pcam, '--out', tmp_path/'set', '--no-check', '--per-class', 3)

@@ -39,8 +39,7 @@ def exports_of(module):
     return docs.symbols_of(nbformat.read(MODULES[module], 4))
 
 
-# --- reading code
-# -----------------------------------------------------------------------------------------------
+# --- reading code -----------------------------------------------------------------------------------------
 
 CELL = '''
 LARGEST = 8 # px, the largest side
@@ -92,9 +91,9 @@ def test_fields_of_records_are_parameters():
 
 def test_text_keeps_its_characters():
     assert reference.escape('F_SR * [0, 1] `a_b`') == r'F\_SR \* \[0, 1\] `a_b`'
-    assert ((r'`int \| None`' in reference.as_myst(reference.read_cell(
+    assert (r'`int \| None`' in reference.as_myst(reference.read_cell(
                                                        'def f(\n    a:int|None, # x|y\n): pass')[0],
-                                                   lambda t: t)))
+                                                   lambda t: t))
 
 
 @pytest.mark.parametrize('module', MODULES)
@@ -118,8 +117,7 @@ def test_reference_agrees_with_docments(module):
     assert compared > 5
 
 
-# --- pages
-# ------------------------------------------------------------------------------------------------------
+# --- pages ------------------------------------------------------------------------------------------------
 
 @pytest.fixture
 def names():
@@ -128,7 +126,7 @@ def names():
 
 
 def test_names_become_links(names):
-    assert ((((names.link('a `Net` and `Net.forward()`') == 'a {py:obj}`Net <srdiag.sr.net.Net>` and {py:obj}`Net.forward() <srdiag.sr.net.Net.forward>`'))))
+    assert (names.link('a `Net` and `Net.forward()`') == 'a {py:obj}`Net <srdiag.sr.net.Net>` and {py:obj}`Net.forward() <srdiag.sr.net.Net.forward>`')
     assert names.link('`fit`') == '`fit`' and names.link('`fit`', 'fit') == '{py:obj}`fit <srdiag.fit.fit>`', 'plain words mean the page\'s own functions only'
     for kept in ('# A `Net`', '```python\n`Net`\n```', '[`Net`](x.md)', '`Net.nothing`', '`unknown`',
                  '{py:obj}`Net`'):
@@ -136,9 +134,9 @@ def test_names_become_links(names):
 
 
 def test_links_out_of_the_notebooks():
-    assert ((((docs.relink('[a](../results/run) [b](../CITATION.cff) [c](sr/x.ipynb) [d](https://a.b)',
-                           'index.ipynb') == '[a](results/run/index.md) [b](CITATION.cff) [c](sr/x.ipynb) [d](https://a.b)'))))
-    assert ((((docs.relink('[a](../../results/run) [b](../x.ipynb)', 'sr/y.ipynb') == '[a](../results/run/index.md) [b](../x.ipynb)'))))
+    assert (docs.relink('[a](../results/run) [b](../CITATION.cff) [c](sr/x.ipynb) [d](https://a.b)',
+                           'index.ipynb') == '[a](results/run/index.md) [b](CITATION.cff) [c](sr/x.ipynb) [d](https://a.b)')
+    assert (docs.relink('[a](../../results/run) [b](../x.ipynb)', 'sr/y.ipynb') == '[a](../results/run/index.md) [b](../x.ipynb)')
 
 
 def test_a_notebook_is_converted(names):
@@ -208,8 +206,7 @@ def test_tables_of_results(tmp_path):
     assert docs.csv_table(tmp_path/'huge.csv') == ''
 
 
-# --- the how-to notebooks
-# ---------------------------------------------------------------------------------------
+# --- the how-to notebooks ---------------------------------------------------------------------------------
 
 def prose_of(page):
     import nbformat
@@ -270,8 +267,7 @@ def test_binder_installs_the_tested_versions():
     assert '-c ../constraints.txt' in lines and '.[notebooks]' in lines
 
 
-# --- the site
-# ---------------------------------------------------------------------------------------------------
+# --- the site ---------------------------------------------------------------------------------------------
 
 @pytest.fixture(scope='module')
 def site(tmp_path_factory):

@@ -111,8 +111,8 @@ def test_bfloat16_costs_less_than_two_hundredths_of_a_decibel(name, tile):
     assert 'Not for diagnostic use' in (pretrained_folder(name)/'README.md').read_text(encoding='utf-8')
     hr = as_float(tile(0, 256))
     lr = degrade(hr, net.scale)
-    a, b = ((psnr(super_resolve(net, lr, precision=p), hr, convention(net.scale)).item()
-             for p in ('fp32', 'bf16')))
+    a, b = (psnr(super_resolve(net, lr, precision=p), hr, convention(net.scale)).item()
+             for p in ('fp32', 'bf16'))
     assert abs(a-b) < 0.02
     if name.startswith('histology'):
         assert a > psnr(upsample(lr, net.scale, clip=True), hr, convention(net.scale)).item() + 0.2

@@ -21,8 +21,8 @@ CLASSES = ['a', 'b', 'c']
 @pytest.fixture(scope='module')
 def images():
     from srdiag.data.samples import tissue
-    return (((((((torch.stack([tissue()[:, i:i+16, j:j+16] for i in (0, 160, 320)
-                               for j in (0, 120, 240, 360)]).float() /255)))))))
+    return (torch.stack([tissue()[:, i:i+16, j:j+16] for i in (0, 160, 320)
+                               for j in (0, 120, 240, 360)]).float() /255)
 
 
 def built(inputs='LR+SR', **kwargs):

@@ -188,11 +188,11 @@ def test_dollars_bars_and_brackets_in_names(fill_labelled, tmp_path, succeeds, t
                                     'file,label,group,Group'])
 def test_a_column_that_is_there_twice(header, labelled, tmp_path, refused, tiny_diagnosis):
     width = header.count(',')
-    (((((tmp_path/'labels.csv').write_text(header + '\n' + '\n'.join(','.join([str(labelled/r['file']),
+    ((tmp_path/'labels.csv').write_text(header + '\n' + '\n'.join(','.join([str(labelled/r['file']),
                                                                                r['label'], r['label'], 'g'][:width
                                                                                                              + 1])
                                                                      for r in rows(
-                                                                         labelled/'labels.csv')))))))
+                                                                         labelled/'labels.csv'))))
     refused('train-diagnosis', '--data', tmp_path/'labels.csv', '--out', tmp_path/'out', '--inputs', 'LR',
             *tiny_diagnosis, naming=['labels.csv', 'more than once'])
 
@@ -458,5 +458,5 @@ def test_left_of_a_run_that_was_killed(copied, labelled, capsys):
 
 
 def test_images_without_any_error_have_no_psnr():
-    assert ((((_score(lambda lr: upsample(lr, 2), SRPairs([torch.full((3, 32, 32), 40, dtype=torch.uint8)],
-                                                          2)) == dict(psnr=None, ssim=None, n=0)))))
+    assert (_score(lambda lr: upsample(lr, 2), SRPairs([torch.full((3, 32, 32), 40, dtype=torch.uint8)],
+                                                          2)) == dict(psnr=None, ssim=None, n=0))

@@ -164,12 +164,11 @@ def test_no_absolute_paths(name, nb):
             assert not found, f'{name}: absolute path near {text[max(0, found.start()-30):found.end()+30]!r}.'
 
 
-# --- each cell has a purpose
-# ------------------------------------------------------------------------------------
+# --- each cell has a purpose ------------------------------------------------------------------------------
 
 def statements(cell): # of a cell of code; lines for the shell or IPython do not count
-    return ((((ast.parse('\n'.join(line
-                                   for line in cell.source.splitlines() if not re.match(r'\s*[%!]', line))).body))))
+    return (ast.parse('\n'.join(line
+                                   for line in cell.source.splitlines() if not re.match(r'\s*[%!]', line))).body)
 
 
 def is_import(statement): return isinstance(statement, (ast.Import, ast.ImportFrom))
@@ -239,8 +238,7 @@ def test_shows_a_test_and_a_failure(name, nb):
         f'{name}: no failure that a reader can see (try, except ... as e, print).')
 
 
-# --- solutions
-# --------------------------------------------------------------------------------------------------
+# --- solutions --------------------------------------------------------------------------------------------
 #
 # The solutions to nbs/sr/rcf.ipynb are in nbs/solutions/sr/rcf.ipynb. Each exercise has its heading, its
 # text as a quotation, and after it code that was run:

@@ -56,8 +56,7 @@ def requirement_of(line): # "fastai>=2.8; extra == 'dev'" → what the line dema
     return canonicalize_name(r.name), str(r.specifier), re.sub(r'[\'" ]', '', str(r.marker or ''))
 
 
-# --- one version
-# -----------------------------------------------------------------------------------------------
+# --- one version ------------------------------------------------------------------------------------------
 
 def test_setup_reports_the_version_of_settings():
     out = subprocess.run([sys.executable, 'setup.py', '--version'], cwd=ROOT, capture_output=True, text=True,
@@ -89,8 +88,7 @@ def test_licence_is_the_one_of_settings():
     assert settings()['author'] in read('LICENSE')
 
 
-# --- one place for everything else
-# --------------------------------------------------------------------------------
+# --- one place for everything else ------------------------------------------------------------------------
 
 def test_pyproject_agrees_with_settings():
     config, own = tomllib.loads(read('pyproject.toml')), settings()
@@ -123,8 +121,7 @@ def test_installed_requirements_are_those_of_settings(installed):
         'settings.ini has changed: run make venv.')
 
 
-# --- requirements
-# ---------------------------------------------------------------------------------------------
+# --- requirements -----------------------------------------------------------------------------------------
 
 @pytest.mark.parametrize('key', LISTS)
 def test_each_requirement_has_a_bound_and_a_reason(key):
@@ -150,8 +147,7 @@ def test_environment_satisfies_each_requirement():
                                         f'{r.specifier}: run make venv.')
 
 
-# --- commands
-# ---------------------------------------------------------------------------------------------------
+# --- commands ---------------------------------------------------------------------------------------------
 
 @pytest.mark.parametrize('command', ['make demo', 'make test'])
 def test_readme_gives_the_command_and_make_knows_it(command):

@@ -97,8 +97,7 @@ def calls(square):
     return seen
 
 
-# --- values
-# -----------------------------------------------------------------------------------------------------
+# --- values -----------------------------------------------------------------------------------------------
 
 def test_observers_hear_of_each_change_once_and_of_no_change_never(square, calls):
     square.set(side=3, colour='red')
@@ -137,8 +136,7 @@ def test_range_forgives_the_rounding_of_a_slider():
     with pytest.raises(ValueError): Range(0.05, 5., 1.).checked('T', 5.001)
 
 
-# --- the live view
-# ----------------------------------------------------------------------------------------------
+# --- the live view ----------------------------------------------------------------------------------------
 
 def parts(view):
     "Controls by name, picture, sentence"
@@ -196,8 +194,7 @@ def test_without_ipywidgets_only_the_sliders_are_missing(square, monkeypatch):
     assert isinstance(square.figure(), Figure) and square.set(side=3).numbers() == dict(area=9)
 
 
-# --- recursion
-# --------------------------------------------------------------------------------------------------
+# --- recursion --------------------------------------------------------------------------------------------
 
 def test_recursion_scores_the_image_of_each_step(recursion, recursive, hr):
     with torch.no_grad(): images = recursive.forward_steps(degrade(hr, 2)[None])
@@ -220,8 +217,7 @@ def test_recursion_needs_a_recursive_network(histology, hr):
     with pytest.raises(ModelError, match='single step'): RecursionExplorer(histology, hr)
 
 
-# --- attention
-# --------------------------------------------------------------------------------------------------
+# --- attention --------------------------------------------------------------------------------------------
 
 def test_attention_maps_are_distributions_of_the_size_of_their_path(attention):
     for stage, path, side in ((1, 'local', 24), (1, 'global', 12), (2, 'local', 24), (2, 'global', 12),
@@ -256,8 +252,7 @@ def test_attention_leaves_no_hook(attention, histology):
     assert not any(m._forward_hooks for m in histology.modules())
 
 
-# --- affinity
-# ---------------------------------------------------------------------------------------------------
+# --- affinity ---------------------------------------------------------------------------------------------
 
 def test_the_patient_moves_with_the_batch_and_not_without_it(affinity):
     assert affinity.numbers()['moved'] == 0
@@ -314,8 +309,7 @@ def test_affinity_refuses_what_cannot_be_shown(diagnoser, samples):
     with pytest.raises(ModelError, match='sai=False'): AffinityExplorer(plain, *samples, ['a', 'b'], batch=4)
 
 
-# --- gate
-# -------------------------------------------------------------------------------------------------------
+# --- gate -------------------------------------------------------------------------------------------------
 
 def test_a_head_alone_speaks_in_its_own_voice(gate):
     n = gate.numbers(g_sr=3, g_lr=-1, g_aux=0)
@@ -344,8 +338,7 @@ def test_heads_must_know_the_same_classes():
         GateExplorer(dict(sr=[1, 2], lr=[1, 2]), ['a', 'b'])
 
 
-# --- degradation
-# ------------------------------------------------------------------------------------------------
+# --- degradation ------------------------------------------------------------------------------------------
 
 @pytest.mark.parametrize('kernel', KERNELS)
 def test_kernels_keep_what_is_constant(kernel):

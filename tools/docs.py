@@ -25,8 +25,7 @@ HOWTO = 'own_images', 'reading_results', 'reproducing_table', 'deploy', 'new_net
 DIRECTIVES = {'default_exp', 'export', 'exporti', 'exports', 'hide', 'echo', 'eval', 'slow', 'cuda'}
 
 
-# --- notebooks
-# --------------------------------------------------------------------------------------------------
+# --- notebooks --------------------------------------------------------------------------------------------
 
 def directives_of(
     source: str, # of a code cell
@@ -148,8 +147,7 @@ def symbols_of(nb):
              for s in read_cell(c.source, i)])
 
 
-# --- pages that are made
-# ----------------------------------------------------------------------------------------
+# --- pages that are made ----------------------------------------------------------------------------------
 
 def course_of(
     index: str, # markdown of index.ipynb
@@ -260,8 +258,7 @@ def results_page(
     return '\n\n'.join(parts) + '\n'
 
 
-# --- the site
-# ---------------------------------------------------------------------------------------------------
+# --- the site ---------------------------------------------------------------------------------------------
 
 def write_pages(
     src: Path, # empty folder
@@ -277,9 +274,9 @@ def write_pages(
     modules = {module_of(page): symbols_of(nb) for page, nb in books.items()}
     modules = {module: symbols for module, symbols in modules.items() if symbols}
     names = Names(modules)
-    course = ((course_of('\n\n'.join(c.source
+    course = (course_of('\n\n'.join(c.source
                                      for c in books['index.ipynb'].cells if c.cell_type == 'markdown'),
-                         books)))
+                         books))
     results = ([p.name for p in sorted((root/'results').iterdir()) if p.is_dir() and any(p.iterdir())]
                if (root/'results').is_dir() else [])
 

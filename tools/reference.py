@@ -148,8 +148,7 @@ def read_cell(
     return [symbol for symbol in found if not symbol.name.startswith('_')]
 
 
-# --- as MyST
-# --------------------------------------------------------------------------------------------------------
+# --- as MyST ----------------------------------------------------------------------------------------------
 
 def escape(
     text: str, # a comment or docstring

@@ -209,7 +209,7 @@ def _write_card(
 ) -> None:
     "README.md of a built data set"
     scale = options['scale']
-    lines = (((((((([f'# {title}, {scale}x', '', f'Made by `srdiag build {title.lower()}`, after Section IV-A of the paper, from other images than the paper\'s unless you have them.',
+    lines = ([f'# {title}, {scale}x', '', f'Made by `srdiag build {title.lower()}`, after Section IV-A of the paper, from other images than the paper\'s unless you have them.',
                      '', f'- HR: {how} 8-bit RGB.', f"- LR: MATLAB's antialiased bicubic reduction by {scale} (`srdiag.data.degradation.degrade`) of the HR file, rounded to 8 bits.",
                      f'- Layout: `train/hr`, `train/lr`, `test/hr`, `test/lr`; the two files of a pair have one name, `group__rest.png`.',
                      f'- `{MANIFEST}` lists source, box (in pixels of the source), group, part and SHA-256 of every pair; `srdiag.data.builders.verify_manifest` checks it.',
@@ -221,7 +221,7 @@ def _write_card(
                      + (':' if built.skipped else '.'),
                      *(['', *[f'- {p.name} {why}' for p, why in built.skipped]] if built.skipped else []), '',
                      f'Go on with `srdiag train-sr --data train/hr --scale {scale} --out MODEL` and `srdiag '
-                     'evaluate --model MODEL --data test/hr --split all`.']))))))))
+                     'evaluate --model MODEL --data test/hr --split all`.'])
     (folder/'README.md').write_text('\n'.join(lines) + '\n', encoding='utf-8')
     (folder/'.srdiag').touch()
 

@@ -261,13 +261,13 @@ def _write_card(
     "README.md of an imported data set, and the mark that srdiag made it"
     counts = part_counts(made.table).astype(str).replace('-1', 'unknown')
     head = ['part', *counts.columns]
-    lines = (((((((([f'# {title}', '', f'Made by `srdiag import`. {about}', '',
+    lines = ([f'# {title}', '', f'Made by `srdiag import`. {about}', '',
                      f'- `labels.csv`: file, label{", group" if made.table.groups is not None else ""}{", split" if made.table.split is not None else ""}.',
                      f'- `{MANIFEST}`: source and SHA-256 of every file; `srdiag.data.datasets.verify_set` checks it.',
                      '', f'| {" | ".join(head)} |', f'|{"---|"*len(head)}',
                      *[f'| {" | ".join([part, *row])} |' for part,
                        row in zip(counts.index, counts.to_numpy())], '', '| option | value |', '|---|---|',
-                     *[f'| {k} | {v} |' for k, v in options.items()]]))))))))
+                     *[f'| {k} | {v} |' for k, v in options.items()]])
     for text in made.warnings: lines += ['', f'Warning: {text}']
     if made.skipped:
         lines += (['', f'{_count(len(made.skipped), "image")} could not be read:', '',

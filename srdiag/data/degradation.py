@@ -97,8 +97,8 @@ def upsample(
     if scale == 1: pass
     elif mode == 'bicubic':
         p = 2*scale
-        x = ((F.interpolate(_pad_symmetric(x, 2), size=[n + 2*p for n in size], mode='bicubic',
-                            antialias=True)[..., p:-p, p:-p]))
+        x = (F.interpolate(_pad_symmetric(x, 2), size=[n + 2*p for n in size], mode='bicubic',
+                            antialias=True)[..., p:-p, p:-p])
     else: x = F.interpolate(x, size=size, mode=mode)
     x = (x.clamp(0, 1) if clip else x).to(lr.dtype)
     return x[0] if lr.dim() == 3 else x

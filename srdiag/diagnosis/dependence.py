@@ -52,8 +52,8 @@ def batch_dependence(
                               accuracy=right.mean(), low=right.min(), high=right.max())
                          | spread_of(found, np.stack([p for _, p in runs]))))
             if mode == 'batch' and sort_by_class:
-                right = (((((run(mode, size, torch.from_numpy(np.argsort(labels, kind='stable')))[
-                                     0] == labels).mean()))))
+                right = ((run(mode, size, torch.from_numpy(np.argsort(labels, kind='stable')))[
+                                     0] == labels).mean())
                 rows.append(dict(mode=mode, batch_size=size, order='by class', runs=1, n=len(labels),
                                  accuracy=right, low=right, high=right))
     return pd.DataFrame(rows)

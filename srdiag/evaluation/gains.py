@@ -44,8 +44,8 @@ def mean_interval(
 ) -> tuple: # mean, low, high; low and high are nan with fewer than two groups
     "Mean with a bootstrap interval over groups"
     means = group_means(values, groups, **kwargs)
-    return ((float(np.mean(values)),
-             *((math.nan, math.nan) if means is None else percentile_interval(means[:, 0], level))))
+    return (float(np.mean(values)),
+             *((math.nan, math.nan) if means is None else percentile_interval(means[:, 0], level)))
 
 # %% ../../nbs/evaluation/gains.ipynb #c007
 def share_interval(
