@@ -29,7 +29,7 @@ def pytest_collection_modifyitems(items):
 # The command line
 
 def _run(*argv):
-    from srdiag.cli import main
+    from srdiag.commands.cli import main
     out, err = io.StringIO(), io.StringIO()
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
         try: code = main([str(a) for a in argv])

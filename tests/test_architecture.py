@@ -13,17 +13,18 @@ import pytest
 ROOT = Path(__file__).parents[1]
 LIB, NBS = ROOT/'srdiag', ROOT/'nbs'
 
-# Lowest first. A module imports from its own floor and from those below it, never from above; a name stands
-# for a folder, too.
-FLOORS = ['errors files precision runs', 'weights', 'data.degradation evaluation.image_quality evaluation.diagnostic evaluation.calibration evaluation.gains evaluation.cost evaluation.speed',
-          'data.images data.splits data.folders',
-          'data.labelled data.pairs data.samples data.slides data.builders data.datasets',
-          'sr.layers sr.convlstm sr.rcf sr.mrc sr.mrcnet sr.zoo diagnosis.branches diagnosis.sai diagnosis.gate diagnosis.network diagnosis.losses',
-          'models catalogue sr.inference diagnosis.inference diagnosis.interpretation diagnosis.dependence figures caution method report widgets assessment',
-          'training.loop training.recipes', 'sr.training sr.distillation diagnosis.training', 'commands',
-          'benchmark experiment', 'demo', 'cli',]
-MAY_IMPORT_FASTAI = {'training.loop', 'training.recipes', 'sr.training', 'sr.distillation',
-                     'diagnosis.training'}
+# Lowest first; a folder is a room. A module imports from its own floor and from those below it, never from above.
+FLOORS = [
+    'core',
+    'data training evaluation',
+    'datasets sr',
+    'diagnosis',
+    'models show',
+    'bench',
+    'commands',
+]
+MAY_IMPORT_FASTAI = {'training.loop', 'training.recipes', 'sr.training', 'sr.distillation', 'diagnosis.training'}
+DATA = {'pretrained', 'published', 'styles', 'templates'} # folders of files that come with the package
 
 
 def name_of(path): # srdiag/sr/mrc.py → 'sr.mrc'
@@ -35,9 +36,9 @@ modules = pytest.mark.parametrize('module', FILES)
 
 
 def floor_of(module):
-    for i, names in enumerate(FLOORS):
-        if any(module == name or module.startswith(f'{name}.') for name in names.split()): return i
-    pytest.fail(f'srdiag.{module} has no floor: give it one in FLOORS of tests/test_architecture.py.')
+    for i, rooms in enumerate(FLOORS):
+        if module.split('.')[0] in rooms.split(): return i
+    pytest.fail(f'srdiag.{module} has no floor: give its folder one in FLOORS of tests/test_architecture.py.')
 
 
 @lru_cache(None)
@@ -125,11 +126,21 @@ def test_module_imports_nothing_from_a_higher_floor(module):
                                                      'on a higher floor.')
 
 
-def test_each_name_in_the_table_of_floors_is_a_module():
-    names = [name for names in FLOORS for name in names.split()]
-    gone = [name for name in names if not any(m == name or m.startswith(f'{name}.') for m in FILES)]
-    assert not gone, f'FLOORS names {", ".join(gone)}, which srdiag does not have.'
-    assert len(set(names)) == len(names), 'FLOORS names a module twice.'
+def test_each_room_is_on_a_floor_and_each_floor_has_its_rooms():
+    rooms = [room for rooms in FLOORS for room in rooms.split()]
+    there = {p.name for p in LIB.iterdir() if p.is_dir() and p.name != '__pycache__'} - DATA
+    assert sorted(rooms) == sorted(there), 'FLOORS and the folders of srdiag/ disagree.'
+
+
+def test_the_top_level_holds_folders_only():
+    files = {p.name for p in LIB.iterdir() if p.is_file()}
+    assert files <= {'__init__.py', '_modidx.py', 'py.typed'}, (
+        f'{files} lie on the top level of srdiag/: every module lives in a room.') # _modidx.py is written by nbdev
+
+
+def test_commands_are_a_door_and_nothing_else():
+    inside = [(m, o) for m in FILES for o in own_imports(m) if o.startswith('commands.') and not m.startswith('commands.')]
+    assert not inside, f'srdiag.{inside[0][0]} imports srdiag.{inside[0][1]}: commands are for the entry point alone.'
 
 
 def test_no_import_cycle():
@@ -190,7 +201,7 @@ def test_the_bare_package_loads_almost_nothing():
 
 
 def test_help_does_not_wait_for_torch():
-    loaded, printed = loaded_by("import sys; sys.argv = ['srdiag', '--help']\nfrom srdiag.cli import main\n"
+    loaded, printed = loaded_by("import sys; sys.argv = ['srdiag', '--help']\nfrom srdiag.commands.train_diagnosis.cli import main\n"
                                'try: main()\nexcept SystemExit as e: assert not e.code')
     assert 'usage' in printed.lower()
     assert 'torch' not in loaded, 'srdiag --help loads torch.'

@@ -18,9 +18,10 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from srdiag.data.images import save_png
-from srdiag.errors import ModelError, counted
-from srdiag.models import load_model
-from srdiag.weights import list_pretrained
+from srdiag.core.errors import ModelError
+from srdiag.core.words import counted
+from srdiag.models.saving import load_model
+from srdiag.core.weights import list_pretrained
 
 
 def rows(path): return list(csv.DictReader(path.open(encoding='utf-8')))
@@ -594,7 +595,7 @@ def test_a_loss_that_is_never_finite_leaves_the_old_model(
 @pytest.mark.parametrize('function', ['train_sr', 'super_resolve'])
 def test_keyboard_interrupt(function, models, sr_folder, tmp_path, run_cli, monkeypatch, tiny_sr):
     def interrupt(*args, **kwargs): raise KeyboardInterrupt
-    monkeypatch.setattr('srdiag.commands.' + function, interrupt)
+    monkeypatch.setattr('srdiag.commands.train_diagnosis.' + function, interrupt)
     argv = (['train-sr', '--data', sr_folder, '--out', tmp_path/'out', *tiny_sr] if function == 'train_sr'
             else ['predict', sr_folder, '--model', models.sr, '--out', tmp_path/'out'])
     code, _, err = run_cli(*argv)
@@ -735,7 +736,7 @@ def test_a_disk_that_fills_between_the_epochs_and_the_end(
         if saved: raise OSError(errno.ENOSPC, 'No space left on device')
         saved.append(path)
         save_file(state, path)
-    monkeypatch.setattr('srdiag.models.save_file', save)
+    monkeypatch.setattr('srdiag.models.saving.save_file', save)
     code, _, err = run_cli('train-sr', '--data', sr_folder, '--out', tmp_path/'out', *tiny_sr)
     assert code == 2 and 'No space left' in err and 'Traceback' not in err, err
     assert [p.name for p in tmp_path.iterdir()] == ['out']
@@ -751,7 +752,7 @@ def test_a_full_disk_while_writing_results(name, room, output, run_cli):
 
 
 def test_weights_that_are_not_finite_are_not_saved(models, tmp_path):
-    from srdiag.models import save_model
+    from srdiag.models.saving import save_model
     network, info = load_model(models.sr)
     with torch.no_grad(): next(network.parameters()).view(-1)[0] = float('inf')
     with pytest.raises(ModelError, match='non-finite weights'): save_model(tmp_path/'out', network, info)
@@ -810,7 +811,7 @@ def test_a_folder_and_one_of_its_files(models, tmp_path, fill, succeeds):
 
 def test_the_installed_command(tmp_path):
     "One process of its own: nothing but the sentence on stderr, and the status"
-    p = subprocess.run([sys.executable, '-m', 'srdiag.cli', 'predict', tmp_path/'gone.png', '--model',
+    p = subprocess.run([sys.executable, '-m', 'srdiag.commands.cli', 'predict', tmp_path/'gone.png', '--model',
                         tmp_path/'gone', '--out', tmp_path/'out'], capture_output=True, text=True,
                        encoding='utf-8')
     assert p.returncode == 2 and p.stdout == '' and not list(tmp_path.iterdir())

@@ -8,8 +8,8 @@ import torch
 
 from srdiag.data.degradation import degrade
 from srdiag.data.pairs import SRPairs
-from srdiag.errors import ModelError, TrainingError
-from srdiag.models import load_model
+from srdiag.core.errors import ModelError, TrainingError
+from srdiag.models.saving import load_model
 from srdiag.sr.training import score_images
 from srdiag.sr.zoo import ARCHITECTURES, create_model
 

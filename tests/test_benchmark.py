@@ -9,15 +9,15 @@ import pandas as pd
 import pytest
 import torch
 
-from srdiag import benchmark
-from srdiag.benchmark import (BICUBIC, CARN, DOUBLE, EDSR_DOUBLE, PRESETS, SCRATCH, STUDENT, UNKNOWN, Entry,
-                              Store, benchmark_sr, budget_of, deviations, entries_of, gains_table,
-                              groups_known, limits, paired_gain, published_sr, report, seed_interval,
-                              steps_of, with_teachers)
-from srdiag.commands import RunOptions
-from srdiag.errors import DataError, ModelError
+from srdiag.bench import sr as benchmark
+from srdiag.bench.sr import (BICUBIC, CARN, DOUBLE, EDSR_DOUBLE, PRESETS, SCRATCH, STUDENT, UNKNOWN, Entry,
+                             Store, benchmark_sr, budget_of, deviations, entries_of, gains_table,
+                             groups_known, limits, paired_gain, published_sr, report, seed_interval,
+                             steps_of, with_teachers)
+from srdiag.training.options import RunOptions
+from srdiag.core.errors import DataError, ModelError
 from srdiag.evaluation.speed import Setup, compare_latency, forward_call, peak_memory
-from srdiag.models import load_model
+from srdiag.models.saving import load_model
 
 SMALL = (('channels', 4), ('blocks', 1), ('stages', 1))
 TINY = (BICUBIC, Entry('Scratch', 'mrcnet', config=SMALL), Entry('MRC-Net', 'mrcnet', 'distilled', SMALL))
@@ -144,8 +144,8 @@ def test_unknown_groups_are_said(fill, tmp_path, unmeasured, capsys):
 def test_model_folder_is_the_network_that_was_scored(finished, slides):
     store, entry = Store(finished), TINY[1]
     network, info = load_model(store.path(entry, 1)/'model', 'sr', 2)
-    from srdiag.commands import read_sr_folder
-    test = read_sr_folder(slides, 2, 16, CPU).pairs('test', 2)
+    from srdiag.datasets.reading import read_sr_folder
+    test = read_sr_folder(slides, 16, CPU).pairs('test', 2)
     assert (benchmark.score_images(network, test).psnr.mean() == pytest.approx(
                 store.metrics(entry, 1)['psnr'], abs=1e-4))
     assert network.config['channels'] == 4 and info.training['seed'] == 1
@@ -165,8 +165,8 @@ def test_panel_of_the_first_runs_is_kept(slides, tmp_path, unmeasured, monkeypat
     run(slides, tmp_path/'bench', TINY[:1], one)
     first = (tmp_path/'bench'/'panel'/'hr.png').read_bytes()
     monkeypatch.setattr(benchmark, 'score_images', real)
-    from srdiag.commands import read_sr_folder
-    job = benchmark.Job(read_sr_folder(slides, 2, 16, CPU), 2, one)
+    from srdiag.datasets.reading import read_sr_folder
+    job = benchmark.Job(read_sr_folder(slides, 16, CPU), 2, one)
     assert job.about()['panel'] != Store(tmp_path/'bench').head()['about']['panel'], 'the test shows nothing'
     run(slides, tmp_path/'bench', TINY[:2], one)
     from srdiag.data.images import read_image
@@ -184,8 +184,8 @@ def test_same_patches_for_networks_of_any_size(slides, monkeypatch):
         seen[network.config['channels'], seed] = next(iter(sr_dataloaders(
                                                                train, valid, patch, 2, steps, seed)[0]))[1]
     monkeypatch.setattr(benchmark, 'train_sr', train)
-    from srdiag.commands import read_sr_folder
-    data = read_sr_folder(slides, 2, 16, CPU)
+    from srdiag.datasets.reading import read_sr_folder
+    data = read_sr_folder(slides, 16, CPU)
     pairs = {k: data.pairs(k, 2) for k in ('train', 'valid')}
     for channels, seed in ((4, 0), (8, 0), (4, 1)):
         benchmark.train_entry(Entry('x', 'mrcnet', config=(('channels', channels), ('blocks', 1))), seed,
@@ -194,7 +194,7 @@ def test_same_patches_for_networks_of_any_size(slides, monkeypatch):
 
 
 def test_teacher_and_student_see_the_same_patches_and_double_sees_others(slides, monkeypatch):
-    from srdiag.commands import read_sr_folder
+    from srdiag.datasets.reading import read_sr_folder
     from srdiag.data.pairs import PatchSampler
     batch, seen = PatchSampler.batch, []
     def watched(self, n):
@@ -202,7 +202,7 @@ def test_teacher_and_student_see_the_same_patches_and_double_sees_others(slides,
         seen.append(hr.clone())
         return lr, hr
     monkeypatch.setattr(PatchSampler, 'batch', watched)
-    data = read_sr_folder(slides, 2, 16, CPU)
+    data = read_sr_folder(slides, 16, CPU)
     pairs = {k: data.pairs(k, 2) for k in ('train', 'valid')}
     def patches(entry, teacher=None):
         seen.clear()
@@ -332,11 +332,11 @@ def test_runs_of_other_images_make_no_table(finished, tmp_path):
 def whites(fill, tmp_path):
     """A function: forty tiles of which some of the part `part` are white, as the split with seed 0 has them →
     the folder and the names of the white ones"""
-    from srdiag.commands import read_sr_folder
+    from srdiag.datasets.reading import read_sr_folder
     from srdiag.data.images import save_png
     def whites(part, n=None):
         folder = fill(tmp_path/'white', 40)[0].parent
-        table = read_sr_folder(folder, 2, 16, CPU).table
+        table = read_sr_folder(folder, 16, CPU).table
         names = table.file[table.split == part].tolist()[:n]
         for name in names:
             save_png(torch.full((3, 32, 32), 255, dtype=torch.uint8), folder/name, overwrite=True)
@@ -379,9 +379,9 @@ def test_nothing_but_blank_images_is_refused_before_anything_is_written(whites, 
 
 
 def test_blank_validation_image_does_not_choose_the_epoch(whites):
-    from srdiag.commands import read_sr_folder
+    from srdiag.datasets.reading import read_sr_folder
     folder, (white,) = whites('valid', 1)
-    job = benchmark.Job(read_sr_folder(folder, 2, 16, CPU), 2, budget_of('smoke', valid_images=9),
+    job = benchmark.Job(read_sr_folder(folder, 16, CPU), 2, budget_of('smoke', valid_images=9),
                         precision='fp32')
     assert len(job.pairs['valid']) == 3 and white not in job.pairs['valid'].names
 

@@ -7,13 +7,13 @@ import pytest
 import tifffile
 import torch
 
-from srdiag.data.builders import (build_endosr, build_histosr, circle_mask, read_manifest, square_frame,
-                                  verify_manifest)
+from srdiag.datasets.builders import (build_endosr, build_histosr, circle_mask, read_manifest, square_frame,
+                                      verify_manifest)
 from srdiag.data.degradation import degrade
 from srdiag.data.images import as_float, read_image, save_png, to_uint8
-from srdiag.data.slides import (Slide, find_slides, is_slide, level_for, sample_places, thumbnail,
-                                tissue_mask, tissue_share)
-from srdiag.errors import DataError, ImageError
+from srdiag.datasets.slides import (Slide, find_slides, is_slide, level_for, sample_places, thumbnail,
+                                    tissue_mask, tissue_share)
+from srdiag.core.errors import DataError, ImageError
 
 
 # --- slides to practise on --------------------------------------------------------------------------------
@@ -136,12 +136,13 @@ def test_mask_can_be_left_out(frames, tmp_path):
 
 
 def test_card_and_names_are_what_the_commands_read(endo):
-    from srdiag.commands import RunOptions, read_sr_folder
+    from srdiag.datasets.reading import read_sr_folder
+    from srdiag.training.options import RunOptions
     card = (endo.folder/'README.md').read_text(encoding='utf-8')
     for words in ('EndoSR, 4x', '| size | 128 |', '| seed | 0 |', f'| train | {endo.pairs["train"]} |',
                   'degrade', 'video0__broken.png'):
         assert words in card
-    data = read_sr_folder(endo.folder/'train'/'hr', 4, 32, RunOptions())
+    data = read_sr_folder(endo.folder/'train'/'hr', 32, RunOptions())
     assert (set(data.table.group) == {row['group']
                                       for row in read_manifest(endo.folder) if row['split'] == 'train'})
 
@@ -165,7 +166,7 @@ def test_a_frame_of_a_pixel_is_left_out_with_a_sensible_sentence(frames, tile, t
 
 
 def test_no_mask_is_made_where_no_frame_is_large_enough(frames, tmp_path, monkeypatch):
-    from srdiag.data import builders
+    from srdiag.datasets import builders
     sides, real = [], builders.circle_mask
     monkeypatch.setattr(builders, 'circle_mask', lambda size: sides.append(size) or real(size))
     with pytest.raises(DataError, match='not enlarged to 8000'):
@@ -334,7 +335,7 @@ def test_foreign_folders_stay(frames, tmp_path, snapshot):
 @pytest.mark.parametrize('where', ['save_png', '_write_card'])
 def test_interrupted_builds_leave_what_was_there(frames, own_endo, snapshot, monkeypatch, stop, caught, words,
                                                  where):
-    from srdiag.data import builders
+    from srdiag.datasets import builders
     before, calls, real = snapshot(own_endo.parent), [], getattr(builders, where)
     def failing(*a, **k):
         calls.append(1)

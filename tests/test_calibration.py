@@ -12,7 +12,7 @@ from scipy.stats import t as student
 from sklearn.calibration import calibration_curve
 from sklearn.metrics import brier_score_loss, log_loss, roc_curve
 
-from srdiag.errors import DataError, ModelError
+from srdiag.core.errors import DataError, ModelError
 from srdiag.evaluation.calibration import (Calibration, abstention_threshold, apply_temperature,
                                            area_under_risk_coverage, brier_score, calibrate,
                                            calibration_interval, curve_bound, decide, design_effect,
@@ -543,7 +543,7 @@ def test_risk_on_new_images():
 # Figures
 
 def test_figures_show_what_was_measured():
-    from srdiag.caution import operating_figure, reliability_figure, risk_coverage_figure
+    from srdiag.show.calibration import operating_figure, reliability_figure, risk_coverage_figure
     import matplotlib.pyplot as plt
     t, p = invented(200)
     rows = reliability_table(t, p)
@@ -562,7 +562,7 @@ def test_figures_show_what_was_measured():
 
 
 def test_figures_refuse_what_does_not_fit():
-    from srdiag.caution import operating_figure, reliability_figure, risk_coverage_figure
+    from srdiag.show.calibration import operating_figure, reliability_figure, risk_coverage_figure
     t, p = invented(50)
     o = operating_point(t, p, THREE, 'b')
     with pytest.raises(ValueError, match='no probabilities'): reliability_figure(t, {})

@@ -15,13 +15,14 @@ import pytest
 import torch
 from PIL import Image
 
-from srdiag.data import datasets
-from srdiag.data.builders import circle_mask, square_frame
-from srdiag.data.datasets import (PCAM_MD5, PCAM_PATCHES, check_set, import_cadcap, import_kaggle_pcam,
-                                  import_kvasir_capsule, import_pcam, part_counts, verify_set)
+from srdiag.datasets import imported as datasets
+from srdiag.datasets.builders import circle_mask, square_frame
+from srdiag.datasets.capsule import import_cadcap, import_kvasir_capsule
+from srdiag.datasets.imported import check_set, part_counts, verify_set
+from srdiag.datasets.pcam import PCAM_MD5, PCAM_PATCHES, import_kaggle_pcam, import_pcam
 from srdiag.data.images import read_image
 from srdiag.data.labelled import from_csv, load_table, split_table
-from srdiag.errors import DataError, ImageError
+from srdiag.core.errors import DataError, ImageError
 
 STEM = 'camelyonpatch_level_2_split'
 

@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from srdiag.models import load_model
+from srdiag.models.saving import load_model
 
 
 @pytest.fixture(scope='module')

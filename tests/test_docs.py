@@ -222,7 +222,7 @@ def test_every_howto_is_listed_and_in_no_part_of_the_course():
 @pytest.mark.parametrize('page', [f'howto/{page}' for page in docs.HOWTO])
 def test_commands_that_a_howto_shows_exist(page):
     "What the notebooks run is tested by running them; this is what stands in their text"
-    from srdiag.cli import parser
+    from srdiag.commands.cli import parser
     text, shown = prose_of(page), []
     for block in re.findall(r'^```bash\n(.*?)^```', text, flags=re.M | re.S):
         shown += re.findall(r'\bsrdiag ([a-z].*?)(?= 2?> | +#|$)', block, flags=re.M)

@@ -11,13 +11,14 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from srdiag import experiment
-from srdiag.commands import RunOptions
-from srdiag.errors import DataError, ModelError
+from srdiag.bench import tables as experiment
+from srdiag.training.options import RunOptions
+from srdiag.core.errors import DataError, ModelError
 from srdiag.evaluation.gains import gap_closed, group_means, mean_interval, paired_gain, verdict
-from srdiag.experiment import (Answers, BUDGETS, NUMERALS, OURS, TABLES, Design, Row, Store, budget_of,
-                               confusion_of, limits, make_folds, networks_of, pairs_of, published_confusion,
-                               published_diagnosis, report, rows_of, run_experiment, tables_of)
+from srdiag.bench.tables import (Answers, BUDGETS, NUMERALS, OURS, TABLES, Design, Row, Store, budget_of,
+                                 confusion_of, limits, make_folds, networks_of, pairs_of,
+                                 published_confusion, published_diagnosis, report, rows_of, run_experiment,
+                                 tables_of)
 
 CPU = RunOptions(device='cpu', precision='fp32')
 TINY = budget_of('smoke')
@@ -162,7 +163,7 @@ def test_predictions_are_of_the_test_part_and_metrics_are_of_the_predictions(fin
 
 
 def test_networks_are_kept_for_the_pictures(finished):
-    from srdiag.models import load_model
+    from srdiag.models.saving import load_model
     network, _ = load_model(finished/'runs'/'LR+SR-sai-x2'/'seed0'/'fold0'/'sr', 'sr', 2)
     assert network.scale == 2 and not (finished/'runs'/'LR+SR-sai-x2'/'seed0'/'fold1'/'sr').exists()
 
@@ -235,7 +236,7 @@ def test_more_seeds_are_welcome(labelled, sr_model, tmp_path, quick):
 
 
 def test_a_failed_training_ends_its_run_alone(labelled, sr_model, tmp_path, quick, monkeypatch, capsys):
-    from srdiag.errors import TrainingError
+    from srdiag.core.errors import TrainingError
     real = experiment.train_diagnosis
 
     def fails(model, *args, **kw):
@@ -298,7 +299,8 @@ def test_networks_are_needed_and_told_apart(sr_model):
 
 def test_a_network_for_other_channels(labelled, tmp_path):
     import torch
-    from srdiag.models import ModelInfo, save_model
+    from srdiag.models.info import ModelInfo
+    from srdiag.models.saving import save_model
     from srdiag.sr.mrcnet import MRCNet
     torch.manual_seed(0)
     save_model(tmp_path/'grey', MRCNet(2, channels=4, blocks=1, stages=1, image_channels=1),
@@ -330,7 +332,7 @@ def test_two_processes_share_one_folder(labelled, sr_model, tmp_path):
     argv = ['experiment', 'table5', '--data', labelled/'labels.csv', '--sr', sr_model, '--out', tmp_path/'x',
             '--budget', 'smoke', '--scale', 2, '--references', 4, '--device', 'cpu', '--precision', 'fp32',
             '--only', 'LR,ILR']
-    both = ([subprocess.Popen([sys.executable, '-m', 'srdiag.cli', *map(str, argv), '--only-fold', str(k)],
+    both = ([subprocess.Popen([sys.executable, '-m', 'srdiag.commands.cli', *map(str, argv), '--only-fold', str(k)],
                               stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for k in (0, 1)])
     for p in both:
         _, err = p.communicate()

@@ -4,8 +4,8 @@ import shutil
 
 import pytest
 
-from srdiag.errors import DataError, ModelError
-from srdiag.experiment import Design, Store, chosen_rows, make_folds, networks_of, read_predictions, rows_of
+from srdiag.core.errors import DataError, ModelError
+from srdiag.bench.tables import Design, Store, chosen_rows, make_folds, networks_of, read_predictions, rows_of
 
 FORM = 'srdiag experiment 1'
 FIXED = dict(folds=2, epochs=1, batch_size=8, scale=2, recipe='fast', mode='context', mutual='mean',

@@ -9,15 +9,15 @@ from srdiag.data.degradation import degrade, upsample
 from srdiag.data.images import as_float
 from srdiag.diagnosis.inference import predict
 from srdiag.diagnosis.network import SREnhancedDiagnosis
-from srdiag.errors import DataError, ModelError
+from srdiag.core.errors import DataError, ModelError
 from srdiag.evaluation.image_quality import convention, psnr
-from srdiag.models import load_model
+from srdiag.models.saving import load_model
 from srdiag.sr.inference import enlarger, super_resolve, tiles_of
 from srdiag.sr.layers import PReLU
 from srdiag.sr.mrcnet import MRCNet
 from srdiag.sr.rcf import RefinedContextFusion
 from srdiag.sr.zoo import create_model
-from srdiag.weights import list_pretrained, pretrained_folder
+from srdiag.core.weights import list_pretrained, pretrained_folder
 
 SMALL = dict(carn=dict(channels=8), edsr_baseline=dict(channels=8, blocks=2), vdsr=dict(channels=8, depth=4),
              mwcnn=dict(channels=8, levels=2), srrfn=dict(channels=8, counts=[1, 1], recursions=1))

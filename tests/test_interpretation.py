@@ -8,12 +8,12 @@ import torch
 from matplotlib.figure import Figure
 
 from srdiag.diagnosis.inference import predict
-from srdiag.diagnosis.interpretation import (affinity_stages_figure, branch_features, class_contrast,
-                                             embedding_figure, embedding_table, gate_figure, gate_table,
-                                             grad_cam, grad_cam_figure, map_similarity, neighbour_accuracy,
-                                             pick_examples, project, sanity_check, stage_affinities)
+from srdiag.show.interpretation import (affinity_stages_figure, branch_features, class_contrast,
+                                        embedding_figure, embedding_table, gate_figure, gate_table, grad_cam,
+                                        grad_cam_figure, map_similarity, neighbour_accuracy, pick_examples,
+                                        project, sanity_check, stage_affinities)
 from srdiag.diagnosis.network import SREnhancedDiagnosis
-from srdiag.errors import DataError, ModelError
+from srdiag.core.errors import DataError, ModelError
 
 CLASSES = ['a', 'b', 'c']
 

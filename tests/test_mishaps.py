@@ -10,18 +10,19 @@ import pandas as pd
 import pytest
 import torch
 
-from srdiag.commands import RunOptions, read_split
+from srdiag.models.split import read_split
+from srdiag.training.options import RunOptions
 from srdiag.data.degradation import upsample
 from srdiag.data.images import save_png
 from srdiag.data.pairs import SRPairs
 from srdiag.diagnosis.inference import predict
-from srdiag.errors import DataError
+from srdiag.core.errors import DataError
 from srdiag.evaluation.calibration import calibrate
 from srdiag.evaluation.diagnostic import (bootstrap_interval, checked_probabilities, confusion,
                                           diagnostic_metrics, group_index)
 from srdiag.evaluation.gains import gap_closed, mean_interval, paired_gain, share_interval
-from srdiag.experiment import Design, Row, Store, _score, budget_of, costs_of, run_experiment
-from srdiag.models import load_model
+from srdiag.bench.tables import Design, Row, Store, _score, budget_of, costs_of, run_experiment
+from srdiag.models.saving import load_model
 
 CPU, HALF = RunOptions(device='cpu', precision='fp32'), Design(scale=2, references=4)
 
@@ -199,7 +200,7 @@ def test_a_column_that_is_there_twice(header, labelled, tmp_path, refused, tiny_
 
 @pytest.mark.parametrize('encoding', ['ascii', 'cp1252'])
 def test_a_terminal_that_knows_few_letters(encoding):
-    done = subprocess.run([sys.executable, '-m', 'srdiag.cli', 'train-diagnosis', '--help'],
+    done = subprocess.run([sys.executable, '-m', 'srdiag.commands.cli', 'train-diagnosis', '--help'],
                           capture_output=True, env={'PYTHONIOENCODING': encoding, 'PATH': '/usr/bin'})
     assert done.returncode == 0 and b'of the rank loss' in done.stdout and not done.stderr
 

@@ -12,10 +12,10 @@ from safetensors.torch import load_file
 
 from srdiag.data.degradation import degrade
 from srdiag.data.images import as_float, find_images, read_image, to_uint8
-from srdiag.diagnosis.dependence import batch_dependence, spread_of
+from srdiag.show.dependence import batch_dependence, spread_of
 from srdiag.diagnosis.inference import is_independent, modes_of, predict
 from srdiag.diagnosis.network import SREnhancedDiagnosis
-from srdiag.models import load_model
+from srdiag.models.saving import load_model
 
 HEADS = 'ens', 'sr', 'lr', 'aux'
 GATE = 'gate_sr', 'gate_lr', 'gate_aux'

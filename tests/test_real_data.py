@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from srdiag.models import load_model
+from srdiag.models.saving import load_model
 
 pytestmark = pytest.mark.data
 

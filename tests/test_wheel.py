@@ -117,8 +117,8 @@ def test_wheel_saves_loads_and_enlarges_away_from_the_repository(target, tmp_pat
 
 
 def test_wheel_has_all_commands(target, tmp_path):
-    where = run('-c', 'import srdiag.cli; print(srdiag.cli.__file__)', **away(target, tmp_path)).strip()
+    where = run('-c', 'import srdiag.commands.cli; print(srdiag.commands.cli.__file__)', **away(target, tmp_path)).strip()
     assert Path(where).is_relative_to(target)
-    text = run('-m', 'srdiag.cli', '--help', **away(target, tmp_path))
+    text = run('-m', 'srdiag.commands.cli', '--help', **away(target, tmp_path))
     missing = [c for c in COMMANDS if not re.search(rf'(?<![\w-]){c}(?![\w-])', text)]
     assert not missing, f'srdiag --help does not list {missing}.'

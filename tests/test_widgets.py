@@ -9,11 +9,11 @@ from matplotlib.figure import Figure
 from srdiag.data.degradation import degrade
 from srdiag.data.images import as_float
 from srdiag.diagnosis.network import DiagnosisNetwork
-from srdiag.errors import ModelError, SrdiagError
+from srdiag.core.errors import ModelError, SrdiagError
 from srdiag.evaluation.image_quality import convention, psnr
 from srdiag.sr.mrcnet import MRCNet
-from srdiag.widgets import (KERNELS, AffinityExplorer, AttentionExplorer, Choice, DegradationExplorer,
-                            Explorer, GateExplorer, Range, RecursionExplorer, live_view, shrink)
+from srdiag.show.widgets import (KERNELS, AffinityExplorer, AttentionExplorer, Choice, DegradationExplorer,
+                                 Explorer, GateExplorer, Range, RecursionExplorer, live_view, shrink)
 
 
 class Square(Explorer):

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from srdiag.data.degradation import degrade, upsample
-from srdiag.errors import ModelError
+from srdiag.core.errors import ModelError
 from srdiag.sr.mrcnet import MRCNet
 from srdiag.sr.zoo import (ARCHITECTURES, MODELS, SCALES, SRNetwork, architecture_of, create_model, describe,
                            haar, inverse_haar, list_models, traits)

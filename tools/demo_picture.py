@@ -2,12 +2,12 @@
 import sys
 from pathlib import Path
 
-from srdiag import figures
+from srdiag.show import figures
 from srdiag.data.degradation import upsample
 from srdiag.data.pairs import SRPairs
-from srdiag.demo import DemoSettings, blocks
+from srdiag.commands.demo import DemoSettings, blocks
 from srdiag.evaluation.image_quality import convention
-from srdiag.models import load_model
+from srdiag.models.saving import load_model
 from srdiag.sr.inference import super_resolve
 
 if __name__ == '__main__':

@@ -9,12 +9,15 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from srdiag.commands import RunOptions, read_labelled, read_split
-from srdiag.diagnosis.dependence import batch_dependence
-from srdiag.diagnosis.training import LabelledPairs
-from srdiag.files import write_text
-from srdiag.models import json_text, load_model
-from srdiag.runs import session_now
+from srdiag.datasets.reading import read_labelled
+from srdiag.models.split import read_split
+from srdiag.training.options import RunOptions
+from srdiag.show.dependence import batch_dependence
+from srdiag.data.pairs import LabelledPairs
+from srdiag.core.files import write_text
+from srdiag.core.records import json_text
+from srdiag.models.saving import load_model
+from srdiag.core.records import session_now
 
 
 def main():

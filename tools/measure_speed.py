@@ -16,12 +16,12 @@ import torch
 from torch import nn
 
 from srdiag.evaluation.speed import compare_latency
-from srdiag.precision import best_precision, computing_in
+from srdiag.core.precision import best_precision, computing_in
 from srdiag.sr.inference import enlarger, super_resolve
 from srdiag.sr.layers import PReLU
 from srdiag.sr.mrcnet import MRCNet
 from srdiag.sr.zoo import create_model
-from srdiag.weights import list_pretrained
+from srdiag.core.weights import list_pretrained
 
 DEVICE = 'cuda' if torch.cuda.is_available() else 'cpu'
 

@@ -5,7 +5,7 @@ import re
 import sys
 from pathlib import Path
 
-from srdiag.models import load_model, save_model
+from srdiag.models.saving import load_model, save_model
 
 PACKAGE = Path(__file__).resolve().parent.parent/'srdiag'/'pretrained'
 SOURCES = {'histology_x2': dict(title='MRC-Net x2 for H&E histology, distilled',

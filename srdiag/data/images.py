@@ -18,8 +18,8 @@ import tifffile
 import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from ..errors import DataError, ImageError
-from ..files import replacing
+from ..core.errors import DataError, ImageError
+from ..core.files import replacing
 
 # %% ../../nbs/data/images.ipynb #c011
 def as_float(

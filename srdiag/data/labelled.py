@@ -16,7 +16,7 @@ import pandas as pd
 
 from .images import find_images
 from .splits import grouped_split
-from ..errors import DataError
+from ..core.errors import DataError
 
 # %% ../../nbs/data/labelled.ipynb #c011
 @dataclass(frozen=True, eq=False)

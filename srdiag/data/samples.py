@@ -15,7 +15,7 @@ from skimage import data as skdata
 from .degradation import crop_to_multiple, degrade, upsample
 from .images import as_float, luma, save_png
 from .splits import spatial_split
-from ..errors import DataError
+from ..core.errors import DataError
 
 # %% ../../nbs/data/samples.ipynb #c008
 def tissue() -> torch.Tensor: # uint8 3×512×512, RGB

@@ -8,7 +8,8 @@ __all__ = ['grouped_split', 'grouped_folds', 'spatial_split']
 # %% ../../nbs/data/splits.ipynb #c003
 import numpy as np
 
-from ..errors import DataError, counted
+from ..core.errors import DataError
+from ..core.words import counted
 
 # %% ../../nbs/data/splits.ipynb #c010
 def _change(

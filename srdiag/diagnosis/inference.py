@@ -14,7 +14,7 @@ import torch
 
 from ..data.images import as_float
 from .network import SREnhancedDiagnosis
-from ..errors import ModelError
+from ..core.errors import ModelError
 
 # %% ../../nbs/diagnosis/inference.ipynb #c007
 @dataclass

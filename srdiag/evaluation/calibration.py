@@ -16,7 +16,7 @@ import numpy as np
 from scipy.optimize import minimize_scalar
 from scipy.stats import beta
 from scipy.stats import t as student
-from ..errors import DataError, ModelError
+from ..core.errors import DataError, ModelError
 from .diagnostic import (bootstrap_interval, checked_probabilities, group_index,
                                           percentile_interval, resampled_means, wilson_interval)
 

@@ -11,7 +11,7 @@ import math
 from statistics import NormalDist
 import numpy as np
 from sklearn.metrics import roc_auc_score
-from ..errors import DataError
+from ..core.errors import DataError
 
 # %% ../../nbs/evaluation/diagnostic.ipynb #c010
 def _labels(labels, k, what):

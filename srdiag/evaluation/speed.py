@@ -19,7 +19,7 @@ from statistics import quantiles
 import torch
 from torch import nn
 
-from ..precision import chosen_precision, computing_in
+from ..core.precision import chosen_precision, computing_in
 
 # %% ../../nbs/evaluation/speed.ipynb #c008
 @dataclass(frozen=True)

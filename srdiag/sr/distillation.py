@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['student_of', 'DistillationLoss', 'PhasedLoss', 'FeatureStudent', 'RecursionDistillation', 'distil']
 
-# %% ../../nbs/sr/distillation.ipynb #c005
+# %% ../../nbs/sr/distillation.ipynb #c006
 import torch
 from fastai.callback.core import Callback
 from fastai.learner import Learner
@@ -14,11 +14,12 @@ from torch import nn
 
 from ..data.pairs import SRPairs
 from .mrcnet import MRCFeatures, MRCNet
+from .settings import Schedule
 from .training import sr_dataloaders, sr_learner
 from ..training.loop import LossComponent, as_float32
 from ..training.recipes import Recipe, fit
 
-# %% ../../nbs/sr/distillation.ipynb #c007
+# %% ../../nbs/sr/distillation.ipynb #c008
 def student_of(
     teacher: MRCNet, # trained, recursive
 ) -> MRCNet: # single-forward, with the same weights
@@ -30,7 +31,7 @@ def student_of(
     student.load_state_dict(teacher.state_dict())
     return student.to(next(teacher.parameters()).device)
 
-# %% ../../nbs/sr/distillation.ipynb #c012
+# %% ../../nbs/sr/distillation.ipynb #c013
 class DistillationLoss(nn.Module):
     "Eq. (4): mean squared errors between the features of student and teacher, weighted by γ₁ to γ₄"
     def __init__(self,
@@ -48,7 +49,7 @@ class DistillationLoss(nn.Module):
         self.components = {f'distil_{k}': v.detach() for k, v in terms.items()}
         return sum(terms.values())
 
-# %% ../../nbs/sr/distillation.ipynb #c015
+# %% ../../nbs/sr/distillation.ipynb #c016
 class PhasedLoss(nn.Module):
     """MAE, plus γ_d times the distillation loss while `teacher_features` are there (Algorithm 1, lines 7 and
     11)"""
@@ -69,7 +70,7 @@ class PhasedLoss(nn.Module):
         self.components |= self.distil.components
         return mae + self.weight*distance
 
-# %% ../../nbs/sr/distillation.ipynb #c017
+# %% ../../nbs/sr/distillation.ipynb #c018
 class FeatureStudent(nn.Module):
     "The student as the training loop sees it: features while it trains, the image otherwise"
     def __init__(self,
@@ -79,7 +80,7 @@ class FeatureStudent(nn.Module):
         self.network = network
     def forward(self, lr): return self.network.features(lr) if self.training else self.network(lr)
 
-# %% ../../nbs/sr/distillation.ipynb #c019
+# %% ../../nbs/sr/distillation.ipynb #c020
 class RecursionDistillation(Callback):
     """Algorithm 1 as a callback: imitate a frozen teacher for a share of the epochs, then go on with the
     images alone"""
@@ -101,28 +102,26 @@ class RecursionDistillation(Callback):
 
     def after_fit(self): self.learn.loss_func.teacher_features = None
 
-# %% ../../nbs/sr/distillation.ipynb #c021
+# %% ../../nbs/sr/distillation.ipynb #c022
 def distil(
     teacher: MRCNet, # trained, recursive
     train: SRPairs, # the images the teacher was trained on
     valid: SRPairs, # to choose the best epoch on
     recipe: Recipe, # e.g. SR_RECIPES['fast']
-    epochs: int, # of both phases together
-    steps: int = 100, # per epoch
-    patch: int = 64, # side of a high-resolution patch in px
-    seed: int = 0, # of the patches
+    schedule: Schedule = Schedule(), # epochs of both phases together, steps, patch, seed
     phase1: float = 0.5, # share of the epochs with the distillation loss
     weight: float = 1., # γ_d
     **kwargs, # to sr_learner: folder, precision, save
 ) -> tuple[MRCNet, Learner]: # the student with its best weights, and the Learner
     "Recursion distillation (Algorithm 1)"
     student = student_of(teacher)
-    set_seed(seed, reproducible=True)
-    dls = sr_dataloaders(train, valid, patch, recipe.batch_size, steps, seed,
+    s = schedule
+    set_seed(s.seed, reproducible=True)
+    dls = sr_dataloaders(train, valid, s.patch, recipe.batch_size, s.steps, s.seed,
                          device=next(student.parameters()).device)
     loss = PhasedLoss(weight)
     learn = sr_learner(dls, FeatureStudent(student), student.scale, recipe, loss=loss, **kwargs)
     learn.add_cb(RecursionDistillation(teacher, phase1))
     learn.metrics = learn.metrics + [LossComponent(k) for k in loss.names[1:]]
-    fit(learn, recipe, epochs)
+    fit(learn, recipe, s.epochs)
     return student, learn

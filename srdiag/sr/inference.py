@@ -14,8 +14,8 @@ import torch
 from torch import nn
 
 from ..data.images import as_float, to_uint8
-from ..errors import DataError
-from ..precision import computing_in
+from ..core.errors import DataError
+from ..core.precision import computing_in
 from .rcf import RefinedContextFusion
 
 # %% ../../nbs/sr/inference.ipynb #c007

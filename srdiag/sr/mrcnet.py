@@ -101,11 +101,11 @@ class Pretrained:
     "Networks that can be built with weights of the package"
     @classmethod
     def from_pretrained(cls,
-        name: str, # see srdiag.weights.list_pretrained, e.g. 'histology_x2'
+        name: str, # see srdiag.core.weights.list_pretrained, e.g. 'histology_x2'
     ) -> nn.Module: # of this class, in eval mode
         "A trained network that comes with the package; ModelError lists the known ones"
         # safetensors is needed here alone
-        from srdiag.weights import load_weights, pretrained_folder, read_config
+        from srdiag.core.weights import load_weights, pretrained_folder, read_config
         folder = pretrained_folder(name)
         config = read_config(folder)
         return load_weights(folder, cls(**config['network']), config['weights_sha256']).eval()

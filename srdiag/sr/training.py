@@ -6,7 +6,7 @@
 __all__ = ['PatchBatches', 'WholeImages', 'sr_dataloaders', 'SRLoss', 'SuperviseSteps', 'ImageMetric', 'score_images',
            'evaluate_sr', 'sr_learner', 'train_sr']
 
-# %% ../../nbs/sr/training.ipynb #c005
+# %% ../../nbs/sr/training.ipynb #c006
 from pathlib import Path
 
 import pandas as pd
@@ -16,15 +16,15 @@ from fastai.learner import Learner, Metric
 from fastai.torch_core import set_seed
 from torch import nn
 
-from ..data.degradation import upsample
+from ..core.errors import TrainingError
 from ..data.pairs import PatchSampler, SRPairs
-from ..errors import TrainingError
 from ..evaluation.image_quality import convention, psnr, ssim
 from .mrcnet import MRCNet
+from .settings import Schedule
 from ..training.loop import BatchLoader, LossComponent, log_both, standard_callbacks
 from ..training.recipes import Recipe, adam, fit
 
-# %% ../../nbs/sr/training.ipynb #c007
+# %% ../../nbs/sr/training.ipynb #c008
 class PatchBatches:
     "A data set whose every batch is drawn anew from a PatchSampler"
     def __init__(self,
@@ -34,7 +34,7 @@ class PatchBatches:
     def __getitem__(self, i): return self.sampler[i]
     def batch(self, indices): return self.sampler.batch(len(indices))
 
-# %% ../../nbs/sr/training.ipynb #c009
+# %% ../../nbs/sr/training.ipynb #c010
 class WholeImages:
     "A data set whose items are ready batches (lr, hr) of whole images of one size"
     def __init__(self,
@@ -53,7 +53,7 @@ class WholeImages:
         return torch.stack(lr), torch.stack(hr)
     def batch(self, indices): return self[indices[0]]
 
-# %% ../../nbs/sr/training.ipynb #c011
+# %% ../../nbs/sr/training.ipynb #c012
 def sr_dataloaders(
     train: SRPairs, # pairs to cut patches from
     valid: SRPairs, # pairs to validate on, whole
@@ -69,7 +69,7 @@ def sr_dataloaders(
     return DataLoaders(BatchLoader(PatchBatches(sampler), bs=batch_size),
                        BatchLoader(WholeImages(valid), bs=1), device=device)
 
-# %% ../../nbs/sr/training.ipynb #c016
+# %% ../../nbs/sr/training.ipynb #c017
 class SRLoss(nn.Module):
     "Mean absolute error of one image, or the mean over a list of them (one per recursion step)"
     def forward(self, sr, hr): # B×C×sH×sW, or a list of such; B×C×sH×sW → a number
@@ -78,7 +78,7 @@ class SRLoss(nn.Module):
         self.components = dict(mae=loss.detach())
         return loss
 
-# %% ../../nbs/sr/training.ipynb #c019
+# %% ../../nbs/sr/training.ipynb #c020
 class SuperviseSteps(nn.Module):
     "An MRCNet that returns the image of every recursion step while it trains, and the last one otherwise"
     def __init__(self,
@@ -88,7 +88,7 @@ class SuperviseSteps(nn.Module):
         self.network = network
     def forward(self, lr): return self.network.forward_steps(lr) if self.training else self.network(lr)
 
-# %% ../../nbs/sr/training.ipynb #c021
+# %% ../../nbs/sr/training.ipynb #c022
 class ImageMetric(Metric):
     "The mean over images of psnr or ssim, for fastai"
     def __init__(self,
@@ -106,7 +106,7 @@ class ImageMetric(Metric):
     @property
     def name(self): return self.function.__name__
 
-# %% ../../nbs/sr/training.ipynb #c023
+# %% ../../nbs/sr/training.ipynb #c024
 @torch.no_grad()
 def score_images(
     enlarge, # a function from B×C×H×W in [0, 1] to B×C×sH×sW: a network, or interpolation
@@ -129,7 +129,7 @@ def score_images(
     return (pd.DataFrame([(pairs.names[k], p, s) for k, p, s in sorted(rows)],
                          columns=['file', 'psnr', 'ssim']))
 
-# %% ../../nbs/sr/training.ipynb #c025
+# %% ../../nbs/sr/training.ipynb #c026
 def evaluate_sr(
     enlarge, # as for `score_images`
     pairs: SRPairs, # what to evaluate on, whole images
@@ -139,7 +139,7 @@ def evaluate_sr(
     return dict(psnr=float(scores.psnr.mean()), ssim=float(scores.ssim.mean()), n=len(scores),
                 convention=convention(pairs.scale).describe(pairs.hr[0].shape[0]))
 
-# %% ../../nbs/sr/training.ipynb #c028
+# %% ../../nbs/sr/training.ipynb #c029
 def sr_learner(
     dls: DataLoaders, # from sr_dataloaders
     network: nn.Module, # from B×C×H×W to B×C×sH×sW
@@ -157,22 +157,20 @@ def sr_learner(
                             cbs=standard_callbacks(folder, 'valid_psnr', True, save, precision,
                                                    dls.device or 'cpu')))
 
-# %% ../../nbs/sr/training.ipynb #c030
+# %% ../../nbs/sr/training.ipynb #c031
 def train_sr(
     network: MRCNet, # changed in place
     train: SRPairs, # pairs to train on
     valid: SRPairs, # pairs to choose the best epoch on
     recipe: Recipe, # e.g. SR_RECIPES['fast']
-    epochs: int, # times `steps` steps
-    steps: int = 100, # per epoch
-    patch: int = 64, # side of a high-resolution patch in px
-    seed: int = 0, # of patches and dropout; the network is already initialised
+    schedule: Schedule = Schedule(), # epochs, steps, patch, seed
     supervise_steps: bool = False, # compare the image of each recursion step
     **kwargs, # to sr_learner: folder, precision, save
 ) -> Learner: # after training; `network` holds the best weights
     "Train a super-resolution network with the mean absolute error"
-    set_seed(seed, reproducible=True)
-    dls = sr_dataloaders(train, valid, patch, recipe.batch_size, steps, seed,
+    s = schedule
+    set_seed(s.seed, reproducible=True)
+    dls = sr_dataloaders(train, valid, s.patch, recipe.batch_size, s.steps, s.seed,
                          device=next(network.parameters()).device)
     model = SuperviseSteps(network) if supervise_steps else network
-    return fit(sr_learner(dls, model, network.scale, recipe, **kwargs), recipe, epochs)
+    return fit(sr_learner(dls, model, network.scale, recipe, **kwargs), recipe, s.epochs)

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from ..data.degradation import upsample
-from ..errors import ModelError
+from ..core.errors import ModelError
 from .layers import PixelShuffleUpsampler, check_settings, icnr_, in_bands
 from .mrcnet import MRCNet
 

@@ -19,8 +19,8 @@ from fastai.data.load import DataLoader
 from fastai.learner import Metric
 from torch import nn
 
-from ..errors import TrainingError
-from ..precision import chosen_precision, computing_in
+from ..core.errors import TrainingError
+from ..core.precision import chosen_precision, computing_in
 
 # %% ../../nbs/training/loop.ipynb #c010
 class BatchLoader(DataLoader):
