@@ -13,16 +13,19 @@ import pytest
 NBS = Path(__file__).parents[1]/'nbs'
 FILES = ({p.relative_to(NBS).as_posix(): p
           for p in sorted(NBS.rglob('*.ipynb')) if '.ipynb_checkpoints' not in p.parts})
-MAX_BYTES, MAX_LINES = 500_000, 40
+MAX_BYTES = 500_000
+MAX_LINES, MEDIAN_LINES, MAX_COLUMNS, MAX_EXPORTED = 25, 12, 110, 300 # of an exported cell; of a line; of all exported cells of a notebook
+MAX_METHOD, MAX_CLASS = 15, 45 # a class may be longer than other cells if each of its methods is short
 
+# Rooms of the workshop: what the course stands on. They are explained and tested like all others, but set no tasks unless they want to.
+WORKSHOP = ('core/', 'datasets/', 'models/', 'bench/', 'commands/', 'training/options', 'sr/settings', 'diagnosis/settings',
+            'diagnosis/build', 'diagnosis/evaluation', 'show/')
 # Exceptions by name, each with its reason.
 NO_EXERCISES = {'index.ipynb': 'the way in: it sends the reader on'}
 NO_MODULE = {'index.ipynb': 'becomes the README, exports nothing',
              'start.ipynb': 'the first hour: it uses the library and adds nothing to it',
-             'symbols.ipynb': 'a checked table of names',
-             'paper.ipynb': 'evidence about the paper, not about code'}
-# a task for somebody who wants it done: uses the library and adds nothing to it, and sets no exercises
-HOWTO = 'howto/'
+             'symbols.ipynb': 'a checked table of names', 'paper.ipynb': 'evidence about the paper, not about code'}
+HOWTO = 'howto/' # a task for somebody who wants it done: uses the library and adds nothing to it, and sets no exercises
 MAY_SHOW_PATHS = {}
 
 COURSE = [name for name in FILES if not name.startswith('solutions/')]
@@ -116,16 +119,53 @@ def test_prose_before_each_exported_cell(name, nb):
                       f'{", ".join(bare)}.')
 
 
+def size(source): return sum(bool(line.strip()) and not line.startswith('#|') for line in source.splitlines())
+
+
+def is_class_of_short_methods(cell):
+    tree = ast.parse(cell.source)
+    if len(tree.body) != 1 or not isinstance(tree.body[0], ast.ClassDef): return False
+    methods = [f for f in tree.body[0].body if isinstance(f, ast.FunctionDef)]
+    return size(cell.source) <= MAX_CLASS and all(f.end_lineno - f.lineno < MAX_METHOD for f in methods)
+
+
+def sizes_of(nb): return {where(c): size(c.source) for c in nb.cells if exported(c) and not all(map(is_import, statements(c)))}
+
+
 def test_exported_cells_are_short(name, nb):
-    def size(cell):
-        return sum(bool(line.strip()) and not line.startswith('#|') for line in cell.source.splitlines())
-    sizes = {where(c): size(c) for c in nb.cells if exported(c)}
-    long = [f'{cell} has {n}' for cell, n in sizes.items() if n > MAX_LINES]
+    long = [f'{where(c)} has {size(c.source)}' for c in nb.cells
+            if exported(c) and size(c.source) > MAX_LINES and not all(map(is_import, statements(c)))
+            and not is_class_of_short_methods(c)]
     assert not long, f'{name}: exported cells of more than {MAX_LINES} lines: {"; ".join(long)}.'
+    total = sum(sizes_of(nb).values())
+    assert total <= MAX_EXPORTED, f'{name} exports {total} lines; {MAX_EXPORTED} are enough for one notebook: split it.'
+
+
+def test_half_of_the_exported_cells_are_shorter_still():
+    sizes = sorted(n for name in COURSE for n in sizes_of(read(name)).values())
+    assert sizes[len(sizes)//2] <= MEDIAN_LINES, f'The median exported cell has {sizes[len(sizes)//2]} lines.'
+
+
+def test_lines_are_short(name, nb):
+    long = [line for c in code(nb) for line in c.source.splitlines() if len(line) > MAX_COLUMNS]
+    assert not long, f'{name}: {len(long)} lines of code of more than {MAX_COLUMNS} columns, the first: {long[0]}'
+
+
+def test_something_runs_after_at_most_three_exported_cells(name, nb):
+    run, first = 0, ''
+    for cell in code(nb):
+        if exported(cell):
+            if all(map(is_import, statements(cell))): continue
+            run, first = run + 1, first if run else where(cell)
+            assert run <= 3, f'{name}: more than three exported cells in a row, from {first} on, before something runs.'
+        elif not directives(cell) & {'hide', 'default_exp'}: run = 0
 
 
 def test_ends_with_summary_and_exercises(name, nb):
     if name in NO_EXERCISES or is_solution(name) or name.startswith(HOWTO): return
+    if name.startswith(WORKSHOP) and not exercises_of(nb):
+        assert re.findall(r'^## +(.+?)\s*$', prose(nb), flags=re.M)[-1] == 'Summary', f'{name}: does not end with ## Summary.'
+        return
     headings = re.findall(r'^## +(.+?)\s*$', prose(nb), flags=re.M)
     assert headings[-2:] == ['Summary', 'Exercises'], (f'{name}: ends with {headings[-2:]}, not with Summary '
                                                        'and Exercises.')
@@ -139,14 +179,22 @@ def test_is_small(name):
     assert size < most, f'{name} has {size/1000:.0f} KB: use smaller figures or fewer.'
 
 
-def test_was_run_from_top_to_bottom(name, nb):
-    due = [c for c in code(nb) if not directives(c) & {'cuda', 'eval'}]
-    missing = [where(c) for c in due if c.execution_count is None]
-    assert not missing, (f'{name}: cells that were not run: {", ".join(missing[:3])}. Restart the kernel, '
-                         'run all cells and save.')
-    counts = [c.execution_count for c in code(nb) if c.execution_count is not None]
-    assert counts == sorted(set(counts)), (f'{name}: cells were run out of order. Restart the kernel, run '
-                                           'all cells and save.')
+def speaks(cell): # prints, or ends with a value
+    body = statements(cell)
+    if not body: return False
+    last = body[-1]
+    value = isinstance(last, ast.Expr) and not isinstance(last.value, ast.Call) and not cell.source.rstrip().endswith(';')
+    return value or any(isinstance(s, ast.Expr) and isinstance(s.value, ast.Call) and isinstance(s.value.func, ast.Name)
+                        and s.value.func.id == 'print' for s in body)
+
+
+def test_was_run(name, nb):
+    "`nbdev-clean` removes the counts of executions, so what a cell says must stand under it"
+    due = [c for c in code(nb) if not exported(c) and not directives(c) & {'cuda', 'eval', 'default_exp'} and speaks(c)]
+    missing = [where(c) for c in due if not c.outputs]
+    assert not missing, f'{name}: cells that were not run: {", ".join(missing[:3])}. Run all cells and save.'
+    counted = [where(c) for c in code(nb) if c.execution_count is not None]
+    assert not counted, f'{name} is not clean: run nbdev-clean (pre-commit does).'
 
 
 def test_outputs_are_saved_and_none_is_an_error(name, nb):

@@ -49,14 +49,14 @@ class Halving:
     ): self.lr, self.epochs, self.every = lr, epochs, every
     def __call__(self, pos): return self.lr*0.5**int(pos*self.epochs/self.every + 1e-9)
 
-# %% ../../nbs/training/recipes.ipynb #c013
+# %% ../../nbs/training/recipes.ipynb #c014
 def adam(
     recipe: Recipe, # for its weight decay
 ): # an optimiser factory for fastai's Learner
     "torch.optim.Adam (β = 0.9, 0.999) in its fused form, as `opt_func`"
     return partial(OptimWrapper, opt=torch.optim.Adam, fused=True, weight_decay=recipe.weight_decay)
 
-# %% ../../nbs/training/recipes.ipynb #c015
+# %% ../../nbs/training/recipes.ipynb #c016
 @contextmanager
 def _for_log_files(learn): # no progress bar, and one readable line per epoch, unless somebody is watching
     if sys.stdout.isatty() or 'ipykernel' in sys.modules:
