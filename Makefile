@@ -12,6 +12,7 @@ BIN     := $(VENV)/bin
 PIP     := $(BIN)/python -m pip --disable-pip-version-check --quiet
 INPUTS  := settings.ini setup.py pyproject.toml constraints.txt
 say     := @printf '== %s\n'
+patience := (the first time this takes minutes and several GB, most of it PyTorch)
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
@@ -21,7 +22,7 @@ MAKEFLAGS += --no-print-directory
 
 help:
 	@echo 'make venv     make .venv with the library, the notebooks and the tests, at the versions of constraints.txt'
-	@echo 'make demo     train and compare small models on a sample image; the report goes to runs/demo'
+	@echo 'make demo     train and compare small models on a sample image; the report is runs/demo/report.html'
 	@echo 'make test     notebooks and library in sync, all notebooks run, all tests pass'
 	@echo 'make docs     the site in _site/, from the notebooks; needs nothing but pip'
 	@echo 'make lab      open the notebooks in JupyterLab, beginning with nbs/start.ipynb'
@@ -40,12 +41,12 @@ $(BIN)/python:
 
 # Two sentinels: the library alone is enough for the demo; what develops and tests it comes on top.
 $(VENV)/.base: $(INPUTS) | $(BIN)/python
-	$(say) 'Installing srdiag (the first time this takes minutes and several GB, most of it PyTorch)'
+	$(say) 'Installing srdiag $(patience)'
 	@$(PIP) install -c constraints.txt -e .
 	@touch $@
 
 $(VENV)/.installed: $(INPUTS) | $(BIN)/python
-	$(say) 'Installing srdiag with notebooks and tests (the first time this takes minutes and several GB, most of it PyTorch)'
+	$(say) 'Installing srdiag with notebooks and tests $(patience)'
 	@$(PIP) install -c constraints.txt -e '.[dev,docs]'
 	@touch $(VENV)/.base $@
 
@@ -53,12 +54,11 @@ demo: $(VENV)/.base
 	$(say) 'Running the demonstration'
 	@$(BIN)/srdiag demo --out runs/demo --overwrite
 
-# One thread for each of two workers is faster on two cores than two threads for one.
 test: $(VENV)/.installed
 	$(say) 'Is srdiag/ what the notebooks export?'
 	@$(BIN)/python -m pytest -q -o addopts= tests/test_architecture.py -k in_sync
 	$(say) 'Running all notebooks, $(WORKERS) at a time'
-	@OMP_NUM_THREADS=1 $(BIN)/nbdev-test --n-workers $(WORKERS) --do-print --timing
+	@$(BIN)/python tools/run_notebooks.py --workers $(WORKERS)
 	$(say) 'Running the tests, $(WORKERS) files at a time'
 	@MPLBACKEND=agg OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
 
