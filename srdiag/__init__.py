@@ -1,1 +1,71 @@
+"""Super-resolution enhanced medical image diagnosis with sample affinity interaction, taught in notebooks.
+
+`enlarge(images, model)` and `diagnose(images, model)` apply a trained model to images of any kind;
+`list_pretrained()` names the models that come with the package. For teaching and research, not for diagnostic use.
+
+Each name is loaded when it is first used, so that `import srdiag` takes a moment and PyTorch is not waited for.
+"""
+
 __version__ = "0.1.0"
+
+from typing import TYPE_CHECKING
+
+from .core.moved import MovedFinder, no_such_name
+
+_FACE = { # name: module in which it lives
+    # apply a model
+    'enlarge': 'models.apply', 'diagnose': 'models.apply', 'load_model': 'models.saving',
+    'save_model': 'models.saving', 'ModelInfo': 'models.info', 'list_pretrained': 'core.weights',
+    # images, and how good they are
+    'read_image': 'data.images', 'save_png': 'data.images', 'tissue': 'data.samples',
+    'degrade': 'data.degradation', 'upsample': 'data.degradation',
+    'psnr': 'evaluation.image_quality', 'ssim': 'evaluation.image_quality',
+    # the networks and the losses of the paper, and the networks that it compares with
+    'MRCNet': 'sr.mrcnet', 'SREnhancedDiagnosis': 'diagnosis.network', 'SampleAffinityInteraction': 'diagnosis.sai',
+    'DiagnosisLoss': 'diagnosis.losses', 'RankLoss': 'diagnosis.losses',
+    'SampleAffinityConsistencyLoss': 'diagnosis.losses', 'SampleAffinityRegularizationLoss': 'diagnosis.losses',
+    'DistillationLoss': 'sr.distillation', 'create_model': 'sr.zoo', 'list_models': 'sr.zoo',
+    # settings of a training
+    'RunOptions': 'training.options', 'FrameworkSettings': 'diagnosis.settings', 'SRSettings': 'sr.settings',
+    # what can go wrong
+    'SrdiagError': 'core.errors',
+}
+_ROOMS = ('core', 'data', 'training', 'evaluation', 'datasets', 'sr', 'diagnosis', 'models', 'show', 'bench', 'commands')
+
+__all__ = [*_FACE]
+
+if TYPE_CHECKING: # the same names for editors and type checkers, which do not run code
+    from .core.errors import SrdiagError
+    from .core.weights import list_pretrained
+    from .data.degradation import degrade, upsample
+    from .data.images import read_image, save_png
+    from .data.samples import tissue
+    from .diagnosis.losses import (DiagnosisLoss, RankLoss, SampleAffinityConsistencyLoss,
+                                   SampleAffinityRegularizationLoss)
+    from .diagnosis.network import SREnhancedDiagnosis
+    from .diagnosis.sai import SampleAffinityInteraction
+    from .diagnosis.settings import FrameworkSettings
+    from .evaluation.image_quality import psnr, ssim
+    from .models.apply import diagnose, enlarge
+    from .models.info import ModelInfo
+    from .models.saving import load_model, save_model
+    from .sr.distillation import DistillationLoss
+    from .sr.mrcnet import MRCNet
+    from .sr.settings import SRSettings
+    from .sr.zoo import create_model, list_models
+    from .training.options import RunOptions
+
+
+def __getattr__(name):
+    "What is asked for, loaded now and kept; AttributeError with the nearest names for what there is not"
+    from importlib import import_module
+    if name in _ROOMS: return import_module(f'.{name}', __name__)
+    if name not in _FACE: raise no_such_name(__name__, name, __all__)
+    value = globals()[name] = getattr(import_module(f'.{_FACE[name]}', __name__), name)
+    return value
+
+
+def __dir__(): return sorted({*globals(), *__all__, *_ROOMS})
+
+
+MovedFinder.install()
