@@ -98,7 +98,7 @@ def test_wheel_holds_the_library_and_its_files(wheel):
     files = [p for p in (ROOT/'srdiag').rglob('*') if p.is_file() and '__pycache__' not in p.parts]
     assert library == {p.relative_to(ROOT).as_posix() for p in files}
     for folder, ending in (('published', '.csv'), ('styles', '.mplstyle'), ('templates', '.html'),
-                           ('pretrained', '.safetensors')):
+                           ('templates', '.j2'), ('pretrained', '.safetensors')):
         assert any(n.startswith(f'srdiag/{folder}/') and n.endswith(ending) for n in library), (
             f'The wheel has no {folder}/*{ending}.')
 
