@@ -8,10 +8,11 @@ import torch
 from matplotlib.figure import Figure
 
 from srdiag.diagnosis.inference import predict
-from srdiag.show.interpretation import (affinity_stages_figure, branch_features, class_contrast,
-                                        embedding_figure, embedding_table, gate_figure, gate_table, grad_cam,
-                                        grad_cam_figure, map_similarity, neighbour_accuracy, pick_examples,
-                                        project, sanity_check, stage_affinities)
+from srdiag.show.affinities import (affinity_stages_figure, class_contrast, gate_figure, gate_table,
+                                     stage_affinities)
+from srdiag.show.embeddings import (branch_features, embedding_figure, embedding_table, neighbour_accuracy,
+                                    project)
+from srdiag.show.saliency import grad_cam, grad_cam_figure, map_similarity, pick_examples, sanity_check
 from srdiag.diagnosis.network import SREnhancedDiagnosis
 from srdiag.core.errors import DataError, ModelError
 

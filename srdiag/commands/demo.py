@@ -29,6 +29,7 @@ from ..evaluation.image_quality import convention
 from ..models.info import ModelInfo
 from ..models.saving import check_output, save_model
 from ..show import figures
+from ..show.affinities import gate_simplex
 from ..show.report import Report
 from ..sr.distillation import distil
 from ..sr.inference import super_resolve
@@ -190,7 +191,7 @@ def _diagnosis_section(report, results, sets, thresholds, folder):
     m, p = results['LR+SR']
     report.figure(figures.confusion_figure(confusion(y, p.labels, list(CLASSES)), list(CLASSES), 'LR+SR'),
                   'Confusion matrix of the framework.', 'Confusion matrix')
-    report.figure(figures.gate_simplex(p.gate, y, list(CLASSES), p.labels),
+    report.figure(gate_simplex(p.gate, y, list(CLASSES), p.labels),
                   f'Gate weights of the test tiles: how much each head is trusted. Tiles for which the gate shut all heads: {m["gate_closed"]}.',
                   'Gate weights')
     log = pd.read_csv(folder/'LR+SR'/'steps.csv')

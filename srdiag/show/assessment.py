@@ -15,8 +15,9 @@ import torch
 from . import figures
 from .calibration import operating_figure, reliability_figure, risk_coverage_figure
 from ..diagnosis.inference import Predictions, modes_of
-from .interpretation import (affinity_stages_figure, branch_features, embedding_figure,
-                                        gate_figure, gate_table, grad_cam, grad_cam_figure, pick_examples)
+from .affinities import affinity_stages_figure, gate_figure, gate_table
+from .embeddings import branch_features, embedding_figure
+from .saliency import grad_cam, grad_cam_figure, pick_examples
 from ..diagnosis.network import SREnhancedDiagnosis
 from ..core.words import counted
 from ..evaluation.calibration import Calibration
@@ -109,8 +110,6 @@ def add_caution(
                  'of these, wrong': m['decision_risk']}
         report.table([found], 'What the column "decision" of predictions.csv makes of these images: an alarm is never withheld, but a negative answer needs confidence.',
                      dict.fromkeys(found, '.3f'))
-
-
 
 # %% ../../nbs/show/assessment.ipynb #c011
 def add_gate(

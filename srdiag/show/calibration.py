@@ -15,7 +15,7 @@ from ..evaluation.calibration import (Abstention, OperatingPoint, brier_score, c
                                            expected_calibration_error, reliability_table, risk_coverage)
 from ..core.errors import DataError
 from ..evaluation.diagnostic import checked_probabilities
-from .figures import COLOURS, PALETTE, finished, plain, style
+from .style import COLOURS, PALETTE, finished, plain, style
 
 # %% ../../nbs/show/calibration.ipynb #c010
 def _reliability_column(above, below, rows, colour, start): # start: of the axis of confidence

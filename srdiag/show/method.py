@@ -14,7 +14,7 @@ from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.patches import FancyBboxPatch
 
-from .figures import colour_of, finished, style
+from .style import colour_of, finished, style
 
 # %% ../../nbs/show/method.ipynb #c005
 PARTS = { # part → title, notebook, place in the paper

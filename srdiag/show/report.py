@@ -18,7 +18,7 @@ from matplotlib.figure import Figure
 from .. import __version__
 from ..core.errors import DataError
 from ..core.files import write_text
-from .figures import figure_to_html
+from .style import figure_to_html
 
 # %% ../../nbs/show/report.ipynb #c012
 _MARKS = re.compile(r'(`[^`\n]+`|\*\*(?=\S).+?(?<=\S)\*\*)')

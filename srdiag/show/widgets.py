@@ -23,7 +23,9 @@ from ..diagnosis.gate import gate_closed
 from ..diagnosis.losses import matrix_distance, soften
 from ..core.errors import ModelError, SrdiagError
 from ..evaluation.image_quality import Convention, convention, error_map, psnr, ssim
-from .figures import COLOURS, PALETTE, figure_to_html, finished, simplex_points, sr_panel, style
+from .affinities import simplex_points
+from .figures import sr_panel
+from .style import COLOURS, figure_to_html, finished, style
 from ..sr.rcf import RefinedContextFusion
 
 # %% ../../nbs/show/widgets.ipynb #c007
