@@ -1,19 +1,33 @@
 "EndoSR and HistoSR from frames and slides: sizes, groups, hashes, and what is refused."
 import csv
 import re
+from dataclasses import fields
 
 import numpy as np
 import pytest
 import tifffile
 import torch
 
-from srdiag.datasets.builders import (build_endosr, build_histosr, circle_mask, read_manifest, square_frame,
-                                      verify_manifest)
+from srdiag.datasets.builders import build_endosr, build_histosr
+from srdiag.datasets.frames import circle_mask, square_frame
+from srdiag.datasets.manifest import read_manifest, verify_manifest
+from srdiag.datasets.settings import BuildOptions, EndoSRSettings, HistoSRSettings
 from srdiag.data.degradation import degrade
 from srdiag.data.images import as_float, read_image, save_png, to_uint8
 from srdiag.datasets.slides import (Slide, find_slides, is_slide, level_for, sample_places, thumbnail,
                                     tissue_mask, tissue_share)
 from srdiag.core.errors import DataError, ImageError
+
+
+def built_by(build, kind):
+    "The builder with the fields of its two objects as keywords"
+    def call(source, out, report=None, **kw):
+        options = {f.name: kw.pop(f.name) for f in fields(BuildOptions) if f.name in kw}
+        return build(source, out, kind(**kw), BuildOptions(**options), report)
+    return call
+
+
+endosr, histosr = built_by(build_endosr, EndoSRSettings), built_by(build_histosr, HistoSRSettings)
 
 
 # --- slides to practise on --------------------------------------------------------------------------------
@@ -72,7 +86,7 @@ def slides(glass, tile, tmp_path_factory):
 @pytest.fixture(scope='module')
 def histo(slides, tmp_path_factory):
     out = tmp_path_factory.mktemp('histo')/'set'
-    return build_histosr(slides, out, crop=192, per_slide=6, test_fraction=0.3)
+    return histosr(slides, out, crop=192, per_slide=6, test_fraction=0.3)
 
 
 @pytest.fixture(scope='module')
@@ -88,7 +102,7 @@ def frames(tile, tmp_path_factory):
 
 @pytest.fixture(scope='module')
 def endo(frames, tmp_path_factory):
-    return build_endosr(frames, tmp_path_factory.mktemp('endo')/'set', size=128, test_fraction=0.3)
+    return endosr(frames, tmp_path_factory.mktemp('endo')/'set', size=128, test_fraction=0.3)
 
 
 def check_pairs(folder, size, scale):
@@ -130,7 +144,7 @@ def test_boxes_lead_back_to_the_source(endo, frames):
 
 
 def test_mask_can_be_left_out(frames, tmp_path):
-    build_endosr(frames, tmp_path/'set', size=64, scale=2, mask='none')
+    endosr(frames, tmp_path/'set', size=64, scale=2, mask='none')
     rows = check_pairs(tmp_path/'set', 64, 2)
     assert read_image(tmp_path/'set'/rows[0]['file'])[:, 0, 0].any()
 
@@ -149,10 +163,10 @@ def test_card_and_names_are_what_the_commands_read(endo):
 
 def test_frames_are_not_enlarged(frames, tmp_path):
     with pytest.raises(DataError, match=r'not enlarged to 512: ask for a size of \d+ or less'):
-        build_endosr(frames, tmp_path/'set')
+        endosr(frames, tmp_path/'set')
     with pytest.raises(ImageError, match='not enlarged'):
-        build_endosr(frames, tmp_path/'set', size=212, strict=True)
-    built = build_endosr(frames, tmp_path/'set', size=212)
+        endosr(frames, tmp_path/'set', size=212, strict=True)
+    built = endosr(frames, tmp_path/'set', size=212)
     assert (len(built.skipped) > 1
             and not any('broken' not in p.name and 'enlarged' not in why for p, why in built.skipped))
 
@@ -161,7 +175,7 @@ def test_a_frame_of_a_pixel_is_left_out_with_a_sensible_sentence(frames, tile, t
     (tmp_path/'in').mkdir()
     for k in range(2): save_png(tile(k, 64), tmp_path/'in'/f'v{k}__1.png')
     save_png(tile(0, 64)[:, :1, :1], tmp_path/'in'/'v2__1.png')
-    (_, why), = build_endosr(tmp_path/'in', tmp_path/'set', size=64).skipped
+    (_, why), = endosr(tmp_path/'in', tmp_path/'set', size=64).skipped
     assert why.startswith('is 1×1 pixels') and why.endswith('leave it out')
 
 
@@ -170,9 +184,9 @@ def test_no_mask_is_made_where_no_frame_is_large_enough(frames, tmp_path, monkey
     sides, real = [], builders.circle_mask
     monkeypatch.setattr(builders, 'circle_mask', lambda size: sides.append(size) or real(size))
     with pytest.raises(DataError, match='not enlarged to 8000'):
-        build_endosr(frames, tmp_path/'set', size=8000)
+        endosr(frames, tmp_path/'set', size=8000)
     assert not sides
-    build_endosr(frames, tmp_path/'set', size=64)
+    endosr(frames, tmp_path/'set', size=64)
     assert set(sides) == {64}
 
 
@@ -180,7 +194,7 @@ def test_long_names_stay_different_groups(tile, tmp_path):
     (tmp_path/'in').mkdir()
     patient = lambda k: 'hospital-of-the-long-name-' + 'x'*100 + f'-patient-{k}'
     for k in range(6): save_png(tile(k, 64), tmp_path/'in'/f'{patient(k//2)}__{k}.png')
-    built = build_endosr(tmp_path/'in', tmp_path/'set', size=64)
+    built = endosr(tmp_path/'in', tmp_path/'set', size=64)
     rows = check_pairs(tmp_path/'set', 64, 4)
     group = {row['source']: row['group'] for row in rows}
     assert (sum(built.groups.values()) == 3 == len(set(group.values()))
@@ -189,14 +203,14 @@ def test_long_names_stay_different_groups(tile, tmp_path):
     # other files change nothing about a name
     for k in range(6):
         save_png(tile(k, 64), tmp_path/'in'/f'short{k}__1.png')
-    build_endosr(tmp_path/'in', tmp_path/'more', size=64)
+    endosr(tmp_path/'in', tmp_path/'more', size=64)
     assert group.items() <= {row['source']: row['group'] for row in read_manifest(tmp_path/'more')}.items()
 
 
 def test_groups_by_pattern_and_none(frames, tmp_path):
-    built = build_endosr(frames, tmp_path/'a', size=64, group_pattern=r'video(\d)')
+    built = endosr(frames, tmp_path/'a', size=64, group_pattern=r'video(\d)')
     assert sum(built.groups.values()) == 4 and built.grouped
-    built = build_endosr(frames, tmp_path/'b', size=64, group_pattern='none')
+    built = endosr(frames, tmp_path/'b', size=64, group_pattern='none')
     assert sum(built.groups.values()) == 8 and 'No groups were found' in str(built)
 
 
@@ -204,7 +218,7 @@ def test_awkward_names(tile, tmp_path):
     for k, name in enumerate(('a b__1.png', 'a-b__1.png', 'x/c__1.png', 'y/c__1.png', 'd/é__ß__2.png')):
         (tmp_path/'in'/name).parent.mkdir(parents=True, exist_ok=True)
         save_png(tile(k, 64), tmp_path/'in'/name)
-    build_endosr(tmp_path/'in', tmp_path/'set', size=64)
+    endosr(tmp_path/'in', tmp_path/'set', size=64)
     rows = check_pairs(tmp_path/'set', 64, 4)
     assert (len({row['file'].lower() for row in rows}) == 5
             and {row['group'] for row in rows} == {'a-b', 'c', 'é'})
@@ -238,7 +252,7 @@ def test_crops_show_tissue_and_lie_where_the_manifest_says(histo, glass):
 
 @pytest.mark.parametrize('kw', [dict(level=1), dict(mpp=1.0)])
 def test_levels(slides, glass, tmp_path, kw):
-    built = build_histosr(slides, tmp_path/'set', crop=96, per_slide=3, test_fraction=0.4, **kw)
+    built = histosr(slides, tmp_path/'set', crop=96, per_slide=3, test_fraction=0.4, **kw)
     rows = check_pairs(tmp_path/'set', 96, 2)
     assert ({row['source'] for row in rows} == {'case0.tif', 'case1.tif'}
             | ({'case2.svs'} if 'level' in kw else set()))
@@ -255,32 +269,32 @@ def test_one_more_slide_changes_nothing_about_the_others(slides, glass, tmp_path
         (tmp_path/'in').mkdir(exist_ok=True)
         (tmp_path/'in'/name).write_bytes((slides/name).read_bytes())
     places = lambda out: {(r['source'], r['top'], r['left']) for r in read_manifest(out)}
-    build_histosr(tmp_path/'in', tmp_path/'two', per_slide=4)
+    histosr(tmp_path/'in', tmp_path/'two', per_slide=4)
     write_pyramid(glass[:, ::-1], tmp_path/'in'/'another.tif')
-    build_histosr(tmp_path/'in', tmp_path/'three', per_slide=4)
+    histosr(tmp_path/'in', tmp_path/'three', per_slide=4)
     assert places(tmp_path/'two') < places(tmp_path/'three')
 
 
 def test_strict(slides, tmp_path):
     with pytest.raises(ImageError, match='blank.tif shows no stained tissue'):
-        build_histosr(slides, tmp_path/'set', per_slide=2, strict=True)
+        histosr(slides, tmp_path/'set', per_slide=2, strict=True)
     assert not list(tmp_path.iterdir())
 
 
 # --- the promise of the manifest --------------------------------------------------------------------------
 
 def test_same_seed_same_bytes(frames, slides, endo, histo, tmp_path, snapshot):
-    build_endosr(frames, tmp_path/'endo', size=128, test_fraction=0.3)
+    endosr(frames, tmp_path/'endo', size=128, test_fraction=0.3)
     assert snapshot(tmp_path/'endo') == snapshot(endo.folder)
-    build_histosr(slides, tmp_path/'histo', crop=192, per_slide=6, test_fraction=0.3)
+    histosr(slides, tmp_path/'histo', crop=192, per_slide=6, test_fraction=0.3)
     assert snapshot(tmp_path/'histo') == snapshot(histo.folder)
-    build_histosr(slides, tmp_path/'other', crop=192, per_slide=6, test_fraction=0.3, seed=1)
+    histosr(slides, tmp_path/'other', crop=192, per_slide=6, test_fraction=0.3, seed=1)
     assert snapshot(tmp_path/'other') != snapshot(histo.folder)
 
 
 @pytest.fixture
 def own_endo(frames, tmp_path):
-    build_endosr(frames, tmp_path/'set', size=64)
+    endosr(frames, tmp_path/'set', size=64)
     return tmp_path/'set'
 
 
@@ -304,13 +318,13 @@ def test_manifest_must_be_one(own_endo):
 
 def test_overwriting(frames, own_endo, snapshot):
     before = snapshot(own_endo)
-    with pytest.raises(DataError, match='exists and is not empty'): build_endosr(frames, own_endo, size=64)
+    with pytest.raises(DataError, match='exists and is not empty'): endosr(frames, own_endo, size=64)
     (own_endo/'notes.txt').write_text('mine')
     with pytest.raises(DataError, match='holds notes.txt'):
-        build_endosr(frames, own_endo, size=64, overwrite=True)
+        endosr(frames, own_endo, size=64, overwrite=True)
     (own_endo/'notes.txt').unlink()
     assert snapshot(own_endo) == before
-    build_endosr(frames, own_endo, size=128, overwrite=True)
+    endosr(frames, own_endo, size=128, overwrite=True)
     assert check_pairs(own_endo, 128, 4) and [p.name for p in own_endo.parent.iterdir()] == ['set']
 
 
@@ -320,12 +334,12 @@ def test_foreign_folders_stay(frames, tmp_path, snapshot):
     (tmp_path/'file').write_text('x')
     before = snapshot(tmp_path)
     with pytest.raises(DataError, match='not made by srdiag'):
-        build_endosr(frames, tmp_path/'mine', size=64, overwrite=True)
+        endosr(frames, tmp_path/'mine', size=64, overwrite=True)
     with pytest.raises(DataError, match='is a file'):
-        build_endosr(frames, tmp_path/'file', size=64, overwrite=True)
-    with pytest.raises(DataError, match='lie in one another'): build_endosr(frames, frames/'out', size=64)
+        endosr(frames, tmp_path/'file', size=64, overwrite=True)
+    with pytest.raises(DataError, match='lie in one another'): endosr(frames, frames/'out', size=64)
     with pytest.raises(DataError, match='lie in one another'):
-        build_endosr(tmp_path/'mine', tmp_path, size=64)
+        endosr(tmp_path/'mine', tmp_path, size=64)
     assert snapshot(tmp_path) == before and not (frames/'out').exists()
 
 
@@ -344,7 +358,7 @@ def test_interrupted_builds_leave_what_was_there(frames, own_endo, snapshot, mon
     monkeypatch.setattr(builders, where, failing)
     for out in (own_endo, own_endo.with_name('new')):
         calls.clear()
-        with pytest.raises(caught, match=words or None): build_endosr(frames, out, size=128, overwrite=True)
+        with pytest.raises(caught, match=words or None): endosr(frames, out, size=128, overwrite=True)
     assert snapshot(own_endo.parent) == before
 
 
@@ -357,7 +371,7 @@ def test_failure_of_the_last_renaming_brings_the_old_set_back(frames, own_endo, 
         return real(self, target)
     monkeypatch.setattr(Path, 'rename', rename)
     with pytest.raises(DataError, match='What was there is unchanged'):
-        build_endosr(frames, own_endo, size=128, overwrite=True)
+        endosr(frames, own_endo, size=128, overwrite=True)
     monkeypatch.undo()
     assert snapshot(own_endo.parent) == before
 
@@ -374,10 +388,10 @@ def test_what_appears_in_the_place_during_a_build_stays(frames, own_endo, tmp_pa
                            (lambda: (tmp_path/'file').write_text('mine'), 'is a file')):
         out = tmp_path/('new' if 'exists' in words else 'file')
         with pytest.raises(DataError, match=words):
-            build_endosr(frames, out, size=64, report=busy(3, appears))
+            endosr(frames, out, size=64, report=busy(3, appears))
     before = snapshot(own_endo)
     with pytest.raises(DataError, match='holds thesis.txt'):
-        build_endosr(frames, own_endo, size=64, overwrite=True, report=busy(3, lambda: put(own_endo)))
+        endosr(frames, own_endo, size=64, overwrite=True, report=busy(3, lambda: put(own_endo)))
     assert snapshot(tmp_path/'new').keys() == {'thesis.txt'} and (tmp_path/'file').read_text() == 'mine'
     (own_endo/'thesis.txt').unlink()
     assert (snapshot(own_endo) == before
@@ -385,12 +399,12 @@ def test_what_appears_in_the_place_during_a_build_stays(frames, own_endo, tmp_pa
 
 
 def test_of_two_builds_into_one_place_the_first_stays(frames, tmp_path):
-    other = lambda: build_endosr(frames, tmp_path/'set', size=128)
+    other = lambda: endosr(frames, tmp_path/'set', size=128)
     with pytest.raises(DataError, match='exists and is not empty'):
-        build_endosr(frames, tmp_path/'set', size=64, report=busy(4, other))
+        endosr(frames, tmp_path/'set', size=64, report=busy(4, other))
     assert check_pairs(tmp_path/'set', 128, 4) and [p.name for p in tmp_path.iterdir()] == ['set']
     (tmp_path/'empty').mkdir()      # an empty folder is a place
-    build_endosr(frames, tmp_path/'empty', size=64)
+    endosr(frames, tmp_path/'empty', size=64)
     assert check_pairs(tmp_path/'empty', 64, 4)
 
 
@@ -408,7 +422,7 @@ def test_what_appears_in_the_last_moment_stays(frames, own_endo, snapshot, monke
             (own_endo/'thesis.txt').write_text('important')
         return done
     monkeypatch.setattr(Path, 'rename', rename)
-    with pytest.raises(DataError) as e: build_endosr(frames, own_endo, size=128, overwrite=True)
+    with pytest.raises(DataError) as e: endosr(frames, own_endo, size=128, overwrite=True)
     monkeypatch.undo()
     kept = own_endo
     if moment == 'after': kept, = own_endo.parent.glob('.set-*.old')
@@ -422,7 +436,7 @@ def test_what_a_killed_run_left_is_named_and_kept(frames, tmp_path):
     for name in ('.set-0123abcd', '.set-89abcdef.old', '.set-01234567-ab_cd9ef', '.set-mine', '.set-training',
                  '.other-0123abcd'):
         (tmp_path/name).mkdir()
-    built = build_endosr(frames, tmp_path/'set', size=64)
+    built = endosr(frames, tmp_path/'set', size=64)
     text = str(built)
     assert ('.set-0123abcd is left of a run that was stopped: unless one is running now, it can be removed.' in text
                    and '.set-89abcdef.old is left' in text and 'was in the place before' in text)
@@ -446,7 +460,7 @@ def test_what_a_killed_run_left_is_named_and_kept(frames, tmp_path):
                                       (dict(size=400_000, scale=400_000), 'choose 10000 or less')])
 def test_endosr_refuses(frames, tmp_path, kw, words):
     with pytest.raises(DataError, match=re.escape(words)):
-        build_endosr(frames, tmp_path/'set', **(dict(size=64) | kw))
+        endosr(frames, tmp_path/'set', **(dict(size=64) | kw))
     assert not list(tmp_path.iterdir())
 
 
@@ -456,12 +470,12 @@ def test_endosr_refuses(frames, tmp_path, kw, words):
                                       (dict(tissue=1.1), 'share of tissue'), (dict(mpp=0.), 'more than 0'),
                                       (dict(crop=4000), 'smaller than the crop')])
 def test_histosr_refuses(slides, tmp_path, kw, words):
-    with pytest.raises(DataError, match=words): build_histosr(slides, tmp_path/'set', **kw)
+    with pytest.raises(DataError, match=words): histosr(slides, tmp_path/'set', **kw)
     assert not list(tmp_path.iterdir())
 
 
 def test_missing_and_empty_sources(tmp_path):
-    for build, words in ((build_endosr, 'no image'), (build_histosr, 'no slide')):
+    for build, words in ((endosr, 'no image'), (histosr, 'no slide')):
         with pytest.raises(DataError, match='does not exist'): build(tmp_path/'nowhere', tmp_path/'set')
         (tmp_path/'empty').mkdir(exist_ok=True)
         with pytest.raises(DataError, match=words): build(tmp_path/'empty', tmp_path/'set')
@@ -607,8 +621,8 @@ def test_real_frames(tmp_path):
     (tmp_path/'in').mkdir()
     for p in source: shutil.copy(p, tmp_path/'in')
     with pytest.raises(DataError, match='352×352 pixels, and frames are not enlarged to 512'):
-        build_endosr(tmp_path/'in', tmp_path/'set')
-    built = build_endosr(tmp_path/'in', tmp_path/'set', size=352)
+        endosr(tmp_path/'in', tmp_path/'set')
+    built = endosr(tmp_path/'in', tmp_path/'set', size=352)
     assert not built.skipped and len(check_pairs(tmp_path/'set', 352, 4)) == 24
 
 
@@ -620,14 +634,14 @@ def test_real_tissue(tmp_path):
     source = sorted((Path(os.environ['SRDIAG_DATA'])/'histology'/'sr').glob('*'))[::20]
     (tmp_path/'in').mkdir()
     for p in source: shutil.copy(p, tmp_path/'in')
-    built = build_histosr(tmp_path/'in', tmp_path/'set', group_pattern='__([^_]+)__')
+    built = histosr(tmp_path/'in', tmp_path/'set', group_pattern='__([^_]+)__')
     rows = check_pairs(tmp_path/'set', 192, 2)
     assert built.files == len(source) and len(rows) > 0.8*len(source)
 
 
 def test_training_follows_the_split_of_a_built_set(tmp_path, fill, succeeds, tiny_sr):
     fill(tmp_path/'frames', n=8, side=64)
-    build_endosr(tmp_path/'frames', tmp_path/'set', size=32, scale=2, test_fraction=0.4)
+    endosr(tmp_path/'frames', tmp_path/'set', size=32, scale=2, test_fraction=0.4)
     succeeds('train-sr', '--data', tmp_path/'set', '--out', tmp_path/'model', *tiny_sr)
     split = {r['file']: r for r in csv.DictReader((tmp_path/'model/split.csv').open(encoding='utf-8'))}
     manifest = {r['file']: r for r in read_manifest(tmp_path/'set')}

@@ -18,7 +18,7 @@ from ..data.images import find_images, fingerprints, read_images
 from ..data.labelled import LabelledTable, check_classes, groups_from_names, load_table, split_table
 from ..data.pairs import LabelledPairs, SRPairs
 from ..data.splits import grouped_split
-from .builders import read_manifest
+from .manifest import read_manifest
 from .folders import MANIFEST
 from ..training.options import CHANNELS, RunOptions
 

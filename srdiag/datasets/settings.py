@@ -50,9 +50,9 @@ class EndoSRSettings:
     "Pairs from frames of endoscopy (`srdiag build endosr`). Raises DataError for what cannot be"
     size: Positive = 512 # side of a high-resolution image in px
     scale: Positive = 4 # how many times smaller the low-resolution image is
-    test_fraction: Share = 0.166 # of the pairs that go into the test part, by whole groups
     # circle: black outside the inscribed circle, whose edge then dominates PSNR on bright frames
     mask: Mask = 'circle'
+    test_fraction: Share = 0.166 # of the pairs that go into the test part, by whole groups
 
     def __post_init__(self):
         _check_sizes(self.size, self.scale, 'size')
@@ -66,12 +66,12 @@ class EndoSRSettings:
 class HistoSRSettings:
     "Pairs from slides (`srdiag build histosr`). Raises DataError for what cannot be"
     crop: Positive = 192 # side of a high-resolution image in px
-    scale: Positive = 2 # how many times smaller the low-resolution image is
-    test_fraction: Share = 0.143 # of the pairs that go into the test part, by whole groups
     per_slide: Positive = 100 # crops of each slide; fewer if they would not fit side by side
+    scale: Positive = 2 # how many times smaller the low-resolution image is
     tissue: Share = 0.5 # of a crop that must be stained tissue; 0: crop anywhere
     level: Natural = 0 # of the pyramid; 0 is the full resolution
     mpp: float|None = None # micrometres per pixel, instead of a level: the nearest one, within 10 %
+    test_fraction: Share = 0.143 # of the pairs that go into the test part, by whole groups
 
     def __post_init__(self):
         _check_sizes(self.crop, self.scale, 'crop')
@@ -112,7 +112,8 @@ class ImportOptions:
     def __post_init__(self):
         n = self.per_class
         if n is not None and (isinstance(n, bool) or not isinstance(n, int) or n < 1):
-            raise DataError(f'The number of images per class must be a whole number of 1 or more, but is {n!r}.')
+            raise DataError('The number of images per class must be a whole number of 1 or more, but is '
+                            f'{n!r}.')
         if self.folds == 1 or self.folds < 0:
             raise DataError(f'There must be 2 folds or more, or 0 for none, not {self.folds}.')
         check_settings(self, 'An import')
@@ -137,7 +138,7 @@ class KagglePCamSettings:
     "PCam from the folder of the Kaggle competition (`srdiag import kaggle-pcam`)"
     groups: Path|None = None # table of id and wsi, the slide of each patch; without it a split leaks
 
-# %% ../../nbs/datasets/settings.ipynb #c024
+# %% ../../nbs/datasets/settings.ipynb #c025
 @dataclass(frozen=True)
 class FrameSettings:
     "What the images of an imported set of frames look like. Raises DataError for what cannot be"
@@ -152,7 +153,7 @@ class FrameSettings:
     @property
     def side(self): return None if self.any_size else self.frame # that frames must have, in px; None: any
 
-# %% ../../nbs/datasets/settings.ipynb #c026
+# %% ../../nbs/datasets/settings.ipynb #c027
 @dataclass(frozen=True)
 class CadcapSettings(FrameSettings):
     "CAD-CAP as in Section IV-A (`srdiag import cadcap`). Raises DataError for what cannot be"
@@ -163,7 +164,7 @@ class CadcapSettings(FrameSettings):
 
     frame: ClassVar[int] = 576
 
-# %% ../../nbs/datasets/settings.ipynb #c028
+# %% ../../nbs/datasets/settings.ipynb #c029
 @dataclass(frozen=True)
 class KvasirSettings(FrameSettings):
     "Frames of Kvasir-Capsule by video (`srdiag import kvasir-capsule`). Raises DataError for what cannot be"
