@@ -21,12 +21,12 @@ MAKEFLAGS += --no-print-directory
 .PHONY: help venv demo test docs lab export clean
 
 help:
-	@echo 'make venv     make .venv with the library, the notebooks and the tests, at the versions of constraints.txt'
+	@echo 'make venv     make .venv with the library, notebooks and tests, at the versions of constraints.txt'
 	@echo 'make demo     train and compare small models on a sample image; the report is runs/demo/report.html'
 	@echo 'make test     notebooks and library in sync, all notebooks run, all tests pass'
 	@echo 'make docs     the site in _site/, from the notebooks; needs nothing but pip'
 	@echo 'make lab      open the notebooks in JupyterLab, beginning with nbs/start.ipynb'
-	@echo 'make export   write the library srdiag/ from the notebooks nbs/'
+	@echo 'make export   write the library srdiag/ and the first pages from the notebooks nbs/'
 	@echo 'make clean    remove what was built; .venv and runs/ stay'
 
 venv: $(VENV)/.installed
@@ -35,7 +35,7 @@ venv: $(VENV)/.installed
 # The pinned versions in constraints.txt need Python 3.11.
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
-	  || { echo 'The versions in constraints.txt need Python 3.11 or newer: make venv PYTHON=python3.11'; exit 1; }
+	  || { echo 'constraints.txt needs Python 3.11 or newer: make venv PYTHON=python3.11'; exit 1; }
 	$(say) 'Making $(VENV)'
 	@$(PYTHON) -m venv $(VENV)
 
@@ -73,8 +73,10 @@ lab: $(VENV)/.installed
 export: $(VENV)/.installed
 	$(say) 'Writing srdiag/ from nbs/'
 	@$(BIN)/nbdev-export
+	@$(BIN)/python tools/readme.py
 
 clean:
 	$(say) 'Removing what was built'
 	@rm -rf build dist srdiag.egg-info _docs _proc _site .pytest_cache .ruff_cache
-	@find . -path ./$(VENV) -prune -o \( -name __pycache__ -o -name .ipynb_checkpoints \) -type d -exec rm -rf {} +
+	@find . -path ./$(VENV) -prune -o -type d \( -name __pycache__ -o -name .ipynb_checkpoints \) \
+	  -exec rm -rf {} +

@@ -26,7 +26,7 @@ CLASSIFIERS = [
 def lines(key): return [line.strip() for line in cfg[key].splitlines() if line.strip()]
 
 
-def addresses(): # what PyPI shows beside the package; nothing as long as nobody has said where the project lives
+def addresses(): # what PyPI shows beside the package; nothing as long as the project has no address
     git, doc = cfg['git_url'], cfg['doc_url']
     pages = {'Source': git, 'Issues': git and f'{git}/issues', 'Documentation': doc,
              'Changelog': git and f'{git}/blob/{cfg["branch"]}/CHANGELOG.md'}

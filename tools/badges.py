@@ -1,15 +1,18 @@
-"""Badges for Colab and Binder at the top of the first notebook and the how-tos: `python tools/badges.py OWNER/REPO` writes or renews them.
+"""Badges for Colab and Binder at the top of the first notebook and the how-tos: `python tools/badges.py`
+writes or renews them for the repository that settings.ini names (`git_url`), and `--remove` takes them away
+again.
 
-Nothing in the project knows where its repository lies, until somebody says so here: one place, one command, and `--remove` takes them away again."""
+Another repository can be given as OWNER/REPO, for a fork, say."""
 import argparse
 import re
 from pathlib import Path
 
 import nbformat
+from facts import facts, repository
 
 NBS = Path(__file__).resolve().parents[1]/'nbs'
-MARK, INSTALL = ('Open in Colab',
-                 "#| eval: false\n#| hide\n#@title Only in Colab: fetch the repository and install it")
+MARK = 'Open in Colab'
+INSTALL = '#| eval: false\n#| hide\n#@title Only in Colab: fetch the repository and install it'
 
 
 def install_cell(
@@ -30,8 +33,9 @@ def badge_line(
 ) -> str: # markdown: two links in words, for a site that loads nothing from elsewhere
     "Where the notebook can be run without installing anything"
     path = f'nbs/{page}'
-    return (f'[{MARK}](https://colab.research.google.com/github/{repository}/blob/{branch}/{path}) · [Run on '
-            f'Binder](https://mybinder.org/v2/gh/{repository}/{branch}?labpath={path.replace("/", "%2F")})')
+    binder = f'{repository}/{branch}?labpath={path.replace("/", "%2F")}'
+    return (f'[{MARK}](https://colab.research.google.com/github/{repository}/blob/{branch}/{path}) · '
+            f'[Run on Binder](https://mybinder.org/v2/gh/{binder})')
 
 
 def mark(
@@ -59,14 +63,17 @@ def pages(): # of nbs/ that bear a badge
 def main():
     parser = argparse.ArgumentParser(description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('repository', nargs='?', help='OWNER/REPO on GitHub')
+    parser.add_argument('repository', nargs='?', help='OWNER/REPO on GitHub (default: of settings.ini)')
     parser.add_argument('--branch', default='main', help='to show (default: main)')
     parser.add_argument('--remove', action='store_true', help='take the badges away')
     args = parser.parse_args()
-    if (args.repository is None) != args.remove: parser.error('name the repository, or say --remove')
+    home = None if args.remove else args.repository or repository(facts())
+    if not home and not args.remove:
+        parser.error('settings.ini does not say where the project lives (git_url): name the repository, or '
+                     'say --remove')
     for page in pages():
         nb = nbformat.read(NBS/page, 4)
-        mark(nb, page, args.repository, args.branch)
+        mark(nb, page, home, args.branch)
         nbformat.write(nb, NBS/page)
 
 

@@ -1,4 +1,5 @@
-"""Collect the metrics of model folders into one CSV and one JSON: `python tools/collect_results.py results/NAME runs/NAME/*`."""
+"""Collect the metrics of model folders into one CSV and one JSON: `python tools/collect_results.py
+results/NAME runs/NAME/*`."""
 import json
 import sys
 from pathlib import Path

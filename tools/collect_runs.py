@@ -1,4 +1,5 @@
-"""Copy what a benchmark or an experiment found, without weights and without images of patients: `python tools/collect_runs.py runs/NAME results/sr/NAME`."""
+"""Copy what a benchmark or an experiment found, without weights and without images of patients: `python
+tools/collect_runs.py runs/NAME results/sr/NAME`."""
 import re
 import shutil
 import sys

@@ -1,7 +1,8 @@
-"""Build the documentation from the notebooks with Sphinx: `python tools/docs.py` writes _site/, a warning fails.
+"""Build the site from the notebooks with Sphinx: `python tools/docs.py` writes _site/, a warning fails.
 
-The pages are made in build/docs: notebooks where they lie in nbs/ (so their links to each other hold), the pages of docs/, one page
-per part of the course, per module (see reference.py) and per folder of results/. Sphinx then reads nothing else."""
+The pages are made in build/docs: notebooks where they lie in nbs/ (so their links to each other hold), one
+page per part of the course (see course.py), per module (see reference.py) and per folder of results/.
+Sphinx then reads nothing else."""
 import argparse
 import csv
 import os
@@ -14,14 +15,11 @@ from pathlib import Path
 import nbformat
 
 sys.path.insert(0, str(Path(__file__).parent))
+from course import HOWTO, SOLUTIONS, course_of, lead_of, notebooks, read_parts, title_of
+from facts import ROOT, absolute, facts
 from reference import as_myst, read_cell
 
-ROOT = Path(__file__).resolve().parents[1]
-SOLUTIONS = 'solutions/' # the folder of nbs/ with the solutions to the exercises, named as their notebooks
-# what holds the course together; in this order, before its parts
-THREAD = 'start.ipynb', 'method.ipynb', 'symbols.ipynb', 'paper.ipynb'
-# notebooks of nbs/howto/ in this order; no part of the course
-HOWTO = 'own_images', 'reading_results', 'reproducing_table', 'deploy', 'new_network', 'several_gpus'
+PROJECT = 'CONTRIBUTING.md', 'CHANGELOG.md' # files of the root that are pages of the site
 DIRECTIVES = {'default_exp', 'export', 'exporti', 'exports', 'hide', 'echo', 'eval', 'slow', 'cuda'}
 
 
@@ -81,22 +79,37 @@ class Names:
         def role(m):
             target = self.target(m[1], module)
             return f'{{py:obj}}`{m[1]}{m[2] or ""} <{target}>`' if target else m[0]
-        return outside_code(lambda t: re.sub(r'(?<![\w`\[}])`([A-Za-z_][\w.]*)(\(\))?`(?![`\]])', role, t),
-                                text)
+        name = r'(?<![\w`\[}])`([A-Za-z_][\w.]*)(\(\))?`(?![`\]])'
+        return outside_code(lambda t: re.sub(name, role, t), text)
+
+
+def on_site(
+    path: str, # of a file or folder in the repository
+) -> str|None: # of its page or file on the site; None: it is not there
+    "Where something in the repository lies on the site"
+    if path == 'nbs/README.md': return 'course/index.md'
+    if path.startswith('nbs/'): return path.removeprefix('nbs/')
+    if re.fullmatch(r'results(/[\w-]+)*(/README\.md)?', path):
+        return f'{path.removesuffix("/README.md")}/index.md'
+    if path.startswith('results/') or path == 'CITATION.cff': return path
+    return f'project/{path.lower()}' if path in PROJECT else None
 
 
 def relink(
-    text: str, # markdown of a notebook
-    page: str, # 'sr/mrcnet.ipynb'
-) -> str: # links that leave nbs/ lead to the page of a folder of results, or to a file beside the index
-    "What lies elsewhere in the repository lies elsewhere on the site, too"
-    here = posixpath.dirname(page)
+    text: str, # markdown
+    page: str, # in the repository: 'nbs/sr/mrcnet.ipynb', 'results/sr/README.md'
+) -> str: # markdown for the page on the site
+    """What lies elsewhere in the repository lies elsewhere on the site, too. A link to what is not there
+    becomes an address, or plain text if the project has none"""
+    here = posixpath.dirname(on_site(page))
     def moved(m):
-        inside = posixpath.normpath(posixpath.join('nbs', here, m[1]))
-        if inside.startswith('nbs/'): return m[0]
-        to = f'{inside}/index.md' if re.fullmatch(r'results/[^.]+', inside) else inside
-        return f']({posixpath.relpath(to, here or ".")})'
-    return outside_code(lambda t: re.sub(r'\]\((\.\./[^)\s]*)\)', moved, t), text)
+        path, _, part = m[2].partition('#')
+        inside = posixpath.normpath(posixpath.join(posixpath.dirname(page), path))
+        to = on_site(inside)
+        if to: return f'[{m[1]}]({posixpath.relpath(to, here or ".")}{part and "#" + part})'
+        address = absolute(inside, facts())
+        return f'[{m[1]}]({address})' if address != inside else m[1]
+    return outside_code(lambda t: re.sub(r'(?<!!)\[([^]]*)\]\((?!\w+:|#)([^)\s]+)\)', moved, t), text)
 
 
 def convert(
@@ -109,9 +122,9 @@ def convert(
     module, cells = module_of(page.removeprefix(SOLUTIONS)), []
     for i, cell in enumerate(nb.cells):
         if cell.cell_type == 'markdown':
-            text = (re.sub(r'^> (.*)$', r'{.lead}\n\1', cell.source, flags=re.M)
-                    if cell.source.startswith('# ') else cell.source)
-            cells.append(nbformat.v4.new_markdown_cell(names.link(relink(text, page), module)))
+            text = cell.source
+            if text.startswith('# '): text = re.sub(r'^> (.*)$', r'{.lead}\n\1', text, flags=re.M)
+            cells.append(nbformat.v4.new_markdown_cell(names.link(relink(text, f'nbs/{page}'), module)))
             continue
         if cell.cell_type != 'code': continue
         told = directives_of(cell.source)
@@ -134,64 +147,50 @@ def page_of(module): return module.replace('.', '/') + '.ipynb'
 def label(module, cell): return f'source-{module}-{cell}'
 
 
-def lead_of(nb):
-    "Title and summary of a notebook"
-    text = next(c.source for c in nb.cells if c.cell_type == 'markdown')
-    return re.search(r'^# (.+)$', text, flags=re.M)[1], re.search(r'^> (.+)$', text, flags=re.M)[1]
-
-
 def symbols_of(nb):
     "What a notebook exports"
-    return ([s for i, c in enumerate(nb.cells)
-             if c.cell_type == 'code' and 'export' in directives_of(c.source)
-             for s in read_cell(c.source, i)])
+    return [s for i, c in enumerate(nb.cells)
+            if c.cell_type == 'code' and 'export' in directives_of(c.source)
+            for s in read_cell(c.source, i)]
 
 
 # --- pages that are made ----------------------------------------------------------------------------------
-
-def course_of(
-    index: str, # markdown of index.ipynb
-    pages, # names of all notebooks
-) -> dict: # part → notebooks in order
-    """The table under `## The course`, after the notebooks of `THREAD`; a notebook that neither names joins
-    the part with most of its folder"""
-    rows = re.findall(r'^\| ([^|\n]+) \|(.*\.ipynb.*)\|$', index.partition('## The course')[2], flags=re.M)
-    course = {part.strip(): re.findall(r'\]\(([^)]+\.ipynb)\)', links) for part, links in rows}
-    thread = [p for p in THREAD if p in pages and not any(p in part for part in course.values())]
-    if thread: course = {'the thread': thread} | course
-    folder = posixpath.dirname
-    for page in (sorted({p for p in pages if not p.startswith((SOLUTIONS, 'howto/'))} - {'index.ipynb'}
-                        - {p for part in course.values() for p in part})):
-        home = (max(course,
-                    key=lambda part: (sum(folder(p) == folder(page) for p in course[part]), part == 'use')))
-        course[home].append(page)
-    return course
-
 
 def toctree(entries, caption=''):
     return '\n'.join(['```{toctree}', ':hidden:', *([f':caption: {caption}'] if caption else []), '',
                       *entries, '```'])
 
 
+def rows_of(pages, leads): # notebooks with their summaries
+    return [f'[{leads[p][0]}](../{p})\n: {leads[p][1]}' for p in pages]
+
+
 def part_page(part, pages, leads):
-    "A part of the course: its notebooks with their summaries"
-    rows = [f'[{leads[p][0]}](../{p})\n: {leads[p][1]}' for p in pages]
-    return ('\n\n'.join([f'# {part[0].upper()}{part[1:]}', *rows,
-                         toctree([f'../{p.removesuffix(".ipynb")}' for p in pages])]) + '\n')
+    "A part of the course"
+    return '\n\n'.join([f'# {title_of(part)}', *rows_of(pages, leads),
+                        toctree([f'../{p.removesuffix(".ipynb")}' for p in pages])]) + '\n'
+
+
+def course_page(course, leads):
+    "All notebooks, part by part"
+    parts = [[f'## {title_of(part)}', *rows_of(pages, leads)] for part, pages in course.items()]
+    lead = ('{.lead}\nEach notebook explains, tests and exports one module, which has its name. '
+            'Begin with [Start here](../start.ipynb).')
+    return '\n\n'.join(['# All notebooks', lead, *(row for part in parts for row in part)]) + '\n'
 
 
 def solutions_page(course, leads):
     "All solutions, in the order of the course"
-    parts, pages = (['# Solutions', '{.lead}\nWorked and executed answers to the exercises. Try them first: '
-                     'most take a quarter of an hour.'], [])
+    parts = ['# Solutions', '{.lead}\nWorked and executed answers to the exercises. Try them first: '
+             'most take a quarter of an hour.']
+    pages = []
     for part, books in course.items():
         solved = [p for p in books if f'{SOLUTIONS}{p}' in leads]
-        if solved:
-            (parts.append(f'**{part[0].upper()}{part[1:]}:** '
-                          + ', '.join(f'[{leads[p][0]}](../{SOLUTIONS}{p})' for p in solved)))
+        links = ', '.join(f'[{leads[p][0]}](../{SOLUTIONS}{p})' for p in solved)
+        if solved: parts.append(f'**{title_of(part)}:** {links}')
         pages += solved
-    return ('\n\n'.join([*parts, toctree([f'{leads[p][0]} <../{SOLUTIONS}{p.removesuffix(".ipynb")}>'
-                                          for p in pages])]) + '\n')
+    tree = toctree([f'{leads[p][0]} <../{SOLUTIONS}{p.removesuffix(".ipynb")}>' for p in pages])
+    return '\n\n'.join([*parts, tree]) + '\n'
 
 
 def module_page(module, symbols, lead, headings, names):
@@ -210,16 +209,21 @@ def headings_of(nb):
     found, last = {}, 'its first lines'
     for i, c in enumerate(nb.cells):
         if c.cell_type == 'markdown':
-            last = (re.findall(r'^#+ (.+?)\s*$', re.sub(r'^```.*?^```', '', c.source, flags=re.M | re.S),
-                               flags=re.M) or [last])[-1]
+            prose = re.sub(r'^```.*?^```', '', c.source, flags=re.M | re.S)
+            last = (re.findall(r'^#+ (.+?)\s*$', prose, flags=re.M) or [last])[-1]
         found[i] = re.sub(r'[`<>*$\\]', '', last)
     return found
 
 
 def reference_index(modules, leads):
-    rows = [f'| [srdiag.{m}]({m}.md) | {leads[page_of(m)][1]} |' for m in modules]
-    return ('\n'.join(['# Reference', '', 'Every exported name with its parameters, shapes, units and errors. It is read from the notebooks: ' 'to change a sentence here, change the comment there.',
-                       '', '| module | what it holds |', '|---|---|', *rows, '', toctree(modules)]) + '\n')
+    "All modules, room by room"
+    text = ['# Reference', 'Every exported name with its parameters, shapes, units and errors. It is read '
+            'from the notebooks: to change a sentence here, change the comment there.']
+    for room in dict.fromkeys(m.partition('.')[0] for m in modules):
+        rows = [f'| [srdiag.{m}]({m}.md) | {leads[page_of(m)][1]} |' for m in modules
+                if m.partition('.')[0] == room]
+        text.append('\n'.join([f'## srdiag.{room}', '', '| module | what it holds |', '|---|---|', *rows]))
+    return '\n\n'.join([*text, toctree(modules)]) + '\n'
 
 
 def shown_number(text):
@@ -245,13 +249,14 @@ def csv_table(
 def results_page(
     folder: Path, # results/name
     names: Names, # to link
+    root: Path = ROOT, # of the project
 ) -> str: # markdown
     "README and tables of one folder of results; folders in it that have a README are pages below it"
     readme = folder/'README.md'
-    text = names.link(readme.read_text(encoding='utf-8').strip()) if readme.is_file() else f'# {folder.name}'
-    parts = [re.sub(r'/README\.md\)', '/index.md)', text)]
-    below = ([f'{p.parent.name}/index' for p in sorted(folder.glob('*/README.md'))]
-             + [p.stem for p in sorted(folder.glob('*.md')) if p != readme])
+    text = readme.read_text(encoding='utf-8').strip() if readme.is_file() else f'# {folder.name}'
+    parts = [names.link(relink(text, f'{folder.relative_to(root).as_posix()}/README.md'))]
+    below = [*(f'{p.parent.name}/index' for p in sorted(folder.glob('*/README.md'))),
+             *(p.stem for p in sorted(folder.glob('*.md')) if p != readme)]
     if below: parts.append(toctree(below))
     for path in sorted(folder.glob('*.csv')):
         parts.append(f'## {path.name}\n\nThe file: [{path.name}]({path.name})\n\n{csv_table(path)}')
@@ -259,6 +264,50 @@ def results_page(
 
 
 # --- the site ---------------------------------------------------------------------------------------------
+
+def sidebar(course, results):
+    "The tables of contents of the first page"
+    parts = [f'course/{part_file(part)}' for part in course if part != HOWTO]
+    return '\n\n'.join([
+        toctree(['Getting started <self>']), toctree([*parts, 'course/solutions', 'course/index'], 'Course'),
+        toctree([page.removesuffix('.ipynb') for page in course[HOWTO]], 'How-to'),
+        toctree(['reference/index'], 'Reference'),
+        toctree(['results/index', *(f'results/{name}/index' for name in results)], 'Results'),
+        toctree([on_site(name).removesuffix('.md') for name in PROJECT], 'Project')])
+
+
+def write_notebooks(src, books, names, contents): # contents: see `sidebar`
+    for page, nb in books.items():
+        page_nb = convert(nb, page, names)
+        if page == 'index.ipynb': page_nb.cells.append(nbformat.v4.new_markdown_cell(contents, id='toc'))
+        (src/page).parent.mkdir(parents=True, exist_ok=True)
+        nbformat.write(page_nb, src/page)
+
+
+def write_course(write, course, leads): # write: function of a page and its text
+    for part, pages in course.items():
+        if part != HOWTO: write(f'course/{part_file(part)}.md', part_page(part, pages, leads))
+    write('course/index.md', course_page(course, leads))
+    write('course/solutions.md', solutions_page(course, leads))
+
+
+def write_reference(write, books, modules, leads, names):
+    write('reference/index.md', reference_index(modules, leads))
+    for module, symbols in modules.items():
+        page = page_of(module)
+        write(f'reference/{module}.md',
+              module_page(module, symbols, leads[page], headings_of(books[page]), names))
+
+
+def write_results(write, src, root, results, names):
+    for name in results:
+        shutil.copytree(root/'results'/name, src/'results'/name, ignore=shutil.ignore_patterns('README.md'))
+    below = [p.parent for p in (root/'results').glob('*/**/README.md') if p.parent.parent != root/'results']
+    for folder in [*(root/'results'/name for name in results), *below]:
+        write(f'{folder.relative_to(root).as_posix()}/index.md', results_page(folder, names, root))
+    text = (root/'results'/'README.md').read_text(encoding='utf-8')
+    write('results/index.md', names.link(relink(text, 'results/README.md')))
+
 
 def write_pages(
     src: Path, # empty folder
@@ -268,44 +317,18 @@ def write_pages(
     def write(page, text):
         (src/page).parent.mkdir(parents=True, exist_ok=True)
         (src/page).write_text(text, encoding='utf-8')
-    books = ({p.relative_to(root/'nbs').as_posix(): nbformat.read(p, 4)
-              for p in sorted((root/'nbs').rglob('*.ipynb')) if '.ipynb_checkpoints' not in p.parts})
+    books = {page: nbformat.read(root/'nbs'/page, 4) for page in notebooks(root/'nbs')}
     leads = {page: lead_of(nb) for page, nb in books.items()}
     modules = {module_of(page): symbols_of(nb) for page, nb in books.items()}
     modules = {module: symbols for module, symbols in modules.items() if symbols}
-    names = Names(modules)
-    course = (course_of('\n\n'.join(c.source
-                                     for c in books['index.ipynb'].cells if c.cell_type == 'markdown'),
-                         books))
-    results = ([p.name for p in sorted((root/'results').iterdir()) if p.is_dir() and any(p.iterdir())]
-               if (root/'results').is_dir() else [])
+    names, course = Names(modules), course_of(read_parts(root/'nbs'/'course.yml'), list(books))
+    results = [p.name for p in sorted((root/'results').iterdir()) if p.is_dir() and any(p.iterdir())]
 
-    for page, nb in books.items():
-        page_nb = convert(nb, page, names)
-        if page == 'index.ipynb':
-            trees = ([toctree(['Getting started <self>']), toctree([f'course/{part_file(part)}'
-                                                                    for part in course]
-                                                                   + ['course/solutions'], 'Course'),
-                      toctree([f'howto/{page}' for page in HOWTO], 'How-to'),
-                      toctree(['reference/index'], 'Reference'),
-                      toctree([f'results/{name}/index' for name in results], 'Results')])
-            page_nb.cells.append(nbformat.v4.new_markdown_cell('\n\n'.join(trees), id='toc'))
-        (src/page).parent.mkdir(parents=True, exist_ok=True)
-        nbformat.write(page_nb, src/page)
-    for part, pages in course.items(): write(f'course/{part_file(part)}.md', part_page(part, pages, leads))
-    write('course/solutions.md', solutions_page(course, leads))
-    write('reference/index.md', reference_index(modules, leads))
-    for module, symbols in modules.items():
-        write(f'reference/{module}.md', module_page(module, symbols, leads[page_of(module)],
-                                                    headings_of(books[page_of(module)]), names))
-    for name in results:
-        shutil.copytree(root/'results'/name, src/'results'/name, ignore=shutil.ignore_patterns('README.md'))
-    for folder in ([root/'results'/name for name in results] + [p.parent for p in (root/'results').glob(
-                                                                    '*/**/README.md')
-                                                                if p.parent.parent != root/'results']):
-        write(f'{folder.relative_to(root).as_posix()}/index.md', results_page(folder, names))
-    for path in sorted((root/'docs').rglob('*.md')):
-        write(path.relative_to(root/'docs'), names.link(path.read_text(encoding='utf-8')))
+    write_notebooks(src, books, names, sidebar(course, results))
+    write_course(write, course, leads)
+    write_reference(write, books, modules, leads, names)
+    write_results(write, src, root, results, names)
+    for name in PROJECT: write(on_site(name), relink((root/name).read_text(encoding='utf-8'), name))
     shutil.copytree(root/'nbs'/'images', src/'images')
     shutil.copy(root/'CITATION.cff', src)
 

@@ -1,4 +1,5 @@
-"What settings.ini says about the project, for the tools. The address of the repository is said there and nowhere else."
+"""What settings.ini says about the project, for the tools. The address of the repository is said there and
+nowhere else."""
 from configparser import ConfigParser
 from pathlib import Path
 

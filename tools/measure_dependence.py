@@ -1,7 +1,9 @@
-"""Measure how much the predictions of diagnosis models depend on the batch: `python tools/measure_dependence.py OUT DATA MODEL...`
+"""Measure how much the predictions of diagnosis models depend on the batch: `python
+tools/measure_dependence.py OUT DATA MODEL...`
 
-Each model folder is tested on the test part of its own split.csv; a model of an experiment (`--keep-models`), which has none, on the test part of
-its fold: `--split runs/NAME/setup/split.csv --column fold0`. Writes OUT/dependence.csv and OUT/run.json."""
+Each model folder is tested on the test part of its own split.csv; a model of an experiment
+(`--keep-models`), which has none, on the test part of its fold: `--split runs/NAME/setup/split.csv --column
+fold0`. Writes OUT/dependence.csv and OUT/run.json."""
 import argparse
 import sys
 from pathlib import Path

@@ -1,6 +1,8 @@
-"""Measure what the fast paths give on this machine: `python tools/measure_speed.py results/speed [--rounds N] [--large PX] [--parts NAMES]`.
+"""Measure what the fast paths give on this machine: `python tools/measure_speed.py results/speed [--rounds
+N] [--large PX] [--parts NAMES]`.
 
-Ratios are of one run, with all candidates timed in turns. Writes inference.csv, training.csv, tiling.csv and run.json; nothing else should run meanwhile."""
+Ratios are of one run, with all candidates timed in turns. Writes inference.csv, training.csv, tiling.csv
+and run.json; nothing else should run meanwhile."""
 import argparse
 import json
 import os

@@ -1,11 +1,16 @@
-"""Make README.md from nbs/index.ipynb without Quarto: `python tools/readme.py` writes it, `--check` fails if it is out of date."""
+"""Make the pages that others are read from: `python tools/readme.py` writes them, `--check` fails if one is
+out of date.
+
+README.md comes from nbs/index.ipynb, nbs/README.md from nbs/course.yml and the notebooks, results/README.md
+from tools/results.md and the data files. If settings.ini says where the project lives, links of README.md
+are absolute, because PyPI shows it, too."""
 import re
 import sys
-from pathlib import Path
 
+import course
+import results
+from facts import ROOT, absolute, facts
 from fastcore.nbio import read_nb
-
-root = Path(__file__).resolve().parent.parent
 
 
 def cell_text(cell):
@@ -22,18 +27,35 @@ def cell_text(cell):
     return '\n\n'.join(parts)
 
 
-def readme():
-    "The whole text, with links made relative to the repository's root"
-    cells = read_nb(root/'nbs'/'index.ipynb').cells
-    text = '\n\n'.join(t for t in map(cell_text, cells) if t)
-    text = re.sub(r'\]\((?!https?:|#|\.\./)([^)]+)\)', r'](nbs/\1)', text)
-    text = text.replace('](../', '](')
-    return '<!-- Made from nbs/index.ipynb by tools/readme.py: edit there. -->\n\n' + text + '\n'
+def relink(
+    text: str, # markdown of a notebook in nbs/
+    about, # see `facts`
+) -> str: # with links from the root of the repository, or with addresses
+    "Links of nbs/ as seen from outside"
+    def moved(m):
+        path = m[2][3:] if m[2].startswith('../') else f'nbs/{m[2]}'
+        return f'{m[1]}({absolute(path, about, picture=m[1].startswith("!"))})'
+    return re.sub(r'(!?\[[^]]*\])\((?!https?:|#)([^)]+)\)', moved, text)
+
+
+def readme(about): # see `facts` → markdown
+    "The first page"
+    texts = map(cell_text, read_nb(ROOT/'nbs'/'index.ipynb').cells)
+    return ('<!-- Made from nbs/index.ipynb by tools/readme.py: edit there. -->\n\n'
+            + relink('\n\n'.join(t for t in texts if t), about) + '\n')
+
+
+def pages(): # path → text
+    return {ROOT/'README.md': readme(facts()), ROOT/'nbs'/'README.md': course.page(),
+            ROOT/'results'/'README.md': results.page()}
+
+
+def is_current(path, text): return path.is_file() and path.read_text(encoding='utf-8') == text
 
 
 if __name__ == '__main__':
-    path, text = root/'README.md', readme()
-    if '--check' in sys.argv:
-        if path.read_text(encoding='utf-8') != text:
-            sys.exit('README.md is out of date: run python tools/readme.py.')
-    else: path.write_text(text, encoding='utf-8')
+    stale = {path: text for path, text in pages().items() if not is_current(path, text)}
+    if '--check' in sys.argv and stale:
+        sys.exit(', '.join(p.relative_to(ROOT).as_posix() for p in stale)
+                 + ' out of date: run python tools/readme.py.')
+    for path, text in stale.items(): path.write_text(text, encoding='utf-8')

@@ -1,7 +1,9 @@
-"""The reference, read from the exported cells of the notebooks. Nothing is imported or run: a new exported function appears by itself.
+"""The reference, read from the exported cells of the notebooks. Nothing is imported or run: a new exported
+function appears by itself.
 
-It knows the comments of this project: one behind each parameter, one behind the closing bracket for what is returned, and one behind
-a header of a single line (`def forward(self, y): # B×n×H×W → B×out×sH×sW`) for the whole."""
+It knows the comments of this project: one behind each parameter, one behind the closing bracket for what is
+returned, and one behind a header of a single line (`def forward(self, y): # B×n×H×W → B×out×sH×sW`) for the
+whole."""
 import ast
 import io
 import re
@@ -52,8 +54,8 @@ def _type(node): # 'MRCNet' in quotes is a type that is defined later
 
 def _errors(node):
     "Exceptions that the docstring names, or that the body raises itself"
-    raised = ([n.exc.func if isinstance(n.exc, ast.Call) else n.exc
-               for n in ast.walk(node) if isinstance(n, ast.Raise)])
+    raised = [n.exc.func if isinstance(n.exc, ast.Call) else n.exc
+              for n in ast.walk(node) if isinstance(n, ast.Raise)]
     names = ({n.id for n in raised if isinstance(n, ast.Name)}
              | set(re.findall(r'\b[A-Z]\w*Error\b', ast.get_docstring(node) or '')))
     return {name for name in names if name.endswith('Error')}
@@ -94,16 +96,16 @@ def read_function(
     decorators = {_text(d) for d in node.decorator_list}
     if method and 'staticmethod' not in decorators: parameters = parameters[1:]
     kind = 'property' if decorators & {'property', 'cached_property'} else 'method' if method else 'function'
-    return (Symbol(node.name, kind, ast.get_docstring(node) or '', parameters,
-                   returns=(_type(node.returns), returns), note=note, errors=_errors(node),
-                   is_classmethod='classmethod' in decorators))
+    return Symbol(node.name, kind, ast.get_docstring(node) or '', parameters,
+                  returns=(_type(node.returns), returns), note=note, errors=_errors(node),
+                  is_classmethod='classmethod' in decorators)
 
 
 def _fields(node, comments):
     "Fields of a dataclass or named tuple that its constructor takes"
     rows = [n for n in node.body if isinstance(n, ast.AnnAssign) and 'init=False' not in _text(n.value)]
-    return ([Parameter(n.target.id, _type(n.annotation), None if n.value is None else _text(n.value),
-                       comments.get(n.end_lineno, '')) for n in rows])
+    return [Parameter(n.target.id, _type(n.annotation), None if n.value is None else _text(n.value),
+                      comments.get(n.end_lineno, '')) for n in rows]
 
 
 def read_class(
@@ -140,8 +142,8 @@ def read_cell(
         if isinstance(node, ast.FunctionDef): found.append(read_function(node, comments, lines))
         if isinstance(node, (ast.Assign, ast.AnnAssign)) and node.value is not None:
             targets = node.targets if isinstance(node, ast.Assign) else [node.target]
-            names = ([n.id for t in targets
-                      for n in (t.elts if isinstance(t, ast.Tuple) else [t]) if isinstance(n, ast.Name)])
+            flat = [n for t in targets for n in (t.elts if isinstance(t, ast.Tuple) else [t])]
+            names = [n.id for n in flat if isinstance(n, ast.Name)]
             value = _text(node.value) if len(names) == 1 else ''
             found += [Symbol(name, 'data', comments.get(node.end_lineno, ''), value=value) for name in names]
     for symbol in found: symbol.cell = cell
@@ -163,8 +165,8 @@ def _code(text): return f'`{text}`' if text else ''
 
 def _table(parameters, link):
     "Parameters as a table; a column that would be empty is left out"
-    rows = ([(_code(p.name), link(_code(p.type)), _code(p.default), link(escape(p.meaning)))
-             for p in parameters])
+    rows = [(_code(p.name), link(_code(p.type)), _code(p.default), link(escape(p.meaning)))
+            for p in parameters]
     heads = 'parameter', 'type', 'default', 'meaning'
     keep = [k for k in range(4) if k == 0 or any(row[k] for row in rows)]
     cells = [[row[k].replace('\n', ' ') for k in keep] for row in rows]
@@ -191,15 +193,15 @@ def as_myst(
              + ('\n:classmethod:' if symbol.is_classmethod else '')]
     if symbol.doc: parts.append(link(escape(symbol.doc)))
     if symbol.value:
-        (parts.append(f'```python\n{symbol.value}\n```' if len(symbol.value) <= 300
-                      else f'```text\n{symbol.value[:300]} …\n```'))
+        short = len(symbol.value) <= 300
+        parts.append(f'```python\n{symbol.value}\n```' if short else f'```text\n{symbol.value[:300]} …\n```')
     if symbol.bases: parts.append('A kind of ' + ', '.join(link(_code(b)) for b in symbol.bases) + '.')
     if symbol.note: parts.append(f'*{escape(symbol.note)}*')
     if symbol.parameters and any(p.type or p.meaning for p in symbol.parameters):
         parts.append(_table(symbol.parameters, link))
     if any(symbol.returns):
-        (parts.append('**Returns** ' + ': '.join(t for t in (link(_code(symbol.returns[0])),
-                                                             link(escape(symbol.returns[1]))) if t)))
+        said = link(_code(symbol.returns[0])), link(escape(symbol.returns[1]))
+        parts.append('**Returns** ' + ': '.join(filter(None, said)))
     if symbol.errors: parts.append('**Raises** ' + ', '.join(link(_code(e)) for e in sorted(symbol.errors)))
     if source: parts.append(f'**Source** {source}')
     parts += [as_myst(member, link, depth=depth-1) for member in symbol.members]

@@ -1,8 +1,9 @@
 """Run notebooks and fail if one of them does: `python tools/run_notebooks.py [--workers 2] [PATH ...]`.
 
-What a notebook may do is nbdev's business (`test_nb`: flags such as slow and cuda, `#| eval: false`, the folder it
-runs in). Here is only the house around it: a process of its own for each notebook, so that what it held is given
-back when it ends, forked from one that has imported the slow libraries already, so that it starts at once."""
+What a notebook may do is nbdev's business (`test_nb`: flags such as slow and cuda, `#| eval: false`, the
+folder it runs in). Here is only the house around it: a process of its own for each notebook, so that what
+it held is given back when it ends, forked from one that has imported the slow libraries already, so that it
+starts at once."""
 import argparse
 import io
 import json
@@ -15,9 +16,10 @@ from multiprocessing.connection import wait
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-SLOW_IMPORTS = ['fastai.vision.all', 'torchvision', 'nbdev.test', 'IPython', 'matplotlib_inline.backend_inline',
-                'matplotlib.pyplot', 'seaborn', 'sklearn.model_selection', 'skimage.data', 'skimage.metrics',
-                'scipy.stats', 'h5py', 'tifffile', 'safetensors.torch', 'jinja2']
+SLOW_IMPORTS = [
+    'fastai.vision.all', 'torchvision', 'nbdev.test', 'IPython', 'matplotlib_inline.backend_inline',
+    'matplotlib.pyplot', 'seaborn', 'sklearn.model_selection', 'skimage.data', 'skimage.metrics',
+    'scipy.stats', 'h5py', 'tifffile', 'safetensors.torch', 'jinja2']
 # glibc would keep what is freed, in an arena for each thread; other systems ignore these.
 ALLOCATOR = dict(MALLOC_ARENA_MAX='1', MALLOC_MMAP_THRESHOLD_='131072', MALLOC_TRIM_THRESHOLD_='131072')
 TIMES = ROOT/'build'/'notebook_times.json' # of the last run: the longest goes first
@@ -64,7 +66,8 @@ def result_of(process, ours, begun):
     if result: return result
     code = process.exitcode
     why = f'killed by {signal.Signals(-code).name}' if code < 0 else f'ended with exit status {code}'
-    return False, time.monotonic() - begun, float('nan'), f'The process was {why}, perhaps for want of memory.\n'
+    said = f'The process was {why}, perhaps for want of memory.\n' if code < 0 else f'The process {why}.\n'
+    return False, time.monotonic() - begun, float('nan'), said
 
 
 def run_all(
@@ -87,7 +90,8 @@ def run_all(
                 path, process, begun = running.pop(ours)
                 name = name_of(path)
                 passed, seconds, peak, said = results[name] = result_of(process, ours, begun)
-                print(f'{"ok    " if passed else "FAILED"} {seconds:5.0f} s  {peak:4.1f} GB  {name}', flush=True)
+                mark = 'ok    ' if passed else 'FAILED'
+                print(f'{mark} {seconds:5.0f} s  {peak:4.1f} GB  {name}', flush=True)
                 if not passed: print(said, flush=True)
     finally:
         for _, process, _ in running.values(): process.kill()
@@ -105,7 +109,8 @@ def in_order(
 
 
 def arguments():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('paths', nargs='*', type=Path, metavar='PATH',
                         help='notebooks or folders of them (default: all of nbs/)')
     parser.add_argument('--workers', type=int, default=2, help='notebooks at a time (default: 2)')
@@ -118,7 +123,8 @@ def main():
     args = arguments()
     os.environ |= ALLOCATOR
     os.environ.setdefault('OMP_NUM_THREADS', '1') # one thread for each of two is faster than two for one
-    os.environ.setdefault('PYTHONWARNINGS', 'ignore:`torch.jit.script` is deprecated:FutureWarning') # torchvision
+    # torchvision's own business
+    os.environ.setdefault('PYTHONWARNINGS', 'ignore:`torch.jit.script` is deprecated:FutureWarning')
     from nbdev.config import get_config
     from nbdev.doclinks import nbglob
     config = get_config(args.paths[0].resolve().parent if args.paths else ROOT)

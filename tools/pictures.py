@@ -1,0 +1,69 @@
+"""Draw the pictures of the first pages into nbs/images: `python tools/pictures.py [--demo runs/demo]`.
+
+method.png is the map of the method; enlarged.png is made by the lines of Python that README.md shows; with
+--demo, demo.png is drawn from a finished demonstration."""
+import argparse
+import os
+import re
+import tempfile
+from pathlib import Path
+
+import srdiag
+from facts import ROOT
+from srdiag.evaluation.image_quality import convention
+from srdiag.show import figures
+from srdiag.show.method import method_map
+
+IMAGES = ROOT/'nbs'/'images'
+PART = 160, 288, 112 # of the tissue: top, left and side in pixels
+SMALL = dict(dpi=110, pil_kwargs=dict(optimize=True))
+
+
+def shown_code(): # of the first page
+    return re.search(r'^```python\n(.*?)^```', (ROOT/'README.md').read_text(encoding='utf-8'), re.M | re.S)[1]
+
+
+def part_of_tissue(): # float 3×112×112 in [0, 1]
+    top, left, side = PART
+    return srdiag.tissue()[:, top:top+side, left:left+side].float()/255
+
+
+def run_shown_code(small): # C×H×W → what the code leaves in enlarged.png
+    here = Path.cwd()
+    with tempfile.TemporaryDirectory() as place:
+        os.chdir(place)
+        try:
+            srdiag.save_png(small, 'tile.png')
+            exec(shown_code(), {})
+            return srdiag.read_image('tile.png', channels=3), srdiag.read_image('enlarged.png', channels=3)
+        finally: os.chdir(here)
+
+
+def enlarged():
+    hr = part_of_tissue()
+    tile, large = run_shown_code(srdiag.degrade(hr, 2))
+    images = {'tile.png': tile, 'bicubic': srdiag.upsample(tile, 2, clip=True), 'enlarged.png': large}
+    return figures.sr_panel(images, hr, convention(2), error_maps=False, width=7)
+
+
+def demonstration(folder):
+    from srdiag.commands.demo import DemoSettings, blocks
+    from srdiag.data.pairs import SRPairs
+    from srdiag.sr.inference import super_resolve
+    scale = DemoSettings().scale
+    lr, hr = SRPairs(blocks()['test'], scale)[0]
+    images = {'LR': lr, 'bicubic': srdiag.upsample(lr, scale, clip=True)}
+    for name in ('scratch', 'recursive', 'distilled'):
+        images[name] = super_resolve(srdiag.load_model(folder/'models'/name)[0], lr)
+    return figures.sr_panel(images, hr, convention(scale), width=10)
+
+
+if __name__ == '__main__':
+    parser = argparse.ArgumentParser(description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('--demo', type=Path, help='folder of a demonstration: draw demo.png as well')
+    args = parser.parse_args()
+    IMAGES.mkdir(exist_ok=True)
+    method_map(dpi=130).savefig(IMAGES/'method.png', **SMALL | dict(dpi=130))
+    enlarged().savefig(IMAGES/'enlarged.png', **SMALL)
+    if args.demo: demonstration(args.demo).savefig(IMAGES/'demo.png', **SMALL)
