@@ -12,11 +12,13 @@ from pathlib import Path
 # %% ../../nbs/core/moved.ipynb #c005
 MOVED = { # old module → where to look for its names: rooms or modules, the likeliest first
     'errors': 'core', 'files': 'core', 'runs': 'core', 'precision': 'core', 'weights': 'core',
-    'data.folders': 'datasets', 'data.slides': 'datasets', 'data.builders': 'datasets', 'data.datasets': 'datasets',
-    'models': 'models core.records', 'figures': 'show', 'method': 'show', 'report': 'show', 'assessment': 'show',
-    'caution': 'show', 'widgets': 'show', 'diagnosis.interpretation': 'show', 'diagnosis.dependence': 'show',
-    'diagnosis.training': 'diagnosis data', 'benchmark': 'bench.sr bench', 'experiment': 'bench.tables bench',
-    'catalogue': 'bench', 'cli': 'commands', 'demo': 'commands bench',
+    'models': 'models core.records',
+    'data.folders': 'datasets', 'data.slides': 'datasets', 'data.builders': 'datasets',
+    'data.datasets': 'datasets', 'diagnosis.training': 'diagnosis data',
+    'figures': 'show', 'method': 'show', 'report': 'show', 'assessment': 'show', 'caution': 'show',
+    'widgets': 'show', 'diagnosis.interpretation': 'show', 'diagnosis.dependence': 'show',
+    'benchmark': 'bench.sr bench', 'experiment': 'bench.tables bench', 'catalogue': 'bench',
+    'cli': 'commands', 'demo': 'commands bench',
     'commands': 'commands datasets diagnosis models training core',
 }
 
@@ -57,8 +59,9 @@ def moved_sentence(
     places = ' and '.join(f'srdiag.{room}' for room in dict.fromkeys(rooms))
     if not names:
         whole = [f'from srdiag.{room} import {module}' for room, module in modules_named(old, rooms)]
-        return (f'{old} has moved. Write instead: {whole[0]}.' if whole else f'{old} has moved: what it held is in '
-                f"{places}, and srdiag.core.moved.homes_of('...') says in which module a name lives.")
+        if whole: return f'{old} has moved. Write instead: {whole[0]}.'
+        return (f"{old} has moved: what it held is in {places}, and srdiag.core.moved.homes_of('...') says "
+                'in which module a name lives.')
     lines, gone = {}, [] # module → names; names without a module
     for name in names:
         if homes := homes_of(name, near): lines.setdefault(homes[0], []).append(name)
@@ -91,14 +94,15 @@ class MovedFinder:
         old = fullname.removeprefix('srdiag.')
         folder, _, name = old.rpartition('.')
         if old in MOVED:
-            asked = [n for n in names_asked_for() if n != name] # `from srdiag import runs` asks for the module
+            asked = [n for n in names_asked_for() if n != name] # the module itself: `from srdiag import runs`
             raise ModuleNotFoundError(moved_sentence(fullname, asked, MOVED[old]))
         if homes_of(name):
             raise ModuleNotFoundError(moved_sentence(fullname, [name], MOVED.get(folder, folder)))
 
     @classmethod
     def install(cls): # once, also if the package is loaded again
-        if not any(getattr(f, '__name__', '') == cls.__name__ for f in sys.meta_path): sys.meta_path.append(cls)
+        known = [getattr(finder, '__name__', '') for finder in sys.meta_path]
+        if cls.__name__ not in known: sys.meta_path.append(cls)
 
 # %% ../../nbs/core/moved.ipynb #c022
 def no_such_name(
@@ -111,7 +115,8 @@ def no_such_name(
     old = module.removeprefix('srdiag').strip('.')
     path = f'{old}.{name}'.strip('.')
     if path in MOVED: text = moved_sentence(f'srdiag.{path}', near=MOVED[path])
-    elif name[0] != '_' and homes_of(name): text = moved_sentence(f'{module}.{name}', [name], MOVED.get(old, old))
+    elif name[0] != '_' and homes_of(name):
+        text = moved_sentence(f'{module}.{name}', [name], MOVED.get(old, old))
     else:
         close = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
         text = f'{module} has no {name!r}.' + (f' Did you mean {" or ".join(close)}?' if close else '')

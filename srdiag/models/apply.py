@@ -40,34 +40,36 @@ def _shape_hint(shape, last): # what to do about a shape; `last`: channels are w
 def _check_shape(name, shape, last):
     if len(shape) != 3 or shape[-1 if last else 0] not in (1, 3):
         wanted = 'H×W, H×W×1 or H×W×3' if last else '1×H×W or 3×H×W'
-        raise DataError(f'{name} has the shape {tuple(shape)}, but {wanted} is needed: {_shape_hint(shape, last)}.')
+        raise DataError(f'{name} has the shape {tuple(shape)}, but {wanted} is needed: '
+                        f'{_shape_hint(shape, last)}.')
     if 0 in shape: raise DataError(f'{name} has no pixels: its shape is {tuple(shape)}.')
 
 # %% ../../nbs/models/apply.ipynb #c012
 def _check_values(name, x): # uint8, or a float tensor in [0, 1]
     if x.dtype == torch.uint8: return x
     if not x.is_floating_point():
-        raise DataError(f'{name} holds numbers of the type {x.dtype}, but bytes (uint8) or floats in [0, 1] are needed: '
-                        'convert it first.')
+        raise DataError(f'{name} holds numbers of the type {x.dtype}, but bytes (uint8) or floats in [0, 1] '
+                        'are needed: convert it first.')
     x = x.detach().float()
     low, high = torch.aminmax(x)
-    if not (torch.isfinite(low) and torch.isfinite(high)): raise DataError(f'{name} holds NaN or infinite values.')
+    if not (low > -torch.inf and high < torch.inf): raise DataError(f'{name} holds NaN or infinite values.')
     if low < 0 or high > 1:
-        raise DataError(f'{name} has values from {low:.3g} to {high:.3g}, but floats lie in [0, 1]: scale them, or '
-                        'hand over bytes (uint8).')
+        raise DataError(f'{name} has values from {low:.3g} to {high:.3g}, but floats lie in [0, 1]: scale '
+                        'them, or hand over bytes (uint8).')
     return x
 
+# %% ../../nbs/models/apply.ipynb #c014
 def _of_array(a, name): # H×W or H×W×C → C×H×W
     a = a[..., None] if a.ndim == 2 else a
     _check_shape(name, a.shape, last=True)
     if a.dtype.kind == 'f': a = a.astype(np.float32)
     elif a.dtype == np.uint16: a = (a/65535).astype(np.float32)
     elif a.dtype != np.uint8:
-        raise DataError(f'{name} holds numbers of the type {a.dtype}, but uint8, uint16 or floats in [0, 1] are '
-                        'needed: convert it first.')
+        raise DataError(f'{name} holds numbers of the type {a.dtype}, but uint8, uint16 or floats in [0, 1] '
+                        'are needed: convert it first.')
     return _check_values(name, torch.from_numpy(np.array(a.transpose(2, 0, 1), order='C')))
 
-# %% ../../nbs/models/apply.ipynb #c015
+# %% ../../nbs/models/apply.ipynb #c017
 @dataclass(frozen=True)
 class Picture:
     "One image as networks read it, and the way back to what it was"
@@ -75,6 +77,7 @@ class Picture:
     name: str # for messages
     back: Callable # C×sH×sW float32 in [0, 1] → the like of what was given
 
+# %% ../../nbs/models/apply.ipynb #c019
 def _to_array(y, dtype, ndim): # C×H×W → H×W, or H×W×C
     if dtype == np.uint8: y = to_uint8(y)
     a = y.permute(1, 2, 0).numpy()
@@ -88,13 +91,13 @@ def _to_pil(y, dtype): # RGB or L; I;16 for grey that was read from more than 8 
 def _to_tensor(y, like): # of its type, on its device
     return (to_uint8(y) if like.dtype == torch.uint8 else y.to(like.dtype)).to(like.device)
 
-# %% ../../nbs/models/apply.ipynb #c017
+# %% ../../nbs/models/apply.ipynb #c021
 def picture(
     image, # a path, a PIL image, an array H×W(×C) or a tensor C×H×W
     name: str = 'The image', # for messages
 ) -> Picture:
-    """An image of any kind, ready for a network. DataError or ImageError for what cannot be used, TypeError for
-    what is no image"""
+    """An image of any kind, ready for a network. DataError or ImageError for what cannot be used, TypeError
+    for what is no image"""
     if isinstance(image, (str, os.PathLike)):
         x = read_image(image)
         return Picture(x, str(image), lambda y: _to_pil(y, x.dtype))
@@ -109,13 +112,13 @@ def picture(
     raise TypeError(f'{name} is a path, a PIL image, a NumPy array or a tensor, not of the type '
                     f'{type(image).__name__}.')
 
-# %% ../../nbs/models/apply.ipynb #c020
+# %% ../../nbs/models/apply.ipynb #c024
 def _pictures(images): # → list of Picture; are there many?
     if not isinstance(images, (list, tuple)): return [picture(images)], False
     if not images: raise DataError('There is no image: the list is empty.')
     return [picture(image, f'images[{k}]') for k, image in enumerate(images)], True
 
-# %% ../../nbs/models/apply.ipynb #c022
+# %% ../../nbs/models/apply.ipynb #c026
 def network_of(
     model, # name or folder of a model, a network, or what `load_model` returns
     device: str = 'auto', # for a model that is loaded here, see `pick_device`; others stay where they are
@@ -124,45 +127,46 @@ def network_of(
     if isinstance(model, (str, os.PathLike)): return load_model(model, device=pick_device(device))
     network, info = model if isinstance(model, tuple) and len(model) == 2 else (model, None)
     if not isinstance(network, nn.Module) or not isinstance(info, (ModelInfo, type(None))):
-        raise TypeError('The model is the name or the folder of one, a network, or what load_model returns, not of '
-                        f'the type {type(model).__name__}. Images come first, then the model.')
+        raise TypeError('The model is the name or the folder of one, a network, or what load_model returns, '
+                        f'not of the type {type(model).__name__}. Images come first, then the model.')
     if not isinstance(getattr(network, 'config', None), dict):
         raise ModelError(f'{type(network).__name__} is no network of srdiag: create_model, load_model and '
                          'MRCNet make them.')
     return network, info
 
-# %% ../../nbs/models/apply.ipynb #c024
+# %% ../../nbs/models/apply.ipynb #c029
 def _for_channels(p, channels): # Picture → its pixels with so many channels
     x = p.pixels
     if len(x) == channels: return x
     if channels == 3: return x.repeat(3, 1, 1)
     if (x == x[:1]).all(): return x[:1]
-    raise DataError(f'{p.name} has colours, and the network reads grey images only: make it grey first, e.g. with '
-                    'image.convert("L") or srdiag.data.images.luma.')
+    raise DataError(f'{p.name} has colours, and the network reads grey images only: make it grey first, e.g. '
+                    'with image.convert("L") or srdiag.data.images.luma.')
 
 def _enlarged(network, p, precision): # Picture → the like of what it came from
     y = super_resolve(network, _for_channels(p, network.config['image_channels']), p.name, precision)
     if len(y) != len(p.pixels): y = luma(y).clamp(0, 1) if len(y) == 3 else y.repeat(3, 1, 1)
     return p.back(y)
 
-# %% ../../nbs/models/apply.ipynb #c026
+# %% ../../nbs/models/apply.ipynb #c031
 def enlarge(
-    images, # a path, a PIL image, an array H×W(×C) (uint8, uint16, float in [0, 1]), a tensor C×H×W, or a list of them
+    images, # paths, PIL images, arrays H×W(×C) (uint8, uint16, float in [0, 1]), tensors C×H×W: one or a list
     model, # name or folder of a model, a network, or what `load_model` returns
     precision: str = 'auto', # see `chosen_precision`
     device: str = 'auto', # for a model that is loaded here, see `pick_device`
 ): # the like of each image, larger by the model's scale; PIL images for paths; a list for a list
-    """Enlarge images of any size with a super-resolution network, or with that of a diagnosis model. DataError,
-    ImageError, ModelError or TypeError say what does not fit"""
+    """Enlarge images of any size with a super-resolution network, or with that of a diagnosis model.
+    DataError, ImageError, ModelError or TypeError say what does not fit"""
     network, _ = network_of(model, device)
     found, many = _pictures(images)
     if isinstance(network, SREnhancedDiagnosis): network = network.sr_network
     if network is None or 'image_channels' not in network.config:
-        raise ModelError('This model has no super-resolution network, so it enlarges nothing: choose another one.')
+        raise ModelError('This model has no super-resolution network, so it enlarges nothing: choose another '
+                         'one.')
     out = [_enlarged(network, p, precision) for p in found]
     return out if many else out[0]
 
-# %% ../../nbs/models/apply.ipynb #c034
+# %% ../../nbs/models/apply.ipynb #c039
 NOT_FOR_USE = 'For teaching and research, not for diagnostic use.'
 
 @dataclass(frozen=True, repr=False)
@@ -175,18 +179,18 @@ class Diagnosis:
     calibrated: bool # the probabilities are
     row: dict # of the table that `srdiag predict` writes: scores of every head, weights of the gate
 
-    def line(self) -> str: # in one line
-        first = sorted(self.probabilities.items(), key=lambda item: -item[1])
-        text = ', '.join(f'{c} {p:.2f}' for c, p in first[:3]) + (', ...' if len(first) > 3 else '')
-        kind = 'calibrated' if self.calibrated else 'not calibrated'
-        return f'{self.name}: {self.label} ({text}; {kind})' + (f', decision: {self.decision}' if self.decision else '')
+    def line(self) -> str: # label, the three likeliest classes and the decision, in one line
+        likely = sorted(self.probabilities.items(), key=lambda item: -item[1])
+        text = ', '.join(f'{c} {p:.2f}' for c, p in likely[:3]) + (', ...' if len(likely) > 3 else '')
+        text = f'{self.name}: {self.label} ({text}; {"" if self.calibrated else "not "}calibrated)'
+        return text if self.decision is None else f'{text}, decision: {self.decision}'
 
     def __repr__(self): return f'{self.line()}. {NOT_FOR_USE}'
 
     def to_frame(self): # pandas.DataFrame with one row
         return Diagnoses([self]).to_frame()
 
-# %% ../../nbs/models/apply.ipynb #c036
+# %% ../../nbs/models/apply.ipynb #c041
 class Diagnoses(list):
     "A `Diagnosis` per image. Not for diagnostic use"
     def __repr__(self): return '\n'.join([*(d.line() for d in self), NOT_FOR_USE])
@@ -195,33 +199,39 @@ class Diagnoses(list):
         import pandas as pd
         return pd.DataFrame([d.row for d in self])
 
-# %% ../../nbs/models/apply.ipynb #c038
+# %% ../../nbs/models/apply.ipynb #c044
 def _cut(x, info): # the middle, if the model was trained on middles of files
     (h, w), side = x.shape[1:], info.size
     if side is None or min(h, w) < side or [h, w] == info.lr_size: return x
     top, left = (h-side)//2, (w-side)//2
     return x[:, top:top+side, left:left+side]
 
+def _reduced(x, info, resolution): # is the image to be reduced?
+    if resolution is not None: return resolution == 'hr'
+    return info.images == 'hr' and list(x.shape[1:]) != info.lr_size
+
+# %% ../../nbs/models/apply.ipynb #c046
 def _small(p, network, info, resolution): # Picture → LR image as bytes, and the HR image or None
     channels, scale = network.config['channels'], network.scale
     x = _cut(luma(p.pixels) if channels == 1 else _for_channels(p, channels), info)
-    reduced = resolution == 'hr' or resolution is None and info.images == 'hr' and list(x.shape[1:]) != info.lr_size
-    hr = as_float(crop_to_multiple(x, scale)) if reduced and min(x.shape[1:]) >= scale else None
+    reduced = _reduced(x, info, resolution) and min(x.shape[1:]) >= scale
+    hr = as_float(crop_to_multiple(x, scale)) if reduced else None
     lr = to_uint8(x if hr is None else degrade(hr, scale))
     if info.lr_size and list(lr.shape[1:]) != info.lr_size:
         h, w = info.lr_size
-        raise DataError(f'{p.name} has {x.shape[1]}×{x.shape[2]} px, but the model reads images of {h}×{w} px, or of '
-                        f'{scale*h}×{scale*w} px that are reduced first (resolution="hr"): cut it to size.')
+        raise DataError(f'{p.name} has {x.shape[1]}×{x.shape[2]} px, but the model reads images of {h}×{w} '
+                        f'px, or of {scale*h}×{scale*w} px that are reduced first (resolution="hr"): cut it '
+                        'to size.')
     if network.large == 'HR' and hr is None:
-        raise DataError(f'{p.name} is a small image, but the model reads the high-resolution image as well: hand '
-                        f'over that one, {scale} times as large (resolution="hr").')
+        raise DataError(f'{p.name} is a small image, but the model reads the high-resolution image as well: '
+                        f'hand over that one, {scale} times as large (resolution="hr").')
     return lr, hr
 
-# %% ../../nbs/models/apply.ipynb #c040
+# %% ../../nbs/models/apply.ipynb #c050
 def _described(network, info, model): # → ModelInfo; ModelError if the network does not diagnose
     if not isinstance(network, SREnhancedDiagnosis):
-        raise ModelError(f'{type(network).__name__} enlarges images and knows no classes: use enlarge, or a model '
-                         'made by srdiag train-diagnosis.')
+        raise ModelError(f'{type(network).__name__} enlarges images and knows no classes: use enlarge, or a '
+                         'model made by srdiag train-diagnosis.')
     if info is not None:
         check_described(info, model if isinstance(model, (str, os.PathLike)) else info.title)
         return info
@@ -232,26 +242,29 @@ def _stacked(pairs): # of LR and HR images → N×C×h×w, and N×C×H×W or Non
     if len({lr.shape for lr, _ in pairs}) > 1:
         raise DataError('The images have different sizes, and a model compares images of one size: '
                         + ', '.join(sorted({f'{lr.shape[1]}×{lr.shape[2]} px' for lr, _ in pairs})) + '.')
-    return torch.stack([lr for lr, _ in pairs]), (
-        None if any(hr is None for _, hr in pairs) else torch.stack([hr for _, hr in pairs]))
+    lr, hr = zip(*pairs)
+    return torch.stack(lr), None if any(x is None for x in hr) else torch.stack(hr)
 
-# %% ../../nbs/models/apply.ipynb #c042
+# %% ../../nbs/models/apply.ipynb #c052
 def _answers(predictions, names, calibration): # Predictions → Diagnoses
     rows = predictions.to_frame(names, calibration).to_dict('records')
     p = predictions.probabilities['ens']
     if calibration is not None: p = calibration.apply(p)
-    return Diagnoses(Diagnosis(row['file'], row['label'], dict(zip(predictions.classes, map(float, values))),
-                               row.get('decision'), calibration is not None, row) for row, values in zip(rows, p))
+    shares = [dict(zip(predictions.classes, map(float, values))) for values in p]
+    calibrated = calibration is not None
+    return Diagnoses(Diagnosis(row['file'], row['label'], share, row.get('decision'), calibrated, row)
+                     for row, share in zip(rows, shares))
 
+# %% ../../nbs/models/apply.ipynb #c054
 def diagnose(
-    images, # a path, a PIL image, an array H×W(×C) (uint8, uint16, float in [0, 1]), a tensor C×H×W, or a list of them
+    images, # paths, PIL images, arrays H×W(×C) (uint8, uint16, float in [0, 1]), tensors C×H×W: one or a list
     model, # name or folder of a diagnosis model, a framework, or what `load_model` returns
     mode: str|None = None, # 'context', 'solo' or 'batch'; None: the model's own
     resolution: str|None = None, # of the images: 'lr', 'hr' (reduced first); None: as those it was trained on
     device: str = 'auto', # for a model that is loaded here, see `pick_device`
 ): # Diagnosis, or Diagnoses for a list
-    """The class of each image. Not for diagnostic use. DataError, ImageError, ModelError or TypeError say what does not
-    fit"""
+    """The class of each image. Not for diagnostic use. DataError, ImageError, ModelError or TypeError say
+    what does not fit"""
     from srdiag.diagnosis.evaluation import calibration_for
     from srdiag.diagnosis.inference import modes_of, predict
     if resolution is not None: check_choice('resolution', resolution, ('lr', 'hr'))
