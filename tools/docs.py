@@ -106,10 +106,10 @@ def relink(
         path, _, part = m[2].partition('#')
         inside = posixpath.normpath(posixpath.join(posixpath.dirname(page), path))
         to = on_site(inside)
-        if to: return f'[{m[1]}]({posixpath.relpath(to, here or ".")}{part and "#" + part})'
+        if to: return f'{m[1]}({posixpath.relpath(to, here or ".")}{part and "#" + part})'
         address = absolute(inside, facts())
-        return f'[{m[1]}]({address})' if address != inside else m[1]
-    return outside_code(lambda t: re.sub(r'(?<!!)\[([^]]*)\]\((?!\w+:|#)([^)\s]+)\)', moved, t), text)
+        return f'{m[1]}({address})' if address != inside else m[1][1:-1]
+    return outside_code(lambda t: re.sub(r'(!?\[[^]]*\])\((?!\w+:|#)([^)\s]+)\)', moved, t), text)
 
 
 def convert(

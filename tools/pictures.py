@@ -10,22 +10,23 @@ from pathlib import Path
 
 import srdiag
 from facts import ROOT
+from srdiag.data.images import as_float
 from srdiag.evaluation.image_quality import convention
 from srdiag.show import figures
 from srdiag.show.method import method_map
 
 IMAGES = ROOT/'nbs'/'images'
-PART = 160, 288, 112 # of the tissue: top, left and side in pixels
-SMALL = dict(dpi=110, pil_kwargs=dict(optimize=True))
+PART = 176, 296, 80 # of the tissue: top, left and side in pixels
+SMALL = dict(dpi=110, bbox_inches='tight', pil_kwargs=dict(optimize=True))
 
 
 def shown_code(): # of the first page
     return re.search(r'^```python\n(.*?)^```', (ROOT/'README.md').read_text(encoding='utf-8'), re.M | re.S)[1]
 
 
-def part_of_tissue(): # float 3×112×112 in [0, 1]
+def part_of_tissue(): # float 3×80×80 in [0, 1]
     top, left, side = PART
-    return srdiag.tissue()[:, top:top+side, left:left+side].float()/255
+    return as_float(srdiag.tissue()[:, top:top+side, left:left+side])
 
 
 def run_shown_code(small): # C×H×W → what the code leaves in enlarged.png
@@ -35,7 +36,7 @@ def run_shown_code(small): # C×H×W → what the code leaves in enlarged.png
         try:
             srdiag.save_png(small, 'tile.png')
             exec(shown_code(), {})
-            return srdiag.read_image('tile.png', channels=3), srdiag.read_image('enlarged.png', channels=3)
+            return [as_float(srdiag.read_image(name, channels=3)) for name in ('tile.png', 'enlarged.png')]
         finally: os.chdir(here)
 
 
@@ -64,6 +65,6 @@ if __name__ == '__main__':
     parser.add_argument('--demo', type=Path, help='folder of a demonstration: draw demo.png as well')
     args = parser.parse_args()
     IMAGES.mkdir(exist_ok=True)
-    method_map(dpi=130).savefig(IMAGES/'method.png', **SMALL | dict(dpi=130))
+    method_map(dpi=130).savefig(IMAGES/'method.png', **SMALL | dict(dpi=130, bbox_inches=None))
     enlarged().savefig(IMAGES/'enlarged.png', **SMALL)
     if args.demo: demonstration(args.demo).savefig(IMAGES/'demo.png', **SMALL)

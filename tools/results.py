@@ -33,8 +33,8 @@ def benchmark_conditions(run, summary):
     return (f'{about["images"]["test"]} test images of {about["groups"]["test"]} groups; '
             f'{int(summary.seeds.max())} seeds, mean ± sd; {fixed["epochs"]*fixed["steps"]} steps of '
             f'{fixed["batch_size"]} patches of {fixed["patch"]} px; {about["convention"]}. Time: one LR '
-            f'image of {side} px square, two threads, {fixed["precision"]}, as trained (the table of speed below '
-            'optimises and measures on another day).')
+            f'image of {side} px square, two threads, {fixed["precision"]}, as trained (the table of speed '
+            'below optimises and measures on another day).')
 
 
 def gain_text(gains, label, against):

@@ -15,8 +15,8 @@ SOURCES = {
         title='MRC-Net x2 for H&E histology, distilled',
         source='oral epithelium, 400x and 100x (Rahman et al., A histopathological image repository of '
                'normal epithelium of oral cavity and oral squamous cell carcinoma, 2020, CC BY 4.0); '
-               'osteosarcoma, 10x (Osteosarcoma data from UT Southwestern/UT Dallas, TCIA, doi 10.7937/tcia.2019.bvhjhdas, '
-               'CC BY 3.0)',
+               'osteosarcoma, 10x (Osteosarcoma data from UT Southwestern/UT Dallas, TCIA, doi '
+               '10.7937/tcia.2019.bvhjhdas, CC BY 3.0)',
         notes='Enlarges stained tissue twice. It has learned what bicubic reduction takes away, and the JPEG '
               'artefacts of a part of its images with it; it has not seen other stains, scanners or blur.'),
     'endoscopy_x4': dict(
