@@ -24,6 +24,7 @@ FLOORS = [
     'commands',
 ]
 MAY_IMPORT_FASTAI = {'training.loop', 'training.recipes', 'sr.training', 'sr.distillation', 'diagnosis.training'}
+MAX_LINES, MAX_COLUMNS, MAX_PARAMETERS = 450, 110, 8 # of a module, of a line, of a function without self
 DATA = {'pretrained', 'published', 'styles', 'templates'} # folders of files that come with the package
 
 
@@ -59,8 +60,8 @@ def imports_of(path):
 def own_imports(module):
     "The modules of srdiag that this one imports"
     names = [name.removeprefix('srdiag.') for name in imports_of(FILES[module]) if name.startswith('srdiag.')]
-    return (sorted({other for other in FILES
-                    for name in names if name == other or name.startswith(f'{other}.')}))
+    return sorted({other for other in FILES
+                   for name in names if name == other or name.startswith(f'{other}.')})
 
 
 # --- notebooks and library --------------------------------------------------------------------------------
@@ -87,8 +88,8 @@ def test_library_is_in_sync_with_notebooks(tmp_path):
     done = subprocess.run([sys.executable, '-c', 'from nbdev.doclinks import nbdev_export; nbdev_export()'],
                           cwd=copy, env=env, capture_output=True, text=True)
     assert done.returncode == 0, f'nbdev-export fails:\n{done.stderr}'
-    fresh = ({p.relative_to(copy/'srdiag').as_posix(): p.read_text(encoding='utf-8')
-              for p in (copy/'srdiag').rglob('*.py')})
+    fresh = {p.relative_to(copy/'srdiag').as_posix(): p.read_text(encoding='utf-8')
+             for p in (copy/'srdiag').rglob('*.py')}
     saved = {p.relative_to(LIB).as_posix(): p.read_text(encoding='utf-8') for p in LIB.rglob('*.py')}
     code = {name for name in fresh.keys() | saved.keys() if not name.endswith('__init__.py')}
     stale = sorted(name for name in code if fresh.get(name) != saved.get(name))
@@ -99,15 +100,15 @@ def test_library_is_in_sync_with_notebooks(tmp_path):
         'nbdev-export changes pyproject.toml.')
 
 
-def test_folders_have_an_init_that_does_nothing():
-    # model folders hold no code
-    folders = ({p.parent for p in LIB.rglob('*')
-                if p.is_file() and '__pycache__' not in p.parts and p.parent.parent != LIB/'pretrained'})
-    for folder in sorted(folders):
+def test_rooms_have_an_init_that_does_nothing():
+    # model folders hold no code; srdiag/__init__.py is the face, and loads what is asked for (see below)
+    folders = {p.parent for p in LIB.rglob('*')
+               if p.is_file() and '__pycache__' not in p.parts and p.parent.parent != LIB/'pretrained'}
+    for folder in sorted(folders - {LIB}):
         init = folder/'__init__.py'
         assert init.is_file(), f'{folder.relative_to(ROOT)} has no __init__.py.'
-        body = ([node for node in ast.parse(init.read_text(encoding='utf-8')).body
-                 if not isinstance(node, (ast.Expr, ast.Assign))])
+        body = [node for node in ast.parse(init.read_text(encoding='utf-8')).body
+                if not isinstance(node, (ast.Expr, ast.Assign))]
         assert not body, (f'{init.relative_to(ROOT)} runs code when imported: it may hold a docstring and '
                           'constants only.')
 
@@ -134,13 +135,16 @@ def test_each_room_is_on_a_floor_and_each_floor_has_its_rooms():
 
 def test_the_top_level_holds_folders_only():
     files = {p.name for p in LIB.iterdir() if p.is_file()}
+    # _modidx.py is written by nbdev
     assert files <= {'__init__.py', '_modidx.py', 'py.typed'}, (
-        f'{files} lie on the top level of srdiag/: every module lives in a room.') # _modidx.py is written by nbdev
+        f'{files} lie on the top level of srdiag/: every module lives in a room.')
 
 
 def test_commands_are_a_door_and_nothing_else():
-    inside = [(m, o) for m in FILES for o in own_imports(m) if o.startswith('commands.') and not m.startswith('commands.')]
-    assert not inside, f'srdiag.{inside[0][0]} imports srdiag.{inside[0][1]}: commands are for the entry point alone.'
+    inside = [(m, o) for m in FILES if not m.startswith('commands.')
+              for o in own_imports(m) if o.startswith('commands.')]
+    assert not inside, (f'srdiag.{inside[0][0]} imports srdiag.{inside[0][1]}: commands are for the entry point '
+                        'alone.')
 
 
 def test_no_import_cycle():
@@ -148,8 +152,8 @@ def test_no_import_cycle():
 
     def visit(module, trail):
         if state.get(module) == 'done': return
-        assert state.get(module) != 'open', ('Import cycle: '
-                                             f'{" imports ".join([*trail[trail.index(module):], module])}.')
+        if state.get(module) == 'open':
+            pytest.fail(f'Import cycle: {" imports ".join([*trail[trail.index(module):], module])}.')
         state[module] = 'open'
         for other in own_imports(module): visit(other, [*trail, module])
         state[module] = 'done'
@@ -170,6 +174,75 @@ def test_private_names_stay_in_their_module(module):
                     'both need a module of its own.')
 
 
+# --- the map and the way of one image, in CONTRIBUTING.md -----------------------------------------------------
+
+GUIDE = (ROOT/'CONTRIBUTING.md').read_text(encoding='utf-8')
+
+
+def test_the_map_of_the_house_shows_each_room_on_its_floor():
+    rows = re.findall(r'^\| (\d) \| `(\w+)` \|', GUIDE, flags=re.M)
+    there = [(str(i), room) for i, rooms in enumerate(FLOORS, 1) for room in rooms.split()]
+    assert sorted(rows) == sorted(there), 'CONTRIBUTING.md and FLOORS disagree about the rooms.'
+
+
+def test_the_way_of_one_image_never_leads_up():
+    steps = re.findall(r'^\d+\. `([\w.]+)` → `([\w.]+)`:', GUIDE, flags=re.M)
+    assert {'commands.train_diagnosis', 'commands.predict'} <= {a for a, _ in steps} and len(steps) > 15
+    for a, b in steps:
+        assert {a, b} <= FILES.keys(), f'CONTRIBUTING.md: the step from {a} to {b} names a module that is gone.'
+        assert b in own_imports(a), f'CONTRIBUTING.md: srdiag.{a} does not import srdiag.{b}.'
+        assert floor_of(b) <= floor_of(a), f'CONTRIBUTING.md: the step from {a} to {b} leads up.'
+
+
+def test_each_step_begins_where_another_has_been():
+    for way in re.findall(r'(?:^\d+\. `.*\n)+', GUIDE, flags=re.M):
+        steps = re.findall(r'`([\w.]+)` → `([\w.]+)`', way)
+        been = {steps[0][0]} if steps else set()
+        for a, b in steps:
+            assert a in been, f'CONTRIBUTING.md: the image was never in {a} before it goes on to {b}.'
+            been.add(b)
+
+
+# --- sizes ----------------------------------------------------------------------------------------------------
+
+def defined_in(path): # every class and function, with the class around it
+    for node in ast.parse(path.read_text(encoding='utf-8')).body:
+        yield node, None
+        if isinstance(node, ast.ClassDef): yield from ((inner, node) for inner in node.body)
+
+
+def keeps_its_config(cls):
+    # the parameters of these constructors are the config.json of a saved network
+    inside = ast.unparse(cls)
+    return 'self.config' in inside or any('Module' in ast.unparse(base) for base in cls.bases)
+
+
+@modules
+def test_functions_take_few_parameters(module):
+    for node, cls in defined_in(FILES[module]):
+        if not isinstance(node, ast.FunctionDef): continue
+        if cls is not None and node.name == '__init__' and keeps_its_config(cls): continue
+        names = [a.arg for a in (*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs)]
+        names = [name for name in names if name not in ('self', 'cls')]
+        assert len(names) <= MAX_PARAMETERS, (
+            f'srdiag.{module}.{node.name} takes {len(names)} parameters: make those that travel together one '
+            'settings object.')
+
+
+@modules
+def test_modules_are_short(module):
+    lines = len(FILES[module].read_text(encoding='utf-8').splitlines())
+    assert lines <= MAX_LINES, f'srdiag.{module} has {lines} lines: split it.'
+
+
+@pytest.mark.parametrize('path', [*(p.relative_to(ROOT).as_posix() for folder in ('tests', 'tools', 'docs')
+                                    for p in sorted((ROOT/folder).rglob('*.py'))), 'setup.py', 'Makefile'])
+def test_lines_outside_of_notebooks_are_short(path):
+    lines = (ROOT/path).read_text(encoding='utf-8').splitlines()
+    long = [i for i, line in enumerate(lines, 1) if len(line) > MAX_COLUMNS]
+    assert not long, f'{path} has lines of more than {MAX_COLUMNS} columns: {long}.'
+
+
 # --- heavy libraries --------------------------------------------------------------------------------------
 
 @modules
@@ -180,8 +253,8 @@ def test_fastai_is_imported_for_training_only(module):
 
 def loaded_by(code):
     "The top-level modules that are loaded after `code` has run in a fresh Python, and what it printed"
-    done = subprocess.run([sys.executable, '-c', f'{code}\nimport sys; print(); print(*{{name.split(".")[0] '
-                           f'for name in sys.modules}})'], cwd=ROOT, capture_output=True, text=True)
+    code += '\nimport sys; print(); print(*{name.split(".")[0] for name in sys.modules})'
+    done = subprocess.run([sys.executable, '-c', code], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     printed, _, names = done.stdout.rstrip().rpartition('\n')
     return set(names.split()), printed
@@ -201,7 +274,7 @@ def test_the_bare_package_loads_almost_nothing():
 
 
 def test_help_does_not_wait_for_torch():
-    loaded, printed = loaded_by("import sys; sys.argv = ['srdiag', '--help']\nfrom srdiag.commands.train_diagnosis.cli import main\n"
+    loaded, printed = loaded_by("import sys; sys.argv = ['srdiag', '--help']\nfrom srdiag.commands.cli import main\n"
                                'try: main()\nexcept SystemExit as e: assert not e.code')
     assert 'usage' in printed.lower()
     assert 'torch' not in loaded, 'srdiag --help loads torch.'

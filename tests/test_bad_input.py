@@ -592,11 +592,11 @@ def test_a_loss_that_is_never_finite_leaves_the_old_model(
     load_model(tmp_path/'out')
 
 
-@pytest.mark.parametrize('function', ['train_sr', 'super_resolve'])
+@pytest.mark.parametrize('function', ['train_sr.train_sr', 'predict.super_resolve'])
 def test_keyboard_interrupt(function, models, sr_folder, tmp_path, run_cli, monkeypatch, tiny_sr):
     def interrupt(*args, **kwargs): raise KeyboardInterrupt
-    monkeypatch.setattr('srdiag.commands.train_diagnosis.' + function, interrupt)
-    argv = (['train-sr', '--data', sr_folder, '--out', tmp_path/'out', *tiny_sr] if function == 'train_sr'
+    monkeypatch.setattr('srdiag.commands.' + function, interrupt)
+    argv = (['train-sr', '--data', sr_folder, '--out', tmp_path/'out', *tiny_sr] if 'train_sr' in function
             else ['predict', sr_folder, '--model', models.sr, '--out', tmp_path/'out'])
     code, _, err = run_cli(*argv)
     assert code == 130 and 'interrupted' in err and 'Traceback' not in err and err.count('\n') == 1

@@ -222,13 +222,13 @@ def test_every_howto_is_listed_and_in_no_part_of_the_course():
 @pytest.mark.parametrize('page', [f'howto/{page}' for page in docs.HOWTO])
 def test_commands_that_a_howto_shows_exist(page):
     "What the notebooks run is tested by running them; this is what stands in their text"
-    from srdiag.commands.cli import parser
+    from srdiag.commands.cli import parse
     text, shown = prose_of(page), []
     for block in re.findall(r'^```bash\n(.*?)^```', text, flags=re.M | re.S):
         shown += re.findall(r'\bsrdiag ([a-z].*?)(?= 2?> | +#|$)', block, flags=re.M)
     shown += re.findall(r'`srdiag ([a-z][^`]* --data [^`]*)`', text) # an option alone is not a command
     for command in shown:
-        if '...' not in command: parser().parse_args(shlex.split(re.sub(r'\$\w+', '1', command)))
+        if '...' not in command: parse(shlex.split(re.sub(r'\$\w+', '1', command)))
     if page in ('howto/reproducing_table', 'howto/several_gpus', 'howto/deploy'): assert shown
 
 
