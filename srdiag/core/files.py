@@ -46,7 +46,7 @@ def write_text(
         os.fsync(f.fileno())
     return Path(path)
 
-# %% ../../nbs/core/files.ipynb #c016
+# %% ../../nbs/core/files.ipynb #c017
 @contextmanager
 def placing(
     final: str|Path, # the folder to make
@@ -68,7 +68,7 @@ def placing(
             if not (final/last).is_file(): raise # else another process was faster, and its result is kept
     finally: shutil.rmtree(folder, ignore_errors=True)
 
-# %% ../../nbs/core/files.ipynb #c023
+# %% ../../nbs/core/files.ipynb #c024
 def check_apart(
     out: str|Path, # where results go
     data: str|Path, # where the images are

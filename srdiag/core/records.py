@@ -15,8 +15,6 @@ import time
 from importlib.metadata import version
 from pathlib import Path
 
-import torch
-
 from .errors import DataError
 
 # %% ../../nbs/core/records.ipynb #c005
@@ -35,6 +33,7 @@ def misfit(
         return next(filter(None, (misfit(x, form[0], f'an item of {name}') for x in value)), '')
     return '' if isinstance(value, form) else f'{name} is of the kind {type(value).__name__}'
 
+# %% ../../nbs/core/records.ipynb #c008
 def read_json(
     path: str|Path, # of the file
     form, # see `misfit`
@@ -47,7 +46,7 @@ def read_json(
     if wrong := misfit(value, form): raise DataError(f'{path} is not what srdiag wrote ({wrong}): {remedy}.')
     return value
 
-# %% ../../nbs/core/records.ipynb #c008
+# %% ../../nbs/core/records.ipynb #c013
 def json_text(
     value, # numbers, texts, lists and dictionaries
 ) -> str: # strict JSON: undefined numbers become null
@@ -58,13 +57,15 @@ def json_text(
         return None if isinstance(v, float) and not math.isfinite(v) else v
     return json.dumps(plain(value), indent=2, ensure_ascii=False, allow_nan=False)
 
-# %% ../../nbs/core/records.ipynb #c011
+# %% ../../nbs/core/records.ipynb #c016
 def command_line() -> str: # 'srdiag …', or 'called from Python'
     "What was typed to start this process"
     return ' '.join(['srdiag', *sys.argv[1:]]) if Path(sys.argv[0]).stem == 'srdiag' else 'called from Python'
 
-def session_now() -> dict:
+# %% ../../nbs/core/records.ipynb #c018
+def session_now() -> dict: # date, command, machine, python, torch, srdiag: all texts
     "When, where and with what"
+    import torch # here alone: files are read without it
     name = (torch.cuda.get_device_name() if torch.cuda.is_available()
             else torch.cpu.get_capabilities().get('cpu_name') or platform.processor())
     return dict(date=time.strftime('%Y-%m-%d %H:%M'), command=command_line(),

@@ -6,7 +6,7 @@
 __all__ = ['Positive', 'Natural', 'Share', 'Weight', 'check_choice', 'check_number', 'Between', 'check_value', 'check_settings',
            'named_budget']
 
-# %% ../../nbs/core/settings.ipynb #c003
+# %% ../../nbs/core/settings.ipynb #c006
 import math
 import numbers
 from dataclasses import dataclass, fields, replace
@@ -15,7 +15,7 @@ from typing import Annotated, Literal, Union, get_args, get_origin, get_type_hin
 
 from .errors import DataError
 
-# %% ../../nbs/core/settings.ipynb #c004
+# %% ../../nbs/core/settings.ipynb #c008
 def check_choice(
     what: str, # kind of thing, for the sentence
     value, # that was given
@@ -25,7 +25,7 @@ def check_choice(
     if not any(type(value) is type(k) and value == k for k in known):
         raise DataError(f'There is no {what} {value!r}: choose one of {", ".join(map(str, known))}.')
 
-# %% ../../nbs/core/settings.ipynb #c006
+# %% ../../nbs/core/settings.ipynb #c011
 def check_number(
     who: str, # 'The budget', for the sentence
     name: str, # of the number
@@ -39,10 +39,11 @@ def check_number(
     fits = isinstance(value, kind) and not isinstance(value, bool) and low <= value <= high
     if not fits or value == math.inf:
         span = f'of {low} or more' if high == math.inf else f'from {low} to {high}'
-        raise DataError(f'{who} needs {name} to be a {"whole " if whole else ""}number {span}, not {value!r}.')
+        what = 'whole number' if whole else 'number'
+        raise DataError(f'{who} needs {name} to be a {what} {span}, not {value!r}.')
     return int(value) if whole else float(value)
 
-# %% ../../nbs/core/settings.ipynb #c009
+# %% ../../nbs/core/settings.ipynb #c014
 @dataclass(frozen=True)
 class Between:
     "The numbers that a setting may have, ends included"
@@ -54,7 +55,7 @@ Natural = Annotated[int, Between(0, 2**32-1)] # a seed, or a number counted from
 Share = Annotated[float, Between(0, 1)] # of a whole
 Weight = Annotated[float, Between(0)] # of a term in a sum
 
-# %% ../../nbs/core/settings.ipynb #c011
+# %% ../../nbs/core/settings.ipynb #c016
 def check_value(
     who: str, # 'The budget', for the sentence
     name: str, # of the field
@@ -74,7 +75,7 @@ def check_value(
     return check_number(who, name, value, bounds.low, bounds.high,
                         numbers.Integral if number is int else numbers.Real)
 
-# %% ../../nbs/core/settings.ipynb #c013
+# %% ../../nbs/core/settings.ipynb #c018
 def check_settings(
     settings, # an object of a dataclass
     who: str, # 'The budget', for the sentences
@@ -85,7 +86,7 @@ def check_settings(
         value = check_value(who, f.name, getattr(settings, f.name), kinds[f.name])
         object.__setattr__(settings, f.name, value)
 
-# %% ../../nbs/core/settings.ipynb #c016
+# %% ../../nbs/core/settings.ipynb #c021
 def named_budget(
     budgets: dict, # name → an object of a dataclass
     name: str, # a key of it

@@ -17,6 +17,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from .errors import ModelError
+from .words import listed
 
 # %% ../../nbs/core/weights.ipynb #c005
 KINDS = 'sr', 'diagnosis'
@@ -28,41 +29,47 @@ def is_model_folder(
 ) -> bool:
     "True if the folder holds a model of this project, and not one of somebody else under the same file names"
     if not all((Path(folder)/name).is_file() for name in MODEL_FILES): return False
-    try:
-        return str(json.loads((Path(folder)/'config.json').read_text(encoding='utf-8')).get('format', '')).startswith(
-                    'srdiag ')
-    except AttributeError: return False
+    try: config = json.loads((Path(folder)/'config.json').read_text(encoding='utf-8'))
     except (ValueError, RecursionError): return True # cut off, so that it cannot say
+    return isinstance(config, dict) and str(config.get('format', '')).startswith('srdiag ')
 
+# %% ../../nbs/core/weights.ipynb #c007
+def _check_config(path, config): # ModelError if it is not what `save_model` writes
+    keys = dict(format=object, kind=str, network=dict, info=dict, weights_sha256=object)
+    lacking = [k for k in keys if k not in config] if isinstance(config, dict) else ['format']
+    if lacking: raise ModelError(f'{path} is not a configuration of srdiag: {lacking!r}.')
+    odd = [k for k, kind in keys.items() if not isinstance(config[k], kind)]
+    if odd: raise ModelError(f'{path} is not a configuration of srdiag: {odd[0]} is {config[odd[0]]!r}.')
+    if config['format'] != FORMAT:
+        raise ModelError(f'{path} is of the format {config["format"]!r}, but this version of srdiag reads '
+                         f'{FORMAT!r}: use the version that made it, or train the model again.')
+    if config['kind'] not in KINDS:
+        raise ModelError(f'{path} is not a configuration of srdiag: {config["kind"]!r}.')
+
+# %% ../../nbs/core/weights.ipynb #c009
 def read_config(
     folder: str|Path, # a model folder
 ) -> dict: # config.json
     "The configuration of a model folder; ModelError if it is not one"
-    folder = Path(folder)
-    if not folder.is_dir():
-        raise ModelError(f'There is no model folder {folder}: check the path, or name one of the package: '
-                         f'{", ".join(list_pretrained())}.')
-    missing = [n for n in MODEL_FILES if not (folder/n).is_file()]
-    if missing: raise ModelError(f'{folder} is not a model folder: {" and ".join(missing)} missing.')
-    try: config = json.loads((folder/'config.json').read_text(encoding='utf-8'))
+    path = Path(folder)/'config.json'
+    if not path.parent.is_dir():
+        raise ModelError(f'There is no model folder {path.parent}: check the path, or name one of the '
+                         f'package: {", ".join(list_pretrained())}.')
+    missing = [n for n in MODEL_FILES if not (path.parent/n).is_file()]
+    if missing: raise ModelError(f'{path.parent} is not a model folder: {" and ".join(missing)} missing.')
+    try: config = json.loads(path.read_text(encoding='utf-8'))
     except (ValueError, RecursionError) as e:
-        raise ModelError(f'{folder}/config.json is not readable as JSON ({e}): restore it from a copy.') from e
-    lacking = ([k for k in ('format', 'kind', 'network', 'info', 'weights_sha256') if k not in config]
-               if isinstance(config, dict) else ['format'])
-    odd = ([] if lacking else [k for k, t in (('kind', str), ('network', dict), ('info', dict))
-                               if not isinstance(config[k], t)])
-    if odd:
-        raise ModelError(f'{folder}/config.json is not a configuration of srdiag: {odd[0]} is '
-                         f'{config[odd[0]]!r}.')
-    if not lacking and config['format'] != FORMAT:
-        raise ModelError(f'{folder}/config.json is of the format {config["format"]!r}, but this version of '
-                         f'srdiag reads {FORMAT!r}: use the version that made it, or train the model again.')
-    if lacking or config['kind'] not in KINDS:
-        raise ModelError(f'{folder}/config.json is not a configuration of srdiag: '
-                         f'{lacking or config["kind"]!r}.')
+        raise ModelError(f'{path} is not readable as JSON ({e}): restore it from a copy.') from e
+    _check_config(path, config)
     return config
 
-# %% ../../nbs/core/weights.ipynb #c007
+# %% ../../nbs/core/weights.ipynb #c014
+def _check_fit(path, state, own): # ModelError unless names and shapes are those of the network
+    missing, extra = sorted(own.keys()-state.keys()), sorted(state.keys()-own.keys())
+    shapes = sorted(k for k in own.keys() & state.keys() if own[k].shape != state[k].shape)
+    for what, keys in (('lacks', missing), ('has the unknown', extra), ('has the wrong shape for', shapes)):
+        if keys: raise ModelError(f'{path} {what} {listed(keys)}: it was made for another network.')
+
 def load_weights(
     folder: str|Path, # a model folder
     network: nn.Module, # filled in place
@@ -75,22 +82,15 @@ def load_weights(
                          'differ): restore both files from the same copy.')
     try: state = load_file(path)
     except SafetensorError as e: raise ModelError(f'{path} is damaged ({e}): restore it from a copy.') from e
-    own = network.state_dict()
-    missing, extra = sorted(own.keys()-state.keys()), sorted(state.keys()-own.keys())
-    shapes = sorted(k for k in own.keys() & state.keys() if own[k].shape != state[k].shape)
-    for what, keys in (('lacks', missing), ('has the unknown', extra), ('has the wrong shape for', shapes)):
-        if keys:
-            raise ModelError(f'{path} {what} '
-                             f'{", ".join(keys[:3])}{f" and {len(keys)-3} more" if len(keys) > 3 else ""}: '
-                             'it was made for another network.')
+    _check_fit(path, state, network.state_dict())
     network.load_state_dict(state)
     return network
 
-# %% ../../nbs/core/weights.ipynb #c009
+# %% ../../nbs/core/weights.ipynb #c018
 def list_pretrained() -> list[str]: # sorted names
     "The trained networks that come with the package"
-    return (sorted(p.name for p in (resources.files('srdiag')/'pretrained').iterdir()
-                   if (p/'config.json').is_file()))
+    folders = (resources.files('srdiag')/'pretrained').iterdir()
+    return sorted(p.name for p in folders if (p/'config.json').is_file())
 
 def pretrained_folder(
     name: str, # e.g. 'histology_x2'
@@ -101,6 +101,7 @@ def pretrained_folder(
                          f'{", ".join(list_pretrained())}.')
     return Path(str(resources.files('srdiag')/'pretrained'/name))
 
+# %% ../../nbs/core/weights.ipynb #c020
 def model_folder(
     folder_or_name: str|Path, # a path, or the name of a trained network of the package
 ) -> Path: # a path that may or may not exist
