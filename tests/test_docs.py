@@ -4,7 +4,6 @@ import ast
 import functools
 import http.server
 import importlib
-import os
 import re
 import shlex
 import shutil
@@ -20,15 +19,17 @@ from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_outp
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT/'tools'))
+import badges
+import course
 import docs
+import facts
+import readme
 import reference
 
-PAGES = ({p.relative_to(ROOT/'nbs').with_suffix('').as_posix(): p
-          for p in sorted((ROOT/'nbs').rglob('*.ipynb')) if '.ipynb_checkpoints' not in p.parts})
-MODULES = ({page.replace('/', '.'): p for page,
-            p in PAGES.items() if '"#| default_exp' in p.read_text(encoding='utf-8')})
-SOLUTIONS = ([p.relative_to(ROOT/'nbs').with_suffix('').as_posix() for p in sorted(
-                  (ROOT/'nbs'/'solutions').rglob('*.ipynb')) if '.ipynb_checkpoints' not in p.parts])
+PAGES = {page.removesuffix('.ipynb'): ROOT/'nbs'/page for page in course.notebooks()}
+MODULES = {page.replace('/', '.'): p for page, p in PAGES.items()
+           if '"#| default_exp' in p.read_text(encoding='utf-8')}
+SOLUTIONS = [page for page in PAGES if page.startswith('solutions/')]
 
 
 def source_of(module): return (ROOT/'srdiag'/f'{module.replace(".", "/")}.py').read_text(encoding='utf-8')
@@ -82,6 +83,13 @@ def test_a_cell_is_read():
         'methods that say nothing are left out')
 
 
+def test_a_comment_may_stand_above_what_it_is_about():
+    f, limit = reference.read_cell('def f(\n    # px, of the\n    # large image\n    side: int,\n'
+                                   '    n=1, # behind wins\n): return n\n\n# in px\nLIMIT = 3')
+    assert [p.meaning for p in f.parameters] == ['px, of the large image', 'behind wins']
+    assert limit.doc == 'in px'
+
+
 def test_fields_of_records_are_parameters():
     both = reference.read_cell('@dataclass(frozen=True)\nclass A:\n    x:int # px\n    '
                                'y:list=field(init=False)\nclass B(NamedTuple):\n    z: "A" = None # of A')
@@ -98,8 +106,8 @@ def test_text_keeps_its_characters():
 
 @pytest.mark.parametrize('module', MODULES)
 def test_reference_has_exactly_what_the_module_exports(module):
-    listed = (next(ast.literal_eval(n.value) for n in ast.parse(source_of(module)).body
-                   if isinstance(n, ast.Assign) and n.targets[0].id == '__all__'))
+    listed = next(ast.literal_eval(n.value) for n in ast.parse(source_of(module)).body
+                  if isinstance(n, ast.Assign) and n.targets[0].id == '__all__')
     names = [s.name for s in exports_of(module)]
     assert sorted(names) == sorted(set(listed)), f'The reference of srdiag.{module} is not its __all__.'
 
@@ -126,17 +134,57 @@ def names():
 
 
 def test_names_become_links(names):
-    assert (names.link('a `Net` and `Net.forward()`') == 'a {py:obj}`Net <srdiag.sr.net.Net>` and {py:obj}`Net.forward() <srdiag.sr.net.Net.forward>`')
-    assert names.link('`fit`') == '`fit`' and names.link('`fit`', 'fit') == '{py:obj}`fit <srdiag.fit.fit>`', 'plain words mean the page\'s own functions only'
+    assert names.link('a `Net` and `Net.forward()`') == (
+        'a {py:obj}`Net <srdiag.sr.net.Net>` and {py:obj}`Net.forward() <srdiag.sr.net.Net.forward>`')
+    # plain words mean the page's own functions only
+    assert names.link('`fit`') == '`fit`' and names.link('`fit`', 'fit') == '{py:obj}`fit <srdiag.fit.fit>`'
     for kept in ('# A `Net`', '```python\n`Net`\n```', '[`Net`](x.md)', '`Net.nothing`', '`unknown`',
                  '{py:obj}`Net`'):
         assert names.link(kept) == kept
 
 
-def test_links_out_of_the_notebooks():
-    assert (docs.relink('[a](../results/run) [b](../CITATION.cff) [c](sr/x.ipynb) [d](https://a.b)',
-                           'index.ipynb') == '[a](results/run/index.md) [b](CITATION.cff) [c](sr/x.ipynb) [d](https://a.b)')
-    assert (docs.relink('[a](../../results/run) [b](../x.ipynb)', 'sr/y.ipynb') == '[a](../results/run/index.md) [b](../x.ipynb)')
+@pytest.mark.parametrize('page, link, moved', [
+    ('nbs/index.ipynb', '../results/run', 'results/run/index.md'),
+    ('nbs/index.ipynb', '../results/README.md', 'results/index.md'),
+    ('nbs/index.ipynb', '../CITATION.cff', 'CITATION.cff'),
+    ('nbs/index.ipynb', '../CONTRIBUTING.md', 'project/contributing.md'),
+    ('nbs/index.ipynb', 'README.md', 'course/index.md'),
+    ('nbs/index.ipynb', 'sr/x.ipynb#part', 'sr/x.ipynb#part'),
+    ('nbs/index.ipynb', 'https://a.b', 'https://a.b'),
+    ('nbs/sr/y.ipynb', '../../results/run/gains.csv', '../results/run/gains.csv'),
+    ('nbs/sr/y.ipynb', '../x.ipynb', '../x.ipynb'),
+    ('results/README.md', 'sr/README.md', 'sr/index.md'),
+    ('results/README.md', '../nbs/paper.ipynb', '../paper.ipynb'),
+    ('results/sr/README.md', 'run/README.md', 'run/index.md'),
+    ('CONTRIBUTING.md', 'nbs/howto/deploy.ipynb', '../howto/deploy.ipynb')])
+def test_links_lead_to_the_same_thing_on_the_site(page, link, moved):
+    assert docs.relink(f'see [a `b`]({link}).', page) == f'see [a `b`]({moved}).'
+
+
+def test_a_link_to_what_the_site_has_not_becomes_text_or_an_address(monkeypatch):
+    text = 'see [the Makefile](../Makefile)'
+    assert docs.relink(text, 'nbs/index.ipynb') == 'see the Makefile'
+    known = dict(git_url='https://example.org/o/r', doc_url='', branch='main')
+    monkeypatch.setattr(docs, 'facts', lambda: known)
+    address = 'https://example.org/o/r/tree/main/Makefile'
+    assert docs.relink(text, 'nbs/index.ipynb') == f'see [the Makefile]({address})'
+
+
+def test_links_of_the_first_page_are_absolute_once_the_project_has_an_address():
+    text = ('![p](images/p.png) [s](start.ipynb) [r](../results/README.md#speed) [c](https://a.b) '
+            '[l](../CITATION.cff)')
+    nowhere = dict(git_url='', doc_url='', branch='main')
+    assert readme.relink(text, nowhere) == ('![p](nbs/images/p.png) [s](nbs/start.ipynb) '
+                                            '[r](results/README.md#speed) [c](https://a.b) [l](CITATION.cff)')
+    git = nowhere | dict(git_url='https://example.org/o/r')
+    assert readme.relink(text, git).split() == [
+        '![p](https://example.org/o/r/raw/main/nbs/images/p.png)',
+        '[s](https://example.org/o/r/blob/main/nbs/start.ipynb)',
+        '[r](https://example.org/o/r/blob/main/results/README.md#speed)', '[c](https://a.b)',
+        '[l](https://example.org/o/r/blob/main/CITATION.cff)']
+    both = git | dict(doc_url='https://example.org/site')
+    assert '[s](https://example.org/site/start.html)' in readme.relink(text, both)
+    assert facts.repository(git) == 'o/r' and facts.repository(nowhere) is None
 
 
 def test_a_notebook_is_converted(names):
@@ -160,33 +208,34 @@ def test_an_unknown_directive_is_an_error():
     with pytest.raises(ValueError, match='column'): docs.directives_of('#| column: margin\n1')
 
 
+PARTS = [dict(part='the thread', folder='.', pages=['start']),
+         dict(part='data', folder='data', pages=['data/a']),
+         dict(part='use', folder='use', pages=['use/x', 'data/c']),
+         dict(part='how to', folder='howto', pages=[])]
+
+
 def test_the_course_has_each_notebook_once():
-    index = ('## The course\n\n| part | notebooks |\n|---|---|\n| data | [a](data/a.ipynb) |\n| use | '
-             '[x](x.ipynb), [y](y.ipynb) |\n')
-    pages = ['index.ipynb', 'data/a.ipynb', 'data/b.ipynb', 'x.ipynb', 'y.ipynb', 'z.ipynb']
-    assert (docs.course_of(index, pages) == {'data': ['data/a.ipynb', 'data/b.ipynb'],
-                                             'use': ['x.ipynb', 'y.ipynb', 'z.ipynb']})
+    pages = ['index.ipynb', 'start.ipynb', 'paper.ipynb', 'data/a.ipynb', 'data/b.ipynb', 'data/c.ipynb',
+             'use/x.ipynb', 'howto/h.ipynb', 'solutions/use/x.ipynb']
+    assert course.course_of(PARTS, pages) == {
+        'the thread': ['start.ipynb', 'paper.ipynb'], 'data': ['data/a.ipynb', 'data/b.ipynb'],
+        'use': ['use/x.ipynb', 'data/c.ipynb'], 'how to': ['howto/h.ipynb']}
 
 
-def test_the_thread_comes_before_the_parts():
-    index = ('## The course\n\n| part | notebooks |\n|---|---|\n| data | [a](data/a.ipynb) |\n| use | '
-             '[x](x.ipynb), [paper](paper.ipynb) |\n')
-    course = docs.course_of(index, ['index.ipynb', 'data/a.ipynb', 'x.ipynb', 'paper.ipynb', 'method.ipynb',
-                                    'start.ipynb'])
-    # the index has placed paper.ipynb itself
-    assert list(course.items())[0] == ('the thread', ['start.ipynb', 'method.ipynb'])
-    assert course['use'] == ['x.ipynb', 'paper.ipynb']
+def test_a_notebook_without_a_place_and_a_place_without_a_notebook_are_said():
+    there = ['start.ipynb', 'data/a.ipynb', 'data/c.ipynb', 'use/x.ipynb']
+    with pytest.raises(ValueError, match='use/x.ipynb, which does not exist'):
+        course.course_of(PARTS, there[:3])
+    with pytest.raises(ValueError, match='no part with the folder of attic/y.ipynb'):
+        course.course_of(PARTS, [*there, 'attic/y.ipynb'])
 
 
 def test_solutions_stand_last_and_apart():
-    index = ('## The course\n\n| part | notebooks |\n|---|---|\n| data | [a](data/a.ipynb) |\n| use | '
-             '[x](x.ipynb) |\n')
-    pages = ['index.ipynb', 'data/a.ipynb', 'x.ipynb', 'solutions/x.ipynb']
-    course = docs.course_of(index, pages)
-    assert course == {'data': ['data/a.ipynb'], 'use': ['x.ipynb']}
-    page = docs.solutions_page(course, {p: (p.upper(), '') for p in pages})
-    assert ('**Use:** [X.IPYNB](../solutions/x.ipynb)' in page and 'Data' not in page
-            and '\nX.IPYNB <../solutions/x>\n' in page)
+    parts = {'data': ['data/a.ipynb'], 'use': ['x.ipynb']}
+    page = docs.solutions_page(parts, {p: (p.upper(), '') for p in ['data/a.ipynb', 'x.ipynb',
+                                                                    'solutions/x.ipynb']})
+    assert '**Use:** [X.IPYNB](../solutions/x.ipynb)' in page and 'Data' not in page
+    assert '\nX.IPYNB <../solutions/x>\n' in page
 
 
 def test_solutions_know_the_names_of_their_notebook():
@@ -213,13 +262,10 @@ def prose_of(page):
     return '\n\n'.join(c.source for c in nbformat.read(PAGES[page], 4).cells if c.cell_type == 'markdown')
 
 
-def test_every_howto_is_listed_and_in_no_part_of_the_course():
-    assert {f'howto/{page}' for page in docs.HOWTO} == {page for page in PAGES if page.startswith('howto/')}
-    course = docs.course_of('', [f'{page}.ipynb' for page in PAGES]) if docs.THREAD else {}
-    assert not [p for part in course.values() for p in part if p.startswith('howto/')]
+HOWTO = [page for page in PAGES if page.startswith('howto/')]
 
 
-@pytest.mark.parametrize('page', [f'howto/{page}' for page in docs.HOWTO])
+@pytest.mark.parametrize('page', HOWTO)
 def test_commands_that_a_howto_shows_exist(page):
     "What the notebooks run is tested by running them; this is what stands in their text"
     from srdiag.commands.cli import parse
@@ -242,9 +288,8 @@ def test_reading_results_explains_every_file_and_column(tmp_path, succeeds, labe
     assert files and columns and not missing, f'reading_results does not explain {missing}.'
 
 
-@pytest.mark.parametrize('page', [f'{page}.ipynb' for page in PAGES if page == 'start' or page.startswith('howto/')])
+@pytest.mark.parametrize('page', [f'{page}.ipynb' for page in ['start', *HOWTO]])
 def test_badges_come_and_go(page):
-    import badges
     import nbformat
     assert page in badges.pages()
     nb = nbformat.read(PAGES[page.removesuffix('.ipynb')], 4)
@@ -280,8 +325,8 @@ def site(tmp_path_factory):
 
 
 def pages_of(site):
-    return (sorted(p.relative_to(site).as_posix()
-                   for p in site.rglob('*.html') if not p.relative_to(site).parts[0].startswith('_')))
+    names = sorted(p.relative_to(site).as_posix() for p in site.rglob('*.html'))
+    return [name for name in names if not name.startswith('_')]
 
 
 def test_every_notebook_and_module_has_a_page(site):
@@ -290,13 +335,14 @@ def test_every_notebook_and_module_has_a_page(site):
     assert {f'reference/{m}.html' for m in MODULES} <= pages
     assert {f'{name}.html' for name in (*SOLUTIONS, 'course/solutions')} <= pages
     assert {f'results/{p.parent.name}/index.html' for p in (ROOT/'results').glob('*/README.md')} <= pages
+    assert {'results/index.html', 'course/index.html', 'project/contributing.html'} <= pages
 
 
 def test_no_page_loads_anything_from_elsewhere(site):
     for page in pages_of(site):
         text = (site/page).read_text(encoding='utf-8')
-        found = re.findall(r'<(?:script|img|iframe|source)\b[^>]*\bsrc="(?:https?:)?//[^"]*"|<link\b[^>]*\bhref="(?:https?:)?//[^"]*"',
-                           text)
+        found = re.findall(r'<(?:script|img|iframe|source)\b[^>]*\bsrc="(?:https?:)?//[^"]*"'
+                           r'|<link\b[^>]*\bhref="(?:https?:)?//[^"]*"', text)
         assert not found, f'{page} loads {found[0]}'
 
 
@@ -347,9 +393,14 @@ def watched(browser):
 FACTS = '''() => ({
     links: [...document.querySelectorAll('a[href]')].map(a => a.href),
     ids: [...document.querySelectorAll('[id]')].map(e => e.id),
-    maths: document.querySelectorAll('.math').length, drawn: document.querySelectorAll('.math mjx-container').length,
+    maths: document.querySelectorAll('.math').length,
+    drawn: document.querySelectorAll('.math mjx-container').length,
     wrong: [...document.querySelectorAll('mjx-merror')].map(e => e.getAttribute('title') || e.textContent),
-    raw: [...document.querySelectorAll('article p, article li, article td')].map(e => { e = e.cloneNode(true); e.querySelectorAll('code, pre').forEach(c => c.remove()); return e.textContent }).filter(t => /\\$\\$|\\{py:obj\\}|\\{ref\\}|\\]\\(|#\\| |\\|---/.test(t)),
+    raw: [...document.querySelectorAll('article p, article li, article td')].map(e => {
+        e = e.cloneNode(true)
+        e.querySelectorAll('code, pre').forEach(c => c.remove())
+        return e.textContent
+    }).filter(t => /\\$\\$|\\{py:obj\\}|\\{ref\\}|\\]\\(|#\\| |\\|---/.test(t)),
 })'''
 
 
@@ -397,11 +448,25 @@ def test_search_finds_a_class(browser, watched):
 
 CONTRAST = '''() => {
     const paint = document.createElement('canvas').getContext('2d', {willReadFrequently: true})
-    const rgba = c => { paint.clearRect(0, 0, 1, 1); paint.fillStyle = c; paint.fillRect(0, 0, 1, 1); return [...paint.getImageData(0, 0, 1, 1).data] }
-    const light = c => c.slice(0, 3).map(v => v/255).map(v => v <= 0.03928 ? v/12.92 : ((v + 0.055)/1.055)**2.4).reduce((s, v, k) => s + v*[0.2126, 0.7152, 0.0722][k], 0)
-    const behind = e => { for (; e; e = e.parentElement) { const c = rgba(getComputedStyle(e).backgroundColor); if (c[3] > 250) return c } return [255, 255, 255, 255] }
+    const rgba = c => {
+        paint.clearRect(0, 0, 1, 1)
+        paint.fillStyle = c
+        paint.fillRect(0, 0, 1, 1)
+        return [...paint.getImageData(0, 0, 1, 1).data]
+    }
+    const linear = v => v <= 0.03928 ? v/12.92 : ((v + 0.055)/1.055)**2.4
+    const weights = [0.2126, 0.7152, 0.0722]
+    const light = c => c.slice(0, 3).map(v => linear(v/255)).reduce((s, v, k) => s + v*weights[k], 0)
+    const behind = e => {
+        for (; e; e = e.parentElement) {
+            const c = rgba(getComputedStyle(e).backgroundColor)
+            if (c[3] > 250) return c
+        }
+        return [255, 255, 255, 255]
+    }
+    const kinds = ['p', 'li', 'h1', 'h2', 'pre', 'pre span', 'td', 'th', 'dt', 'a', 'code']
     const low = []
-    for (const e of document.querySelectorAll('article p, article li, article h1, article h2, article pre, article pre span, article td, article th, article dt, article a, article code')) {
+    for (const e of document.querySelectorAll(kinds.map(k => `article ${k}`).join(', '))) {
         const words = [...e.childNodes].filter(n => n.nodeType == 3).map(n => n.textContent).join('').trim()
         if (!words || !e.getClientRects().length) continue
         const [a, b] = [light(rgba(getComputedStyle(e).color)), light(behind(e))]

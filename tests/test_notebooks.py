@@ -2,6 +2,7 @@
 import ast
 import os
 import re
+import shutil
 import subprocess
 import sys
 from functools import cache
@@ -14,18 +15,21 @@ NBS = Path(__file__).parents[1]/'nbs'
 FILES = ({p.relative_to(NBS).as_posix(): p
           for p in sorted(NBS.rglob('*.ipynb')) if '.ipynb_checkpoints' not in p.parts})
 MAX_BYTES = 500_000
-MAX_LINES, MEDIAN_LINES, MAX_COLUMNS, MAX_EXPORTED = 25, 12, 110, 300 # of an exported cell; of a line; of all exported cells of a notebook
+MAX_LINES, MEDIAN_LINES = 25, 12 # of an exported cell
+MAX_EXPORTED, MAX_COLUMNS = 300, 110 # lines of all exported cells of a notebook; of a line
 MAX_METHOD, MAX_CLASS = 15, 45 # a class may be longer than other cells if each of its methods is short
 
-# Rooms of the workshop: what the course stands on. They are explained and tested like all others, but set no tasks unless they want to.
-WORKSHOP = ('core/', 'datasets/', 'models/', 'bench/', 'commands/', 'training/options', 'sr/settings', 'diagnosis/settings',
-            'diagnosis/build', 'diagnosis/evaluation', 'show/')
+# Rooms of the workshop: what the course stands on. They are explained and tested like all others, but set no
+# tasks unless they want to.
+WORKSHOP = ('core/', 'datasets/', 'models/', 'bench/', 'commands/', 'training/options', 'sr/settings',
+            'diagnosis/settings', 'diagnosis/build', 'diagnosis/evaluation', 'show/')
 # Exceptions by name, each with its reason.
 NO_EXERCISES = {'index.ipynb': 'the way in: it sends the reader on'}
 NO_MODULE = {'index.ipynb': 'becomes the README, exports nothing',
              'start.ipynb': 'the first hour: it uses the library and adds nothing to it',
-             'symbols.ipynb': 'a checked table of names', 'paper.ipynb': 'evidence about the paper, not about code'}
-HOWTO = 'howto/' # a task for somebody who wants it done: uses the library and adds nothing to it, and sets no exercises
+             'symbols.ipynb': 'a checked table of names',
+             'paper.ipynb': 'evidence about the paper, not about code'}
+HOWTO = 'howto/' # a task for somebody who wants it done: adds nothing to the library and sets no exercises
 MAY_SHOW_PATHS = {}
 
 COURSE = [name for name in FILES if not name.startswith('solutions/')]
@@ -51,13 +55,13 @@ def code(nb): return [c for c in nb.cells if c.cell_type == 'code' and c.source.
 
 
 def prose(nb): # without what stands between code fences
-    return (re.sub(r'^```.*?^```', '', '\n\n'.join(c.source for c in nb.cells if c.cell_type == 'markdown'),
-                   flags=re.M | re.S))
+    text = '\n\n'.join(c.source for c in nb.cells if c.cell_type == 'markdown')
+    return re.sub(r'^```.*?^```', '', text, flags=re.M | re.S)
 
 
 def directives(cell):
-    return ({line[2:].split()[0].rstrip(':')
-             for line in cell.source.splitlines() if re.match(r'#\|\s*\S', line)})
+    return {line[2:].split()[0].rstrip(':') for line in cell.source.splitlines()
+            if re.match(r'#\|\s*\S', line)}
 
 
 def is_solution(name): return name in SOLUTIONS
@@ -68,9 +72,8 @@ def exported(cell):
 
 
 def where(cell):
-    return (repr(next((line
-                       for line in cell.source.splitlines() if line.strip() and not line.startswith('#|')),
-                      '')))
+    lines = (line for line in cell.source.splitlines() if line.strip() and not line.startswith('#|'))
+    return repr(next(lines, ''))
 
 
 def texts(cell):
@@ -113,8 +116,8 @@ def test_howtos_export_nothing_and_end_with_a_summary():
 
 
 def test_prose_before_each_exported_cell(name, nb):
-    bare = ([where(cell) for before,
-             cell in zip(nb.cells, nb.cells[1:]) if exported(before) and exported(cell)])
+    bare = [where(cell) for before, cell in zip(nb.cells, nb.cells[1:])
+            if exported(before) and exported(cell)]
     assert not bare, (f'{name}: two exported cells without prose between them; the second starts with '
                       f'{", ".join(bare)}.')
 
@@ -129,16 +132,19 @@ def is_class_of_short_methods(cell):
     return size(cell.source) <= MAX_CLASS and all(f.end_lineno - f.lineno < MAX_METHOD for f in methods)
 
 
-def sizes_of(nb): return {where(c): size(c.source) for c in nb.cells if exported(c) and not all(map(is_import, statements(c)))}
+def only_imports(cell): return all(map(is_import, statements(cell)))
+
+
+def sizes_of(nb): return {where(c): size(c.source) for c in nb.cells if exported(c) and not only_imports(c)}
 
 
 def test_exported_cells_are_short(name, nb):
     long = [f'{where(c)} has {size(c.source)}' for c in nb.cells
-            if exported(c) and size(c.source) > MAX_LINES and not all(map(is_import, statements(c)))
+            if exported(c) and size(c.source) > MAX_LINES and not only_imports(c)
             and not is_class_of_short_methods(c)]
     assert not long, f'{name}: exported cells of more than {MAX_LINES} lines: {"; ".join(long)}.'
     total = sum(sizes_of(nb).values())
-    assert total <= MAX_EXPORTED, f'{name} exports {total} lines; {MAX_EXPORTED} are enough for one notebook: split it.'
+    assert total <= MAX_EXPORTED, f'{name} exports {total} lines; {MAX_EXPORTED} are enough: split it.'
 
 
 def test_half_of_the_exported_cells_are_shorter_still():
@@ -148,25 +154,25 @@ def test_half_of_the_exported_cells_are_shorter_still():
 
 def test_lines_are_short(name, nb):
     long = [line for c in code(nb) for line in c.source.splitlines() if len(line) > MAX_COLUMNS]
-    assert not long, f'{name}: {len(long)} lines of code of more than {MAX_COLUMNS} columns, the first: {long[0]}'
+    assert not long, f'{name}: {len(long)} lines of more than {MAX_COLUMNS} columns, the first: {long[0]}'
 
 
 def test_something_runs_after_at_most_three_exported_cells(name, nb):
     run, first = 0, ''
     for cell in code(nb):
         if exported(cell):
-            if all(map(is_import, statements(cell))): continue
+            if only_imports(cell): continue
             run, first = run + 1, first if run else where(cell)
-            assert run <= 3, f'{name}: more than three exported cells in a row, from {first} on, before something runs.'
+            assert run <= 3, f'{name}: from {first} on, more than three exported cells before something runs.'
         elif not directives(cell) & {'hide', 'default_exp'}: run = 0
 
 
 def test_ends_with_summary_and_exercises(name, nb):
     if name in NO_EXERCISES or is_solution(name) or name.startswith(HOWTO): return
-    if name.startswith(WORKSHOP) and not exercises_of(nb):
-        assert re.findall(r'^## +(.+?)\s*$', prose(nb), flags=re.M)[-1] == 'Summary', f'{name}: does not end with ## Summary.'
-        return
     headings = re.findall(r'^## +(.+?)\s*$', prose(nb), flags=re.M)
+    if name.startswith(WORKSHOP) and not exercises_of(nb):
+        assert headings[-1] == 'Summary', f'{name}: does not end with ## Summary.'
+        return
     assert headings[-2:] == ['Summary', 'Exercises'], (f'{name}: ends with {headings[-2:]}, not with Summary '
                                                        'and Exercises.')
     items = re.findall(r'^\d+\. +\S', re.split(r'^## +Exercises\s*$', prose(nb), flags=re.M)[-1], flags=re.M)
@@ -174,8 +180,9 @@ def test_ends_with_summary_and_exercises(name, nb):
 
 
 def test_is_small(name):
-    size, most = (FILES[name].stat().st_size, MAX_BYTES_OF_SOLUTIONS if is_solution(name)
-                  else MAX_BYTES_OF_HOWTO if name.startswith(HOWTO) else MAX_BYTES)
+    size, most = FILES[name].stat().st_size, MAX_BYTES
+    if is_solution(name): most = MAX_BYTES_OF_SOLUTIONS
+    if name.startswith(HOWTO): most = MAX_BYTES_OF_HOWTO
     assert size < most, f'{name} has {size/1000:.0f} KB: use smaller figures or fewer.'
 
 
@@ -183,14 +190,16 @@ def speaks(cell): # prints, or ends with a value
     body = statements(cell)
     if not body: return False
     last = body[-1]
-    value = isinstance(last, ast.Expr) and not isinstance(last.value, ast.Call) and not cell.source.rstrip().endswith(';')
-    return value or any(isinstance(s, ast.Expr) and isinstance(s.value, ast.Call) and isinstance(s.value.func, ast.Name)
-                        and s.value.func.id == 'print' for s in body)
+    if isinstance(last, ast.Expr) and not isinstance(last.value, ast.Call):
+        return not cell.source.rstrip().endswith(';')
+    calls = [s.value for s in body if isinstance(s, ast.Expr) and isinstance(s.value, ast.Call)]
+    return any(isinstance(call.func, ast.Name) and call.func.id == 'print' for call in calls)
 
 
 def test_was_run(name, nb):
     "`nbdev-clean` removes the counts of executions, so what a cell says must stand under it"
-    due = [c for c in code(nb) if not exported(c) and not directives(c) & {'cuda', 'eval', 'default_exp'} and speaks(c)]
+    due = [c for c in code(nb) if not exported(c) and speaks(c)
+           and not directives(c) & {'cuda', 'eval', 'default_exp'}]
     missing = [where(c) for c in due if not c.outputs]
     assert not missing, f'{name}: cells that were not run: {", ".join(missing[:3])}. Run all cells and save.'
     counted = [where(c) for c in code(nb) if c.execution_count is not None]
@@ -215,16 +224,17 @@ def test_no_absolute_paths(name, nb):
 # --- each cell has a purpose ------------------------------------------------------------------------------
 
 def statements(cell): # of a cell of code; lines for the shell or IPython do not count
-    return (ast.parse('\n'.join(line
-                                   for line in cell.source.splitlines() if not re.match(r'\s*[%!]', line))).body)
+    lines = [line for line in cell.source.splitlines() if not re.match(r'\s*[%!]', line)]
+    return ast.parse('\n'.join(lines)).body
 
 
 def is_import(statement): return isinstance(statement, (ast.Import, ast.ImportFrom))
 
 
 def words(cells): # names in their code, lines of imports apart
-    return ({word for c in cells if c.cell_type == 'code' for word in re.findall(
-                 r'[^\W\d]\w*', re.sub(r'^\s*(from|import) .*$', '', c.source, flags=re.M))})
+    sources = [re.sub(r'^\s*(from|import) .*$', '', c.source, flags=re.M)
+               for c in cells if c.cell_type == 'code']
+    return {word for source in sources for word in re.findall(r'[^\W\d]\w*', source)}
 
 
 def bound(cell): # names that a cell makes for the cells after it
@@ -232,7 +242,8 @@ def bound(cell): # names that a cell makes for the cells after it
         if is_import(statement):
             yield from (alias.asname or alias.name.split('.')[0] for alias in statement.names)
         elif isinstance(statement, (ast.FunctionDef, ast.ClassDef)): yield statement.name
-        else: yield from (node.id for node in ast.walk(statement) if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store))
+        else: yield from (node.id for node in ast.walk(statement)
+                          if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store))
 
 
 def has_effect(statement):
@@ -265,13 +276,14 @@ def test_what_is_imported_is_used(name, nb):
         imports = [s for s in statements(cell) if is_import(s)]
         if not imports: continue
         used = words(nb.cells[i:])
-        idle += ([n for s in imports
-                  for a in s.names if (n := a.asname or a.name.split('.')[0]) not in used and n != '*'])
+        names = [a.asname or a.name.split('.')[0] for s in imports for a in s.names]
+        idle += [n for n in names if n not in used and n != '*']
     assert not idle, f'{name}: imported and never used: {", ".join(idle)}.'
 
 
 def test_examples_have_their_imports_in_cells_of_their_own(name, nb):
-    """`nbdev-docs` runs a cell with an import without the cells before it: what else stands in such a cell fails there."""
+    """`nbdev-docs` runs a cell with an import without the cells before it: what else stands in such a cell
+    fails there"""
     if is_solution(name): return
     mixed = [where(c) for c in code(nb) if not exported(c) and len({is_import(s) for s in statements(c)}) > 1]
     assert not mixed, f'{name}: imports and other statements in one cell: {", ".join(mixed)}.'
@@ -348,8 +360,9 @@ from pathlib import Path
 from nbdev.processors import FilterDefaults
 from nbdev.serve_drv import exec_nb
 for name in sys.argv[2:]:
-    out = io.StringIO()
-    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(out): exec_nb(Path(name), Path(sys.argv[1])/name.replace('/', '.'), FilterDefaults)
+    out, to = io.StringIO(), Path(sys.argv[1])/name.replace('/', '.')
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(out):
+        exec_nb(Path(name), to, FilterDefaults)
     if 'Error' in out.getvalue(): sys.exit(f'{name}: {out.getvalue()[-500:]}')
 '''
 
@@ -360,3 +373,15 @@ def test_nbdev_prepares_the_notebooks_as_well(tmp_path):
                           text=True, env=os.environ | {'IN_TEST': '1', 'OMP_NUM_THREADS': '1'})
     assert done.returncode == 0, done.stderr[-1500:]
     assert len([*tmp_path.glob('*.ipynb')]) == len(COURSE)
+
+
+def test_cleaning_changes_nothing(tmp_path):
+    "`nbdev-clean`, which runs before each commit, has nothing to do on a fresh clone"
+    project = tmp_path/'project'
+    shutil.copytree(NBS, project/'nbs', ignore=shutil.ignore_patterns('.ipynb_checkpoints', 'images'))
+    shutil.copy(NBS.parent/'pyproject.toml', project)
+    done = subprocess.run([sys.executable, '-c', 'from nbdev.clean import nbdev_clean; nbdev_clean()'],
+                          cwd=project, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    changed = [name for name, path in FILES.items() if (project/'nbs'/name).read_bytes() != path.read_bytes()]
+    assert not changed, f'nbdev-clean changes {", ".join(changed)}.'

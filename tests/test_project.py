@@ -66,10 +66,10 @@ def test_setup_reports_the_version_of_settings():
 
 def test_library_has_the_version_of_settings():
     tree = ast.parse(read('srdiag/__init__.py'))
-    values = ([node.value.value
-               for node in tree.body if isinstance(node, ast.Assign) and node.targets[0].id == '__version__'])
-    assert values == [settings()['version']], ('srdiag/__init__.py and settings.ini disagree about the '
-                                               'version.')
+    values = [node.value.value for node in tree.body
+              if isinstance(node, ast.Assign) and node.targets[0].id == '__version__']
+    assert values == [settings()['version']], (
+        'srdiag/__init__.py and settings.ini disagree about the version.')
 
 
 def test_citation_has_version_date_and_paper():
@@ -143,7 +143,7 @@ def test_constraints_satisfy_each_requirement():
 def test_environment_satisfies_each_requirement():
     for r in required():
         version = metadata.version(r.name)
-        assert version in r.specifier, (f'{r.name} {version} is installed, but settings.ini asks for '
+        assert r.specifier.contains(version, prereleases=True), (f'{r.name} {version} is installed, but settings.ini asks for '
                                         f'{r.specifier}: run make venv.')
 
 
@@ -162,10 +162,60 @@ def test_continuous_integration_runs_make_test():
     assert 'make test' in script.read_text(encoding='utf-8').splitlines()[-1]
 
 
-def test_readme_is_what_the_index_notebook_says():
-    "README.md is made from nbs/index.ipynb"
-    import subprocess
-    import sys
+# --- the first page ---------------------------------------------------------------------------------------
+
+def test_made_pages_are_what_they_are_made_from():
+    "README.md from nbs/index.ipynb, nbs/README.md from nbs/course.yml, results/README.md from the data files"
     done = subprocess.run([sys.executable, str(ROOT/'tools'/'readme.py'), '--check'], capture_output=True,
                           text=True)
     assert done.returncode == 0, done.stderr
+
+
+def test_first_page_is_read_in_a_minute_and_says_what_this_is_not_for():
+    page = read('README.md').split('-->', 1)[1]
+    assert len(page.split()) <= 700
+    assert 'for teaching and research, not for diagnostic use' in page.lower()
+
+
+@pytest.mark.parametrize('page', ['README.md', 'nbs/README.md', 'results/README.md', 'CONTRIBUTING.md'])
+def test_links_of_the_first_pages_lead_somewhere(page):
+    for link in re.findall(r'\]\((?!\w+:|#)([^)#]+)', read(page)):
+        assert ((ROOT/page).parent/link).exists(), f'{page} links to {link}, which does not exist.'
+
+
+def test_the_code_of_the_first_page_runs(tmp_path):
+    make = "import srdiag; x = srdiag.tissue()[:, :24, :32]; srdiag.save_png(x, 'tile.png')"
+    code = re.search(r'^```python\n(.*?)^```', read('README.md'), flags=re.M | re.S)[1]
+    look = "print(srdiag.read_image('enlarged.png').shape)"
+    done = subprocess.run([sys.executable, '-c', f'{make}\n{code}\n{look}'], cwd=tmp_path, capture_output=True,
+                          text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split('\n')[-2] == 'torch.Size([3, 48, 64])'
+
+
+# --- workflows --------------------------------------------------------------------------------------------
+
+WORKFLOWS = sorted((ROOT/'.github'/'workflows').glob('*.yml'))
+
+
+@pytest.mark.parametrize('path', WORKFLOWS, ids=lambda p: p.stem)
+def test_workflow_says_when_it_runs_and_what_it_may(path):
+    workflow = yaml.safe_load(path.read_text(encoding='utf-8'))
+    assert workflow[True] and workflow['permissions']['contents'] == 'read' # YAML reads `on` as true
+    for job in workflow['jobs'].values():
+        assert job['timeout-minutes'] <= 90 and all('uses' in s or 'run' in s for s in job['steps'])
+        for step in job['steps']:
+            for script in re.findall(r'python (\S+\.py)', step.get('run', '')):
+                assert (ROOT/script).is_file(), f'{path.name} runs {script}, which does not exist.'
+
+
+def test_workflows_test_each_python_that_is_promised_on_three_systems():
+    test = yaml.safe_load(read('.github/workflows/test.yml'))['jobs']['test']['strategy']['matrix']
+    assert test['python'] == settings()['python_versions'].split()
+    assert test['python'][0] == settings()['min_python'] and len(test['os']) == 3
+
+
+def test_hooks_before_a_commit_are_named_and_exist():
+    repos = yaml.safe_load(read('.pre-commit-config.yaml'))['repos']
+    hooks = {hook['id'] for repo in repos for hook in repo['hooks']}
+    assert {'nbdev-clean', 'nbdev-export', 'end-of-file-fixer', 'ruff-check'} <= hooks

@@ -25,20 +25,20 @@ import srdiag
 assert Path(srdiag.__file__).is_relative_to(target), f'srdiag was imported from {srdiag.__file__}'
 
 import torch
-from srdiag.models import ModelInfo, load_model, save_model
+from srdiag import ModelInfo, load_model, save_model
 from srdiag.sr.mrcnet import MRCNet
 
 torch.manual_seed(0)
 network = MRCNet(2, channels=8, blocks=1).eval()
 save_model('model', network, ModelInfo('A network that has not been trained'))
-again,info = load_model('model', kind='sr', scale=2)
+again, info = load_model('model', kind='sr', scale=2)
 image = torch.rand(1, 3, 16, 20)
 with torch.inference_mode(): enlarged = again(image)
 assert enlarged.shape == (1, 3, 32, 40) and torch.isfinite(enlarged).all()
 assert torch.equal(enlarged, network(image)), 'the saved network computes something else'
 assert info.made['srdiag'] == srdiag.__version__
 
-from srdiag.weights import list_pretrained, pretrained_folder
+from srdiag.core.weights import list_pretrained, pretrained_folder
 assert list_pretrained(), 'no trained network came with the package'
 for name in list_pretrained():
     assert pretrained_folder(name).is_relative_to(target)
@@ -117,8 +117,8 @@ def test_wheel_saves_loads_and_enlarges_away_from_the_repository(target, tmp_pat
 
 
 def test_wheel_has_all_commands(target, tmp_path):
-    where = run('-c', 'import srdiag.commands.cli; print(srdiag.commands.cli.__file__)', **away(target, tmp_path)).strip()
-    assert Path(where).is_relative_to(target)
+    where = run('-c', 'from srdiag.commands import cli; print(cli.__file__)', **away(target, tmp_path))
+    assert Path(where.strip()).is_relative_to(target)
     text = run('-m', 'srdiag.commands.cli', '--help', **away(target, tmp_path))
     missing = [c for c in COMMANDS if not re.search(rf'(?<![\w-]){c}(?![\w-])', text)]
     assert not missing, f'srdiag --help does not list {missing}.'

@@ -1,9 +1,9 @@
 """The reference, read from the exported cells of the notebooks. Nothing is imported or run: a new exported
 function appears by itself.
 
-It knows the comments of this project: one behind each parameter, one behind the closing bracket for what is
-returned, and one behind a header of a single line (`def forward(self, y): # B×n×H×W → B×out×sH×sW`) for the
-whole."""
+It knows the comments of this project: one behind each parameter (or above it), one behind the closing
+bracket for what is returned, and one behind a header of a single line (`def forward(self, y): # B×n×H×W →
+B×out×sH×sW`) for the whole."""
 import ast
 import io
 import re
@@ -37,12 +37,23 @@ class Symbol:
     is_classmethod: bool = False
 
 
-def comments_of(
-    source: str, # Python
-) -> dict: # line number, from 1 → comment
-    "The comments of a piece of Python"
-    tokens = tokenize.generate_tokens(io.StringIO(source).readline)
-    return {t.start[0]: t.string.lstrip('#').strip() for t in tokens if t.type == tokenize.COMMENT}
+class Comments(dict):
+    "The comments of a piece of Python: line number, from 1 → comment"
+    def __init__(self,
+        source: str, # Python
+    ):
+        tokens = tokenize.generate_tokens(io.StringIO(source).readline)
+        found = [t for t in tokens if t.type == tokenize.COMMENT]
+        super().__init__({t.start[0]: t.string.lstrip('#').strip() for t in found})
+        self.alone = {t.start[0] for t in found if not t.line[:t.start[1]].strip()} # with nothing before them
+
+    def above(self, line): # comments on lines of their own, right above
+        first = line
+        while first - 1 in self.alone and not self[first - 1].startswith('|'): first -= 1
+        return ' '.join(self[n] for n in range(first, line))
+
+    def of(self, first, last): # of what lies on these lines: behind its end, or else above it
+        return self.get(last) or self.above(first)
 
 
 def _text(node): return ast.unparse(node) if node is not None else ''
@@ -76,14 +87,14 @@ def _parameters(node, comments):
     found = []
     for i, (star, p, d) in enumerate(rows):
         last = i + 1 == len(rows) or ends[i+1] > ends[i]
-        meaning = comments.get(ends[i], '') if last and not header else ''
+        meaning = comments.of(p.lineno, ends[i]) if last and not header else ''
         found.append(Parameter(star + p.arg, _type(p.annotation), None if d is None else _text(d), meaning))
     return found, max(ends, default=node.lineno)
 
 
 def read_function(
     node: ast.FunctionDef, # of a module or a class
-    comments: dict, # of the cell, see `comments_of`
+    comments: Comments, # of the cell
     lines: list, # of the cell
     method: bool = False, # drop self or cls
 ) -> Symbol: # with everything but its cell
@@ -105,12 +116,12 @@ def _fields(node, comments):
     "Fields of a dataclass or named tuple that its constructor takes"
     rows = [n for n in node.body if isinstance(n, ast.AnnAssign) and 'init=False' not in _text(n.value)]
     return [Parameter(n.target.id, _type(n.annotation), None if n.value is None else _text(n.value),
-                      comments.get(n.end_lineno, '')) for n in rows]
+                      comments.of(n.lineno, n.end_lineno)) for n in rows]
 
 
 def read_class(
     node: ast.ClassDef, # of a module
-    comments: dict, # of the cell
+    comments: Comments, # of the cell
     lines: list, # of the cell
 ) -> Symbol: # with the methods that have a docstring or a comment
     "A class as its source describes it"
@@ -136,7 +147,7 @@ def read_cell(
     cell: int = 0, # its number
 ) -> list[Symbol]: # public names only
     "What a cell defines"
-    comments, lines, found = comments_of(source), source.split('\n'), []
+    comments, lines, found = Comments(source), source.split('\n'), []
     for node in ast.parse(source).body:
         if isinstance(node, ast.ClassDef): found.append(read_class(node, comments, lines))
         if isinstance(node, ast.FunctionDef): found.append(read_function(node, comments, lines))
@@ -145,7 +156,8 @@ def read_cell(
             flat = [n for t in targets for n in (t.elts if isinstance(t, ast.Tuple) else [t])]
             names = [n.id for n in flat if isinstance(n, ast.Name)]
             value = _text(node.value) if len(names) == 1 else ''
-            found += [Symbol(name, 'data', comments.get(node.end_lineno, ''), value=value) for name in names]
+            found += [Symbol(name, 'data', comments.of(node.lineno, node.end_lineno), value=value)
+                      for name in names]
     for symbol in found: symbol.cell = cell
     return [symbol for symbol in found if not symbol.name.startswith('_')]
 
