@@ -10,12 +10,29 @@ from dataclasses import dataclass, field
 
 from ..core.errors import ModelError
 from ..core.words import as_markdown, markdown_table
-from ..evaluation.calibration import Calibration
 
-# %% ../../nbs/models/info.ipynb #c004
+# %% ../../nbs/models/info.ipynb #c005
+def _is_size(value): # a number of pixels
+    return type(value) is int and value > 0
+
+def _check_image(info): # ValueError for what describes no image
+    if info.size is not None and not _is_size(info.size):
+        raise ValueError(f'size is a whole number of pixels or None, not {info.size!r}')
+    lr = info.lr_size
+    if lr is not None and not (isinstance(lr, list) and len(lr) == 2 and all(map(_is_size, lr))):
+        raise ValueError(f'lr_size is a height and a width in pixels, or None, not {lr!r}')
+    if info.images not in ('lr', 'hr'): raise ValueError(f"images is 'lr' or 'hr', not {info.images!r}")
+
+def _check_classes(info): # ValueError for what names no classes
+    names = info.classes
+    fits = isinstance(names, (list, tuple)) and all(isinstance(c, str) for c in names)
+    if not fits or len(set(names)) < len(names):
+        raise ValueError(f'classes are different names, not {names!r}')
+
+# %% ../../nbs/models/info.ipynb #c007
 @dataclass
 class ModelInfo:
-    "What a model folder says beside its weights"
+    "What a model folder says beside its weights. ValueError for what cannot be"
     title: str # one line
     images: str = 'lr' # what files it was trained from: 'lr' as they are, 'hr' reduced by the scale first
     size: int|None = None # files are cut to their middle size×size px; None: taken whole
@@ -29,59 +46,62 @@ class ModelInfo:
     made: dict = field(default_factory=dict) # date, machine and versions; filled in when saved
 
     def __post_init__(self):
-        if self.size is not None and (type(self.size) is not int or self.size < 1):
-            raise ValueError(f'size is a whole number of pixels or None, not {self.size!r}')
         if isinstance(self.lr_size, tuple): self.lr_size = list(self.lr_size)
-        if (self.lr_size is not None and not (isinstance(self.lr_size, list) and len(self.lr_size) == 2
-                                              and all(type(n) is int and n > 0 for n in self.lr_size))):
-            raise ValueError(f'lr_size is a height and a width in pixels, or None, not {self.lr_size!r}')
-        if (not isinstance(self.classes, (list, tuple)) or not all(isinstance(c, str) for c in self.classes)
-            or len(set(self.classes)) < len(self.classes)):
-            raise ValueError(f'classes are different names, not {self.classes!r}')
-        if self.images not in ('lr', 'hr'): raise ValueError(f"images is 'lr' or 'hr', not {self.images!r}")
+        _check_image(self)
+        _check_classes(self)
         for key in ('data', 'training', 'metrics', 'calibration', 'made'):
             if not isinstance(getattr(self, key), dict):
                 raise ValueError(f'{key} is a dictionary, not {getattr(self, key)!r}')
-        calibrated = self.calibrated
-        if calibrated is not None and list(calibrated.classes) != list(self.classes):
-            raise ValueError(f'the calibration is for the classes {", ".join(calibrated.classes)}, the model '
-                             f'for {", ".join(self.classes)}')
+        known = self.calibrated
+        if known is not None and list(known.classes) != list(self.classes):
+            raise ValueError(f'the calibration is for the classes {", ".join(known.classes)}, the model for '
+                             f'{", ".join(self.classes)}')
 
     @property
     def calibrated(self): # Calibration, or None
-        return Calibration.from_dict(self.calibration) if self.calibration else None
+        if not self.calibration: return None
+        from srdiag.evaluation.calibration import Calibration # statistics, for calibrated models alone
+        return Calibration.from_dict(self.calibration)
 
-# %% ../../nbs/models/info.ipynb #c006
-def _as_table(d): return markdown_table(['', ''], [[k, _short(v)] for k, v in d.items()])
+# %% ../../nbs/models/info.ipynb #c012
 def _short(v):
-    return (f'{v:.4f}' if isinstance(v, float) else ', '.join(map(str, v)) if isinstance(v, (list, tuple))
-            else str(v))
+    if isinstance(v, float): return f'{v:.4f}'
+    return ', '.join(map(str, v)) if isinstance(v, (list, tuple)) else str(v)
 
+def _as_table(facts): return markdown_table(['', ''], [[k, _short(v)] for k, v in facts.items()])
+
+def _preprocessing(config, info): # what happens to a file before the network sees it
+    images = dict(lr='low-resolution, taken as they are',
+                  hr='high-resolution, reduced by the scale first (MATLAB bicubic)')
+    facts = dict(scale=config['scale'], images=images[info.images],
+                 cut=f'middle {info.size}×{info.size} px' if info.size else 'none',
+                 values='RGB or grey, 8 or 16 bit, scaled to [0, 1]')
+    if info.classes: facts['classes'] = info.classes
+    if info.lr_size: facts['low-resolution size'] = f'{info.lr_size[0]}×{info.lr_size[1]} px'
+    return facts
+
+# %% ../../nbs/models/info.ipynb #c014
 def model_card(
     what: str, # kind of network, e.g. 'super-resolution network'
     config: dict, # of the network
     info: ModelInfo, # what is known
 ) -> str: # markdown
     "The README of a model folder"
-    pre = dict(scale=config['scale'], images={'lr': 'low-resolution, taken as they are',
-                                              'hr': 'high-resolution, reduced by the scale first (MATLAB '
-                                                    'bicubic)'}[info.images],
-               cut=f'middle {info.size}×{info.size} px' if info.size else 'none',
-               values='RGB or grey, 8 or 16 bit, scaled to [0, 1]')
-    if info.classes: pre['classes'] = info.classes
-    if info.lr_size: pre['low-resolution size'] = f'{info.lr_size[0]}×{info.lr_size[1]} px'
     parts = [f'# {as_markdown(info.title)}', f'A {what}, made with srdiag {info.made.get("srdiag", "")}.',
              '**For teaching and research. Not for diagnostic use.**', info.notes, '## Preprocessing',
-             _as_table(pre)]
+             _as_table(_preprocessing(config, info))]
     caution = info.calibrated.facts() if info.calibration else {}
-    for title, d in (('Metrics', info.metrics), ('Calibration and caution', caution), ('Data', info.data),
-                     ('Training', info.training), ('Network', config), ('Made', info.made)):
-        if d: parts += [f'## {title}', _as_table(d)]
+    for title, facts in (('Metrics', info.metrics), ('Calibration and caution', caution), ('Data', info.data),
+                         ('Training', info.training), ('Network', config), ('Made', info.made)):
+        if facts: parts += [f'## {title}', _as_table(facts)]
     return '\n\n'.join(p for p in parts if p) + '\n'
 
-# %% ../../nbs/models/info.ipynb #c008
-def check_described(info, folder):
-    # ModelError for a diagnosis model that somebody saved without saying for what
+# %% ../../nbs/models/info.ipynb #c018
+def check_described(
+    info: ModelInfo, # of a diagnosis model
+    folder, # where it lies, for the sentence
+):
+    "ModelError for a diagnosis model that somebody saved without saying for what"
     if not info.classes or info.lr_size is None:
         raise ModelError(f'{folder}/config.json does not say for which '
                          f'{"size of images" if info.classes else "classes"} the model was trained: save it '

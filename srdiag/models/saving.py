@@ -30,7 +30,7 @@ from .info import ModelInfo, model_card
 from ..sr.zoo import ARCHITECTURES, architecture_of
 
 # %% ../../nbs/models/saving.ipynb #c005
-def _made():
+def _made(): # when, where and with what
     return dict(date=date.today().isoformat(),
                 machine=f'{platform.system()} {platform.machine()}, {os.cpu_count()} cores',
                 python=platform.python_version(), torch=torch.__version__, srdiag=version('srdiag'))
@@ -51,12 +51,7 @@ def _write_files(folder, kind, network, info, files):
     shutil.copymode(folder/'config.json', folder/'model.safetensors')
 
 # %% ../../nbs/models/saving.ipynb #c009
-def check_output(
-    folder: str|Path, # where something is to be written
-    overwrite: bool = False, # the user asked for it
-) -> Path: # the folder
-    "ModelError if writing there would replace something that the user did not offer"
-    folder = Path(folder)
+def _check_place(folder): # ModelError if no folder can be made or written there
     if folder.exists() and not folder.is_dir():
         raise ModelError(f'{folder} is a file: choose a folder for the output.')
     above = next(p for p in (folder, *folder.absolute().parents) if p.exists())
@@ -65,27 +60,50 @@ def check_output(
     if not os.access(above, os.W_OK | os.X_OK):
         raise ModelError(f'{folder} cannot be written, because {above} is read-only for you: choose another '
                          'output folder.')
-    if folder.is_dir() and any(folder.iterdir()):
-        if not overwrite:
-            raise ModelError(f'{folder} exists and is not empty: choose another output folder, or allow it '
-                             'to be replaced with --overwrite.')
-        if not is_model_folder(folder) and not (folder/'.srdiag').exists():
-            raise ModelError(f'{folder} was not made by srdiag, so it is not replaced, --overwrite or not: '
-                             'choose another output folder.')
+
+def check_output(
+    folder: str|Path, # where something is to be written
+    overwrite: bool = False, # the user asked for it
+) -> Path: # the folder
+    "ModelError if writing there would replace something that the user did not offer"
+    folder = Path(folder)
+    _check_place(folder)
+    if not folder.is_dir() or not any(folder.iterdir()): return folder
+    if not overwrite:
+        raise ModelError(f'{folder} exists and is not empty: choose another output folder, or allow it '
+                         'to be replaced with --overwrite.')
+    if not is_model_folder(folder) and not (folder/'.srdiag').exists():
+        raise ModelError(f'{folder} was not made by srdiag, so it is not replaced, --overwrite or not: '
+                         'choose another output folder.')
     return folder
 
-# %% ../../nbs/models/saving.ipynb #c011
+# %% ../../nbs/models/saving.ipynb #c012
 def _swap(new, folder):
     # put the finished folder `new` into the place of `folder`, whose other files move along
     if not folder.exists(): return new.rename(folder)
     old = new.with_name(new.name + '.old')
     folder.rename(old)
     try: new.rename(folder)
-    except OSError: old.rename(folder); raise
+    except OSError:
+        old.rename(folder)
+        raise
     for p in old.iterdir():
         if not (folder/p.name).exists(): p.rename(folder/p.name)
     shutil.rmtree(old)
 
+def _written(folder, *what): # a new folder takes the place of `folder`, or nothing happens
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(prefix=f'.{folder.name}-', dir=folder.parent))
+    try:
+        # once more, with the permissions that the user's other folders get
+        temporary.rmdir()
+        temporary.mkdir()
+        _write_files(temporary, *what)
+        _swap(temporary, folder)
+    finally:
+        if temporary.exists(): shutil.rmtree(temporary, ignore_errors=True)
+
+# %% ../../nbs/models/saving.ipynb #c014
 def save_model(
     folder: str|Path, # becomes the model folder
     network: nn.Module, # MRCNet, one of the zoo, or SREnhancedDiagnosis
@@ -95,45 +113,43 @@ def save_model(
 ) -> Path: # the folder
     """Save a model folder; ModelError if it exists, the disk is full or a weight is not finite: the old model
     then stays as it was"""
-    folder, kind = (check_output(folder, overwrite),
-                    'diagnosis' if isinstance(network, SREnhancedDiagnosis) else 'sr')
-    bad = ([k for k,
-            v in network.state_dict().items() if v.is_floating_point() and not torch.isfinite(v).all()])
-    if bad:
+    folder, kind = check_output(folder, overwrite), 'sr'
+    if isinstance(network, SREnhancedDiagnosis): kind = 'diagnosis'
+    floats = {k: v for k, v in network.state_dict().items() if v.is_floating_point()}
+    if bad := [k for k, v in floats.items() if not torch.isfinite(v).all()]:
         raise ModelError(f'The network has non-finite weights ({bad[0]} and {len(bad)-1} more): it is not '
                          'saved.')
     info.made = _made()
-    temporary = None
-    try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(prefix=f'.{folder.name}-', dir=folder.parent))
-        # once more, with the permissions that the user's other folders get
-        temporary.rmdir()
-        temporary.mkdir()
-        _write_files(temporary, kind, network, info, files or {})
-        _swap(temporary, folder)
+    try: _written(folder, kind, network, info, files or {})
     except (OSError, SafetensorError) as e:
         raise ModelError(f'The model could not be saved to {folder} ({e}): free some space or choose another '
                          'folder. What was there is unchanged.') from e
-    finally:
-        if temporary is not None and temporary.exists(): shutil.rmtree(temporary, ignore_errors=True)
     return folder
 
-# %% ../../nbs/models/saving.ipynb #c016
+# %% ../../nbs/models/saving.ipynb #c022
 class ModelSaver:
     """Saves a network and its split at each improvement, then for good; the folder may replace what this run
     wrote before"""
-    def __init__(self, folder, network, overwrite, split):
-        self.folder, self.network, self.overwrite, self.saved = (
-            check_output(folder, overwrite), network, overwrite, False)
-        self.files = {'split.csv': split.to_csv(index=False)}
-    def __call__(self, info):
+    def __init__(self,
+        folder: str|Path, # of the model; ModelError as in `check_output`
+        network: nn.Module, # that is trained
+        overwrite: bool, # replace a model of an earlier run
+        split, # pandas.DataFrame: which file was in which part
+    ):
+        self.folder, self.network, self.overwrite = check_output(folder, overwrite), network, overwrite
+        self.saved, self.files = False, {'split.csv': split.to_csv(index=False)}
+
+    def __call__(self, info): # ModelInfo
         save_model(self.folder, self.network, info, self.overwrite or self.saved, self.files)
         self.saved = True
 
-# %% ../../nbs/models/saving.ipynb #c018
-def train_in(saver, train, info):
-    import shutil, tempfile
+# %% ../../nbs/models/saving.ipynb #c024
+def train_in(
+    saver: ModelSaver, # called at each improvement
+    train, # function of `folder` for logs and `save`, called with network, value and epoch
+    info, # function of value and epoch → ModelInfo
+): # what `train` returns
+    "Train, save each improvement, and leave the logs beside the model, also after an interruption"
     logs = Path(tempfile.mkdtemp(prefix='srdiag-'))
     def save(model, value, epoch): saver(info(value, epoch))
     try: return train(folder=logs, save=save)
@@ -143,22 +159,30 @@ def train_in(saver, train, info):
         except OSError as e: say(f'The logs could not be copied to {saver.folder} ({e.strerror}).')
         shutil.rmtree(logs, ignore_errors=True)
 
-# %% ../../nbs/models/saving.ipynb #c020
-def check_not_a_class(out, data, labels, overwrite):
-    # as check_output; DataError for an output folder that would be read as a class
+# %% ../../nbs/models/saving.ipynb #c029
+def check_not_a_class(
+    out: str|Path, # output folder
+    data: str|Path, # folder of labelled images
+    labels: str|Path|None, # table of labels; None: labels.csv in `data`, or else its folders
+    overwrite: bool, # see `check_output`
+):
+    "As `check_output`; DataError for an output folder that would be read as a class"
     check_output(out, overwrite)
     a, b = Path(out).resolve(), Path(data).resolve()
     if labels is None and b.is_dir() and not (b/'labels.csv').is_file() and a.is_relative_to(b):
         raise DataError(f'{out} lies among the classes of {data}, and would be read as one of them: choose '
                         'an output folder elsewhere.')
 
-# %% ../../nbs/models/saving.ipynb #c022
-def _build(config): # the network that config.json describes, with fresh weights
-    cls = (ARCHITECTURES[config.get('architecture', 'mrcnet')] if config['kind'] == 'sr'
-           else SREnhancedDiagnosis)
-    return cls(**config['network'])
+# %% ../../nbs/models/saving.ipynb #c032
+def _build(path, config): # the network that config.json describes, with fresh weights, and its ModelInfo
+    try:
+        cls = SREnhancedDiagnosis
+        if config['kind'] == 'sr': cls = ARCHITECTURES[config.get('architecture', 'mrcnet')]
+        return cls(**config['network']), ModelInfo(**config['info'])
+    except (TypeError, ValueError, KeyError, RuntimeError, ModelError) as e:
+        raise ModelError(f'{path} does not describe a network of this version of srdiag ({e}).') from e
 
-# %% ../../nbs/models/saving.ipynb #c024
+# %% ../../nbs/models/saving.ipynb #c034
 def load_model(
     folder: str|Path, # a model folder, or the name of a network of the package, e.g. 'histology_x2'
     kind: str|None = None, # 'sr' or 'diagnosis'; None: either
@@ -174,9 +198,7 @@ def load_model(
     if scale and config['network'].get('scale') != scale:
         raise ModelError(f'The model in {folder} enlarges {config["network"].get("scale")} times, but scale '
                          f'{scale} is needed: choose another model or scale.')
-    try: network, info = _build(config), ModelInfo(**config['info'])
-    except (TypeError, ValueError, KeyError, RuntimeError, ModelError) as e:
-        raise ModelError(f'{folder}/config.json does not describe a network of this version of srdiag ({e}).') from e
+    network, info = _build(f'{folder}/config.json', config)
     known = network.config.get('classes') if config['kind'] == 'diagnosis' else None
     if known and info.classes and len(info.classes) != known:
         raise ModelError(f'{folder}/config.json describes {len(info.classes)} classes, but the network knows '

@@ -15,14 +15,14 @@ from ..core.errors import DataError
 from ..core.weights import model_folder
 from ..core.words import counted, say
 
-# %% ../../nbs/models/split.ipynb #c004
+# %% ../../nbs/models/split.ipynb #c005
 def read_split(
     model: str|Path, # a model folder, or the name of a network of the package
 ) -> pd.DataFrame|None: # file and split (and more), as text; None if the folder has no split.csv
     "The split that a model was trained by; DataError if the table is not one"
     path = model_folder(model)/'split.csv'
     if not path.is_file(): return None
-    try: table = pd.read_csv(path, dtype=str, keep_default_na=False) # a group may be called NA
+    try: table = pd.read_csv(path, dtype=str, keep_default_na=False)
     except (ValueError, UnicodeDecodeError) as e:
         raise DataError(f'{path} is not readable as a table ({e}): restore it from a copy, or remove it to '
                         'go on without a split.') from e
@@ -31,20 +31,44 @@ def read_split(
                         'go on without a split.')
     return table
 
-# %% ../../nbs/models/split.ipynb #c006
-def _seen(split, files, digests, groups): # which images the model has learned from or chosen its epoch by
+# %% ../../nbs/models/split.ipynb #c011
+def _seen(split, files, digests, groups): # N booleans: learned from, or the epoch was chosen by it
     learned = split[split.split.isin(['train', 'valid'])]
-    # a model made before contents were noted: by name
-    if 'sha256' not in split:
-        return np.isin(files, learned.file)
+    if 'sha256' not in split: return np.isin(files, learned.file) # made before contents were noted: by name
     seen = np.isin(digests, learned.sha256)
-    # new images of its patients
     if groups is not None and 'group' in split and np.isin(digests, split.sha256).any():
-        seen |= np.isin(np.asarray(groups, str), learned.group)
+        seen |= np.isin(np.asarray(groups, str), learned.group) # new images of its patients
     return seen
 
-def test_rows(files, digests, groups, folder, which, same_data):
-    # → row numbers, and how many images were left out because they were seen
+# %% ../../nbs/models/split.ipynb #c014
+def _test_part(split, files, folder): # row numbers; DataError if there are none
+    part = dict(zip(split.file, split.split))
+    rows = np.flatnonzero([part.get(f) == 'test' for f in files])
+    if len(rows): return rows
+    raise DataError(f'None of the files is in the test part of {folder}: use --split all if this is other '
+                    'data.')
+
+def _unseen_part(split, images, folder): # row numbers; DataError if there are none
+    seen = _seen(split, *images)
+    if seen.all():
+        raise DataError(f'The model in {folder} has learned from all these images, or from others of the '
+                        'same groups: use --split all to test it on them all the same.')
+    if seen.any():
+        say(f'Note: this is not exactly the data of {folder}. Left out: {counted(int(seen.sum()), "image")} '
+            'that it has learned from or chosen its epoch by, with others of the same groups; --split all '
+            'takes them, too.')
+    return np.flatnonzero(~seen)
+
+# %% ../../nbs/models/split.ipynb #c016
+def test_rows(
+    files, # N names, as in the table
+    digests, # N fingerprints of their contents
+    groups, # N patients or slides; None: unknown
+    folder: str|Path, # of the model
+    which: str, # 'auto', 'test' or 'all'
+    same_data: bool, # the model was trained on exactly these images
+) -> tuple: # row numbers, and how many images were left out because they were seen
+    "What a model may be tested on. DataError if nothing is left, or the test part is not known"
     everything, split = np.arange(len(files)), read_split(folder)
     if which == 'all': return everything, 0
     if split is None and which == 'test':
@@ -54,19 +78,6 @@ def test_rows(files, digests, groups, folder, which, same_data):
             say(f'Note: {folder} has no split.csv, so it is not known which of these images the model was '
                 'trained on. All are taken: the scores are those of images that it has seen.')
         return everything, 0
-    part = dict(zip(split.file, split.split))
-    rows = np.flatnonzero([part.get(f) == 'test' for f in files])
-    if which == 'test' or same_data:
-        if not len(rows):
-            raise DataError(f'None of the files is in the test part of {folder}: use --split all if this is '
-                            'other data.')
-        return rows, 0
-    seen = _seen(split, files, digests, groups)
-    if seen.all():
-        raise DataError(f'The model in {folder} has learned from all these images, or from others of the '
-                        'same groups: use --split all to test it on them all the same.')
-    if seen.any():
-        say(f'Note: this is not exactly the data of {folder}. Left out: {counted(int(seen.sum()), "image")} '
-            'that it has learned from or chosen its epoch by, with others of the same groups; --split all '
-            'takes them, too.')
-    return everything[~seen], int(seen.sum())
+    if which == 'test' or same_data: return _test_part(split, files, folder), 0
+    rows = _unseen_part(split, (files, digests, groups), folder)
+    return rows, len(files) - len(rows)

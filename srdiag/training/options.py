@@ -11,14 +11,16 @@ from typing import Literal
 
 from ..core.settings import Natural, Positive, check_settings
 
-# %% ../../nbs/training/options.ipynb #c004
-CHANNELS = dict(auto=None, rgb=3, grey=1)
+# %% ../../nbs/training/options.ipynb #c005
+CHANNELS = dict(auto=None, rgb=3, grey=1) # name → channels; None: as the images are
 
+# %% ../../nbs/training/options.ipynb #c007
 @dataclass(frozen=True)
 class RunOptions:
     "How a training run behaves, whatever it trains. Raises DataError for what does not exist"
     epochs: Positive = 10 # passes; the model of the best one on validation data is kept
-    recipe: Literal['fast', 'published'] = 'fast' # fast: one cycle, ours; published: section IV-A of the paper
+    # fast: one cycle, ours; published: section IV-A of the paper
+    recipe: Literal['fast', 'published'] = 'fast'
     seed: Natural = 0 # of weights, split, patches and order
     device: str = 'auto' # auto, cpu, cuda or mps
     precision: Literal['auto', 'bf16', 'fp16', 'fp32'] = 'auto' # auto: what the device computes natively
