@@ -13,9 +13,6 @@ __all__ = ['FLOOR', 'MIN_IMAGES', 'LIMITS', 'NOT_A_SHARE', 'REASONS', 'reliabili
 import math
 from dataclasses import asdict, dataclass, fields
 import numpy as np
-from scipy.optimize import minimize_scalar
-from scipy.stats import beta
-from scipy.stats import t as student
 from ..core.errors import DataError, ModelError
 from .diagnostic import (bootstrap_interval, checked_probabilities, group_index,
                                           percentile_interval, resampled_means, wilson_interval)
@@ -160,6 +157,7 @@ def fit_temperature(
     log_p = np.log(np.clip(p, FLOOR, 1))
     def loss(log_t): return _log_loss(targets, _softened(log_p, math.exp(log_t))).mean()
     low, high = (math.log(t) for t in LIMITS)
+    from scipy.optimize import minimize_scalar # a model that is only applied does without SciPy
     found = minimize_scalar(loss, bounds=(low, high), method='bounded', options=dict(xatol=1e-6))
     for end, limit in ((low, LIMITS[0]), (high, LIMITS[1])):
         if abs(found.x - end) < 1e-3:
@@ -213,6 +211,7 @@ def risk_bound(
 ) -> np.ndarray: # 0..1, of the shape of `errors`
     """Clopper and Pearson's upper bound of a proportion, for clusters as Korn and Graubard (1998). Raises
     ValueError for a level outside 0..1"""
+    from scipy.stats import beta, t as student
     if not 0 < level < 1: raise ValueError(f'A confidence level lies between 0 and 1, not at {level}.')
     k, n = np.asarray(errors, float), np.asarray(answered, float)
     # few groups: the estimate itself is uncertain, as with t in place of z

@@ -10,7 +10,6 @@ __all__ = ['confusion', 'checked_probabilities', 'diagnostic_metrics', 'wilson_i
 import math
 from statistics import NormalDist
 import numpy as np
-from sklearn.metrics import roc_auc_score
 from ..core.errors import DataError
 
 # %% ../../nbs/evaluation/diagnostic.ipynb #c010
@@ -102,6 +101,7 @@ def _auc(targets, p, weights=None):
     "Macro one-against-the-rest AUC, nan if a class is absent"
     seen = targets if weights is None else targets[weights > 0]
     if len(np.unique(seen)) < p.shape[1]: return float('nan')
+    from sklearn.metrics import roc_auc_score # a model that is only applied does without scikit-learn
     return (float(np.mean([roc_auc_score(targets == c, p[:, c], sample_weight=weights)
                            for c in range(p.shape[1])])))
 
