@@ -143,8 +143,8 @@ def test_constraints_satisfy_each_requirement():
 def test_environment_satisfies_each_requirement():
     for r in required():
         version = metadata.version(r.name)
-        assert r.specifier.contains(version, prereleases=True), (f'{r.name} {version} is installed, but settings.ini asks for '
-                                        f'{r.specifier}: run make venv.')
+        fits = r.specifier.contains(version, prereleases=True)
+        assert fits, f'{r.name} {version} is installed, but settings.ini asks for {r.specifier}: run make venv.'
 
 
 # --- commands ---------------------------------------------------------------------------------------------
@@ -187,8 +187,8 @@ def test_the_code_of_the_first_page_runs(tmp_path):
     make = "import srdiag; x = srdiag.tissue()[:, :24, :32]; srdiag.save_png(x, 'tile.png')"
     code = re.search(r'^```python\n(.*?)^```', read('README.md'), flags=re.M | re.S)[1]
     look = "print(srdiag.read_image('enlarged.png').shape)"
-    done = subprocess.run([sys.executable, '-c', f'{make}\n{code}\n{look}'], cwd=tmp_path, capture_output=True,
-                          text=True)
+    done = subprocess.run([sys.executable, '-c', f'{make}\n{code}\n{look}'], cwd=tmp_path,
+                          capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert done.stdout.split('\n')[-2] == 'torch.Size([3, 48, 64])'
 
