@@ -438,8 +438,9 @@ def test_what_a_killed_run_left_is_named_and_kept(frames, tmp_path):
         (tmp_path/name).mkdir()
     built = endosr(frames, tmp_path/'set', size=64)
     text = str(built)
-    assert ('.set-0123abcd is left of a run that was stopped: unless one is running now, it can be removed.' in text
-                   and '.set-89abcdef.old is left' in text and 'was in the place before' in text)
+    assert ('.set-0123abcd is left of a run that was stopped: unless one is running now, it can be '
+            'removed.') in text
+    assert '.set-89abcdef.old is left' in text and 'was in the place before' in text
     assert (len(built.notes) == 3 and '.set-mine' not in text and '.set-training' not in text
             and '.other' not in text and (tmp_path/'.set-0123abcd').is_dir())
     assert '.set-' not in (tmp_path/'set'/'README.md').read_text(encoding='utf-8')

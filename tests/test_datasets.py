@@ -5,6 +5,7 @@ import gzip
 import hashlib
 import importlib.util
 import shutil
+from dataclasses import fields
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -15,16 +16,37 @@ import pytest
 import torch
 from PIL import Image
 
-from srdiag.datasets import imported as datasets
-from srdiag.datasets.builders import circle_mask, square_frame
-from srdiag.datasets.capsule import import_cadcap, import_kvasir_capsule
+from srdiag.datasets import capsule, downloads
+from srdiag.datasets import pcam as official
+from srdiag.datasets.frames import circle_mask, square_frame
 from srdiag.datasets.imported import check_set, part_counts, verify_set
-from srdiag.datasets.pcam import PCAM_MD5, PCAM_PATCHES, import_kaggle_pcam, import_pcam
+from srdiag.datasets.pcam import PCAM_MD5, PCAM_PATCHES
+from srdiag.datasets.settings import (CadcapSettings, FoldOptions, ImportOptions, KagglePCamSettings,
+                                      KvasirSettings, PCamSettings)
 from srdiag.data.images import read_image
 from srdiag.data.labelled import from_csv, load_table, split_table
 from srdiag.core.errors import DataError, ImageError
 
 STEM = 'camelyonpatch_level_2_split'
+
+
+def imported_by(importer, kind, options=FoldOptions, **defaults):
+    "The importer with the fields of its two objects as keywords; `side` of frames that are not official"
+    def call(source, out, report=None, **kw):
+        settings = kind
+        if 'side' in kw:
+            side = kw.pop('side')
+            settings = type('Other', (kind,), dict(frame=side))
+            kw['any_size'] = side is None
+        named = defaults | {f.name: kw.pop(f.name) for f in fields(options) if f.name in kw}
+        return importer(source, out, settings(**kw), options(**named), report)
+    return call
+
+
+import_pcam = imported_by(official.import_pcam, PCamSettings, ImportOptions)
+import_kaggle_pcam = imported_by(official.import_kaggle_pcam, KagglePCamSettings)
+import_cadcap = imported_by(capsule.import_cadcap, CadcapSettings, folds=4)
+import_kvasir_capsule = imported_by(capsule.import_kvasir_capsule, KvasirSettings)
 
 
 # --- data sets to practise on -----------------------------------------------------------------------------
@@ -38,8 +60,8 @@ def pixels(tile):
 
 
 def write_meta(path, y, wsi):
-    (pd.DataFrame(dict(coord_y=0, coord_x=0, tumor_patch=y == 1, center_tumor_patch=y == 1, wsi=wsi)).to_csv(
-             path))
+    table = dict(coord_y=0, coord_x=0, tumor_patch=y == 1, center_tumor_patch=y == 1, wsi=wsi)
+    pd.DataFrame(table).to_csv(path)
 
 
 def write_array(path, key, a):
@@ -57,8 +79,8 @@ def pcam(pixels, tmp_path_factory):
              else np.array([1, 0, 0, 1, 1, 0], np.uint8))
         write_array(folder/f'{STEM}_{part}_x.h5', 'x', np.stack([pixels(k + i) for i in range(n)]))
         write_array(folder/f'{STEM}_{part}_y.h5', 'y', y.reshape(-1, 1, 1, 1))
-        (write_meta(folder/f'{STEM}_{part}_meta.csv', y,
-                    [f'camelyon16_{part}_{i//(4 if part == "valid" else 3):03d}' for i in range(n)]))
+        slides = [f'camelyon16_{part}_{i//(4 if part == "valid" else 3):03d}' for i in range(n)]
+        write_meta(folder/f'{STEM}_{part}_meta.csv', y, slides)
         k += n
     return folder
 
@@ -96,8 +118,8 @@ def kaggle(pixels, tmp_path):
     ids = [hashlib.sha1(str(k).encode()).hexdigest() for k in range(12)]
     for k, i in enumerate(ids): Image.fromarray(pixels(k)).save(root/'train'/f'{i}.tif')
     pd.DataFrame(dict(id=ids, label=[k % 2 for k in range(12)])).to_csv(root/'train_labels.csv', index=False)
-    (pd.DataFrame(dict(id=ids, wsi=[f'slide{k//3}' for k in range(12)])).to_csv(
-             tmp_path/'slides.csv', index=False))
+    slides = pd.DataFrame(dict(id=ids, wsi=[f'slide{k//3}' for k in range(12)]))
+    slides.to_csv(tmp_path/'slides.csv', index=False)
     return SimpleNamespace(root=root, ids=ids, labels=root/'train_labels.csv', slides=tmp_path/'slides.csv')
 
 
@@ -120,8 +142,7 @@ def kvasir(pixels, tmp_path):
     no half"""
     root, lines, halves = tmp_path/'kvasir', [], ([], [])
     for v in range(6):
-        for k, label in (enumerate(['Blood - fresh', 'Pylorus', 'Blood - fresh', 'Pylorus']
-                                   + ['Polyp']*(v == 5))):
+        for k, label in enumerate(['Blood - fresh', 'Pylorus']*2 + ['Polyp']*(v == 5)):
             name = f'v{v}_{k}.jpg'
             (root/'labelled_images'/label).mkdir(parents=True, exist_ok=True)
             Image.fromarray(pixels(10*v + k, 48)).save(root/'labelled_images'/label/name)
@@ -171,15 +192,15 @@ def test_pcam_keeps_pixels_labels_slides_and_parts(pcam, tmp_path):
 def test_few_patches_are_balanced_and_repeatable(pcam, tmp_path, snapshot):
     for name, seed in (('a', 0), ('b', 0), ('c', 1)):
         import_pcam(pcam, tmp_path/name, per_class=2, seed=seed, check=False)
-    assert (part_counts(load_table(tmp_path/'a/labels.csv'))[['normal', 'tumour']].to_numpy().tolist() == [
-                        [2, 2]]*3)
+    counts = part_counts(load_table(tmp_path/'a/labels.csv'))
+    assert counts[['normal', 'tumour']].to_numpy().tolist() == [[2, 2]]*3
     assert snapshot(tmp_path/'a') == snapshot(tmp_path/'b')
     assert set(sources(tmp_path/'a')) != set(sources(tmp_path/'c'))
     says('whole number', import_pcam, pcam, tmp_path/'d', per_class=-1, check=False)
 
 
 def test_blocks_agree_with_the_whole_and_unused_ones_are_not_read(pcam, monkeypatch):
-    read, real = [], datasets._array
+    read, real = [], official._array
 
     class Counted:
         def __init__(self, a): self.a = a
@@ -194,8 +215,8 @@ def test_blocks_agree_with_the_whole_and_unused_ones_are_not_read(pcam, monkeypa
 
     files = {'train_x': pcam/f'{STEM}_train_x.h5'}
     rows = pd.DataFrame(dict(split='train', index=[0, 3, 9, 11]), index=[5, 6, 7, 8])
-    monkeypatch.setattr(datasets, '_array', Watched)
-    got = dict(datasets._pcam_pixels(files, rows, block=3))
+    monkeypatch.setattr(official, '_array', Watched)
+    got = dict(official._pcam_pixels(files, rows, block=3))
     # blocks 0, 1 and 3; block 2 holds nothing that was asked for
     assert read == [3, 3, 3] and list(got) == [5, 6, 7, 8]
     with h5py.File(files['train_x']) as f:
@@ -247,44 +268,48 @@ def spoil(name, change):
     return spoilt
 
 
-BAD_PCAM = {'page': (spoil('test_x.h5',
-                           lambda p: p.write_text('\n<!doctype HTML><html>Quota exceeded</html>')),
-                     ('test_x.h5', 'web page', 'quota')), 'page for gz': (
-                    spoil('test_y.h5',
-                          lambda p: (p.unlink(), p.with_name(p.name + '.gz').write_text('<html>'))),
-                    ('test_y.h5.gz', 'web page')), 'page for meta': (
-                    spoil('train_meta.csv', lambda p: p.write_text('<!DOCTYPE html><html>')),
-                    ('train_meta.csv', 'web page')),
-            'empty': (spoil('train_y.h5', lambda p: p.write_bytes(b'')), ('train_y.h5', '0 bytes')),
-            'truncated': (spoil('train_x.h5', lambda p: p.write_bytes(p.read_bytes()[:-4000])),
-                          ('train_x.h5', 'truncated')), 'no HDF5': (
-                    spoil('valid_x.h5', lambda p: p.write_bytes(b'PK\3\4' + bytes(600))),
-                    ('valid_x.h5', 'not an HDF5 file')), 'dtype': (
-                    spoil('train_x.h5', lambda p: write_array(p, 'x', np.zeros((12, 96, 96, 3), np.float32))),
-                    ('train_x.h5', 'float32', 'uint8')), 'shape': (
-                    spoil('train_x.h5', lambda p: write_array(p, 'x', np.zeros((12, 3, 96, 96), np.uint8))),
-                    ('12×3×96×96', 'N×96×96×3')), 'flat labels': (
-                    spoil('train_y.h5', lambda p: write_array(p, 'y', np.zeros(12, np.uint8))),
-                    ('train_y.h5', 'N×1×1×1')), 'other array': (
-                    spoil('train_y.h5', lambda p: write_array(p, 'mask', np.zeros(12, np.uint8))),
-                    ('no array y', 'mask')), 'lengths': (spoil('test_y.h5', lambda p: write_array(
-                                                                   p, 'y', np.zeros((5, 1, 1, 1), np.uint8))),
-                                                         ('6 patches', '5 labels')),
-            'label 2': (spoil('test_y.h5', lambda p: write_array(p, 'y', np.full((6, 1, 1, 1), 2, np.uint8))),
-                        ('label 2', '0 and 1')), 'one class': (
-                    spoil('test_y.h5', lambda p: write_array(p, 'y', np.zeros((6, 1, 1, 1), np.uint8))),
-                    ('the test part', 'class tumour')), 'no meta': (
-                    spoil('valid_meta.csv', lambda p: p.unlink()), ('valid_meta.csv', 'missing', '--no-meta')),
-            'no x': (spoil('valid_x.h5', lambda p: p.unlink()), ('valid_x.h5', 'missing', '--download')),
-            'meta without wsi': (spoil('test_meta.csv', lambda p: p.write_text('a,b\n1,2\n')),
-                                 ('test_meta.csv', 'no column wsi')),
-            'meta with gap': (spoil('test_meta.csv',
-                                    lambda p: write_meta(p, np.zeros(6), ['s', 's', '', 's', 's', 's'])),
-                              ('empty wsi in line 4',)), 'meta too short': (
-                    spoil('test_meta.csv', lambda p: write_meta(p, np.zeros(5), ['s']*5)), ('5 rows for 6',)),
-            'slide in two parts': (spoil('test_meta.csv',
-                                         lambda p: write_meta(p, np.zeros(6), ['camelyon16_train_001']*6)),
-                                   ('camelyon16_train_001', 'more than one part')),}
+def zeros(*shape, kind=np.uint8): return np.zeros(shape, kind)
+def meta(*slides): return lambda p: write_meta(p, zeros(len(slides)), slides)
+
+
+BAD_PCAM = {
+    'page': (spoil('test_x.h5', lambda p: p.write_text('\n<!doctype HTML><html>Quota exceeded</html>')),
+             ('test_x.h5', 'web page', 'quota')),
+    'page for gz': (spoil('test_y.h5', lambda p: p.rename(p.with_name(p.name + '.gz')).write_text('<html>')),
+                    ('test_y.h5.gz', 'web page')),
+    'page for meta': (spoil('train_meta.csv', lambda p: p.write_text('<!DOCTYPE html><html>')),
+                      ('train_meta.csv', 'web page')),
+    'empty': (spoil('train_y.h5', lambda p: p.write_bytes(b'')), ('train_y.h5', '0 bytes')),
+    'truncated': (spoil('train_x.h5', lambda p: p.write_bytes(p.read_bytes()[:-4000])),
+                  ('train_x.h5', 'truncated')),
+    'no HDF5': (spoil('valid_x.h5', lambda p: p.write_bytes(b'PK\3\4' + bytes(600))),
+                ('valid_x.h5', 'not an HDF5 file')),
+    'dtype': (spoil('train_x.h5', lambda p: write_array(p, 'x', zeros(12, 96, 96, 3, kind=np.float32))),
+              ('train_x.h5', 'float32', 'uint8')),
+    'shape': (spoil('train_x.h5', lambda p: write_array(p, 'x', zeros(12, 3, 96, 96))),
+              ('12×3×96×96', 'N×96×96×3')),
+    'flat labels': (spoil('train_y.h5', lambda p: write_array(p, 'y', zeros(12))),
+                    ('train_y.h5', 'N×1×1×1')),
+    'other array': (spoil('train_y.h5', lambda p: write_array(p, 'mask', zeros(12))),
+                    ('no array y', 'mask')),
+    'lengths': (spoil('test_y.h5', lambda p: write_array(p, 'y', zeros(5, 1, 1, 1))),
+                ('6 patches', '5 labels')),
+    'label 2': (spoil('test_y.h5', lambda p: write_array(p, 'y', zeros(6, 1, 1, 1) + 2)),
+                ('label 2', '0 and 1')),
+    'one class': (spoil('test_y.h5', lambda p: write_array(p, 'y', zeros(6, 1, 1, 1))),
+                  ('the test part', 'class tumour')),
+    'no meta': (spoil('valid_meta.csv', lambda p: p.unlink()), ('valid_meta.csv', 'missing', '--no-meta')),
+    'no x': (spoil('valid_x.h5', lambda p: p.unlink()), ('valid_x.h5', 'missing', '--download')),
+    'meta without wsi': (spoil('test_meta.csv', lambda p: p.write_text('a,b\n1,2\n')),
+                         ('test_meta.csv', 'no column wsi')),
+    'meta with gap': (spoil('test_meta.csv', meta('s', 's', '', 's', 's', 's')),
+                      ('empty wsi in line 4',)),
+    'meta too short': (spoil('test_meta.csv', meta(*['s']*5)),
+                       ('5 rows for 6',)),
+    'slide in two parts': (spoil('test_meta.csv', meta(*['camelyon16_train_001']*6)),
+                           ('camelyon16_train_001', 'more than one part')),
+}
+
 
 
 @pytest.mark.parametrize('name', BAD_PCAM)
@@ -348,7 +373,8 @@ def test_real_torchvision_fetches_nothing_that_is_there(pcam, tmp_path):
     assert len(import_pcam(tmp_path/'d', tmp_path/'out', check=False, download=True).table) == 26
 
 
-@pytest.mark.skipif(importlib.util.find_spec('gdown') is not None, reason='gdown is installed: this would download')
+@pytest.mark.skipif(importlib.util.find_spec('gdown') is not None,
+                    reason='gdown is installed: this would download')
 def test_real_torchvision_asks_for_gdown(tmp_path):
     says('gdown', import_pcam, tmp_path/'d', tmp_path/'out', meta=False, download=True)
 
@@ -384,25 +410,26 @@ def change_rows(path, change):
     path.write_text('\n'.join(change(rows)) + '\n')
 
 
-BAD_KAGGLE = ({'missing file': (lambda k: (k.root/'train'/f'{k.ids[2]}.tif').unlink(), lambda k: (
-                                    k.ids[2], 'train_labels.csv', '1 of 12')),
-               'unknown id': (lambda k: change_rows(k.labels, lambda r: [*r, 'ffff,1']),
-                                  lambda k: ('ffff.tif',)), 'twice': (
-                       lambda k: change_rows(k.labels, lambda r: [*r, r[1]]), lambda k: (k.ids[0], 'twice')),
-               'label 3': (lambda k: change_rows(k.labels, lambda r: [*r[:-1], f'{k.ids[-1]},3']),
-                               lambda k: ("label '3'",)),
-               'no labels': (lambda k: k.labels.unlink(), lambda k: ('train_labels.csv', 'cannot be read')),
-               'no column': (lambda k: change_rows(k.labels, lambda r: ['name,label', *r[1:]]),
-                                 lambda k: ('no column id',)),
-               'no rows': (lambda k: change_rows(k.labels, lambda r: r[:1]), lambda k: ('no rows',)),
-               'one class': (lambda k: change_rows(k.labels,
-                                                   lambda r: [r[0], *(row[:-1] + '0' for row in r[1:])]),
-                                 lambda k: ('class normal', 'two classes')),
-               'size': (lambda k: Image.new('RGB', (100, 96)).save(k.root/'train'/f'{k.ids[4]}.tif'),
-                            lambda k: (k.ids[4], '96×100', '96×96')),
-               'unknown slide': (lambda k: change_rows(k.slides, lambda r: r[:-1]), lambda k: (
-                                     'slides.csv', '1 of 12', k.ids[-1])),
-               'no folder': (lambda k: shutil.rmtree(k.root/'train'), lambda k: ('train.zip',)),})
+BAD_KAGGLE = {
+    'missing file': (lambda k: (k.root/'train'/f'{k.ids[2]}.tif').unlink(),
+                     lambda k: (k.ids[2], 'train_labels.csv', '1 of 12')),
+    'unknown id': (lambda k: change_rows(k.labels, lambda r: [*r, 'ffff,1']), lambda k: ('ffff.tif',)),
+    'twice': (lambda k: change_rows(k.labels, lambda r: [*r, r[1]]), lambda k: (k.ids[0], 'twice')),
+    'label 3': (lambda k: change_rows(k.labels, lambda r: [*r[:-1], f'{k.ids[-1]},3']),
+                lambda k: ("label '3'",)),
+    'no labels': (lambda k: k.labels.unlink(), lambda k: ('train_labels.csv', 'cannot be read')),
+    'no column': (lambda k: change_rows(k.labels, lambda r: ['name,label', *r[1:]]),
+                  lambda k: ('no column id',)),
+    'no rows': (lambda k: change_rows(k.labels, lambda r: r[:1]), lambda k: ('no rows',)),
+    'one class': (lambda k: change_rows(k.labels, lambda r: [r[0], *(row[:-1] + '0' for row in r[1:])]),
+                  lambda k: ('class normal', 'two classes')),
+    'size': (lambda k: Image.new('RGB', (100, 96)).save(k.root/'train'/f'{k.ids[4]}.tif'),
+             lambda k: (k.ids[4], '96×100', '96×96')),
+    'unknown slide': (lambda k: change_rows(k.slides, lambda r: r[:-1]),
+                      lambda k: ('slides.csv', '1 of 12', k.ids[-1])),
+    'no folder': (lambda k: shutil.rmtree(k.root/'train'), lambda k: ('train.zip',)),
+}
+
 
 
 @pytest.mark.parametrize('name', BAD_KAGGLE)
@@ -434,8 +461,8 @@ def test_cadcap_is_reduced_masked_and_folded(frames, tmp_path):
     for row in made.table.to_frame().itertuples():
         x, _ = square_frame(read_image(frames/sources(tmp_path/'out')[row.file], 3), 32)
         assert torch.equal(read_image(tmp_path/'out'/row.file), x*circle_mask(32))
-    tests = ([load_table(tmp_path/f'out/fold{k}.csv').to_frame().query('split == "test"').file.tolist()
-              for k in range(4)])
+    tests = [load_table(tmp_path/f'out/fold{k}.csv').to_frame().query('split == "test"').file.tolist()
+             for k in range(4)]
     assert (sorted(sum(tests, [])) == sorted(made.table.to_frame().file)
             and not (tmp_path/'out/fold4.csv').exists())
 
@@ -450,7 +477,8 @@ def test_cadcap_of_the_real_size_and_default(tmp_path, pixels):
 
 
 def test_cadcap_with_patients(frames, tmp_path):
-    made = import_cadcap(frames, tmp_path/'out', size=32, side=64, group_pattern=r'(patient\d+)_', mask=False)
+    made = import_cadcap(frames, tmp_path/'out', size=32, side=64, mask='none',
+                         group_pattern=r'(patient\d+)_')
     assert made.warnings == [] and set(made.table.groups) == {f'patient{k}' for k in range(5)}
     assert read_image(made.table.files[0])[:, 0, 0].any()
     for k in range(4):
@@ -498,7 +526,8 @@ def test_kvasir_is_grouped_by_video(kvasir, tmp_path):
     for row in df.itertuples(): assert Path(sources(tmp_path/'out')[row.file]).name.split('_')[0] == row.group
     parts = split_table(made.table)
     assert not set(made.table.groups[parts['train']]) & set(made.table.groups[parts['test']])
-    assert ('Polyp' in import_kvasir_capsule(kvasir, tmp_path/'all', size=32, side=48, min_videos=1).table.classes)
+    every = import_kvasir_capsule(kvasir, tmp_path/'all', size=32, side=48, min_videos=1)
+    assert 'Polyp' in every.table.classes
 
 
 @pytest.mark.parametrize('half', [0, 1])
@@ -515,32 +544,30 @@ def test_official_halves_share_no_video_afterwards(kvasir, tmp_path, half):
     split_table(t)
 
 
-BAD_KVASIR = ({'column': (lambda k: change_rows(k/'metadata.csv',
-                                                   lambda r: [HEAD.replace('video_id', 'video'), *r[1:]]),
-                                 ('no column video_id', 'semicolons')),
-                  'commas': (lambda k: (k/'metadata.csv').write_text((k/'metadata.csv').read_text().replace(
-                                                                             ';', ',')),
-                                 ('no column filename',)), 'page': (
-                          lambda k: (k/'metadata.csv').write_text('<!DOCTYPE html>'), (
-                              'metadata.csv', 'web page')), 'Latin-1': (
-                          lambda k: (k/'metadata.csv').write_bytes((k/'metadata.csv').read_bytes()
-                                                                   + 'é'.encode('latin-1')), ('UTF-8',)),
-                  'no table': (lambda k: (k/'metadata.csv').unlink(), ('metadata.csv', 'cannot be read')),
-                  'part of a class': (lambda k: (k/'labelled_images/Pylorus/v3_1.jpg').unlink(),
-                                          ('1 frame of', 'v3_1.jpg', 'Unpack')),
-                  'nothing unpacked': (lambda k: shutil.rmtree(k/'labelled_images'), ('No frame of',)),
-                  'no half': (lambda k: (k/'official_splits/split_1.csv').unlink(), ('split_1.csv',)),
-                  'frame in both halves': (lambda k: change_rows(k/'official_splits/split_1.csv',
-                                                                 lambda r: [*r, 'v0_1.jpg,Pylorus']),
-                                               ('v0_1.jpg', 'both halves')),
-                  'two videos': (lambda k: change_rows(k/'metadata.csv',
-                                                       lambda r: [*r, 'v0_1.jpg;v9;1;L;Pylorus;;;;;;;;']),
-                                     ('v0_1.jpg', 'two videos')), 'class only in shared videos': (
-                          lambda k: change_rows(k/'official_splits/split_0.csv', lambda r: [x for x in r
-                                                                                            if not (x[:2] in ('v0',
-                                                                                                              'v1')
-                                                                                                    and 'Pylorus' in x)]),
-                              ('the train part', 'class Pylorus', '--official-test')),})
+def in_metadata(change): return lambda k: change_rows(k/'metadata.csv', change)
+def in_half(n, change): return lambda k: change_rows(k/f'official_splits/split_{n}.csv', change)
+def no_pylorus_in_v0_and_v1(rows): return [x for x in rows if x[:2] not in ('v0', 'v1') or 'Pylorus' not in x]
+
+
+BAD_KVASIR = {
+    'column': (in_metadata(lambda r: [HEAD.replace('video_id', 'video'), *r[1:]]),
+               ('no column video_id', 'semicolons')),
+    'commas': (in_metadata(lambda r: [row.replace(';', ',') for row in r]), ('no column filename',)),
+    'page': (lambda k: (k/'metadata.csv').write_text('<!DOCTYPE html>'), ('metadata.csv', 'web page')),
+    'Latin-1': (lambda k: (k/'metadata.csv').write_bytes((k/'metadata.csv').read_bytes() + b'\xe9'),
+                ('UTF-8',)),
+    'no table': (lambda k: (k/'metadata.csv').unlink(), ('metadata.csv', 'cannot be read')),
+    'part of a class': (lambda k: (k/'labelled_images/Pylorus/v3_1.jpg').unlink(),
+                        ('1 frame of', 'v3_1.jpg', 'Unpack')),
+    'nothing unpacked': (lambda k: shutil.rmtree(k/'labelled_images'), ('No frame of',)),
+    'no half': (lambda k: (k/'official_splits/split_1.csv').unlink(), ('split_1.csv',)),
+    'frame in both halves': (in_half(1, lambda r: [*r, 'v0_1.jpg,Pylorus']), ('v0_1.jpg', 'both halves')),
+    'two videos': (in_metadata(lambda r: [*r, 'v0_1.jpg;v9;1;L;Pylorus;;;;;;;;']),
+                   ('v0_1.jpg', 'two videos')),
+    'class only in shared videos': (in_half(0, no_pylorus_in_v0_and_v1),
+                                    ('the train part', 'class Pylorus', '--official-test')),
+}
+
 
 
 @pytest.mark.parametrize('name', BAD_KVASIR)
@@ -617,8 +644,8 @@ def test_what_a_killed_import_left_is_named_and_kept(packed, tmp_path, monkeypat
     def killed(path, folder):
         names.append(folder.name)
         return real(path, folder)
-    real = datasets._unpack
-    monkeypatch.setattr(datasets, '_unpack', killed)
+    real = official._unpack
+    monkeypatch.setattr(official, '_unpack', killed)
     import_pcam(packed, tmp_path/'out')
     (tmp_path/names[0]).mkdir()
     made = import_pcam(packed, tmp_path/'out', overwrite=True)
@@ -628,7 +655,7 @@ def test_what_a_killed_import_left_is_named_and_kept(packed, tmp_path, monkeypat
 
 def test_no_mask_is_made_where_no_frame_is_large_enough(frames, tmp_path, monkeypatch):
     sides = []
-    monkeypatch.setattr(datasets, 'circle_mask', lambda side: sides.append(side) or circle_mask(side))
+    monkeypatch.setattr(downloads, 'circle_mask', lambda side: sides.append(side) or circle_mask(side))
     says('not enlarged to 9000: ask for a size of 64 or less', import_cadcap, frames, tmp_path/'out',
          size=9000, side=64)
     assert not sides
@@ -667,9 +694,8 @@ def test_any_folder_or_table_is_checked(labelled, tmp_path, succeeds, refused):
     table = pd.read_csv(data/'labels.csv').assign(split=['train']*12 + ['test']*12)
     table.to_csv(data/'leaky.csv', index=False)
     refused('import', 'check', '--data', data/'leaky.csv', naming=('leaky.csv', 'more than one part', 'p0'))
-    few = (pd.concat([table[table.label == 'healthy'], table[table.label == 'ill'][:1]]).drop(
-                   columns=['group', 'split']))
-    few.to_csv(data/'few.csv', index=False)
+    few = pd.concat([table[table.label == 'healthy'], table[table.label == 'ill'][:1]])
+    few.drop(columns=['group', 'split']).to_csv(data/'few.csv', index=False)
     text = succeeds('import', 'check', '--data', data/'few.csv', '--group-pattern', 'none')
     assert '12 times' in text and 'Groups are unknown' in text
     refused('import', 'check', '--data', tmp_path/'gone', naming=('gone',))
