@@ -1,9 +1,10 @@
 """Super-resolution enhanced medical image diagnosis with sample affinity interaction, taught in notebooks.
 
 `enlarge(images, model)` and `diagnose(images, model)` apply a trained model to images of any kind;
-`list_pretrained()` names the models that come with the package. For teaching and research, not for diagnostic use.
+`list_pretrained()` names the models that come with the package. For teaching and research, not for
+diagnostic use.
 
-Each name is loaded when it is first used, so that `import srdiag` takes a moment and PyTorch is not waited for.
+Each name is loaded when it is first used, so that `import srdiag` takes a moment and waits for no PyTorch.
 """
 
 __version__ = "0.1.0"
@@ -21,16 +22,19 @@ _FACE = { # name: module in which it lives
     'degrade': 'data.degradation', 'upsample': 'data.degradation',
     'psnr': 'evaluation.image_quality', 'ssim': 'evaluation.image_quality',
     # the networks and the losses of the paper, and the networks that it compares with
-    'MRCNet': 'sr.mrcnet', 'SREnhancedDiagnosis': 'diagnosis.network', 'SampleAffinityInteraction': 'diagnosis.sai',
+    'MRCNet': 'sr.mrcnet', 'SREnhancedDiagnosis': 'diagnosis.network',
+    'SampleAffinityInteraction': 'diagnosis.sai',
     'DiagnosisLoss': 'diagnosis.losses', 'RankLoss': 'diagnosis.losses',
-    'SampleAffinityConsistencyLoss': 'diagnosis.losses', 'SampleAffinityRegularizationLoss': 'diagnosis.losses',
+    'SampleAffinityConsistencyLoss': 'diagnosis.losses',
+    'SampleAffinityRegularizationLoss': 'diagnosis.losses',
     'DistillationLoss': 'sr.distillation', 'create_model': 'sr.zoo', 'list_models': 'sr.zoo',
     # settings of a training
     'RunOptions': 'training.options', 'FrameworkSettings': 'diagnosis.settings', 'SRSettings': 'sr.settings',
     # what can go wrong
     'SrdiagError': 'core.errors',
 }
-_ROOMS = ('core', 'data', 'training', 'evaluation', 'datasets', 'sr', 'diagnosis', 'models', 'show', 'bench', 'commands')
+_ROOMS = ('core', 'data', 'training', 'evaluation', 'datasets', 'sr', 'diagnosis', 'models', 'show', 'bench',
+          'commands')
 
 __all__ = [*_FACE]
 

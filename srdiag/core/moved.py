@@ -118,6 +118,6 @@ def no_such_name(
     elif name[0] != '_' and homes_of(name):
         text = moved_sentence(f'{module}.{name}', [name], MOVED.get(old, old))
     else:
-        close = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
+        close = difflib.get_close_matches(name, known, n=2)
         text = f'{module} has no {name!r}.' + (f' Did you mean {" or ".join(close)}?' if close else '')
     return AttributeError(text, name=name)
