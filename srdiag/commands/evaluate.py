@@ -6,10 +6,11 @@
 __all__ = ['evaluate_command']
 
 # %% ../../nbs/commands/evaluate.ipynb #c003
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pandas as pd
+from torch import nn
 
 from ..core.errors import DataError
 from ..core.files import write_text
@@ -24,7 +25,7 @@ from ..datasets.reading import file_names, read_labelled, sr_files
 from ..diagnosis.evaluation import calibration_for, diagnosis_sentence, evaluate_labelled, say_if_ignored
 from ..diagnosis.network import SREnhancedDiagnosis
 from ..evaluation.diagnostic import confusion
-from ..models.info import check_described
+from ..models.info import ModelInfo, check_described
 from ..models.saving import check_not_a_class, check_output, load_model
 from ..models.split import test_rows
 from ..show.assessment import Assessed, assessment_report
@@ -32,9 +33,103 @@ from ..sr.mrcnet import MRCNet
 from ..sr.training import evaluate_sr
 from ..training.options import RunOptions
 
-# %% ../../nbs/commands/evaluate.ipynb #c004
+# %% ../../nbs/commands/evaluate.ipynb #c005
+@dataclass(frozen=True)
+class _Asked:
+    "A model, and what it is tested on"
+    network: nn.Module
+    info: ModelInfo
+    model: Path # its folder
+    data: str|Path # images; labelled for a diagnosis model
+    labels: str|Path|None # a table whose files are relative to `data`
+    split: str # 'auto', 'test' or 'all'
+    mode: str|None # of prediction; None: the model's own
+    options: RunOptions # size, strict, channels, group_pattern
+
+# %% ../../nbs/commands/evaluate.ipynb #c007
+def _sr_pairs(a): # _Asked → SRPairs that count, how many images are left out
+    paths, _ = sr_files(a.data)
+    n, size = a.network, a.options.size or a.info.size
+    least = max(n.scale*n.min_size, 11 + 2*n.scale)
+    images = read_images(paths, n.config['image_channels'], a.options.strict, least, size)
+    if images.skipped: say(images.skipped_sentence())
+    root, files = Path(a.data), file_names(images.paths, a.data)
+    whole, digests = fingerprints(images.paths, root if root.is_dir() else None)
+    rows, left = test_rows(files, digests, None, a.model, a.split, whole == a.info.data.get('hash'))
+    return SRPairs([images.images[i] for i in rows], n.scale, [files[i] for i in rows]), left
+
+def _evaluate_sr(a): # _Asked → metrics, no tables, no page
+    pairs, left = _sr_pairs(a)
+    metrics = evaluate_sr(a.network, pairs)
+    bicubic = evaluate_sr(lambda lr: upsample(lr, a.network.scale), pairs)
+    metrics |= dict(bicubic_psnr=bicubic['psnr'], bicubic_ssim=bicubic['ssim'])
+    if left: metrics['left_out'] = left
+    say(f"{counted(len(pairs), 'image')} ({metrics['convention']}): bicubic {bicubic['psnr']:.2f} dB / "
+        f"{bicubic['ssim']:.4f}, network {metrics['psnr']:.2f} dB / {metrics['ssim']:.4f}.")
+    return metrics, {}, None
+
+# %% ../../nbs/commands/evaluate.ipynb #c012
+def _labelled(a): # _Asked → LabelledData, rows that count, how many images are left out
+    channels = 'rgb' if a.network.config['channels'] == 3 else 'grey'
+    options = replace(a.options, size=a.options.size or a.info.size, channels=channels)
+    least = MRCNet.min_size*(a.network.scale if a.info.images == 'hr' else 1)
+    found = read_labelled(a.data, a.labels, options, least)
+    if found.classes != list(a.info.classes):
+        raise DataError(f'The data has the classes {", ".join(found.classes)}, but the model knows '
+                        f'{", ".join(a.info.classes)}.')
+    rows, left = test_rows(list(found.table.to_frame().file), found.digests, found.table.groups, a.model,
+                           a.split, found.hash == a.info.data.get('hash'))
+    return found, rows, left
+
+def _labelled_pairs(a, found, rows): # → LabelledPairs; DataError if their size is not the model's
+    pairs = found.pairs(rows, a.network.scale, a.info.images)
+    h, w = pairs.lr.shape[-2:]
+    if [h, w] != list(a.info.lr_size):
+        raise DataError(f'The images of {a.data} give low-resolution images of {h}×{w} px, but the model '
+                        f'was trained on {a.info.lr_size[0]}×{a.info.lr_size[1]}: use --size.')
+    return pairs
+
+# %% ../../nbs/commands/evaluate.ipynb #c014
+def _page(a, pairs, p, metrics, groups, files, calibration): # → Report
+    large = pairs.hr if a.network.large == 'HR' else None
+    assessed = Assessed(a.network, pairs.lr, large, pairs.labels.numpy(), p, metrics, groups, files,
+                        calibration)
+    facts = {'command': command_line(), 'model': str(a.model), 'data': str(a.data), 'images': len(pairs)}
+    if 'left_out' in metrics: facts['left out, because it has learned from them'] = metrics['left_out']
+    facts['groups'] = 'unknown' if groups is None else len(set(groups))
+    trained = {f'trained: {k}': a.info.training[k] for k in ('command', 'epochs', 'seed', 'mode')
+               if k in a.info.training}
+    return assessment_report(assessed, f'Evaluation: {a.info.title}', facts | trained | a.info.made)
+
+# %% ../../nbs/commands/evaluate.ipynb #c016
+def _evaluate_diagnosis(a): # _Asked → metrics, name of a file → table, function that makes the page
+    check_described(a.info, a.model)
+    found, rows, left = _labelled(a)
+    pairs, groups, classes = _labelled_pairs(a, found, rows), found.groups(rows), a.info.classes
+    calibration = calibration_for(a.network, a.info, a.mode)
+    metrics, p = evaluate_labelled(a.network, pairs, classes, groups, a.mode, calibration)
+    if left: metrics['left_out'] = left
+    say(diagnosis_sentence(metrics))
+    frame = p.to_frame(found.table.to_frame().file.iloc[rows], calibration)
+    frame = frame.assign(true=[classes[k] for k in found.table.labels[rows]])
+    matrix = pd.DataFrame(confusion(pairs.labels.numpy(), p.labels, classes), index=classes, columns=classes)
+    def page(): return _page(a, pairs, p, metrics, groups, list(frame.file), calibration)
+    return metrics, {'predictions.csv': frame.set_index('file'), 'confusion.csv': matrix}, page
+
+# %% ../../nbs/commands/evaluate.ipynb #c021
 _EVALUATION = 'metrics.json', 'predictions.csv', 'confusion.csv', 'report.html' # what it writes
 
+def _write(out, metrics, tables, page):
+    folder = Path(out)
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder/'.srdiag').touch()
+    for name in _EVALUATION: (folder/name).unlink(missing_ok=True)
+    write_text(folder/'metrics.json', json_text(metrics))
+    for name, frame in tables.items(): write_text(folder/name, frame.to_csv())
+    if page is not None: page().write(folder/'report.html')
+    say(f'Written to {folder}.')
+
+# %% ../../nbs/commands/evaluate.ipynb #c023
 def evaluate_command(
     model: str|Path, # a model folder, or the name of a network of the package
     data: str|Path, # images; labelled for a diagnosis model
@@ -46,79 +141,14 @@ def evaluate_command(
     mode: str|None = None, # of a diagnosis model: 'context', 'solo' or 'batch'; None: its own
     options: RunOptions = RunOptions(), # device, strict, overwrite, group_pattern
 ) -> dict: # metrics
-    "Test a model on a folder"
+    "Test a model on a folder; SrdiagError for what cannot be"
     if out is not None: check_output(out, options.overwrite)
     model = model_folder(model)
     network, info = load_model(model, device=pick_device(options.device))
+    is_sr = not isinstance(network, SREnhancedDiagnosis)
     say_if_ignored(network, labels, mode)
-    if out is not None and isinstance(network, SREnhancedDiagnosis):
-        check_not_a_class(out, data, labels, options.overwrite)
-    metrics, tables, page = (_evaluate_diagnosis_folder if isinstance(network, SREnhancedDiagnosis)
-                             else _evaluate_sr_folder)(network, info, model, data, labels, split, mode,
-                                                       options)
-    if out is not None:
-        folder = Path(out); folder.mkdir(parents=True, exist_ok=True); (folder/'.srdiag').touch()
-        # of an earlier evaluation, perhaps of another model
-        for name in _EVALUATION:
-            (folder/name).unlink(missing_ok=True)
-        write_text(folder/'metrics.json', json_text(metrics))
-        for name, frame in tables.items(): write_text(folder/name, frame.to_csv())
-        if page is not None: page().write(folder/'report.html')
-        say(f'Written to {folder}.')
+    if out is not None and not is_sr: check_not_a_class(out, data, labels, options.overwrite)
+    asked = _Asked(network, info, model, data, labels, split, mode, options)
+    metrics, tables, page = _evaluate_sr(asked) if is_sr else _evaluate_diagnosis(asked)
+    if out is not None: _write(out, metrics, tables, page)
     return metrics
-
-# %% ../../nbs/commands/evaluate.ipynb #c006
-def _evaluate_sr_folder(network, info, model, data, labels, split, mode, options):
-    paths, _ = sr_files(data)
-    # SSIM needs 11 px inside the border that is cropped
-    least = max(network.scale*network.min_size, 11 + 2*network.scale)
-    images = read_images(paths, network.config['image_channels'], options.strict, least,
-                         options.size or info.size)
-    if images.skipped: say(images.skipped_sentence())
-    root, files = Path(data), file_names(images.paths, data)
-    whole, digests = fingerprints(images.paths, root if root.is_dir() else None)
-    rows, left = test_rows(files, digests, None, model, split, whole == info.data.get('hash'))
-    pairs = SRPairs([images.images[i] for i in rows], network.scale, [files[i] for i in rows])
-    metrics, bicubic = evaluate_sr(network, pairs), evaluate_sr(lambda lr: upsample(lr, network.scale), pairs)
-    metrics |= (dict(bicubic_psnr=bicubic['psnr'], bicubic_ssim=bicubic['ssim'])
-                | (dict(left_out=left) if left else {}))
-    say(f"{counted(len(rows), 'image')} ({metrics['convention']}): bicubic {bicubic['psnr']:.2f} dB / "
-        f"{bicubic['ssim']:.4f}, network {metrics['psnr']:.2f} dB / {metrics['ssim']:.4f}.")
-    return metrics, {}, None
-
-def _evaluate_diagnosis_folder(network, info, model, data, labels, split, mode, options):
-    check_described(info, model)
-    options = (replace(options, size=options.size or info.size,
-                       channels='rgb' if network.config['channels'] == 3 else 'grey'))
-    least = MRCNet.min_size*(network.scale if info.images == 'hr' else 1)
-    found = read_labelled(data, labels, options, least)
-    if found.table.classes != info.classes:
-        raise DataError(f'The data has the classes {", ".join(found.table.classes)}, but the model knows '
-                        f'{", ".join(info.classes)}.')
-    rows, left = (test_rows(list(found.table.to_frame().file), found.digests, found.table.groups, model,
-                             split, found.hash == info.data.get('hash')))
-    pairs = found.pairs(rows, network.scale, info.images)
-    if list(pairs.lr.shape[-2:]) != list(info.lr_size):
-        raise DataError(f'The images of {data} give low-resolution images of '
-                        f'{pairs.lr.shape[-2]}×{pairs.lr.shape[-1]} px, but the model was trained on '
-                        f'{info.lr_size[0]}×{info.lr_size[1]}: use --size.')
-    groups = found.groups(rows)
-    calibration = calibration_for(network, info, mode)
-    metrics, p = evaluate_labelled(network, pairs, info.classes, groups, mode, calibration)
-    metrics |= dict(left_out=left) if left else {}
-    say(diagnosis_sentence(metrics))
-    frame = (p.to_frame(found.table.to_frame().file.iloc[rows], calibration).assign(
-                 true=[info.classes[k] for k in found.table.labels[rows]]))
-    matrix = pd.DataFrame(confusion(pairs.labels.numpy(), p.labels, info.classes), index=info.classes,
-                          columns=info.classes)
-    def page(): # made only if it is to be written
-        assessed = (Assessed(network, pairs.lr, pairs.hr if network.large == 'HR' else None,
-                             pairs.labels.numpy(), p, metrics, groups, list(frame.file), calibration))
-        facts = ({'command': command_line(), 'model': str(model), 'data': str(data), 'images': len(rows),
-                  **({'left out, because it has learned from them': left} if left else {}),
-                  'groups': 'unknown' if groups is None else len(set(groups))})
-        return (assessment_report(assessed, f'Evaluation: {info.title}', facts
-                                  | {f'trained: {k}': info.training[k]
-                                     for k in ('command', 'epochs', 'seed', 'mode') if k in info.training}
-                                  | info.made))
-    return metrics, {'predictions.csv': frame.set_index('file'), 'confusion.csv': matrix}, page

@@ -27,7 +27,81 @@ from ..sr.inference import super_resolve
 from ..sr.mrcnet import MRCNet
 from ..training.options import RunOptions
 
-# %% ../../nbs/commands/predict.ipynb #c004
+# %% ../../nbs/commands/predict.ipynb #c008
+def _not_below(paths, out): # images that an earlier prediction wrote are not predicted again
+    out = Path(out).resolve()
+    kept = [p for p in paths if out not in p.resolve().parents]
+    if not kept: raise DataError(f'All images lie in the output folder {out}: choose another one.')
+    return kept
+
+def _forget(folder): # remove the enlarged images of an earlier prediction, as its table lists them
+    table = folder/'predictions.csv'
+    if not table.is_file(): return
+    try: names = pd.read_csv(table, dtype=str).get('sr_image', pd.Series(dtype=str)).dropna()
+    except ValueError: return # an empty or damaged table lists nothing
+    for name in names:
+        if Path(name).parent == Path('sr'): (folder/name).unlink(missing_ok=True)
+
+# %% ../../nbs/commands/predict.ipynb #c011
+def _read(network, info, model, paths, images, options): # → Images
+    is_sr = not isinstance(network, SREnhancedDiagnosis)
+    if not is_sr:
+        check_described(info, model)
+        if network.large == 'HR' and images != 'hr':
+            raise DataError(f'The model in {model} reads the true high-resolution image: use --images hr.')
+    least = (network.min_size if is_sr else MRCNet.min_size)*(network.scale if images == 'hr' else 1)
+    size = options.size or (info.size if images == info.images else None)
+    channels = network.config['image_channels' if is_sr else 'channels']
+    found = read_images(paths, channels, options.strict, least, size)
+    if found.skipped: say(found.skipped_sentence())
+    return found
+
+def _small(x, scale, images): # what the network reads: the file itself, or the file reduced
+    return x if images == 'lr' else to_uint8(degrade(as_float(crop_to_multiple(x, scale)), scale))
+
+# %% ../../nbs/commands/predict.ipynb #c014
+def _names(paths): # of the images to write, without ending, each once
+    names, taken = [], Counter(p.stem for p in paths)
+    for k, p in enumerate(paths):
+        name = p.stem if taken[p.stem] == 1 else f'{k:05d}_{p.stem}'
+        while name != p.stem and taken[name]: name = f'_{name}' # the name of another file
+        names.append(name)
+    return names
+
+def _write_sr(network, found, images, folder, options): # → names relative to the folder above
+    folder.mkdir(exist_ok=True)
+    out = []
+    for x, p, name in zip(found.images, found.paths, _names(found.paths)):
+        large = super_resolve(network, _small(x, network.scale, images), str(p), options.precision,
+                              dtype=torch.uint8)
+        out.append(str(save_png(large, folder/f'{name}.png', options.overwrite).relative_to(folder.parent)))
+    return out
+
+# %% ../../nbs/commands/predict.ipynb #c017
+def _check_sizes(lr, found, info, images): # DataError for a small image that the model was not made for
+    wrong = [(p, x) for p, x in zip(found.paths, lr) if list(x.shape[1:]) != info.lr_size]
+    if not wrong: return
+    p, x = wrong[0]
+    raise DataError(f'{p} gives a low-resolution image of {x.shape[1]}×{x.shape[2]} px, but the model was '
+                    f'trained on {info.lr_size[0]}×{info.lr_size[1]} ({len(wrong)} such files): use --size, '
+                    f'or --images {"lr" if images == "hr" else "hr"} if that is what the files are.')
+
+def _predict_rows(network, info, found, images, mode): # → a table, a row for each image
+    if not isinstance(network, SREnhancedDiagnosis):
+        sizes = dict(height=[x.shape[1] for x in found.images], width=[x.shape[2] for x in found.images])
+        return pd.DataFrame(dict(file=list(map(str, found.paths))) | sizes)
+    lr = [_small(x, network.scale, images) for x in found.images]
+    _check_sizes(lr, found, info, images)
+    lr = torch.stack([x if x.dtype == torch.uint8 else to_uint8(x) for x in lr])
+    hr = (torch.stack([as_float(crop_to_multiple(x, network.scale)) for x in found.images])
+          if network.large == 'HR' else None)
+    if network.mixes and (mode or modes_of(network)[0]) == 'batch':
+        say('Note: the model predicts as published, so each prediction depends on the other images of its '
+            'batch of 32.')
+    p = predict(network, lr, info.classes, hr, mode=mode)
+    return p.to_frame(found.paths, calibration_for(network, info, mode))
+
+# %% ../../nbs/commands/predict.ipynb #c020
 def predict_command(
     model: str|Path, # a model folder, super-resolution or diagnosis, or the name of a network of the package
     files: list, # images or folders
@@ -37,80 +111,25 @@ def predict_command(
     mode: str|None = None, # of a diagnosis model: 'context', 'solo' or 'batch'; None: its own
     options: RunOptions = RunOptions(), # device, strict, overwrite, size
 ) -> pd.DataFrame: # one row per image
-    "Super-resolve images and, with a diagnosis model, predict their class. Not for diagnostic use"
-    check_output(out, options.overwrite)
+    """Super-resolve images and, with a diagnosis model, predict their class; SrdiagError for what cannot be.
+    Not for diagnostic use"""
+    folder = check_output(out, options.overwrite)
     network, info = load_model(model, device=pick_device(options.device))
-    is_sr = not isinstance(network, SREnhancedDiagnosis)
     say_if_ignored(network, None, mode)
-    if not is_sr: check_described(info, model)
-    channels = network.config['image_channels' if is_sr else 'channels']
-    sr_network = network if is_sr else network.sr_network
-    if not is_sr and network.large == 'HR' and images != 'hr':
-        raise DataError(f'The model in {model} reads the true high-resolution image: use --images hr.')
-    least = (network.min_size if is_sr else MRCNet.min_size)*(network.scale if images == 'hr' else 1)
-    found = (read_images(_not_below(find_images(files), out), channels, options.strict, least,
-                         options.size or (info.size if images == info.images else None)))
-    if found.skipped: say(found.skipped_sentence())
-    frame = _predict_rows(network, info, found, images, is_sr, mode)
-    folder = Path(out)
+    found = _read(network, info, model, _not_below(find_images(files), out), images, options)
+    frame = _predict_rows(network, info, found, images, mode)
     _forget(folder)
-    folder.mkdir(parents=True, exist_ok=True); (folder/'.srdiag').touch()
-    if save_images and sr_network is not None:
-        frame['sr_image'] = _write_sr(sr_network, found, images, folder/'sr', options.overwrite,
-                                      options.precision)
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder/'.srdiag').touch()
+    enlarger = network.sr_network if isinstance(network, SREnhancedDiagnosis) else network
+    if save_images and enlarger is not None:
+        frame['sr_image'] = _write_sr(enlarger, found, images, folder/'sr', options)
+    _write(frame, folder, enlarger is network)
+    return frame
+
+# %% ../../nbs/commands/predict.ipynb #c022
+def _write(frame, folder, is_sr):
     write_text(folder/'predictions.csv', frame.to_csv(index=False))
     write_text(folder/'predictions.json', frame.to_json(orient='records', indent=2, force_ascii=False))
     say(f'{counted(len(frame), "image")}, written to {folder}.'
         + ('' if is_sr else ' For teaching and research, not for diagnostic use.'))
-    return frame
-
-# %% ../../nbs/commands/predict.ipynb #c006
-def _not_below(paths, out): # images that an earlier prediction wrote are not predicted again
-    out = Path(out).resolve()
-    kept = [p for p in paths if out not in p.resolve().parents]
-    if not kept: raise DataError(f'All images lie in the output folder {out}: choose another one.')
-    return kept
-
-def _forget(folder): # remove the enlarged images of an earlier prediction, as its table lists them
-    table = folder/'predictions.csv'
-    try:
-        names = (pd.read_csv(table, dtype=str).get('sr_image', pd.Series(dtype=str)).dropna()
-                 if table.is_file() else [])
-    except ValueError: names = [] # an empty or damaged table lists nothing
-    for name in names:
-        if Path(name).parent == Path('sr'): (folder/name).unlink(missing_ok=True)
-
-def _small(x, scale, images):
-    return x if images == 'lr' else to_uint8(degrade(as_float(crop_to_multiple(x, scale)), scale))
-
-def _write_sr(network, found, images, folder, overwrite, precision):
-    folder.mkdir(exist_ok=True)
-    names, taken = [], Counter(p.stem for p in found.paths)
-    for k, p in enumerate(found.paths):
-        name = p.stem if taken[p.stem] == 1 else f'{k:05d}_{p.stem}'
-        while name != p.stem and taken[name]: name = f'_{name}' # the name of another file
-        names.append(name)
-    return ([str(save_png(super_resolve(network, _small(x, network.scale, images), str(p), precision,
-                                        dtype=torch.uint8), folder/f'{n}.png', overwrite).relative_to(
-                         folder.parent)) for x, p, n in zip(found.images, found.paths, names)])
-
-def _predict_rows(network, info, found, images, is_sr, mode):
-    if is_sr:
-        return (pd.DataFrame(dict(file=list(map(str, found.paths)), height=[x.shape[1] for x in found.images],
-                                  width=[x.shape[2] for x in found.images])))
-    lr = [_small(x, network.scale, images) for x in found.images]
-    wrong = [(p, x) for p, x in zip(found.paths, lr) if list(x.shape[1:]) != info.lr_size]
-    if wrong:
-        p, x = wrong[0]
-        raise DataError(f'{p} gives a low-resolution image of {x.shape[1]}×{x.shape[2]} px, but the model '
-                        f'was trained on {info.lr_size[0]}×{info.lr_size[1]} '
-                        f'({len(wrong)} such files): use --size, or --images '
-                        f'{"lr" if images == "hr" else "hr"} if that is what the files are.')
-    lr = torch.stack([x if x.dtype == torch.uint8 else to_uint8(x) for x in lr])
-    hr = (torch.stack([as_float(crop_to_multiple(x, network.scale)) for x in found.images])
-          if network.large == 'HR' else None)
-    if network.mixes and (mode or modes_of(network)[0]) == 'batch':
-        say('Note: the model predicts as published, so each prediction depends on the other images of its '
-            'batch of 32.')
-    return predict(network, lr, info.classes, hr, mode=mode).to_frame(
-            found.paths, calibration_for(network, info, mode))

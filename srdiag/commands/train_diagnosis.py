@@ -31,55 +31,19 @@ from ..sr.mrcnet import MRCNet
 from ..training.options import RunOptions
 from ..training.recipes import DIAGNOSIS_RECIPES
 
-# %% ../../nbs/commands/train_diagnosis.ipynb #c004
-def _sr_network(settings, channels): # the network to start from, or None
-    if not settings.sr: return None
-    network = load_model(settings.sr, 'sr', settings.scale)[0]
-    check_channels(network, settings.sr, channels)
-    say_if_recursive(network, settings.sr)
-    return network
-
-# %% ../../nbs/commands/train_diagnosis.ipynb #c006
-def _info_of(found, model, lr_size, training): # what is known before the first metric
-    c, groups = model.config, found.table.groups
-    title = f'{c["inputs"]}{"" if c["sai"] or "+" not in c["inputs"] else " without SAI"}, '
-    data = dict(name=found.table.root.name, hash=found.hash, skipped=found.skipped or 'none',
-                **{k: len(v) for k, v in found.parts.items()},
-                groups='unknown' if groups is None else len(set(groups)))
-    return ModelInfo(title + ' / '.join(found.classes), training['images'], training['size'], lr_size,
-                     found.classes, data, training)
-
 # %% ../../nbs/commands/train_diagnosis.ipynb #c008
 def _check_inputs(settings, data):
     if settings.inputs.endswith('HR') and settings.images != 'hr':
-        raise DataError(f'{settings.inputs} needs high-resolution files: use --images hr if that is what {data} '
-                        'holds.')
+        raise DataError(f'{settings.inputs} needs high-resolution files: use --images hr if that is what '
+                        f'{data} holds.')
     if settings.fixed and settings.has_sr and not settings.sr:
         say('Note: without --sr the super-resolution network starts from random weights, and --fixed keeps '
             'it so.')
     if settings.sr and not settings.has_sr:
-        raise DataError(f'{settings.inputs} has no super-resolution network: leave out --sr {settings.sr}, or '
-                        'choose --inputs LR+SR.')
+        raise DataError(f'{settings.inputs} has no super-resolution network: leave out --sr {settings.sr}, '
+                        'or choose --inputs LR+SR.')
 
-# %% ../../nbs/commands/train_diagnosis.ipynb #c010
-def _calibrated(found, p, caution): # Predictions of the validation images
-    y, groups = found.table.labels[found.parts['valid']], found.groups('valid')
-    clear = ~p.closed if not p.closed.all() else np.ones(len(y), bool)
-    return calibrate(y[clear], p.probabilities['ens'][clear], p.classes,
-                     None if groups is None else groups[clear], caution.risk, caution.sensitivity,
-                     caution.positive)
-
-# %% ../../nbs/commands/train_diagnosis.ipynb #c012
-def _finish(saver, model, found, sets, caution, info): # → test metrics
-    _, p = evaluate_labelled(model, sets['valid'], found.classes, found.groups('valid'))
-    calibration = _calibrated(found, p, caution)
-    metrics, _ = evaluate_labelled(model, sets['test'], found.classes, found.groups('test'),
-                                   calibration=calibration)
-    saver(info(metrics=metrics, calibration=calibration.to_dict() if calibration is not None else {}))
-    say(diagnosis_sentence(metrics), f'Saved to {saver.folder}.')
-    return metrics
-
-# %% ../../nbs/commands/train_diagnosis.ipynb #c014
+# %% ../../nbs/commands/train_diagnosis.ipynb #c011
 _WITHOUT_A_CLASS = dict(valid='the epoch, the temperature and the thresholds are chosen without them',
                         test='nothing is known about how well they are found')
 
@@ -90,20 +54,60 @@ def _say_if_without_a_class(found): # `check_split` has seen to the training par
             say(f'Note: the {part} part has no image of {", ".join(missing)}, so {loss}. More groups, '
                 'another --seed or a split column of your own would help.')
 
-# %% ../../nbs/commands/train_diagnosis.ipynb #c016
-def _recorded(settings, options, precision, recipe, model, references): # → for ModelInfo.training
-    s = settings
-    return asdict(options) | dict(
-        command=command_line(), precision=precision, recipe=repr(recipe), sr=str(s.sr or 'from scratch'),
-        images=s.images, fixed=s.fixed, loss=dict(rank=s.rank, sac=s.sac, sar=s.sar, norm=s.affinity_norm),
-        mutual=s.mutual, mode=model.mode, solo_share=model.solo_share,
-        references=len(references) if model.mode == 'context' else 0)
+# %% ../../nbs/commands/train_diagnosis.ipynb #c014
+def _sr_network(settings, channels): # the network to start from, or None
+    if not settings.sr: return None
+    network = load_model(settings.sr, 'sr', settings.scale)[0]
+    check_channels(network, settings.sr, channels)
+    say_if_recursive(network, settings.sr)
+    return network
 
 def _sets_of(found, settings, seed): # the three parts as pairs, the training part augmented
     return {part: found.pairs(part, settings.scale, settings.images,
                               PairAugment(seed) if part == 'train' else None) for part in found.parts}
 
-# %% ../../nbs/commands/train_diagnosis.ipynb #c018
+# %% ../../nbs/commands/train_diagnosis.ipynb #c020
+def _recorded(settings, options, model, references): # → for ModelInfo.training
+    s, (_, precision) = settings, pick_place(options.device, options.precision)
+    return asdict(options) | dict(
+        command=command_line(), precision=precision, recipe=repr(_recipe_of(s, options)),
+        sr=str(s.sr or 'from scratch'), images=s.images, fixed=s.fixed,
+        loss=dict(rank=s.rank, sac=s.sac, sar=s.sar, norm=s.affinity_norm), mutual=s.mutual, mode=model.mode,
+        solo_share=model.solo_share, references=len(references) if model.mode == 'context' else 0)
+
+def _recipe_of(settings, options): # with the batch size that was asked for
+    recipe = DIAGNOSIS_RECIPES[options.recipe]
+    return replace(recipe, batch_size=settings.batch_size or recipe.batch_size)
+
+# %% ../../nbs/commands/train_diagnosis.ipynb #c022
+def _info_of(found, model, lr_size, training): # what is known before the first metric
+    c, groups = model.config, found.table.groups
+    title = f'{c["inputs"]}{"" if c["sai"] or "+" not in c["inputs"] else " without SAI"}, '
+    data = dict(name=found.table.root.name, hash=found.hash, skipped=found.skipped or 'none',
+                **{k: len(v) for k, v in found.parts.items()},
+                groups='unknown' if groups is None else len(set(groups)))
+    return ModelInfo(title + ' / '.join(found.classes), training['images'], training['size'], lr_size,
+                     found.classes, data, training)
+
+# %% ../../nbs/commands/train_diagnosis.ipynb #c025
+def _calibrated(found, p, caution): # Predictions of the validation images → Calibration
+    y, groups = found.table.labels[found.parts['valid']], found.groups('valid')
+    clear = ~p.closed if not p.closed.all() else np.ones(len(y), bool)
+    return calibrate(y[clear], p.probabilities['ens'][clear], p.classes,
+                     None if groups is None else groups[clear], caution.risk, caution.sensitivity,
+                     caution.positive)
+
+# %% ../../nbs/commands/train_diagnosis.ipynb #c027
+def _finish(saver, model, found, sets, caution, info): # → test metrics
+    _, p = evaluate_labelled(model, sets['valid'], found.classes, found.groups('valid'))
+    calibration = _calibrated(found, p, caution)
+    metrics, _ = evaluate_labelled(model, sets['test'], found.classes, found.groups('test'),
+                                   calibration=calibration)
+    saver(info(metrics=metrics, calibration=calibration.to_dict() if calibration is not None else {}))
+    say(diagnosis_sentence(metrics), f'Saved to {saver.folder}.')
+    return metrics
+
+# %% ../../nbs/commands/train_diagnosis.ipynb #c031
 def train_diagnosis_command(
     data: str|Path, # a folder with one sub-folder per class, or a CSV
     out: str|Path, # the model folder to make
@@ -112,26 +116,25 @@ def train_diagnosis_command(
     caution: Caution = Caution(), # what the thresholds are to reach
     options: RunOptions = RunOptions(), # how long, from which seed, where
 ) -> dict: # test metrics
-    "Train the framework (or a baseline) on labelled images, split 70/15/15 by group, and test it"
-    device, precision = pick_place(options.device, options.precision)
+    """Train the framework (or a baseline) on labelled images, split 70/15/15 by group, and test it;
+    SrdiagError for what cannot be"""
+    device, _ = pick_place(options.device, options.precision)
     check_not_a_class(out, data, labels, options.overwrite)
     _check_inputs(settings, data)
-    recipe = DIAGNOSIS_RECIPES[options.recipe]
-    recipe = replace(recipe, batch_size=settings.batch_size or recipe.batch_size)
     found = read_labelled(data, labels, options, MRCNet.min_size*settings.reduction).split(options.seed)
     _say_if_without_a_class(found)
     caution.check(found.classes)
     torch.manual_seed(options.seed)
     model = build_framework(found, settings, _sr_network(settings, found.channels)).to(device)
-    return _train(model, found, settings, caution, options, recipe, precision, out)
+    return _train(model, found, settings, caution, options, out)
 
-# %% ../../nbs/commands/train_diagnosis.ipynb #c020
-def _train(model, found, settings, caution, options, recipe, precision, out): # → test metrics
-    start, sets = time.time(), _sets_of(found, settings, options.seed)
-    train = found.parts['train']
-    chosen = choose_references(found.table.labels[train], found.groups('train'), settings.references, options.seed)
+# %% ../../nbs/commands/train_diagnosis.ipynb #c033
+def _train(model, found, settings, caution, options, out): # → test metrics
+    start, sets, train = time.time(), _sets_of(found, settings, options.seed), found.parts['train']
+    chosen = choose_references(found.table.labels[train], found.groups('train'), settings.references,
+                               options.seed)
     known = _info_of(found, model, list(sets['train'].lr.shape[-2:]),
-                     _recorded(settings, options, precision, recipe, model, chosen))
+                     _recorded(settings, options, model, chosen))
     def info(**what):
         seconds = dict(seconds=round(time.time() - start, 1))
         return replace(known, training=known.training | seconds, **what)
@@ -139,8 +142,9 @@ def _train(model, found, settings, caution, options, recipe, precision, out): # 
         return info(metrics=dict(valid_accuracy=value, epoch=epoch),
                     notes='Training had not finished when this was saved.')
     def train_it(**kw):
-        return train_diagnosis(model, sets['train'], sets['valid'], recipe, options.epochs, settings.fixed,
-                               options.seed, chosen, loss=loss_of(settings), precision=precision, **kw)
+        return train_diagnosis(model, sets['train'], sets['valid'], _recipe_of(settings, options),
+                               options.epochs, settings.fixed, options.seed, chosen, loss=loss_of(settings),
+                               precision=known.training['precision'], **kw)
     saver = ModelSaver(out, model, options.overwrite,
                        found.frame(train[chosen] if model.mode == 'context' else ()))
     train_in(saver, train_it, early)

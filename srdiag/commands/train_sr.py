@@ -30,7 +30,30 @@ from ..sr.zoo import create_model, entry_of
 from ..training.options import RunOptions
 from ..training.recipes import SR_RECIPES
 
-# %% ../../nbs/commands/train_sr.ipynb #c004
+# %% ../../nbs/commands/train_sr.ipynb #c008
+def _trainable(settings): # the full name in the zoo
+    model, name = settings.model, f'{settings.model}_x{settings.scale}'
+    if model.endswith(('_x2', '_x4')):
+        raise ModelError(f'{model}: leave the ending {model[-3:]} out, the scale has an option of its own.')
+    if entry_of(name)[0].architecture == 'bicubic':
+        raise ModelError('bicubic has nothing to train: it is compared with every network anyway.')
+    if (settings.recursions > 1 or settings.supervise_steps) and model != 'mrcnet':
+        raise ModelError('Recursions are a matter of mrcnet: leave --recursions and --supervise-steps out '
+                         f'for {model}.')
+    return name
+
+# %% ../../nbs/commands/train_sr.ipynb #c011
+def _smallest(patch, scale): # side in px of an image that holds a patch, and that a network can read
+    check_patch_side(patch, scale)
+    return max(patch, scale*MRCNet.min_size)
+
+def _new_network(name, channels, settings):
+    recursive = settings.recursions > 1
+    kind = f', {"recursive" if recursive else "single-forward"}' if settings.model == 'mrcnet' else ''
+    network = create_model(name, channels, **(dict(steps=settings.recursions) if recursive else {}))
+    return network, f'{entry_of(name)[0].title} x{settings.scale}{kind}'
+
+# %% ../../nbs/commands/train_sr.ipynb #c017
 VALIDATED = 32 # images at most that choose the best epoch
 
 class _Informant:
@@ -48,7 +71,7 @@ class _Informant:
         return ModelInfo(self.title, data=self.data, metrics=dict(valid_psnr=value, epoch=epoch),
                          training=self.training, notes='Training had not finished when this was saved.')
 
-# %% ../../nbs/commands/train_sr.ipynb #c006
+# %% ../../nbs/commands/train_sr.ipynb #c020
 def _finish_sr(saver, network, data, info): # → test metrics
     test = data.pairs('test', network.scale)
     metrics = evaluate_sr(network, test)
@@ -60,36 +83,14 @@ def _finish_sr(saver, network, data, info): # → test metrics
         f'{saver.folder}.')
     return metrics
 
-# %% ../../nbs/commands/train_sr.ipynb #c008
-def _trainable(settings): # the full name in the zoo
-    model, name = settings.model, f'{settings.model}_x{settings.scale}'
-    if model.endswith(('_x2', '_x4')):
-        raise ModelError(f'{model}: leave the ending {model[-3:]} out, the scale has an option of its own.')
-    if entry_of(name)[0].architecture == 'bicubic':
-        raise ModelError('bicubic has nothing to train: it is compared with every network anyway.')
-    if (settings.recursions > 1 or settings.supervise_steps) and model != 'mrcnet':
-        raise ModelError('Recursions are a matter of mrcnet: leave --recursions and --supervise-steps out '
-                         f'for {model}.')
-    return name
-
-def _smallest(patch, scale): # side in px of an image that holds a patch, and that a network can read
-    check_patch_side(patch, scale)
-    return max(patch, scale*MRCNet.min_size)
-
-def _new_network(name, channels, settings):
-    recursive = settings.recursions > 1
-    kind = f', {"recursive" if recursive else "single-forward"}' if settings.model == 'mrcnet' else ''
-    network = create_model(name, channels, **(dict(steps=settings.recursions) if recursive else {}))
-    return network, f'{entry_of(name)[0].title} x{settings.scale}{kind}'
-
-# %% ../../nbs/commands/train_sr.ipynb #c010
+# %% ../../nbs/commands/train_sr.ipynb #c022
 def train_sr_command(
     data: str|Path, # a folder with images
     out: str|Path, # the model folder to make
     settings: SRSettings = SRSettings(), # which network, how many steps on which patches
     options: RunOptions = RunOptions(), # how long, from which seed, where
 ) -> dict: # test metrics
-    "Train an MRC-Net, or another network of the zoo, on the images of a folder"
+    "Train an MRC-Net, or another network of the zoo, on a folder of images; SrdiagError for what cannot be"
     start, s, recipe = time.time(), settings, SR_RECIPES[options.recipe]
     device, precision = pick_place(options.device, options.precision)
     check_output(out, options.overwrite)
@@ -97,8 +98,8 @@ def train_sr_command(
     found = read_sr_folder(data, _smallest(s.patch, s.scale), options)
     torch.manual_seed(options.seed)
     network, title = _new_network(name, found.channels, s)
-    info = _Informant(title, found, start, asdict(options) | dict(
-        command=command_line(), precision=precision, model=name, recipe=repr(recipe), steps=s.steps, patch=s.patch))
+    info = _Informant(title, found, start, _recorded(options, precision, recipe, model=name, steps=s.steps,
+                                                     patch=s.patch))
     schedule = Schedule(options.epochs, s.steps, s.patch, options.seed)
     def train(**kw):
         return train_sr(network, found.pairs('train', s.scale), found.pairs('valid', s.scale).few(VALIDATED),
@@ -107,11 +108,16 @@ def train_sr_command(
     train_in(saver, train, info.early)
     return _finish_sr(saver, network, found, info)
 
-# %% ../../nbs/commands/train_sr.ipynb #c012
+# %% ../../nbs/commands/train_sr.ipynb #c024
+def _recorded(options, precision, recipe, **more): # → for ModelInfo.training
+    return asdict(options) | dict(command=command_line(), precision=precision, recipe=repr(recipe), **more)
+
+# %% ../../nbs/commands/train_sr.ipynb #c030
 def _teacher(folder, device): # → network, what is known about it, its split
     network, known = load_model(folder, 'sr', device=device)
     if network.config.get('steps', 1) < 2:
-        raise ModelError(f'The model in {folder} is not recursive: train a teacher with --recursions 3 first.')
+        raise ModelError(f'The model in {folder} is not recursive: train a teacher with --recursions 3 '
+                         'first.')
     return network, known, read_split(folder)
 
 def _compare_data(data, teacher, found, known, split): # notes about images that are not the teacher's
@@ -127,7 +133,7 @@ def _copying(network, save): # a `save` that brings `network` up to date first
         save(model, value, epoch)
     return keep
 
-# %% ../../nbs/commands/train_sr.ipynb #c014
+# %% ../../nbs/commands/train_sr.ipynb #c033
 def distill_command(
     data: str|Path, # the folder the teacher was trained on
     teacher: str|Path, # model folder of a recursive MRC-Net
@@ -144,13 +150,19 @@ def distill_command(
     found = read_sr_folder(data, _smallest(s.patch, master.scale), options, split)
     _compare_data(data, teacher, found, known, split)
     network = MRCNet(**(master.config | dict(steps=1)))
-    info = _Informant(f'MRC-Net x{master.scale}, distilled', found, start, asdict(options) | dict(
-        command=command_line(), precision=precision, teacher=str(teacher), recipe=repr(recipe), **asdict(s)))
+    info = _Informant(f'MRC-Net x{master.scale}, distilled', found, start,
+                      _recorded(options, precision, recipe, teacher=str(teacher), **asdict(s)))
     saver = ModelSaver(out, network, options.overwrite, found.table)
-    schedule = Schedule(options.epochs, s.steps, s.patch, options.seed)
-    def train(folder, save):
-        pairs = found.pairs('train', master.scale), found.pairs('valid', master.scale).few(VALIDATED)
-        return distil(master, *pairs, recipe, schedule, s.phase1, s.weight, folder=folder, precision=precision,
-                      save=_copying(network, save))
+    train = _distilling(master, network, found, s, options, precision)
     network.load_state_dict(train_in(saver, train, info.early)[0].state_dict())
     return _finish_sr(saver, network, found, info)
+
+# %% ../../nbs/commands/train_sr.ipynb #c035
+def _distilling(teacher, network, found, settings, options, precision): # → train(folder of logs, save)
+    s, recipe = settings, SR_RECIPES[options.recipe]
+    schedule = Schedule(options.epochs, s.steps, s.patch, options.seed)
+    pairs = found.pairs('train', teacher.scale), found.pairs('valid', teacher.scale).few(VALIDATED)
+    def train(folder, save):
+        return distil(teacher, *pairs, recipe, schedule, s.phase1, s.weight, folder=folder,
+                      precision=precision, save=_copying(network, save))
+    return train
