@@ -12,8 +12,9 @@ from srdiag.diagnosis.network import DiagnosisNetwork
 from srdiag.core.errors import ModelError, SrdiagError
 from srdiag.evaluation.image_quality import convention, psnr
 from srdiag.sr.mrcnet import MRCNet
-from srdiag.show.widgets import (KERNELS, AffinityExplorer, AttentionExplorer, Choice, DegradationExplorer,
-                                 Explorer, GateExplorer, Range, RecursionExplorer, live_view, shrink)
+from srdiag.show.explore_diagnosis import AffinityExplorer, GateExplorer
+from srdiag.show.explore_sr import KERNELS, AttentionExplorer, DegradationExplorer, RecursionExplorer, shrink
+from srdiag.show.widgets import Choice, Explorer, Range, live_view
 
 
 class Square(Explorer):

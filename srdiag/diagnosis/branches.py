@@ -6,7 +6,6 @@
 __all__ = ['STEMS', 'BasicBlock', 'stem_for', 'ResNet18Branch']
 
 # %% ../../nbs/diagnosis/branches.ipynb #c005
-import torch
 from torch import nn
 
 # %% ../../nbs/diagnosis/branches.ipynb #c007
@@ -22,8 +21,8 @@ class BasicBlock(nn.Module):
         self.relu = nn.ReLU(inplace=True)
         self.conv2, self.bn2 = nn.Conv2d(n_out, n_out, 3, padding=1, bias=False), nn.BatchNorm2d(n_out)
         same = stride == 1 and n_in == n_out
-        self.downsample = (None if same else nn.Sequential(nn.Conv2d(n_in, n_out, 1, stride, bias=False),
-                                                           nn.BatchNorm2d(n_out)))
+        self.downsample = None if same else nn.Sequential(nn.Conv2d(n_in, n_out, 1, stride, bias=False),
+                                                          nn.BatchNorm2d(n_out))
 
     def forward(self, x): # B×n_in×H×W → B×n_out×H/stride×W/stride
         shortcut = x if self.downsample is None else self.downsample(x)
@@ -40,6 +39,14 @@ def stem_for(
     return '7x7' if side >= 64 else '3x3s2' if side >= 32 else '3x3'
 
 # %% ../../nbs/diagnosis/branches.ipynb #c012
+def _layers_of(stem): # its row in STEMS
+    if stem in STEMS: return STEMS[stem]
+    raise ValueError(f'There is no stem {stem!r}: choose one of {", ".join(STEMS)}.')
+
+def _stage(n_in, n_out, stride): # two basic blocks
+    return nn.Sequential(BasicBlock(n_in, n_out, stride), BasicBlock(n_out, n_out))
+
+# %% ../../nbs/diagnosis/branches.ipynb #c014
 class ResNet18Branch(nn.Module):
     "ResNet-18 without its classifier [17]; `stem(x)`, then each of `stages`"
     widths = (64, 128, 256, 512)
@@ -48,17 +55,12 @@ class ResNet18Branch(nn.Module):
         stem: str = '7x7', # a key of STEMS
     ):
         super().__init__()
-        if stem not in STEMS:
-            raise ValueError(f'There is no stem {stem!r}: choose one of {", ".join(STEMS)}.')
-        kernel, stride, pool = STEMS[stem]
+        kernel, stride, pool = _layers_of(stem)
         self.conv1 = nn.Conv2d(in_channels, 64, kernel, stride, padding=kernel//2, bias=False)
         self.bn1, self.relu = nn.BatchNorm2d(64), nn.ReLU(inplace=True)
         self.maxpool = nn.MaxPool2d(3, 2, padding=1) if pool else nn.Identity()
-        n = 64
-        for k, width in enumerate(self.widths, 1):
-            (setattr(self, f'layer{k}',
-                     nn.Sequential(BasicBlock(n, width, 1 if k == 1 else 2), BasicBlock(width, width))))
-            n = width
+        for k, (n_in, n_out) in enumerate(zip((64, *self.widths), self.widths), 1):
+            setattr(self, f'layer{k}', _stage(n_in, n_out, 1 if k == 1 else 2))
         for m in self.modules():
             if isinstance(m, nn.Conv2d):
                 nn.init.kaiming_normal_(m.weight, mode='fan_out', nonlinearity='relu')

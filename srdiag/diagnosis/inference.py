@@ -17,6 +17,10 @@ from .network import SREnhancedDiagnosis
 from ..core.errors import ModelError
 
 # %% ../../nbs/diagnosis/inference.ipynb #c007
+def _by_class(kind, values, names): # N×K → columns of a table
+    return {f'{kind}_{name}': values[:, k].round(6) for k, name in enumerate(names)}
+
+# %% ../../nbs/diagnosis/inference.ipynb #c009
 @dataclass
 class Predictions:
     "Probabilities per head and image; `probabilities['ens']` is the final diagnosis"
@@ -33,40 +37,33 @@ class Predictions:
 
     def reorder(self, index): # N positions → the same predictions in that order
         index = np.asarray(index)
-        return (Predictions(self.classes, {h: p[index] for h, p in self.probabilities.items()},
-                            None if self.gate is None else self.gate[index], self.closed[index]))
+        return Predictions(self.classes, {h: p[index] for h, p in self.probabilities.items()},
+                           None if self.gate is None else self.gate[index], self.closed[index])
 
-    def decisions(self, calibration, operate=True):
-        # Calibration → N class indices by its thresholds; -1: no answer
-        "Too little confidence, or a gate that shut all heads, is no answer"
+    def decisions(self, calibration, operate=True): # Calibration → N class indices by its thresholds
+        "Too little confidence, or a gate that shut all heads, is no answer: -1"
         said = calibration.decide(self.probabilities['ens'], operate=operate)
         return np.where(self.closed, -1, said)
 
-    def to_frame(self, names, calibration=None) -> pd.DataFrame:
-        # N names of images, Calibration or None → one row per image
-        """Label, probability per class of each head, gate weights; with a calibration also its probabilities
-        and decisions"""
+    def to_frame(self, names, calibration=None) -> pd.DataFrame: # one row per image
+        "Label, probabilities of each head and gate by name; with a Calibration also what it makes of them"
         columns = dict(file=list(map(str, names)), label=[self.classes[k] for k in self.labels])
-        for head, p in self.probabilities.items():
-            columns |= {f'{head}_{c}': p[:, k].round(6) for k, c in enumerate(self.classes)}
+        for head, p in self.probabilities.items(): columns |= _by_class(head, p, self.classes)
         if self.gate is not None:
-            columns |= ({f'gate_{h}': self.gate[:, k].round(6) for k, h in enumerate(('sr', 'lr', 'aux'))}
-                        | dict(gate_closed=self.closed))
+            columns |= _by_class('gate', self.gate, ('sr', 'lr', 'aux')) | dict(gate_closed=self.closed)
         if calibration is not None:
-            columns |= ({f'calibrated_{c}': p for c,
-                         p in zip(self.classes, calibration.apply(self.probabilities['ens']).round(6).T)})
-            columns |= (dict(decision=['undecided' if k < 0 else self.classes[k]
-                                       for k in self.decisions(calibration)]))
+            columns |= _by_class('calibrated', calibration.apply(self.probabilities['ens']), self.classes)
+            said = self.decisions(calibration)
+            columns['decision'] = ['undecided' if k < 0 else self.classes[k] for k in said]
         return pd.DataFrame(columns)
 
-# %% ../../nbs/diagnosis/inference.ipynb #c009
+# %% ../../nbs/diagnosis/inference.ipynb #c013
 def modes_of(
     model: SREnhancedDiagnosis, # trained
 ) -> tuple: # its own mode first; without affinity between samples just 'solo'
     "The modes that a model can predict in"
     if not model.mixes: return ('solo',)
-    has = ([m for m in ('context', 'solo', 'batch')
-            if m != 'context' or model.config['references'] is not None])
+    has = ['solo', 'batch'] if model.config['references'] is None else ['context', 'solo', 'batch']
     return (model.mode, *[m for m in has if m != model.mode])
 
 def is_independent(
@@ -75,7 +72,20 @@ def is_independent(
     "True if the model by itself predicts each image independently of the others"
     return modes_of(model)[0] != 'batch'
 
-# %% ../../nbs/diagnosis/inference.ipynb #c011
+# %% ../../nbs/diagnosis/inference.ipynb #c016
+def _check_shape(name, x, lr, channels, factor): # `factor`: how many times as large as lr
+    h, w = (factor*n for n in lr.shape[2:])
+    if x.dim() == 4 and tuple(x.shape) == (len(lr), channels, h, w): return
+    size = f'{factor} times as large as lr.' if name == 'hr' else 'N×C×h×w.'
+    raise ValueError(f'{name} has the shape {tuple(x.shape)}, but {len(lr)} images of {channels} channel(s) '
+                     f'are needed, {size}')
+
+def _check_range(name, x):
+    if x.is_floating_point() and not (x.min() >= -1e-3 and x.max() <= 1 + 1e-3):
+        raise ValueError(f'Values of {name} run from {x.min():.3g} to {x.max():.3g}: bytes (uint8), or '
+                         'numbers in [0, 1] and none that is NaN, are needed.')
+
+# %% ../../nbs/diagnosis/inference.ipynb #c018
 def _check_images(model, lr, hr, classes, batch_size, order):
     c = model.config
     if not len(lr): raise ValueError('There is no image to diagnose: lr is empty.')
@@ -83,22 +93,31 @@ def _check_images(model, lr, hr, classes, batch_size, order):
         raise ValueError(f'The model knows {c["classes"]} classes, but there are {len(classes)} names: '
                          f'{list(classes)}.')
     if batch_size < 1: raise ValueError(f'batch_size is 1 or more, not {batch_size}.')
-    for name, x, factor in (('lr', lr, 1), ('hr', hr, c['scale'])):
-        # who reads no HR image does not mind it
-        if x is None or name == 'hr' and model.large != 'HR':
-            continue
-        if (x.dim() != 4 or x.shape[1] != c['channels'] or len(x) != len(lr)
-            or x.shape[2] != factor*lr.shape[2] or x.shape[3] != factor*lr.shape[3]):
-            raise (ValueError(f'{name} has the shape {tuple(x.shape)}, but {len(lr)} images of '
-                              f'{c["channels"]} channel(s) are needed'
-                              + (f', {factor} times as large as lr.' if name == 'hr' else ', N×C×h×w.')))
-        if x.is_floating_point() and not (x.min() >= -1e-3 and x.max() <= 1 + 1e-3):
-            raise ValueError(f'Values of {name} run from {x.min():.3g} to {x.max():.3g}: bytes (uint8), or '
-                             'numbers in [0, 1] and none that is NaN, are needed.')
+    read = [('lr', lr, 1)] + [('hr', hr, c['scale'])]*(hr is not None and model.large == 'HR')
+    for name, x, factor in read:
+        _check_shape(name, x, lr, c['channels'], factor)
+        _check_range(name, x)
     if order is not None and sorted(torch.as_tensor(order).tolist()) != list(range(len(lr))):
         raise ValueError('order is a permutation of the images: each position once.')
 
-# %% ../../nbs/diagnosis/inference.ipynb #c013
+# %% ../../nbs/diagnosis/inference.ipynb #c021
+def _mode(model, mode): # asked for or None → the mode of this prediction
+    modes = modes_of(model)
+    if mode in modes or not model.mixes or mode is None: return mode if mode in modes else modes[0]
+    why = ', but has no reference images to compare with.' if mode == 'context' else '.'
+    raise ModelError(f'This model cannot predict in the mode {mode!r}: it can do {", ".join(modes)}{why}')
+
+def _answers(model, lr, hr, mode, batch_size): # → for each part: probabilities by head, closed, gate or None
+    device, context = next(model.parameters()).device, model.context() if mode == 'context' else None
+    for i in range(0, len(lr), batch_size):
+        images = [as_float(t[i:i+batch_size]).to(device).contiguous(memory_format=torch.channels_last)
+                  for t in (lr, hr) if t is not None]
+        out = model(*images, mode=mode, context=context)
+        p, closed = out.answers()
+        gate = None if out.gate is None else out.gate.float().cpu()
+        yield {h: v.cpu() for h, v in p.items()}, closed.cpu(), gate
+
+# %% ../../nbs/diagnosis/inference.ipynb #c023
 @torch.no_grad()
 def predict(
     model: SREnhancedDiagnosis, # trained; used in eval mode
@@ -107,30 +126,16 @@ def predict(
     hr: torch.Tensor|None = None, # N×C×H×W, for the inputs that need it
     batch_size: int = 32, # images at a time; no effect on the result but in the mode 'batch'
     mode: str|None = None, # 'context', 'solo' or 'batch'; None: the model's own
-    # N positions: who comes after whom, which matters in the mode 'batch'; None: as they are
-    order: torch.Tensor|None = None,
+    order: torch.Tensor|None = None, # N positions: who comes after whom (mode 'batch'); None: as they are
 ) -> Predictions: # in the order of `lr`
-    """Diagnose every image; in the modes 'context' and 'solo' no answer depends on the others. ModelError for
-    a mode that the model cannot do, ValueError for images and names that do not fit it"""
+    "Diagnose every image. ModelError for a mode the model cannot do, ValueError for images that do not fit"
     _check_images(model, lr, hr, classes, batch_size, order)
-    modes = modes_of(model)
-    if mode is not None and mode not in modes and model.mixes:
-        raise (ModelError(f'This model cannot predict in the mode {mode!r}: it can do {", ".join(modes)}'
-                          + (', but has no reference images to compare with.' if mode == 'context' else '.')))
-    mode = mode if mode in modes else modes[0]
-    device, training, parts = next(model.parameters()).device, model.training, []
+    mode, training = _mode(model, mode), model.training
     if order is not None: lr, hr = lr[order], None if hr is None else hr[order]
     model.eval().to(memory_format=torch.channels_last)
-    context = model.context() if mode == 'context' else None
-    for i in range(0, len(lr), batch_size):
-        images = ([as_float(t[i:i+batch_size]).to(device).contiguous(memory_format=torch.channels_last)
-                   for t in (lr, hr) if t is not None])
-        out = model(*images, mode=mode, context=context)
-        p, closed = out.answers()
-        (parts.append(({h: v.cpu() for h, v in p.items()}, closed.cpu(),
-                       None if out.gate is None else out.gate.float().cpu())))
+    parts, closed, gate = zip(*_answers(model, lr, hr, mode, batch_size))
     model.train(training)
-    probabilities = {h: torch.cat([p[h] for p, _, _ in parts]).numpy() for h in parts[0][0]}
-    gate = None if parts[0][2] is None else torch.cat([g for _, _, g in parts]).numpy()
-    found = Predictions(list(classes), probabilities, gate, torch.cat([c for _, c, _ in parts]).numpy())
+    probabilities = {h: torch.cat([p[h] for p in parts]).numpy() for h in parts[0]}
+    gate = None if gate[0] is None else torch.cat(gate).numpy()
+    found = Predictions(list(classes), probabilities, gate, torch.cat(closed).numpy())
     return found if order is None else found.reorder(order.argsort())

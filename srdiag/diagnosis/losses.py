@@ -48,23 +48,22 @@ class SoftenedDistance(nn.Module):
     def distance(self, p, q): # B×B each → a number
         return matrix_distance(soften(p, self.temperature), soften(q, self.temperature), self.norm)
 
+# %% ../../nbs/diagnosis/losses.ipynb #c019
 class SampleAffinityConsistencyLoss(SoftenedDistance):
     "L_SAC (Eq. 9): distance of the branches' softened affinities, summed over stages"
     def forward(self, a_sr, a_lr): # lists of B×B, one per stage → a number
         return sum(self.distance(s, l) for s, l in zip(a_sr, a_lr, strict=True))
 
-# %% ../../nbs/diagnosis/losses.ipynb #c019
+# %% ../../nbs/diagnosis/losses.ipynb #c021
 class SampleAffinityRegularizationLoss(SoftenedDistance):
-    """L_SAR (Eq. 11): distance of the softened mutual affinities of neighbouring stages, both directions,
-    summed"""
+    "L_SAR (Eq. 11): distance of the softened M of neighbouring stages, mean of both directions, summed"
     def forward(self, mutual): # list of M_{L→S}, B×B, one per stage → a number
-        return (sum((self.distance(deep, shallow) + self.distance(deep.T, shallow.T))/2 for shallow,
-                    deep in zip(mutual[:-1], mutual[1:])))
+        return sum((self.distance(deep, shallow) + self.distance(deep.T, shallow.T))/2
+                   for shallow, deep in zip(mutual[:-1], mutual[1:]))
 
-# %% ../../nbs/diagnosis/losses.ipynb #c022
+# %% ../../nbs/diagnosis/losses.ipynb #c024
 class RankLoss(nn.Module):
-    """L_rank (Eq. 13): hinge on the true class's score of each preliminary diagnosis above the ensemble's,
-    mean over samples"""
+    "L_rank (Eq. 13): hinge on the true class's score above the ensemble's, sum over heads, mean over samples"
     def __init__(self,
         margin: float = 0.05, # m
         on: str = 'probabilities', # 'probabilities' (as printed) or 'logits'
@@ -80,11 +79,19 @@ class RankLoss(nn.Module):
         best = true_class(ens)
         return sum(F.relu(true_class(y) - best + self.margin).mean() for y in others)
 
-# %% ../../nbs/diagnosis/losses.ipynb #c025
+# %% ../../nbs/diagnosis/losses.ipynb #c027
+def _check_weights(weights, temperature, norm): # name → number
+    for name, value in weights.items():
+        if not isinstance(value, (int, float)) or not 0 <= value < math.inf:
+            raise ValueError(f'{name} is a number of 0 or more, not {value!r}.')
+    if norm not in NORMS: raise ValueError(f'norm must be one of {NORMS}, not {norm!r}.')
+    if not isinstance(temperature, (int, float)) or not 0 < temperature < math.inf:
+        raise ValueError(f'temperature is a positive number, not {temperature!r}.')
+
+# %% ../../nbs/diagnosis/losses.ipynb #c029
 class DiagnosisLoss(nn.Module):
-    """L = L_CE + λ₁ L_rank + λ₂ L_SAC + λ₃ L_SAR (Eq. 14); `components` holds the weighted terms of the last
-    call. ValueError for a negative weight or an unknown norm"""
-    names = ('ce', 'rank', 'sac', 'sar')
+    "L (Eq. 14); `components` holds its weighted terms. ValueError for a negative weight or an unknown norm"
+    names = 'ce', 'rank', 'sac', 'sar'
     def __init__(self,
         rank: float = 1., # λ₁
         sac: float = 100., # λ₂; 0 switches the term off (Table VIII)
@@ -96,28 +103,22 @@ class DiagnosisLoss(nn.Module):
         ens_weight: float = 1., # of the ensemble's cross entropy; the released code has 2
     ):
         super().__init__()
-        for name, value in dict(rank=rank, sac=sac, sar=sar, ens_weight=ens_weight, margin=margin).items():
-            if not isinstance(value, (int, float)) or not 0 <= value < math.inf:
-                raise ValueError(f'{name} is a number of 0 or more, not {value!r}.')
-        if norm not in NORMS: raise ValueError(f'norm must be one of {NORMS}, not {norm!r}.')
-        if not isinstance(temperature, (int, float)) or not 0 < temperature < math.inf:
-            raise ValueError(f'temperature is a positive number, not {temperature!r}.')
         self.weights, self.ens_weight = dict(rank=rank, sac=sac, sar=sar), ens_weight
+        _check_weights(self.weights | dict(ens_weight=ens_weight, margin=margin), temperature, norm)
         self.rank, self.sac = RankLoss(margin, rank_on), SampleAffinityConsistencyLoss(temperature, norm)
         self.sar = SampleAffinityRegularizationLoss(temperature, norm)
 
     def forward(self, out: DiagnosisOutput, target): # B class indices → a number
         preliminary = [out.sr, out.lr, out.aux] if out.gate is not None else []
-        terms = (dict(ce=self.ens_weight*F.cross_entropy(out.ens, target)
-                      + sum(F.cross_entropy(y, target) for y in preliminary)))
-        if preliminary: terms['rank'] = self.weights['rank']*self.rank(out.ens, preliminary, target)
-        if out.mutual:
-            if self.weights['sac']: terms['sac'] = self.weights['sac']*self.sac(out.a_sr, out.a_lr)
-            if self.weights['sar']: terms['sar'] = self.weights['sar']*self.sar(out.mutual)
+        w, others = self.weights, sum(F.cross_entropy(y, target) for y in preliminary)
+        terms = dict(ce=self.ens_weight*F.cross_entropy(out.ens, target) + others)
+        if preliminary: terms['rank'] = w['rank']*self.rank(out.ens, preliminary, target)
+        if out.mutual and w['sac']: terms['sac'] = w['sac']*self.sac(out.a_sr, out.a_lr)
+        if out.mutual and w['sar']: terms['sar'] = w['sar']*self.sar(out.mutual)
         self.components = dict.fromkeys(self.names, 0.) | {k: v.detach() for k, v in terms.items()}
         return sum(terms.values())
 
-# %% ../../nbs/diagnosis/losses.ipynb #c027
+# %% ../../nbs/diagnosis/losses.ipynb #c031
 def loss_of(
     settings: FrameworkSettings, # rank, sac, sar, affinity_norm
 ) -> DiagnosisLoss:

@@ -12,10 +12,11 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
+from ..core.precision import check_floats
 from ..data.degradation import upsample
 from .branches import ResNet18Branch
 from .gate import GatedEnsemble, gate_closed
-from .sai import SampleAffinityInteraction
+from .sai import SampleAffinityInteraction, resized_like
 from .settings import INPUTS, MODES, ROW_WEIGHTS
 from ..sr.zoo import ARCHITECTURES
 
@@ -32,12 +33,11 @@ class DiagnosisOutput(NamedTuple):
     mutual: list # M_{L→S} of each stage: likewise
 
     def answers(self): # → dict of head → B×K probabilities, and B booleans: the gate shut all heads
-        """Softmax of each head's scores. Eq. (8) gives a closed gate the zero vector, which would read as a
-        uniform answer: there the three heads' mean stands in"""
+        "Softmax of each head's scores; where the gate is closed 'ens' is the mean of the three heads"
         names = ('ens',) if self.gate is None else ('ens', 'sr', 'lr', 'aux')
         p = {name: getattr(self, name).detach().double().softmax(1) for name in names}
-        closed = (torch.zeros(len(self.ens), dtype=torch.bool, device=self.ens.device) if self.gate is None
-                  else gate_closed(self.gate.detach()))
+        if self.gate is None: return p, torch.zeros(len(self.ens), dtype=torch.bool, device=self.ens.device)
+        closed = gate_closed(self.gate.detach())
         if closed.any(): p['ens'][closed] = torch.stack([p[name][closed] for name in names[1:]]).mean(0)
         return p, closed
 
@@ -59,8 +59,8 @@ class StageInteraction(nn.Module):
     def forward(self, f_sr, f_lr, mode='batch', references=None):
         # B×C×H×W, B×C×H'×W' → the same two shapes and an SAIOutput or None
         out = self.sai(f_sr, f_lr, mode, references) if self.sai is not None else None
-        to_sr, to_lr = (out.to_sr, out.to_lr) if out is not None else (
-            SampleAffinityInteraction._resize(f_lr, f_sr), SampleAffinityInteraction._resize(f_sr, f_lr))
+        to_sr = resized_like(f_lr, f_sr) if out is None else out.to_sr
+        to_lr = resized_like(f_sr, f_lr) if out is None else out.to_lr
         return (self.bottleneck_sr(torch.cat([f_sr, to_sr], 1)),
                 self.bottleneck_lr(torch.cat([f_lr, to_lr], 1)), out)
 
@@ -82,7 +82,7 @@ class Normalise(nn.Module):
     def forward(self, x): # B×C×H×W → B×C×H×W
         return (x-self.mean)/self.sd
 
-# %% ../../nbs/diagnosis/network.ipynb #c013
+# %% ../../nbs/diagnosis/network.ipynb #c015
 class DiagnosisNetwork(nn.Module):
     """Two ResNet-18 branches with sample affinity interaction after each of four stages, and the gate
     (section III-B, Fig. 2)"""
@@ -107,8 +107,8 @@ class DiagnosisNetwork(nn.Module):
         s, l = self.branch_sr.stem(self.normalise(x_sr)), self.branch_lr.stem(self.normalise(x_lr))
         seen = []
         for k, interact in enumerate(self.interactions):
-            s, l, out = (interact(self.branch_sr.stages[k](s), self.branch_lr.stages[k](l), mode,
-                                  None if context is None else context[k]))
+            s, l = self.branch_sr.stages[k](s), self.branch_lr.stages[k](l)
+            s, l, out = interact(s, l, mode, None if context is None else context[k])
             seen.append(out)
         return s.mean((2, 3)), l.mean((2, 3)), seen
 
@@ -126,10 +126,10 @@ class DiagnosisNetwork(nn.Module):
         s, l, seen = self._stages(x_lr, x_sr, mode, context)
         y_sr, y_lr = self.head_sr(s), self.head_lr(l)
         gated, seen = self.ensemble(s, l, y_sr, y_lr), [out for out in seen if out is not None]
-        return (DiagnosisOutput(gated.ens, y_sr, y_lr, gated.aux, gated.gate, [o.a_sr for o in seen],
-                                [o.a_lr for o in seen], [o.mutual for o in seen]))
+        return DiagnosisOutput(gated.ens, y_sr, y_lr, gated.aux, gated.gate, [o.a_sr for o in seen],
+                               [o.a_lr for o in seen], [o.mutual for o in seen])
 
-# %% ../../nbs/diagnosis/network.ipynb #c021
+# %% ../../nbs/diagnosis/network.ipynb #c023
 class SingleBranch(nn.Module):
     "One ResNet-18 on one image: the baselines of Table V"
     def __init__(self,
@@ -142,12 +142,11 @@ class SingleBranch(nn.Module):
         self.head = nn.Linear(ResNet18Branch.widths[-1], classes)
 
     def forward(self, x):
-        # B×C×H×W in [0, 1] → DiagnosisOutput, the same scores in `ens` and `lr`, None where it has
-        # nothing to say
+        # B×C×H×W in [0, 1] → DiagnosisOutput: the same scores in `ens` and `lr`, None for the other heads
         y = self.head(self.branch(self.normalise(x)))
         return DiagnosisOutput(y, None, y, None, None, [], [], [])
 
-# %% ../../nbs/diagnosis/network.ipynb #c023
+# %% ../../nbs/diagnosis/network.ipynb #c025
 class ReferenceImages(nn.Module):
     "R images as bytes: `lr` R×C×h×w and, for a framework that reads the true HR image, `hr` R×C×sh×sw"
     def __init__(self,
@@ -157,14 +156,17 @@ class ReferenceImages(nn.Module):
     ):
         super().__init__()
         self.scale, self.with_hr = scale, with_hr
-        self.register_buffer('lr', None if shape is None else torch.zeros(shape, dtype=torch.uint8))
-        (self.register_buffer('hr', None if shape is None or not with_hr
-                              else torch.zeros(*shape[:2], *(scale*n for n in shape[2:]), dtype=torch.uint8)))
+        large = None if shape is None or not with_hr else self._large(shape)
+        for name, size in (('lr', shape), ('hr', large)):
+            self.register_buffer(name, None if size is None else torch.zeros(size, dtype=torch.uint8))
+
+    def _large(self, shape): # of the HR images, from that of the small ones
+        return *shape[:2], *(self.scale*n for n in shape[2:])
 
     def remember(self, lr, hr=None): # uint8 images → their shape as a list
-        if (lr.dtype != torch.uint8 or self.with_hr and (hr is None or hr.dtype != torch.uint8
-                                                         or hr.shape[2:] != tuple(
-                                                             self.scale*n for n in lr.shape[2:]))):
+        images, sizes = [lr], [lr.shape[2:]]
+        if self.with_hr: images, sizes = [lr, hr], [lr.shape[2:], self._large(lr.shape)[2:]]
+        if any(x is None or x.dtype != torch.uint8 or x.shape[2:] != s for x, s in zip(images, sizes)):
             raise ValueError('Reference images are bytes (uint8): low-resolution ones and, if the network '
                              'reads HR, the HR ones they were made from.')
         device = next((b.device for b in self.buffers()), lr.device)
@@ -174,13 +176,42 @@ class ReferenceImages(nn.Module):
     def floats(self): # → the images in [0, 1]: lr, or lr and hr
         return [x.float()/255 for x in (self.lr, self.hr) if x is not None]
 
-# %% ../../nbs/diagnosis/network.ipynb #c025
-def _setting(name, value, known):
-    if value not in known:
-        raise ValueError(f'There is no {name} {value!r}: choose one of {", ".join(known)}.')
+# %% ../../nbs/diagnosis/network.ipynb #c028
+def _check_framework(config): # ValueError for what cannot be
+    for what, value, known in (('input', config['inputs'], INPUTS), ('mode', config['mode'], MODES),
+                               ('way to weigh rows', config['mutual'], ROW_WEIGHTS),
+                               ('architecture', config['sr_architecture'], ARCHITECTURES)):
+        if value not in known:
+            raise ValueError(f'There is no {what} {value!r}: choose one of {", ".join(known)}.')
+    if not 0 <= config['solo_share'] <= 1:
+        raise ValueError(f'solo_share lies between 0 and 1, not at {config["solo_share"]}.')
 
-class FrameworkParts(nn.Module):
-    "The settings and modules of `SREnhancedDiagnosis`. ValueError for settings that do not exist"
+# %% ../../nbs/diagnosis/network.ipynb #c030
+def _sr_network(c): # configuration → super-resolution network, or None if no branch wants it
+    if not c['inputs'].endswith('SR'): return None
+    own = dict(scale=c['scale'], image_channels=c['channels'])
+    return ARCHITECTURES[c['sr_architecture']](**(c['sr'] or {}) | own)
+
+def _diagnosis_network(c): # configuration → two branches or one
+    stem = c['lr_stem'] if c['inputs'].split('+')[-1] == 'LR' else c['sr_stem']
+    if '+' not in c['inputs']: return SingleBranch(c['classes'], c['channels'], stem)
+    return DiagnosisNetwork(c['classes'], c['sai'], c['channels'], stem, c['lr_stem'], c['mutual'])
+
+# %% ../../nbs/diagnosis/network.ipynb #c033
+class _Modules(nn.Module):
+    "What a configuration is made into: super-resolution network, diagnosis network, references"
+    def __init__(self, c): # all settings by name
+        super().__init__()
+        _check_framework(c)
+        self.scale, self.large, self.two = c['scale'], c['inputs'].split('+')[-1], '+' in c['inputs']
+        self.solo_share = c['solo_share']
+        self.sr_network, self.network = _sr_network(c), _diagnosis_network(c)
+        self.references = ReferenceImages(c['references'], self.scale, self.large == 'HR')
+        self.config = c | dict(sr=getattr(self.sr_network, 'config', None))
+
+# %% ../../nbs/diagnosis/network.ipynb #c035
+class FrameworkParts(_Modules):
+    "The settings and modules of `SREnhancedDiagnosis`, by name. ValueError for settings that do not exist"
     def __init__(self,
         classes: int, # K
         scale: int, # between the small and the large image: 2 or 4
@@ -196,30 +227,11 @@ class FrameworkParts(nn.Module):
         references: list|None = None, # shape [R, C, h, w] of the reference images; None: there are none
         sr_architecture: str = 'mrcnet', # a key of ARCHITECTURES
     ):
-        super().__init__()
-        for setting in (('input', inputs, INPUTS), ('mode', mode, MODES),
-                        ('way to weigh rows', mutual, ROW_WEIGHTS),
-                        ('architecture', sr_architecture, ARCHITECTURES)):
-            _setting(*setting)
-        if not 0 <= solo_share <= 1:
-            raise ValueError(f'solo_share lies between 0 and 1, not at {solo_share}.')
-        self.scale, self.large, self.two, self.solo_share = (
-            scale, inputs.split('+')[-1], '+' in inputs, solo_share)
-        self.sr_network = None
-        if self.large == 'SR':
-            self.sr_network = ARCHITECTURES[sr_architecture](**((sr or {})
-                                                                | dict(scale=scale, image_channels=channels)))
-        self.config = (dict(classes=classes, scale=scale, inputs=inputs, sai=sai, channels=channels,
-                            lr_stem=lr_stem, sr_stem=sr_stem,
-                            sr=self.sr_network.config if self.sr_network is not None else None, mutual=mutual,
-                            mode=mode, solo_share=solo_share, references=references,
-                            sr_architecture=sr_architecture))
-        stem = lr_stem if self.large == 'LR' else sr_stem
-        self.network = (DiagnosisNetwork(classes, sai, channels, stem, lr_stem, mutual) if self.two
-                        else SingleBranch(classes, channels, stem))
-        self.references = ReferenceImages(references, scale, self.large == 'HR')
+        super().__init__(dict(classes=classes, scale=scale, inputs=inputs, sai=sai, channels=channels,
+                              lr_stem=lr_stem, sr_stem=sr_stem, sr=sr, mutual=mutual, mode=mode,
+                              solo_share=solo_share, references=references, sr_architecture=sr_architecture))
 
-# %% ../../nbs/diagnosis/network.ipynb #c027
+# %% ../../nbs/diagnosis/network.ipynb #c037
 class SREnhancedDiagnosis(FrameworkParts):
     "Super-resolution network and diagnosis network in one (Fig. 2); `inputs` selects a row of Table V"
     @property
@@ -255,10 +267,9 @@ class SREnhancedDiagnosis(FrameworkParts):
 
     def forward(self, lr, hr=None, mode=None, context=None):
         # B×C×h×w in [0, 1] → DiagnosisOutput; mode None: its own, in training by `solo_share`
-        large = self.large_image(lr, hr)
+        large = self.large_image(check_floats(lr, 'SREnhancedDiagnosis'), hr)
         if not self.two: return self.network(large)
-        if mode is None:
-            mode = (('solo' if torch.rand(()).item() < self.solo_share else 'batch') if self.training
-                    else self.mode)
+        if mode is None and not self.training: mode = self.mode
+        elif mode is None: mode = 'solo' if torch.rand(()).item() < self.solo_share else 'batch'
         if mode == 'context' and self.mixes and context is None: context = self.context()
         return self.network(lr, large, mode, context)

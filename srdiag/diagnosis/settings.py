@@ -14,7 +14,8 @@ from ..core.errors import DataError
 from ..core.settings import Between, Positive, Share, Weight, check_settings
 
 # %% ../../nbs/diagnosis/settings.ipynb #c005
-Inputs = Literal['LR', 'ILR', 'HR', 'SR', 'LR+LR', 'LR+ILR', 'LR+HR', 'LR+SR'] # rows of Table V
+# a row of Table V; ILR alone is ours
+Inputs = Literal['LR', 'ILR', 'HR', 'SR', 'LR+LR', 'LR+ILR', 'LR+HR', 'LR+SR']
 Mode = Literal['context', 'solo', 'batch'] # whom a prediction compares an image with
 Mutual = Literal['printed', 'l2', 'mean'] # how rows of M are weighed, Eq. (7)
 Norm = Literal['frobenius', 'mean_square'] # of SAC and SAR, Eq. (9) and (11)
@@ -32,8 +33,10 @@ class FrameworkSettings:
     # model folder of an MRC-Net, or the name of one that comes with the package (Pretrain); default: start it
     # from scratch
     sr: str|None = None
-    fixed: bool = False # keep MRC-Net as it is (Pretrain + Fixed); default: fine-tune it at 0.01 times the rate
-    batch_size: Annotated[int, Between(2)]|None = None # images per step; default: the recipe's (fast 32, published 8)
+    # keep MRC-Net as it is (Pretrain + Fixed); default: fine-tune it at 0.01 times the rate
+    fixed: bool = False
+    # images per step; default: the recipe's (fast 32, published 8)
+    batch_size: Annotated[int, Between(2)]|None = None
     # norm in Eq. (9) and (11): frobenius is printed, but outweighs the diagnosis in short trainings;
     # mean_square is the reading of the released code
     affinity_norm: Norm = 'mean_square'
@@ -44,7 +47,8 @@ class FrameworkSettings:
     # batch as published
     mode: Mode = 'context'
     references: Positive = 32 # training images that a model of the mode context keeps, as many of each class
-    # training batches without affinity between samples; default: 0.5 for the mode solo, otherwise 0 as published
+    # training batches without affinity between samples; default: 0.5 for the mode solo, otherwise 0 as
+    # published
     solo_share: Share|None = None
     rank: Weight = 1. # λ1 of the rank loss; 0 switches it off
     sac: Weight = 100. # λ2 of the consistency loss; 0 switches it off
@@ -52,7 +56,8 @@ class FrameworkSettings:
 
     def __post_init__(self):
         if self.batch_size == 1:
-            raise DataError('Batches of 1 image cannot be normalised in training: use a batch size of at least 2.')
+            raise DataError('Batches of 1 image cannot be normalised in training: use a batch size of at '
+                            'least 2.')
         check_settings(self, 'A run')
 
     @property
@@ -68,11 +73,12 @@ class FrameworkSettings:
     @property
     def reduction(self): return self.scale if self.images == 'hr' else 1 # of a file's side, to its LR image
 
-# %% ../../nbs/diagnosis/settings.ipynb #c011
+# %% ../../nbs/diagnosis/settings.ipynb #c013
 @dataclass(frozen=True)
 class Caution:
     "What the thresholds of a model are to reach on validation images. Raises DataError for impossible shares"
-    risk: Share = 0.05 # of wrong ones among the answered images that is bearable: below some confidence no answer
+    # of wrong ones among the answered images that is bearable: below some confidence no answer
+    risk: Share = 0.05
     positive: str|None = None # the class that must not be missed; sets an operating point
     sensitivity: Share = 0.95 # of the positive class that the operating point is to reach
 

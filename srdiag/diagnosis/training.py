@@ -6,26 +6,34 @@
 __all__ = ['diagnosis_dataloaders', 'HeadAccuracy', 'parameter_groups', 'diagnosis_learner', 'choose_references', 'recalibrate',
            'train_diagnosis']
 
-# %% ../../nbs/diagnosis/training.ipynb #c006
+# %% ../../nbs/diagnosis/training.ipynb #c005
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import torch
+from torch import nn
+
+from ..training.loop import BatchLoader, LossComponent, log_both, standard_callbacks # before fastai
+
 from fastai.data.core import DataLoaders
 from fastai.learner import Learner, Metric
 from fastai.torch_core import set_seed
-from torch import nn
 
 from ..core.errors import DataError
 from ..data.images import as_float
 from ..data.pairs import LabelledPairs
 from .losses import DiagnosisLoss
 from .network import SREnhancedDiagnosis
-from ..training.loop import BatchLoader, LossComponent, log_both, standard_callbacks
 from ..training.recipes import Recipe, adam, fit
 
-# %% ../../nbs/diagnosis/training.ipynb #c008
+# %% ../../nbs/diagnosis/training.ipynb #c010
+def _check_batches(n, batch_size):
+    if n < 2: raise DataError(f'There are only {n} training images: a batch needs at least 2.')
+    if batch_size < 2:
+        raise DataError('Batches of 1 image cannot be normalised in training: use a batch size of at least '
+                        '2.')
+
 def diagnosis_dataloaders(
     train: LabelledPairs, # with augmentation
     valid: LabelledPairs, # without
@@ -35,10 +43,7 @@ def diagnosis_dataloaders(
     valid_batch_size: int|None = None, # None: batch_size
 ) -> DataLoaders: # of (lr, y) or (lr, hr, y)
     "Shuffled training batches without a last odd one; validation batches in a fixed random order"
-    if len(train) < 2:
-        raise DataError(f'There are only {len(train)} training images: a batch needs at least 2.')
-    if batch_size < 2:
-        raise DataError('Batches of 1 image cannot be normalised in training: use a batch size of at least 2.')
+    _check_batches(len(train), batch_size)
     order = torch.randperm(len(valid), generator=torch.Generator().manual_seed(seed)).tolist()
     loaders = [BatchLoader(train, bs=min(batch_size, len(train)), shuffle=True, drop_last=True),
                BatchLoader(valid, bs=valid_batch_size or batch_size, shuffle=True,
@@ -46,7 +51,7 @@ def diagnosis_dataloaders(
     for loader in loaders: loader.n_inp = train.n_inp
     return DataLoaders(*loaders, device=device)
 
-# %% ../../nbs/diagnosis/training.ipynb #c010
+# %% ../../nbs/diagnosis/training.ipynb #c013
 class HeadAccuracy(Metric):
     "Accuracy of one diagnosis of a DiagnosisOutput"
     def __init__(self,
@@ -54,15 +59,16 @@ class HeadAccuracy(Metric):
     ): self.head = head
     def reset(self): self.right, self.count = 0, 0
     def accumulate(self, learn):
-        y = learn.pred.answers()[0]['ens'] if self.head == 'ens' else getattr(learn.pred, self.head)
-        self.right, self.count = (self.right + (y.argmax(1) == learn.yb[0]).sum().item(),
-                                  self.count + len(learn.yb[0]))
+        out, truth = learn.pred, learn.yb[0]
+        y = out.answers()[0]['ens'] if self.head == 'ens' else getattr(out, self.head)
+        self.right += (y.argmax(1) == truth).sum().item()
+        self.count += len(truth)
     @property
     def value(self): return self.right/self.count if self.count else None
     @property
     def name(self): return 'accuracy' if self.head == 'ens' else f'accuracy_{self.head}'
 
-# %% ../../nbs/diagnosis/training.ipynb #c012
+# %% ../../nbs/diagnosis/training.ipynb #c015
 def parameter_groups(
     model: SREnhancedDiagnosis, # as built
 ) -> list: # of lists of parameters: [MRC-Net's, the others'], or just the others'
@@ -70,7 +76,7 @@ def parameter_groups(
     sr = [p for p in model.sr_network.parameters() if p.requires_grad] if model.sr_network is not None else []
     return [g for g in (sr, [p for p in model.network.parameters() if p.requires_grad]) if g]
 
-# %% ../../nbs/diagnosis/training.ipynb #c014
+# %% ../../nbs/diagnosis/training.ipynb #c018
 def diagnosis_learner(
     dls: DataLoaders, # from diagnosis_dataloaders
     model: SREnhancedDiagnosis, # to be trained
@@ -81,14 +87,14 @@ def diagnosis_learner(
     save=None, # called with (model, value, epoch) when validation accuracy improves
 ) -> Learner:
     "A Learner for the framework that keeps the model with the best validation accuracy"
-    heads = ['ens'] + (['sr', 'lr', 'aux'] if '+' in model.config['inputs'] else [])
     loss = loss or DiagnosisLoss()
-    return (log_both(Learner(dls, model, loss_func=loss, opt_func=adam(recipe), splitter=parameter_groups,
-                             metrics=[*[LossComponent(k) for k in loss.names],
-                                      *[HeadAccuracy(h) for h in heads]], cbs=standard_callbacks(
-                                     folder, 'valid_accuracy', True, save, precision, dls.device or 'cpu'))))
+    metrics = [LossComponent(k) for k in loss.names]
+    metrics += [HeadAccuracy(h) for h in (('ens', 'sr', 'lr', 'aux') if model.two else ('ens',))]
+    cbs = standard_callbacks(folder, 'valid_accuracy', True, save, precision, dls.device or 'cpu')
+    return log_both(Learner(dls, model, loss_func=loss, opt_func=adam(recipe), splitter=parameter_groups,
+                            metrics=metrics, cbs=cbs))
 
-# %% ../../nbs/diagnosis/training.ipynb #c016
+# %% ../../nbs/diagnosis/training.ipynb #c020
 def choose_references(
     labels, # N class indices of the training images
     groups=None, # N group names; None: each image on its own
@@ -96,18 +102,17 @@ def choose_references(
     seed: int = 0, # of the order of groups and images
 ) -> list: # positions, the classes in turn
     "A class-balanced choice that is spread over the groups"
-    rng, labels = np.random.default_rng(seed), np.asarray(labels)
+    rng, labels, queues = np.random.default_rng(seed), np.asarray(labels), []
     groups = np.arange(len(labels)) if groups is None else np.asarray(groups)
-    kinds, queues = np.unique(labels), []
-    for k in kinds:
+    for k in np.unique(labels):
         order = rng.permutation(np.flatnonzero(labels == k))
         # 0 for the first image of each group, ...
         turn = pd.Series(groups[order]).groupby(groups[order]).cumcount().to_numpy()
         queues.append(order[np.argsort(turn, kind='stable')])
-    each = min(max(1, n//len(kinds)), min(len(q) for q in queues))
+    each = min(max(1, n//len(queues)), min(len(q) for q in queues))
     return [int(q[i]) for i in range(each) for q in queues]
 
-# %% ../../nbs/diagnosis/training.ipynb #c019
+# %% ../../nbs/diagnosis/training.ipynb #c023
 @torch.no_grad()
 def recalibrate(
     model: SREnhancedDiagnosis, # trained
@@ -120,11 +125,12 @@ def recalibrate(
     "Measure the running statistics of every batch norm anew, in the mode of prediction"
     norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
     momenta, device = [m.momentum for m in norms], next(model.parameters()).device
-    for m in norms: m.reset_running_stats(); m.momentum = None   # None: the plain average over batches
+    for m in norms:
+        m.reset_running_stats()
+        m.momentum = None # the plain average over batches
     model.train()
     order = torch.randperm(len(train), generator=torch.Generator().manual_seed(seed))
-    parts = [p for p in order.split(batch_size) if len(p) > 1][:batches]
-    for part in parts:
+    for part in [p for p in order.split(batch_size) if len(p) > 1][:batches]:
         images = train.batch(part.tolist())[:-1]
         model(*[x.to(device).contiguous(memory_format=torch.channels_last) for x in images], mode=mode)
     for m, value in zip(norms, momenta):
@@ -133,7 +139,16 @@ def recalibrate(
         m.running_var[m.running_var < m.eps] = 1.
     return model.eval()
 
-# %% ../../nbs/diagnosis/training.ipynb #c021
+# %% ../../nbs/diagnosis/training.ipynb #c026
+def _measure_again(model, train, size, seed): # as the last section says
+    if not model.mixes: return
+    if model.mode == 'context' and model.config['mutual'] != 'mean':
+        n = model.config['references'][0] + 1 # a sample and its references: sums over a batch grow with it
+        recalibrate(model, train, n, mode='batch', seed=seed)
+    elif model.mode == 'solo' or model.solo_share:
+        recalibrate(model, train, size, mode='solo' if model.mode == 'solo' else 'batch', seed=seed)
+
+# %% ../../nbs/diagnosis/training.ipynb #c028
 def train_diagnosis(
     model: SREnhancedDiagnosis, # changed in place
     train: LabelledPairs, # with augmentation
@@ -142,25 +157,19 @@ def train_diagnosis(
     epochs: int, # passes over the training images
     fixed: bool = False, # keep MRC-Net as it is (Pretrain + Fixed)
     seed: int = 0, # of the order of images
-    # positions of reference images in `train`, for a model with the mode 'context'; None:
-    # `choose_references`
-    references: list|None = None,
+    references: list|None = None, # positions in `train`, for the mode 'context'; None: `choose_references`
     **kwargs, # to diagnosis_learner: loss, folder, precision, save
 ) -> Learner: # after training; `model` holds the best weights
     "Train the framework (or a baseline) on labels; TrainingError on a non-finite loss"
     set_seed(seed, reproducible=True)
     if model.sr_network is not None: model.sr_network.requires_grad_(not fixed)
     model.network.normalise.fit(as_float(train.lr))
-    mode = model.mode if model.mixes else 'solo'
-    if mode == 'context':
+    size, device = recipe.batch_size, next(model.parameters()).device
+    if model.mixes and model.mode == 'context':
         at = choose_references(train.labels, seed=seed) if references is None else references
         model.remember(train.lr[at], None if train.hr is None else train.hr[at])
-    dls = (diagnosis_dataloaders(train, valid, recipe.batch_size, seed, next(model.parameters()).device,
-                                 recipe.batch_size*(1 if mode == 'batch' else 4)))
+    alone = not model.mixes or model.mode != 'batch' # then validation may take larger batches
+    dls = diagnosis_dataloaders(train, valid, size, seed, device, size*(4 if alone else 1))
     learn = fit(diagnosis_learner(dls, model, recipe, **kwargs), recipe, epochs)
-    # sums over a batch grow with it
-    if mode == 'context' and model.config['mutual'] != 'mean':
-        recalibrate(model, train, len(at)+1, mode='batch', seed=seed)
-    elif model.mixes and (model.solo_share or mode == 'solo'):
-        recalibrate(model, train, recipe.batch_size, mode='solo' if mode == 'solo' else 'batch', seed=seed)
+    _measure_again(model, train, size, seed)
     return learn
