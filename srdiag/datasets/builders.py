@@ -15,8 +15,6 @@ from contextlib import closing
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-import torch
-
 from ..core.errors import DataError, ImageError
 from ..data.degradation import degrade
 from ..data.images import as_float, file_hash, find_images, read_image, save_png

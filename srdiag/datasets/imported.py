@@ -18,9 +18,9 @@ from ..core.words import counted, listed
 from ..data.images import file_hash, read_image, save_png
 from ..data.labelled import LabelledTable, load_table
 from ..data.splits import grouped_folds
-from .downloads import check_labelled_rows, pixels_of_files, read_columns
+from .downloads import check_labelled_rows, read_columns
 from .folders import MANIFEST, clean_name, leftovers, new_folder, not_listed
-from .settings import FoldOptions, ImportOptions
+from .settings import ImportOptions
 
 # %% ../../nbs/datasets/imported.ipynb #c009
 def part_counts(

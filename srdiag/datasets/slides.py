@@ -18,7 +18,8 @@ from skimage.color import rgb2hsv
 from skimage.filters import gaussian, threshold_otsu
 from tiffslide import TiffSlide
 
-from ..data.images import EXTENSIONS, find_images, quietly, read_image
+from ..data.decoding import quietly
+from ..data.images import EXTENSIONS, find_images, read_image
 from ..core.errors import DataError, ImageError
 
 # %% ../../nbs/datasets/slides.ipynb #c012

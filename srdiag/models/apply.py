@@ -21,7 +21,8 @@ from ..core.precision import pick_device
 from ..core.settings import check_choice
 from ..core.words import say
 from ..data.degradation import crop_to_multiple, degrade
-from ..data.images import as_float, luma, pil_pixels, read_image, to_uint8
+from ..data.decoding import pil_pixels
+from ..data.images import as_float, luma, read_image, to_uint8
 from ..diagnosis.network import SREnhancedDiagnosis
 from .info import ModelInfo, check_described
 from .saving import load_model
