@@ -73,6 +73,16 @@ def test_editors_are_told_the_same_names():
     assert told == srdiag._FACE
 
 
+def test_the_face_defines_access_and_nothing_else():
+    body = ast.parse((ROOT/'srdiag'/'__init__.py').read_text(encoding='utf-8')).body
+    assert [node.name for node in body if isinstance(node, ast.FunctionDef)] == ['__getattr__', '__dir__']
+    imports = [node for node in body if isinstance(node, ast.ImportFrom)]
+    assert {node.module for node in imports} == {'typing', 'core.moved'}
+    known = ast.FunctionDef, ast.ImportFrom, ast.Assign
+    others = [ast.unparse(node) for node in body if not isinstance(node, known)]
+    assert [text.split(':')[0] for text in others[1:]] == ['if TYPE_CHECKING', 'MovedFinder.install()']
+
+
 def test_rooms_are_there_without_an_import():
     rooms = fresh("import srdiag; print(srdiag.sr.__name__, srdiag.core.__name__, 'sr' in dir(srdiag))")
     assert rooms.split() == ['srdiag.sr', 'srdiag.core', 'True']

@@ -5,34 +5,32 @@ import math
 import numpy as np
 import pytest
 
-from srdiag.bench import sr as benchmark, tables as experiment
+from srdiag.bench.rows import Row
+from srdiag.bench.settings import Design, DiagnosisBudget, SRBudget
 from srdiag.commands.train_diagnosis import train_diagnosis_command
 from srdiag.commands.train_sr import train_sr_command
+from srdiag.core.errors import DataError
+from srdiag.diagnosis.losses import DiagnosisLoss
+from srdiag.diagnosis.network import SREnhancedDiagnosis
 from srdiag.diagnosis.settings import Caution, FrameworkSettings
 from srdiag.sr.settings import DistilSettings, Schedule, SRSettings
 from srdiag.training.options import RunOptions
-from srdiag.diagnosis.losses import DiagnosisLoss
-from srdiag.diagnosis.network import SREnhancedDiagnosis
-from srdiag.core.errors import DataError
-from srdiag.bench.tables import Design, Row
 
 NAN = float('nan')
 
 
-@pytest.mark.parametrize('wrong, naming', [(dict(epochs=0), 'epochs to be a whole number of 1 or more, not 0'),
-                                           (dict(epochs=2.5), 'not 2.5'), (dict(epochs='3'), "not '3'"),
-                                           (dict(epochs=True), 'not True'), (dict(epochs=None), 'not None'),
-                                           (dict(epochs=10**400, recipe='x'), 'recipe'),
-                                           (dict(recipe='fats'), 'fast, published'),
-                                           (dict(seed=-1), 'from 0 to'), (dict(seed=2**32), 'from 0 to'),
-                                           (dict(precision='half'), 'bf16, fp16, fp32'),
-                                           (dict(channels='green'), 'auto, rgb, grey'),
-                                           (dict(size=0), 'size to be a whole number of 1 or more')])
+@pytest.mark.parametrize('wrong, naming', [
+    (dict(epochs=0), 'epochs to be a whole number of 1 or more, not 0'), (dict(epochs=2.5), 'not 2.5'),
+    (dict(epochs='3'), "not '3'"), (dict(epochs=True), 'not True'), (dict(epochs=None), 'not None'),
+    (dict(epochs=10**400, recipe='x'), 'recipe'), (dict(recipe='fats'), 'fast, published'),
+    (dict(seed=-1), 'from 0 to'), (dict(seed=2**32), 'from 0 to'),
+    (dict(precision='half'), 'bf16, fp16, fp32'), (dict(channels='green'), 'auto, rgb, grey'),
+    (dict(size=0), 'size to be a whole number of 1 or more')])
 def test_options_of_a_run(wrong, naming):
     with pytest.raises(DataError, match=naming): RunOptions(**wrong)
 
 
-@pytest.mark.parametrize('make', [benchmark.Budget, experiment.Budget])
+@pytest.mark.parametrize('make', [SRBudget, DiagnosisBudget])
 @pytest.mark.parametrize('wrong',
                          [dict(epochs=0), dict(seeds=1.5), dict(batch_size='8'), dict(recipe='quick')])
 def test_budgets(make, wrong):
@@ -58,7 +56,8 @@ def test_rows(wrong):
 @pytest.mark.parametrize('wrong, naming', [
     (dict(batch_size=1), 'at least 2'), (dict(batch_size=0), 'batch_size.* of 2'),
     (dict(solo_share=2), 'solo_share.* from 0 to 1'), (dict(solo_share=NAN), 'solo_share'),
-    (dict(mutual='x'), 'printed, l2, mean'), (dict(mode='x'), 'context, solo, batch'), (dict(inputs='x'), 'LR, ILR'),
+    (dict(mutual='x'), 'printed, l2, mean'), (dict(mode='x'), 'context, solo, batch'),
+    (dict(inputs='x'), 'LR, ILR'),
     (dict(scale=3), '2, 4'), (dict(images='x'), 'lr, hr'), (dict(references=0), 'references'),
     (dict(sac=-1), 'sac to be a number of 0 or more'), (dict(affinity_norm='l1'), 'frobenius'),
     (dict(sac='high'), "not 'high'")])
@@ -78,14 +77,16 @@ def test_training_for_diagnosis_reads_nothing_first(tmp_path, wrong, naming):
 @pytest.mark.parametrize('make, naming', [
     (lambda: SRSettings(steps=0), 'steps'), (lambda: SRSettings(scale=3), '2, 4'),
     (lambda: DistilSettings(steps=0), 'steps'), (lambda: DistilSettings(phase1=1.5), 'phase1.* from 0 to 1'),
-    (lambda: DistilSettings(weight=-1), 'weight.* of 0 or more'), (lambda: DistilSettings(weight=NAN), 'weight'),
+    (lambda: DistilSettings(weight=-1), 'weight.* of 0 or more'),
+    (lambda: DistilSettings(weight=NAN), 'weight'),
     (lambda: Schedule(epochs=0), 'epochs')])
 def test_settings_of_super_resolution(make, naming):
     with pytest.raises(DataError, match=naming): make()
 
 
 @pytest.mark.parametrize('wrong, naming', [
-    (dict(settings=SRSettings(patch=3)), 'multiple of 4'), (dict(settings=SRSettings(patch=4)), 'too small to learn from'),
+    (dict(settings=SRSettings(patch=3)), 'multiple of 4'),
+    (dict(settings=SRSettings(patch=4)), 'too small to learn from'),
     (dict(options=RunOptions(device='cpu', precision='fp16')), 'fp16')])
 def test_training_for_super_resolution_reads_nothing_first(tmp_path, wrong, naming):
     with pytest.raises(DataError, match=naming):
@@ -96,8 +97,8 @@ def test_training_for_super_resolution_reads_nothing_first(tmp_path, wrong, nami
 def test_numbers_of_other_libraries_become_pythons_own():
     made = (RunOptions(epochs=np.int64(3), size=np.int32(64)),
             Design(references=np.int64(4), solo_share=np.float32(0.5)))
-    assert ([type(x) for x in (made[0].epochs, made[0].size, made[1].references, made[1].solo_share)] == [
-                    int, int, int, float])
+    numbers = made[0].epochs, made[0].size, made[1].references, made[1].solo_share
+    assert [type(x) for x in numbers] == [int, int, int, float]
 
 
 @pytest.mark.parametrize('wrong', [dict(risk=0), dict(risk=1), dict(risk='low'), dict(sensitivity=2),
@@ -106,13 +107,8 @@ def test_caution(wrong):
     with pytest.raises(DataError, match=next(iter(wrong))): Caution(**wrong)
 
 
-def test_networks_and_losses_say_what_there_is():
-    for make in (lambda: DiagnosisLoss(sar=-1), lambda: DiagnosisLoss(rank=NAN), lambda: DiagnosisLoss(
-                                                                                             norm='l1'),
-                                                                                         lambda: SREnhancedDiagnosis(2,
-                                                                                                                     2,
-                                                                                                                     mutual='x'),
-                                                                                                 lambda: SREnhancedDiagnosis(2,
-                                                                                                                             2,
-                                                                                                                             solo_share=2)):
-        with pytest.raises(ValueError): make()
+@pytest.mark.parametrize('make', [
+    lambda: DiagnosisLoss(sar=-1), lambda: DiagnosisLoss(rank=NAN), lambda: DiagnosisLoss(norm='l1'),
+    lambda: SREnhancedDiagnosis(2, 2, mutual='x'), lambda: SREnhancedDiagnosis(2, 2, solo_share=2)])
+def test_networks_and_losses_say_what_there_is(make):
+    with pytest.raises(ValueError): make()
