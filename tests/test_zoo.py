@@ -8,8 +8,9 @@ from torch import nn
 from srdiag.data.degradation import degrade, upsample
 from srdiag.core.errors import ModelError
 from srdiag.sr.mrcnet import MRCNet
-from srdiag.sr.zoo import (ARCHITECTURES, MODELS, SCALES, SRNetwork, architecture_of, create_model, describe,
-                           haar, inverse_haar, list_models, traits)
+from srdiag.sr.pre_upsampling import SRNetwork, haar, inverse_haar
+from srdiag.sr.zoo import (ARCHITECTURES, MODELS, SCALES, architecture_of, create_model, describe,
+                           list_models, traits)
 
 TINY = { # settings with which a network of each name takes no time
     'bicubic': {}, 'srcnn': dict(channels=16), 'vdsr': dict(channels=16, depth=6), 'carn': dict(channels=16),

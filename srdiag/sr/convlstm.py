@@ -22,8 +22,7 @@ class LSTMState(NamedTuple):
 
 # %% ../../nbs/sr/convlstm.ipynb #c021
 class GateInput(nn.Module):
-    """What gates are computed from: [X, Y] merged to n channels by conv1×1, PReLU, residual block, conv3×3,
-    PReLU"""
+    "What gates are computed from: [X, Y] to n channels by conv1×1, PReLU, residual block, conv3×3, PReLU"
     def __init__(self,
         channels: int, # n, features of X and of Y
     ):
@@ -41,8 +40,7 @@ class GateInput(nn.Module):
 
 # %% ../../nbs/sr/convlstm.ipynb #c024
 class ConvLSTMCell(nn.Module):
-    """Convolutional LSTM with peepholes (Eq. 1); the gates are stored in the order input, candidate, output,
-    forget"""
+    "Convolutional LSTM with peepholes (Eq. 1); gates in the order input, candidate, output, forget"
     def __init__(self,
         channels: int, # n, features of X, Y, C and H
         trunk: bool = True, # merge X and Y by `GateInput` first; False: Eq. (1) to the letter
@@ -77,8 +75,7 @@ class ConvLSTMCell(nn.Module):
         projected: torch.Tensor, # from `project`
         state: LSTMState|None = None, # of the step before; None at the first step, where Y = C = 0
     ) -> tuple[torch.Tensor, torch.Tensor]: # H and C, each B×n×H×W
-        """One step; at the first one neither the forget gate nor the part of Y is computed, for they have no
-        effect"""
+        "One step; the first leaves out the forget gate and the part of Y, which have no effect there"
         i, g, o, *f = self._preactivations(projected, state, 3 if state is None else 4)
         old = None if state is None else state.cell
         cell = torch.sigmoid(self._peep(i, 'i', old))*torch.tanh(g)

@@ -7,16 +7,18 @@ __all__ = ['student_of', 'DistillationLoss', 'PhasedLoss', 'FeatureStudent', 'Re
 
 # %% ../../nbs/sr/distillation.ipynb #c006
 import torch
+from torch import nn
+
+from ..training.loop import LossComponent, as_float32 # before fastai
+
 from fastai.callback.core import Callback
 from fastai.learner import Learner
 from fastai.torch_core import set_seed
-from torch import nn
 
 from ..data.pairs import SRPairs
 from .mrcnet import MRCFeatures, MRCNet
 from .settings import Schedule
 from .training import sr_dataloaders, sr_learner
-from ..training.loop import LossComponent, as_float32
 from ..training.recipes import Recipe, fit
 
 # %% ../../nbs/sr/distillation.ipynb #c008
@@ -44,21 +46,21 @@ class DistillationLoss(nn.Module):
         self.gamma = dict(cell=cell, hidden=hidden, f_lr=f_lr, f_sr=f_sr)
 
     def forward(self, student: MRCFeatures, teacher: MRCFeatures): # → a number
-        terms = ({k: g*nn.functional.mse_loss(getattr(student, k), getattr(teacher, k).detach()) for k,
-                  g in self.gamma.items()})
+        terms = {k: g*nn.functional.mse_loss(getattr(student, k), getattr(teacher, k).detach())
+                 for k, g in self.gamma.items()}
         self.components = {f'distil_{k}': v.detach() for k, v in terms.items()}
         return sum(terms.values())
 
 # %% ../../nbs/sr/distillation.ipynb #c016
 class PhasedLoss(nn.Module):
-    """MAE, plus γ_d times the distillation loss while `teacher_features` are there (Algorithm 1, lines 7 and
-    11)"""
+    "MAE, plus γ_d times the distillation loss while there are `teacher_features` (Algorithm 1, lines 7, 11)"
     def __init__(self,
         weight: float = 1., # γ_d
         distil: DistillationLoss|None = None, # None: the published weights
     ):
         super().__init__()
-        self.weight, self.distil, self.teacher_features = weight, distil or DistillationLoss(), None
+        self.weight, self.distil = weight, distil or DistillationLoss()
+        self.teacher_features = None
         self.names = ['mae', *(f'distil_{k}' for k in self.distil.gamma)]
 
     def forward(self, pred, hr): # MRCFeatures or an image; B×C×sH×sW → a number
@@ -80,19 +82,18 @@ class FeatureStudent(nn.Module):
         self.network = network
     def forward(self, lr): return self.network.features(lr) if self.training else self.network(lr)
 
-# %% ../../nbs/sr/distillation.ipynb #c020
+# %% ../../nbs/sr/distillation.ipynb #c022
 class RecursionDistillation(Callback):
-    """Algorithm 1 as a callback: imitate a frozen teacher for a share of the epochs, then go on with the
-    images alone"""
-    # after `Autocast` has opened its context, so that the teacher computes in the student's precision
-    order = 15
+    "Algorithm 1 as a callback: imitate a frozen teacher for a share of the epochs, then the images alone"
+    order = 15 # after `Autocast`, so that the teacher computes in the student's precision
     def __init__(self,
         teacher: MRCNet, # trained, recursive; frozen and kept in eval mode
         phase1: float = 0.5, # share of the epochs with the distillation loss
     ): self.teacher, self.phase1 = teacher.eval().requires_grad_(False), phase1
 
     def before_fit(self):
-        self.last_distilled = (max(1, round(self.phase1*self.n_epoch)) if self.phase1 > 0 else 0) - 1
+        epochs = max(1, round(self.phase1*self.n_epoch)) if self.phase1 > 0 else 0 # of phase 1
+        self.last_distilled = epochs - 1
 
     def before_batch(self):
         self.learn.loss_func.teacher_features = None
@@ -102,7 +103,7 @@ class RecursionDistillation(Callback):
 
     def after_fit(self): self.learn.loss_func.teacher_features = None
 
-# %% ../../nbs/sr/distillation.ipynb #c022
+# %% ../../nbs/sr/distillation.ipynb #c024
 def distil(
     teacher: MRCNet, # trained, recursive
     train: SRPairs, # the images the teacher was trained on

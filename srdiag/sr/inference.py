@@ -13,9 +13,9 @@ from dataclasses import dataclass, field
 import torch
 from torch import nn
 
-from ..data.images import as_float, to_uint8
 from ..core.errors import DataError
 from ..core.precision import computing_in
+from ..data.images import as_float, to_uint8
 from .rcf import RefinedContextFusion
 
 # %% ../../nbs/sr/inference.ipynb #c007
@@ -25,6 +25,9 @@ def check_lr(
     name: str = 'The image', # for the message
 ) -> torch.Tensor: # the same image
     "DataError if the network cannot read this image"
+    if not isinstance(lr, torch.Tensor):
+        raise DataError(f'{name} is of the type {type(lr).__name__}, but a tensor C×H×W is needed: '
+                        'srdiag.enlarge takes paths, PIL images and arrays.')
     channels, least = network.config['image_channels'], network.min_size
     if lr.ndim != 3 or lr.shape[0] != channels:
         raise DataError(f'{name} has the shape {tuple(lr.shape)}, but the network reads {channels}×H×W.')
@@ -36,7 +39,7 @@ def check_lr(
         raise DataError(f'{name} has the type {lr.dtype}, but the network reads uint8 or floats in [0, 1]: '
                         'convert it first.')
     low, high = torch.aminmax(lr)
-    if not (low >= 0 and high <= 1):
+    if not (low >= 0 and high <= 1): # so that NaN is refused
         raise DataError(f'{name} has values outside [0, 1] or not finite: scale it first.')
     return lr
 
@@ -51,6 +54,7 @@ def enlarger(
     device = next((t.device for t in network.parameters()), torch.device('cpu'))
     call = torch.compile(network) if compiled else network
     computing_in(precision, device) # a wrong name fails here, not at the first image
+
     @torch.no_grad()
     def enlarge(lr):
         with computing_in(precision, device):
@@ -67,8 +71,9 @@ class Tile:
 
     def inner(self, scale): # slices that cut the core out of what was made of `seen`
         (t, l, b, r), (T, L, _, _) = self.core, self.seen
-        return (slice((t-T)*scale, (b-T)*scale), slice((l-L)*scale, (r-L)*scale))
+        return slice((t-T)*scale, (b-T)*scale), slice((l-L)*scale, (r-L)*scale)
 
+# %% ../../nbs/sr/inference.ipynb #c015
 def tiles_of(
     height: int, # of the image, in px
     width: int, # of the image, in px
@@ -76,7 +81,7 @@ def tiles_of(
     overlap: int = 32, # margin seen on each side of it, in px
     align: int = 2, # cores and margins start at multiples of it, in px
 ) -> list[Tile]: # row by row
-    """Cores that cover the image once, of nearly equal size, with their margins; ValueError unless side ≥ 16
+    """Cores that cover the image once, of nearly equal size, with their margins. ValueError unless side ≥ 16
     and overlap ≥ 0, both multiples of `align`"""
     if side < 16 or overlap < 0 or side % align or overlap % align:
         raise ValueError('Tiles need a side of at least 16 and an overlap of at least 0, both multiples of '
@@ -84,21 +89,21 @@ def tiles_of(
     def cuts(n):
         k = math.ceil(n/side)
         return [align*round(i*n/k/align) for i in range(k)] + [n]
+    def with_margin(t, l, b, r):
+        return max(0, t-overlap), max(0, l-overlap), min(height, b+overlap), min(width, r+overlap)
     rows, columns = cuts(height), cuts(width)
-    return ([Tile((t, l, b, r),
-                  (max(0, t-overlap), max(0, l-overlap), min(height, b+overlap), min(width, r+overlap)))
-             for t, b in zip(rows, rows[1:]) for l, r in zip(columns, columns[1:])])
+    cores = [(t, l, b, r) for t, b in zip(rows, rows[1:]) for l, r in zip(columns, columns[1:])]
+    return [Tile(core, with_margin(*core)) for core in cores]
 
-# %% ../../nbs/sr/inference.ipynb #c016
+# %% ../../nbs/sr/inference.ipynb #c018
 @dataclass
 class _Pooled:
     "The means of one RCF call over several tiles"
-    # (GAP(x1), context, pixels, log of the softmax's denominator) of each tile
+    # of each tile: GAP(x1), context, number of pixels, log of the softmax's denominator
     parts: list = field(default_factory=list)
 
-    def add(self, rcf, x1, x2):
-        # B×C×H×W each, the core of a tile; the class's `pool`, for the module's own is replaced
-        # meanwhile
+    def add(self, rcf, x1, x2): # B×C×H×W each, the core of a tile
+        # by the class's `pool`, for the module's own is replaced meanwhile
         scores = rcf.key(x1).flatten(1).float()
         mean, context = type(rcf).pool(rcf, x1, x2)
         self.parts.append((mean.float(), context.float(), float(scores.shape[1]),
@@ -109,7 +114,7 @@ class _Pooled:
         area, mass = torch.tensor(pixels)/sum(pixels), torch.stack(log_sum).softmax(0)
         return sum(a*m for a, m in zip(area.tolist(), mean)), (mass*torch.stack(context)).sum(0)
 
-# %% ../../nbs/sr/inference.ipynb #c018
+# %% ../../nbs/sr/inference.ipynb #c022
 @contextmanager
 def _pooling(network, answer): # answer(number of the call, module, x1, x2) → the two vectors
     modules, number = [m for m in network.modules() if isinstance(m, RefinedContextFusion)], [0]
@@ -131,7 +136,12 @@ def _cut(lr, tile, device): # uint8 or float C×H×W → B×C×h×w float on the
     t, l, b, r = tile.seen
     return as_float(lr[:, t:b, l:r].to(device)).float()[None].contiguous(memory_format=torch.channels_last)
 
-# %% ../../nbs/sr/inference.ipynb #c020
+# %% ../../nbs/sr/inference.ipynb #c024
+def _core_of(x, tile): # of a map of a tile, on the local path or on the global one, which is half as large
+    rows, columns = tile.inner(1)
+    f = 1 if x.shape[2] == tile.seen[2]-tile.seen[0] else 2
+    return x[:, :, rows.start//f:math.ceil(rows.stop/f), columns.start//f:math.ceil(columns.stop/f)]
+
 def _shared_context(network, lr, tiles, device, samples=16, passes=1):
     # → the two vectors of each RCF call, over the whole image
     if samples is not None and len(tiles) > samples:
@@ -140,18 +150,14 @@ def _shared_context(network, lr, tiles, device, samples=16, passes=1):
     for _ in range(passes):
         pooled, tile = {}, None
         def answer(k, rcf, x1, x2):
-            rows, columns = tile.inner(1)
-            f = 1 if x1.shape[2] == tile.seen[2]-tile.seen[0] else 2 # local or global path
-            core = ([x[:, :, rows.start//f:math.ceil(rows.stop/f), columns.start//f:math.ceil(columns.stop/f)]
-                     for x in (x1, x2)])
-            pooled.setdefault(k, _Pooled()).add(rcf, *core)
+            pooled.setdefault(k, _Pooled()).add(rcf, _core_of(x1, tile), _core_of(x2, tile))
             return known[k] if known else type(rcf).pool(rcf, x1, x2)
         with _pooling(network, answer):
             for tile in tiles: network.recursion(network.head(_cut(lr, tile, device)))
         known = [pooled[k].result() for k in sorted(pooled)]
     return known
 
-# %% ../../nbs/sr/inference.ipynb #c022
+# %% ../../nbs/sr/inference.ipynb #c027
 def _enlarge_tiles(network, lr, tiles, device, out): # fills out, C×sH×sW
     scale = network.scale
     for tile in tiles:
@@ -160,17 +166,30 @@ def _enlarge_tiles(network, lr, tiles, device, out): # fills out, C×sH×sW
         out[:, t:b, l:r] = (to_uint8(sr) if out.dtype == torch.uint8 else sr).cpu()
     return out
 
-# %% ../../nbs/sr/inference.ipynb #c024
+def _enlarge(network, lr, tiles, device, context, out): # fills out, with a shared context where it matters
+    if len(tiles) == 1 or not any(isinstance(m, RefinedContextFusion) for m in network.modules()):
+        return _enlarge_tiles(network, lr, tiles, device, out)
+    shared = _shared_context(network, lr, tiles, device, context)
+    with _pooling(network, lambda k, *_: shared[k]): return _enlarge_tiles(network, lr, tiles, device, out)
+
+# %% ../../nbs/sr/inference.ipynb #c029
 WHOLE = 2**18 # low-resolution px: images up to this size are enlarged in one piece
 
+def _tiles_for(network, height, width, tile, overlap): # None: what suits the network and the size
+    align = max(2, getattr(network, 'align', 2)) # MRCNet has a path at half size
+    reach = getattr(network, 'reach', None)
+    if tile is None: tile = 256 if height*width > WHOLE else align*math.ceil(max(height, width, 16)/align)
+    if overlap is None: overlap = 32 if reach is None else min(32, align*math.ceil(reach/align))
+    return tiles_of(height, width, tile, overlap, align)
+
+# %% ../../nbs/sr/inference.ipynb #c032
 @torch.no_grad()
 def super_resolve(
     network: nn.Module, # MRCNet or one of the zoo, on any device; used in eval mode
     lr: torch.Tensor, # C×H×W, uint8 or float in [0, 1]
     name: str = 'The image', # for error messages
     precision: str = 'auto', # see `enlarger`
-    # side of the tiles in px; None: 256 for images of more than `WHOLE` px, else one piece
-    tile: int|None = None,
+    tile: int|None = None, # side of the tiles in px; None: 256 for more than `WHOLE` px, else one piece
     overlap: int|None = None, # margin of the tiles in px; None: 32, or less if the network reaches less far
     context: int|None = 16, # tiles from which the context of an MRC-Net is gathered; None: all of them
     dtype: torch.dtype = torch.float32, # torch.uint8 needs a quarter of the memory
@@ -180,22 +199,12 @@ def super_resolve(
         raise ValueError(f'super_resolve makes float32 or uint8, not {dtype}.')
     if context is not None and context < 1:
         raise ValueError(f'The context needs at least one tile, not {context}.')
-    lr, training = check_lr(network, lr, name), network.training
+    channels, height, width = check_lr(network, lr, name).shape
+    tiles = _tiles_for(network, height, width, tile, overlap)
+    out = torch.empty(channels, network.scale*height, network.scale*width, dtype=dtype)
     device = next((p.device for p in network.parameters()), torch.device('cpu'))
-    (height, width), scale = lr.shape[1:], network.scale
-    align = max(2, getattr(network, 'align', 2)) # MRCNet has a path at half size
-    if tile is None: tile = 256 if height*width > WHOLE else align*math.ceil(max(height, width, 16)/align)
-    if overlap is None:
-        overlap = (32 if getattr(network, 'reach', None) is None
-                   else min(32, align*math.ceil(network.reach/align)))
-    tiles, out = (tiles_of(height, width, tile, overlap, align),
-                  torch.empty(lr.shape[0], scale*height, scale*width, dtype=dtype))
+    training = network.training
     network.eval().to(memory_format=torch.channels_last)
     try:
-        with computing_in(precision, device):
-            if len(tiles) == 1 or not any(isinstance(m, RefinedContextFusion) for m in network.modules()):
-                return _enlarge_tiles(network, lr, tiles, device, out)
-            shared = _shared_context(network, lr, tiles, device, context)
-            with _pooling(network, lambda k, *_: shared[k]):
-                return _enlarge_tiles(network, lr, tiles, device, out)
+        with computing_in(precision, device): return _enlarge(network, lr, tiles, device, context, out)
     finally: network.train(training)

@@ -28,18 +28,17 @@ class MRCStage(nn.Module):
         last: bool = False, # the global output is not needed
     ):
         super().__init__()
-        fusion = (lambda: RefinedContextFusion(channels)) if rcf else AdditiveFusion
+        def fusion(): return RefinedContextFusion(channels) if rcf else AdditiveFusion()
         self.local_blocks = nn.Sequential(*[ResidualBlock(channels) for _ in range(blocks)])
         self.global_blocks = nn.Sequential(*[ResidualBlock(channels) for _ in range(blocks)])
         self.to_local, self.fuse_local = nn.Conv2d(channels, channels, 1), fusion()
-        self.to_global, self.fuse_global = ((None, None) if last
-                                            else (nn.Conv2d(channels, channels, 3, 2, padding=1), fusion()))
+        self.to_global = None if last else nn.Conv2d(channels, channels, 3, 2, padding=1)
+        self.fuse_global = None if last else fusion()
 
-    def forward(self, local, coarse):
-        # B×n×H×W and B×n×H/2×W/2 → the same two, or (local, None) at the last stage
+    def forward(self, local, coarse): # B×n×H×W, B×n×⌈H/2⌉×⌈W/2⌉ → the same two; (local, None) if `last`
         local, coarse = self.local_blocks(local), self.global_blocks(coarse)
-        up = F.interpolate(self.to_local(coarse), scale_factor=2, mode='bilinear', align_corners=False)[
-                    ..., :local.shape[-2], :local.shape[-1]]
+        up = F.interpolate(self.to_local(coarse), scale_factor=2, mode='bilinear', align_corners=False)
+        up = up[..., :local.shape[-2], :local.shape[-1]]
         fused = F.leaky_relu(self.fuse_local(local, up), 0.1)
         if self.to_global is None: return fused, None
         return fused, F.leaky_relu(self.fuse_global(coarse, self.to_global(local)), 0.1)

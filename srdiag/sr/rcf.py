@@ -11,8 +11,7 @@ from torch import nn
 
 # %% ../../nbs/sr/rcf.ipynb #c009
 class RefinedContextFusion(nn.Module):
-    """Fuse the features of two paths of equal size (Eq. 3): self-gate of `x1`, plus global context of `x2`
-    where `x1` looks"""
+    "Fuse two paths of equal size (Eq. 3): self-gate of `x1`, plus global context of `x2` where `x1` looks"
     def __init__(self,
         channels: int, # C, features of either path
         reduction: int = 2, # channels are divided by it inside both bottlenecks

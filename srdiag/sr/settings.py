@@ -26,7 +26,8 @@ class Schedule:
 @dataclass(frozen=True)
 class SRSettings:
     "Which super-resolution network, and on which patches it is trained. Raises DataError for what cannot be"
-    model: str = 'mrcnet' # network by its name in the zoo, without the scale: mrcnet, edsr_baseline, carn, ...
+    # network by its name in the zoo, without the scale: mrcnet, edsr_baseline, carn, ...
+    model: str = 'mrcnet'
     scale: Literal[2, 4] = 4 # enlargement of height and width
     recursions: Positive = 1 # T: 1 for the single-forward network, 3 for a recursive teacher to be distilled
     supervise_steps: bool = False # compare the image of every recursion with the truth, not only the last

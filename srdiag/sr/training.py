@@ -11,17 +11,19 @@ from pathlib import Path
 
 import pandas as pd
 import torch
+from torch import nn
+
+from ..training.loop import BatchLoader, LossComponent, log_both, standard_callbacks # before fastai
+
 from fastai.data.core import DataLoaders
 from fastai.learner import Learner, Metric
 from fastai.torch_core import set_seed
-from torch import nn
 
 from ..core.errors import TrainingError
 from ..data.pairs import PatchSampler, SRPairs
 from ..evaluation.image_quality import convention, psnr, ssim
 from .mrcnet import MRCNet
 from .settings import Schedule
-from ..training.loop import BatchLoader, LossComponent, log_both, standard_callbacks
 from ..training.recipes import Recipe, adam, fit
 
 # %% ../../nbs/sr/training.ipynb #c008
@@ -88,7 +90,7 @@ class SuperviseSteps(nn.Module):
         self.network = network
     def forward(self, lr): return self.network.forward_steps(lr) if self.training else self.network(lr)
 
-# %% ../../nbs/sr/training.ipynb #c022
+# %% ../../nbs/sr/training.ipynb #c023
 class ImageMetric(Metric):
     "The mean over images of psnr or ssim, for fastai"
     def __init__(self,
@@ -99,37 +101,38 @@ class ImageMetric(Metric):
     def accumulate(self, learn):
         if learn.training: return
         sr, hr = learn.pred.clamp(0, 1), learn.yb[0]
-        self.values.append(self.function(sr, hr, self.convention).cpu() if sr.isfinite().all()
-                           else torch.full((len(hr),), torch.nan, dtype=torch.float64))
+        if sr.isfinite().all(): self.values.append(self.function(sr, hr, self.convention).cpu())
+        else: self.values.append(torch.full((len(hr),), torch.nan, dtype=torch.float64))
     @property
     def value(self): return torch.cat(self.values).double().mean().item() if self.values else None
     @property
     def name(self): return self.function.__name__
 
-# %% ../../nbs/sr/training.ipynb #c024
+# %% ../../nbs/sr/training.ipynb #c025
 @torch.no_grad()
 def score_images(
     enlarge, # a function from B×C×H×W in [0, 1] to B×C×sH×sW: a network, or interpolation
     pairs: SRPairs, # what to evaluate on, whole images
 ) -> pd.DataFrame: # file, psnr (dB), ssim; one row per image, in the order of `pairs`
-    """PSNR and SSIM of every image under the project's convention; a network is put into eval mode and back.
+    """PSNR and SSIM of every image under the project's convention, with the network in eval mode.
     TrainingError if it gives NaN"""
     module = enlarge if isinstance(enlarge, nn.Module) else nn.Identity()
-    device, training = next((p.device for p in module.parameters()), torch.device('cpu')), module.training
+    device = next((p.device for p in module.parameters()), torch.device('cpu'))
+    training = module.training
     module.eval()
     conv, whole, rows = convention(pairs.scale), WholeImages(pairs), []
     for (lr, hr), members in zip(BatchLoader(whole, bs=1), whole.groups):
         sr = enlarge(lr.to(device).contiguous(memory_format=torch.channels_last)).float().clamp(0, 1).cpu()
         if not sr.isfinite().all():
-            raise TrainingError(f'{type(enlarge).__name__} gives values that are not finite for '
-                                f'{pairs.names[members[0]]}: its training has failed. Train it again with a '
-                                'smaller learning rate.')
+            raise TrainingError(
+                f'{type(enlarge).__name__} gives values that are not finite for {pairs.names[members[0]]}: '
+                'its training has failed. Train it again with a smaller learning rate.')
         rows += zip(members, psnr(sr, hr, conv).tolist(), ssim(sr, hr, conv).tolist())
     module.train(training)
-    return (pd.DataFrame([(pairs.names[k], p, s) for k, p, s in sorted(rows)],
-                         columns=['file', 'psnr', 'ssim']))
+    rows = [(pairs.names[k], p, s) for k, p, s in sorted(rows)]
+    return pd.DataFrame(rows, columns=['file', 'psnr', 'ssim'])
 
-# %% ../../nbs/sr/training.ipynb #c026
+# %% ../../nbs/sr/training.ipynb #c027
 def evaluate_sr(
     enlarge, # as for `score_images`
     pairs: SRPairs, # what to evaluate on, whole images
@@ -139,7 +142,7 @@ def evaluate_sr(
     return dict(psnr=float(scores.psnr.mean()), ssim=float(scores.ssim.mean()), n=len(scores),
                 convention=convention(pairs.scale).describe(pairs.hr[0].shape[0]))
 
-# %% ../../nbs/sr/training.ipynb #c029
+# %% ../../nbs/sr/training.ipynb #c030
 def sr_learner(
     dls: DataLoaders, # from sr_dataloaders
     network: nn.Module, # from B×C×H×W to B×C×sH×sW
@@ -151,13 +154,12 @@ def sr_learner(
     loss=None, # None: SRLoss
 ) -> Learner:
     "A Learner for super-resolution that keeps the network with the best validation PSNR"
-    loss = SRLoss() if loss is None else loss
-    return log_both(Learner(dls, network, loss_func=loss, opt_func=adam(recipe),
-                            metrics=[LossComponent('mae'), ImageMetric(psnr, scale)],
-                            cbs=standard_callbacks(folder, 'valid_psnr', True, save, precision,
-                                                   dls.device or 'cpu')))
+    callbacks = standard_callbacks(folder, 'valid_psnr', True, save, precision, dls.device or 'cpu')
+    metrics = [LossComponent('mae'), ImageMetric(psnr, scale)]
+    return log_both(Learner(dls, network, loss_func=SRLoss() if loss is None else loss,
+                            opt_func=adam(recipe), metrics=metrics, cbs=callbacks))
 
-# %% ../../nbs/sr/training.ipynb #c031
+# %% ../../nbs/sr/training.ipynb #c032
 def train_sr(
     network: MRCNet, # changed in place
     train: SRPairs, # pairs to train on

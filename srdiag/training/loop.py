@@ -6,7 +6,14 @@
 __all__ = ['BatchLoader', 'LossComponent', 'StepLog', 'Autocast', 'as_float32', 'precision_callbacks', 'StopOnNonFinite',
            'KeepBest', 'standard_callbacks', 'log_both']
 
-# %% ../../nbs/training/loop.ipynb #c005
+# %% ../../nbs/training/loop.ipynb #c006
+import warnings
+
+with warnings.catch_warnings():
+    warnings.filterwarnings('ignore', '`torch.jit.script` is deprecated', FutureWarning)
+    import fastai.layers # noqa: F401; the part that compiles
+
+# %% ../../nbs/training/loop.ipynb #c008
 import csv
 from pathlib import Path
 
@@ -17,12 +24,11 @@ from fastai.callback.fp16 import MixedPrecision
 from fastai.callback.progress import CSVLogger
 from fastai.data.load import DataLoader
 from fastai.learner import Metric
-from torch import nn
 
 from ..core.errors import TrainingError
 from ..core.precision import chosen_precision, computing_in
 
-# %% ../../nbs/training/loop.ipynb #c010
+# %% ../../nbs/training/loop.ipynb #c013
 class BatchLoader(DataLoader):
     """A fastai DataLoader that asks its dataset for whole batches: `dataset.batch(indices)` returns a tuple
     of tensors"""
@@ -31,7 +37,7 @@ class BatchLoader(DataLoader):
         stop = len(indices) - (len(indices)%self.bs if self.drop_last else 0)
         for i in range(0, stop, self.bs): yield self.dataset.batch(indices[i:i+self.bs])
 
-# %% ../../nbs/training/loop.ipynb #c023
+# %% ../../nbs/training/loop.ipynb #c026
 class LossComponent(Metric):
     "The mean over an epoch of one entry of `learn.loss_func.components`"
     def __init__(self,
@@ -46,7 +52,7 @@ class LossComponent(Metric):
     @property
     def name(self): return self.key
 
-# %% ../../nbs/training/loop.ipynb #c025
+# %% ../../nbs/training/loop.ipynb #c030
 class StepLog(Callback):
     "Write step, learning rate, loss and its components to a CSV file, one row per training step"
     order = 55
@@ -69,7 +75,7 @@ class StepLog(Callback):
     def after_epoch(self): self.file.flush()
     def after_fit(self): self.file.close()
 
-# %% ../../nbs/training/loop.ipynb #c027
+# %% ../../nbs/training/loop.ipynb #c034
 class Autocast(Callback):
     "Run the network in bfloat16 on any device, and hand its output to the loss in float32"
     order = 10
@@ -80,7 +86,7 @@ class Autocast(Callback):
         self.computing.__exit__(None, None, None)
         self.learn.pred = as_float32(self.pred)
 
-# %% ../../nbs/training/loop.ipynb #c029
+# %% ../../nbs/training/loop.ipynb #c036
 def as_float32(
     value, # a tensor, or tuples, named tuples, lists and None around tensors
 ): # the same structure
@@ -91,7 +97,7 @@ def as_float32(
         return type(value)(*parts) if hasattr(value, '_fields') else type(value)(parts)
     return value
 
-# %% ../../nbs/training/loop.ipynb #c031
+# %% ../../nbs/training/loop.ipynb #c039
 def precision_callbacks(
     precision: str = 'auto', # 'auto', 'bf16', 'fp16' or 'fp32'
     device: torch.device|str = 'cpu', # where the network runs
@@ -99,10 +105,10 @@ def precision_callbacks(
     "Callbacks for channels_last and mixed precision"
     if precision == 'fp16' and torch.device(device).type != 'cuda':
         raise TrainingError('fp16 training needs a CUDA GPU: use bf16 or fp32 here.')
-    precision = chosen_precision(precision, device)
-    return [ChannelsLast(), *{'bf16': [Autocast()], 'fp16': [MixedPrecision()], 'fp32': []}[precision]]
+    by_name = {'bf16': [Autocast()], 'fp16': [MixedPrecision()], 'fp32': []}
+    return [ChannelsLast(), *by_name[chosen_precision(precision, device)]]
 
-# %% ../../nbs/training/loop.ipynb #c037
+# %% ../../nbs/training/loop.ipynb #c045
 class StopOnNonFinite(Callback):
     """End the fit as soon as a training loss is NaN or infinite, before it reaches the weights; `error` then
     says why"""
@@ -111,15 +117,14 @@ class StopOnNonFinite(Callback):
     def after_loss(self):
         if self.training and not torch.isfinite(self.learn.loss_grad).all():
             parts = {k: round(float(v), 6) for k, v in getattr(self.loss_func, 'components', {}).items()}
-            self.error = TrainingError(f'The loss became {self.learn.loss.detach().item()} in epoch '
-                                       f'{self.epoch} at step {self.iter} '
-                                       f'(components: {parts or "none reported"}). Training has stopped; the '
-                                       'best model so far is kept. '
-                                       'Try a smaller learning rate, or look for constant or corrupt images '
-                                       'in the training data.')
+            self.error = TrainingError(
+                f'The loss became {self.learn.loss.detach().item()} in epoch {self.epoch} at step '
+                f'{self.iter} (components: {parts or "none reported"}). Training has stopped; the best model '
+                'so far is kept. Try a smaller learning rate, or look for constant or corrupt images in the '
+                'training data.')
             raise CancelFitException()
 
-# %% ../../nbs/training/loop.ipynb #c039
+# %% ../../nbs/training/loop.ipynb #c047
 class KeepBest(Callback):
     "Copy (and save) the weights whenever the monitored value improves; load the best ones at the end"
     order = 65
@@ -127,12 +132,14 @@ class KeepBest(Callback):
         monitor: str, # a column of the recorder, e.g. 'valid_psnr'
         higher: bool = True, # True if larger is better
         save=None, # called with (model, value, epoch) at each improvement; may raise
-    ): self.monitor, self.higher, self.save, self.best, self.state, self.best_epoch = monitor, higher, save, None, None, None
+    ):
+        self.monitor, self.higher, self.save = monitor, higher, save
+        self.best = self.best_epoch = self.state = None
 
     def after_epoch(self):
         value = dict(zip(self.recorder.metric_names[1:], self.recorder.values[-1]))[self.monitor]
-        if value is None or value != value or not (self.best is None or (value > self.best) == self.higher):
-            return
+        if value is None or value != value: return # NaN is no improvement
+        if self.best is not None and (value > self.best) != self.higher: return
         self.best, self.best_epoch = value, self.epoch
         self.state = {k: v.detach().cpu().clone() for k, v in self.model.state_dict().items()}
         if self.save is None: return
@@ -144,7 +151,7 @@ class KeepBest(Callback):
         if self.state is not None: self.model.load_state_dict(self.state)
     def after_fit(self): self.restore()
 
-# %% ../../nbs/training/loop.ipynb #c043
+# %% ../../nbs/training/loop.ipynb #c051
 def standard_callbacks(
     folder: str|Path|None = None, # where log.csv (epochs) and steps.csv (steps) go; None: no files
     monitor: str = 'valid_loss', # what the best model is judged by
@@ -154,12 +161,13 @@ def standard_callbacks(
     device: torch.device|str = 'cpu', # where the network runs
 ) -> list: # of fastai callbacks
     "The callbacks of every training run: precision, stop on non-finite loss, best model, logs"
-    logs = ([] if folder is None
-            else [CSVLogger(Path(folder).resolve()/'log.csv'), StepLog(Path(folder)/'steps.csv')])
+    logs = []
+    if folder is not None:
+        logs = [CSVLogger(Path(folder).resolve()/'log.csv'), StepLog(Path(folder)/'steps.csv')]
     return [*precision_callbacks(precision, device), StopOnNonFinite(), KeepBest(monitor, higher, save),
             *logs]
 
-# %% ../../nbs/training/loop.ipynb #c045
+# %% ../../nbs/training/loop.ipynb #c053
 def log_both(
     learn, # a fastai Learner
 ): # the same Learner

@@ -13,10 +13,11 @@ from functools import partial
 
 import numpy as np
 import torch
+
+from .loop import StopOnNonFinite # before fastai, which it imports without its warning
+
 from fastai.callback.schedule import ParamScheduler
 from fastai.optimizer import OptimWrapper
-
-from .loop import StopOnNonFinite
 
 # %% ../../nbs/training/recipes.ipynb #c005
 @dataclass(frozen=True)
@@ -47,7 +48,9 @@ class Halving:
         epochs: int, # of the whole training
         every: int, # epochs between halvings
     ): self.lr, self.epochs, self.every = lr, epochs, every
-    def __call__(self, pos): return self.lr*0.5**int(pos*self.epochs/self.every + 1e-9)
+
+    def __call__(self, pos): # 0..1 → the rate there, of the form of `lr`
+        return self.lr*0.5**int(pos*self.epochs/self.every + 1e-9)
 
 # %% ../../nbs/training/recipes.ipynb #c014
 def adam(
@@ -57,20 +60,23 @@ def adam(
     return partial(OptimWrapper, opt=torch.optim.Adam, fused=True, weight_decay=recipe.weight_decay)
 
 # %% ../../nbs/training/recipes.ipynb #c016
+def _line(names, values): # of a log: what was measured in an epoch
+    said = (f'{k} {v:.4g}' if isinstance(v, float) else f'{k} {v}'
+            for k, v in zip(names, values) if v is not None)
+    return f'    {", ".join(said)}'
+
 @contextmanager
 def _for_log_files(learn): # no progress bar, and one readable line per epoch, unless somebody is watching
     if sys.stdout.isatty() or 'ipykernel' in sys.modules:
         yield
         return
-    def line(values):
-        row = dict(zip(learn.recorder.metric_names, values))
-        (print('   ', ', '.join(f'{k} {v:.4g}' if isinstance(v, float) else f'{k} {v}' for k,
-                                v in row.items() if v is not None), flush=True))
-    before, learn.logger = learn.logger, line
+    before = learn.logger
+    learn.logger = lambda values: print(_line(learn.recorder.metric_names, values), flush=True)
     try:
         with learn.no_bar(): yield
     finally: learn.logger = before
 
+# %% ../../nbs/training/recipes.ipynb #c019
 def fit(
     learn, # a fastai Learner whose opt_func came from `adam`
     recipe: Recipe, # what to do
@@ -84,8 +90,9 @@ def fit(
     with _for_log_files(learn):
         if recipe.schedule == 'one_cycle':
             learn.fit_one_cycle(epochs, lr_max=lr, div=10, pct_start=0.2, wd=recipe.weight_decay)
-        else: learn.fit(epochs, lr=slice(float(lr[0]), float(lr[-1])), wd=recipe.weight_decay,
-                        cbs=ParamScheduler({'lr': Halving(lr, epochs, recipe.halve_every)}))
+        else:
+            halving = ParamScheduler({'lr': Halving(lr, epochs, recipe.halve_every)})
+            learn.fit(epochs, lr=slice(float(lr[0]), float(lr[-1])), wd=recipe.weight_decay, cbs=halving)
     for cb in learn.cbs.filter(lambda cb: isinstance(cb, StopOnNonFinite)):
         if cb.error is not None: raise cb.error
     return learn
