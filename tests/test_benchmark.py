@@ -9,24 +9,31 @@ import pandas as pd
 import pytest
 import torch
 
-from srdiag.bench import sr as benchmark
-from srdiag.bench.sr import (BICUBIC, CARN, DOUBLE, EDSR_DOUBLE, PRESETS, SCRATCH, STUDENT, UNKNOWN, Entry,
-                             Store, benchmark_sr, budget_of, deviations, entries_of, gains_table,
-                             groups_known, limits, paired_gain, published_sr, report, seed_interval,
-                             steps_of, with_teachers)
-from srdiag.training.options import RunOptions
+from srdiag.bench import sr as benchmark, sr_runs, sr_speed
+from srdiag.bench.entries import (BICUBIC, CARN, DOUBLE, EDSR_DOUBLE, PRESETS, SCRATCH, STUDENT, Entry,
+                                  entries_of, with_teachers)
+from srdiag.bench.published import published_sr
+from srdiag.bench.settings import BenchmarkShare, sr_budget
+from srdiag.bench.sr import benchmark_sr
+from srdiag.bench.sr_report import UNKNOWN, deviations, report_sr, sr_limits
+from srdiag.bench.sr_runs import SRImages, steps_of
+from srdiag.bench.sr_scores import groups_known, sr_gains, sr_results
+from srdiag.bench.sr_speed import build_entry
+from srdiag.bench.sr_store import SRStore
 from srdiag.core.errors import DataError, ModelError
+from srdiag.evaluation.gains import paired_gain, seed_interval
 from srdiag.evaluation.speed import Setup, compare_latency, forward_call, peak_memory
 from srdiag.models.saving import load_model
+from srdiag.training.options import RunOptions
 
 SMALL = (('channels', 4), ('blocks', 1), ('stages', 1))
 TINY = (BICUBIC, Entry('Scratch', 'mrcnet', config=SMALL), Entry('MRC-Net', 'mrcnet', 'distilled', SMALL))
-BUDGET = budget_of('smoke', seeds=2)
+BUDGET = sr_budget('smoke', seeds=2)
 CPU = RunOptions(device='cpu', precision='fp32')
 
 
 def run(data, out, entries=TINY, budget=BUDGET, **kw):
-    return benchmark_sr(data, out, 2, entries, budget, CPU, **kw)
+    return benchmark_sr(data, out, 2, entries, budget, CPU, BenchmarkShare(**kw))
 
 
 @pytest.fixture(scope='module')
@@ -86,7 +93,7 @@ def test_summary_is_mean_and_spread_of_the_results(finished):
 
 
 def test_scores_of_images_make_the_mean_and_know_their_group(finished):
-    metrics = Store(finished).metrics(TINY[1], 0)
+    metrics = SRStore(finished).metrics(TINY[1], 0)
     assert (np.mean(metrics['images']['psnr']) == pytest.approx(metrics['psnr'])
             and len(metrics['images']['psnr']) == metrics['n'] == 4)
     assert all(f.startswith(g + '__') for f, g in zip(metrics['images']['file'], metrics['images']['group']))
@@ -94,7 +101,7 @@ def test_scores_of_images_make_the_mean_and_know_their_group(finished):
 
 def test_report_names_convention_machine_and_limits(finished):
     text = (finished/'README.md').read_text()
-    convention = Store(finished).head()['about']['convention']
+    convention = SRStore(finished).head()['about']['convention']
     assert 'px border cropped' in convention and convention in text
     for words in ('cannot be compared', 'Paired differences', 'standard deviation over seeds',
                   '1 × 2 steps of 2 patches of 16×16 px', 'CPU thread', 'torch ', 'I (HistoSR)',
@@ -122,18 +129,19 @@ def test_store_of_before_groups_were_recorded_is_reported(finished, tmp_path):
     head = json.loads((out/'run.json').read_text())
     assert head['about'].pop('grouped') is True
     (out/'run.json').write_text(json.dumps(head))
-    assert groups_known(Store(out)) and UNKNOWN not in report(Store(out)).read_text().lower()
+    assert groups_known(SRStore(out)) and UNKNOWN not in report_sr(SRStore(out)).read_text().lower()
     for path in out.glob('runs/*/seed*/metrics.json'):
         metrics = json.loads(path.read_text())
         metrics['images']['group'] = metrics['images']['file']
         path.write_text(json.dumps(metrics))
-    assert not groups_known(Store(out)) and UNKNOWN in report(Store(out)).read_text().lower()
+    assert not groups_known(SRStore(out)) and UNKNOWN in report_sr(SRStore(out)).read_text().lower()
 
 
 def test_unknown_groups_are_said(fill, tmp_path, unmeasured, capsys):
     for k, path in enumerate(fill(tmp_path/'tiles', 20)): path.rename(path.with_name(f'tile{k}.png'))
     text = run(tmp_path/'tiles', tmp_path/'bench', TINY[:2], replace(BUDGET, seeds=1)).read_text()
-    assert UNKNOWN in capsys.readouterr().out and Store(tmp_path/'bench').head()['about']['grouped'] is False
+    assert UNKNOWN in capsys.readouterr().out
+    assert SRStore(tmp_path/'bench').head()['about']['grouped'] is False
     assert (text.lower().count(UNKNOWN) == 2 and 'other patients' not in text and ' groups to ' not in text
             and 'over test images' in text)
     assert 'With one seed there is none' in text
@@ -142,54 +150,55 @@ def test_unknown_groups_are_said(fill, tmp_path, unmeasured, capsys):
 
 
 def test_model_folder_is_the_network_that_was_scored(finished, slides):
-    store, entry = Store(finished), TINY[1]
+    store, entry = SRStore(finished), TINY[1]
     network, info = load_model(store.path(entry, 1)/'model', 'sr', 2)
     from srdiag.datasets.reading import read_sr_folder
     test = read_sr_folder(slides, 16, CPU).pairs('test', 2)
-    assert (benchmark.score_images(network, test).psnr.mean() == pytest.approx(
+    assert (sr_runs.score_images(network, test).psnr.mean() == pytest.approx(
                 store.metrics(entry, 1)['psnr'], abs=1e-4))
     assert network.config['channels'] == 4 and info.training['seed'] == 1
 
 
 def test_panel_is_the_image_with_the_median_bicubic_psnr(finished):
-    store = Store(finished)
+    store = SRStore(finished)
     scores = pd.DataFrame(store.metrics(BICUBIC, 0)['images']).sort_values('psnr', kind='stable')
     assert store.head()['about']['panel'] == scores.file.iloc[(len(scores)-1)//2]
 
 
 def test_panel_of_the_first_runs_is_kept(slides, tmp_path, unmeasured, monkeypatch):
-    real, one = benchmark.score_images, replace(BUDGET, seeds=1)
+    real, one = sr_runs.score_images, replace(BUDGET, seeds=1)
     # another order, another median
-    monkeypatch.setattr(benchmark, 'score_images',
+    monkeypatch.setattr(sr_runs, 'score_images',
                         lambda *a: real(*a).assign(psnr=lambda d: np.arange(len(d))[::-1] + 30.))
     run(slides, tmp_path/'bench', TINY[:1], one)
     first = (tmp_path/'bench'/'panel'/'hr.png').read_bytes()
-    monkeypatch.setattr(benchmark, 'score_images', real)
+    monkeypatch.setattr(sr_runs, 'score_images', real)
     from srdiag.datasets.reading import read_sr_folder
-    job = benchmark.Job(read_sr_folder(slides, 16, CPU), 2, one)
-    assert job.about()['panel'] != Store(tmp_path/'bench').head()['about']['panel'], 'the test shows nothing'
+    images = SRImages(read_sr_folder(slides, 16, CPU), 2, one.valid_images)
+    first_panel = SRStore(tmp_path/'bench').head()['about']['panel']
+    assert images.about()['panel'] != first_panel, 'the test shows nothing'
     run(slides, tmp_path/'bench', TINY[:2], one)
     from srdiag.data.images import read_image
     assert (tmp_path/'bench'/'panel'/'hr.png').read_bytes() == first
-    panel, truth = (read_image(p).float() for p in (Store(tmp_path/'bench').path(TINY[1], 0)/'panel.png',
+    panel, truth = (read_image(p).float() for p in (SRStore(tmp_path/'bench').path(TINY[1], 0)/'panel.png',
                                                      tmp_path/'bench'/'panel'/'hr.png'))
     assert (panel-truth).abs().mean() < 20, 'the panel shows another image'
 
 
 def test_same_patches_for_networks_of_any_size(slides, monkeypatch):
     seen = {}
-    def train(network, train, valid, recipe, epochs, steps, patch, seed, **_):
+    def train(network, train, valid, recipe, schedule, **_):
         from srdiag.sr.training import sr_dataloaders
-        torch.manual_seed(seed)
-        seen[network.config['channels'], seed] = next(iter(sr_dataloaders(
-                                                               train, valid, patch, 2, steps, seed)[0]))[1]
-    monkeypatch.setattr(benchmark, 'train_sr', train)
+        torch.manual_seed(schedule.seed)
+        loader, _ = sr_dataloaders(train, valid, schedule.patch, 2, schedule.steps, schedule.seed)
+        seen[network.config['channels'], schedule.seed] = next(iter(loader))[1]
+    monkeypatch.setattr(sr_runs, 'train_sr', train)
     from srdiag.datasets.reading import read_sr_folder
     data = read_sr_folder(slides, 16, CPU)
     pairs = {k: data.pairs(k, 2) for k in ('train', 'valid')}
     for channels, seed in ((4, 0), (8, 0), (4, 1)):
-        benchmark.train_entry(Entry('x', 'mrcnet', config=(('channels', channels), ('blocks', 1))), seed,
-                              pairs, BUDGET)
+        sr_runs.train_entry(Entry('x', 'mrcnet', config=(('channels', channels), ('blocks', 1))), seed,
+                            pairs, BUDGET)
     assert torch.equal(seen[4, 0], seen[8, 0]) and not torch.equal(seen[4, 0], seen[4, 1])
 
 
@@ -206,8 +215,8 @@ def test_teacher_and_student_see_the_same_patches_and_double_sees_others(slides,
     pairs = {k: data.pairs(k, 2) for k in ('train', 'valid')}
     def patches(entry, teacher=None):
         seen.clear()
-        network = benchmark.train_entry(entry, 0, pairs, replace(BUDGET, epochs=2), precision='fp32',
-                                        teacher=teacher)
+        network = sr_runs.train_entry(entry, 0, pairs, replace(BUDGET, epochs=2), precision='fp32',
+                                      teacher=teacher)
         return network, torch.stack(seen)
     teacher, of_teacher = patches(TINY[2].teacher)
     _, of_student = patches(TINY[2], teacher)
@@ -220,18 +229,18 @@ def test_teacher_and_student_see_the_same_patches_and_double_sees_others(slides,
 # Interruptions and changes
 
 def test_interrupted_run_is_repeated_and_nothing_else(slides, tmp_path, monkeypatch, unmeasured):
-    real, calls = benchmark.train_sr, []
+    real, calls = sr_runs.train_sr, []
     def interrupted(network, *args, **kw):
         calls.append(network)
         if len(calls) == 2: raise KeyboardInterrupt
         return real(network, *args, **kw)
-    monkeypatch.setattr(benchmark, 'train_sr', interrupted)
+    monkeypatch.setattr(sr_runs, 'train_sr', interrupted)
     with pytest.raises(KeyboardInterrupt): run(slides, tmp_path/'bench', budget=replace(BUDGET, seeds=1))
-    store = Store(tmp_path/'bench')
+    store = SRStore(tmp_path/'bench')
     assert [store.seeds(e) for e in with_teachers(TINY)] == [[0], [0], [], []]
     assert not [p for p in (tmp_path/'bench').rglob('.seed*')], 'the interrupted run left its folder'
-    assert ('| MRC-Net |' not in report(store).read_text().split('## Results')[1].split('##')[0]
-            and 'Not complete yet' in report(store).read_text())
+    assert ('| MRC-Net |' not in report_sr(store).read_text().split('## Results')[1].split('##')[0]
+            and 'Not complete yet' in report_sr(store).read_text())
     kept = (store.path(TINY[1], 0)/'metrics.json').stat().st_mtime_ns
     run(slides, tmp_path/'bench', budget=replace(BUDGET, seeds=1))
     assert len(calls) == 3 and kept == (store.path(TINY[1], 0)/'metrics.json').stat().st_mtime_ns
@@ -240,8 +249,8 @@ def test_interrupted_run_is_repeated_and_nothing_else(slides, tmp_path, monkeypa
 
 
 def test_complete_benchmark_trains_nothing(slides, finished, monkeypatch):
-    for name in ('train_sr', 'distil', 'measure_speed'):
-        monkeypatch.setattr(benchmark, name, lambda *_, **__: pytest.fail('it was trained or timed again'))
+    for module, name in ((sr_runs, 'train_sr'), (sr_runs, 'distil'), (sr_speed, 'measure_speed')):
+        monkeypatch.setattr(module, name, lambda *_, **__: pytest.fail('it was trained or timed again'))
     run(slides, finished)
 
 
@@ -249,7 +258,7 @@ def test_more_seeds_and_entries_go_on(slides, finished, tmp_path, unmeasured):
     out = shutil.copytree(finished, tmp_path/'bench')
     double = Entry('Scratch, double', 'mrcnet', 'scratch2x', SMALL)
     run(slides, out, (*TINY, double), replace(BUDGET, seeds=3), only=double.key, only_seed=2)
-    store = Store(out)
+    store = SRStore(out)
     assert store.seeds(double) == [2] and store.seeds(TINY[0]) == [0, 1] and store.entries()[-1] == double
     assert store.metrics(double, 2)['steps'] == dict(own=4, with_teacher=4)
     text = (out/'README.md').read_text()
@@ -258,14 +267,14 @@ def test_more_seeds_and_entries_go_on(slides, finished, tmp_path, unmeasured):
 
 
 def test_double_is_compared_with_who_had_as_many_steps(tmp_path):
-    store, double, other = (Store(tmp_path/'bench'), Entry('Scratch, double', 'mrcnet', 'scratch2x', SMALL),
+    store, double, other = (SRStore(tmp_path/'bench'), Entry('Scratch, double', 'mrcnet', 'scratch2x', SMALL),
                             Entry('EDSR-baseline, double', 'edsr_baseline', 'scratch2x'))
     entries = (*with_teachers(TINY), double, other)
     store.open({}, entries, {}, {})
     for i, e in enumerate(entries):
-        with benchmark.working(store, e, 0) as folder:
+        with store.working(e, 0) as folder:
             (folder/'metrics.json').write_text(json.dumps(metrics_of(['a', 'b'], [30 + i, 31 + i])))
-    gains = gains_table(store)
+    gains = sr_gains(store)
     assert {*gains.label[gains.against == double.label]} == {'MRC-Net', other.label}
     assert {*gains.label[gains.against == other.label]} == {'MRC-Net', double.label}
     assert {*gains.label[gains.against == 'Scratch']} == {e.label for e in entries} - {'Scratch'}
@@ -321,17 +330,17 @@ def test_runs_of_other_images_make_no_table(finished, tmp_path):
     metrics = json.loads(path.read_text())
     metrics['images']['file'] = metrics['images']['file'][::-1]
     path.write_text(json.dumps(metrics))
-    for table in (benchmark.results_table, gains_table, report):
+    for table in (sr_results, sr_gains, report_sr):
         with pytest.raises(DataError, match='bicubic with seed 1 was tested on other images'):
-            table(Store(out))
+            table(SRStore(out))
 
 
 # Images without any error
 
 @pytest.fixture
 def whites(fill, tmp_path):
-    """A function: forty tiles of which some of the part `part` are white, as the split with seed 0 has them →
-    the folder and the names of the white ones"""
+    """A function: forty tiles of which some of the part `part` are white, as the split with seed 0 has them
+    → the folder and the names of the white ones"""
     from srdiag.datasets.reading import read_sr_folder
     from srdiag.data.images import save_png
     def whites(part, n=None):
@@ -346,16 +355,16 @@ def whites(fill, tmp_path):
 
 def test_blank_test_image_is_left_out_for_all_and_named(whites, tmp_path, unmeasured, monkeypatch):
     folder, (white,) = whites('test', 1)
-    real = benchmark.score_images
+    real = sr_runs.score_images
     def other(network, pairs): # a network that errs on the white image, and makes no error in another
         scores = real(network, pairs)
         if sum(p.numel() for p in network.parameters()):
             scores.loc[scores.file == white, 'psnr'], scores.loc[scores.file != white, 'psnr'] = (
                 60., [math.inf, 31., 32.])
         return scores
-    monkeypatch.setattr(benchmark, 'score_images', other)
+    monkeypatch.setattr(sr_runs, 'score_images', other)
     text = run(folder, tmp_path/'bench', TINY[:2], replace(BUDGET, seeds=1)).read_text()
-    store = Store(tmp_path/'bench')
+    store = SRStore(tmp_path/'bench')
     images = store.metrics(TINY[1], 0)['images']
     exact = next(f for f, p in zip(images['file'], images['psnr']) if p is None)
     bicubic = pd.DataFrame(store.metrics(BICUBIC, 0)['images']).set_index('file').psnr
@@ -381,40 +390,39 @@ def test_nothing_but_blank_images_is_refused_before_anything_is_written(whites, 
 def test_blank_validation_image_does_not_choose_the_epoch(whites):
     from srdiag.datasets.reading import read_sr_folder
     folder, (white,) = whites('valid', 1)
-    job = benchmark.Job(read_sr_folder(folder, 16, CPU), 2, budget_of('smoke', valid_images=9),
-                        precision='fp32')
-    assert len(job.pairs['valid']) == 3 and white not in job.pairs['valid'].names
+    images = SRImages(read_sr_folder(folder, 16, CPU), 2, 9)
+    assert len(images.pairs['valid']) == 3 and white not in images.pairs['valid'].names
 
 
 def test_store_with_nothing_but_exact_images_makes_no_table(tmp_path):
-    store = Store(tmp_path/'bench')
+    store = SRStore(tmp_path/'bench')
     store.open({}, [BICUBIC], {}, {})
-    with benchmark.working(store, BICUBIC, 0) as folder:
+    with store.working(BICUBIC, 0) as folder:
         (folder/'metrics.json').write_text(json.dumps(metrics_of(['a', 'b'], [30., 31.])
                                                       | dict(psnr=None, images=dict(file=['a', 'b'],
                                                                                     group=['p', 'q'],
                                                                                     psnr=[None, None],
                                                                                     ssim=[1, 1]))))
-    with pytest.raises(DataError, match='each of the 2 test images'): benchmark.results_table(store)
+    with pytest.raises(DataError, match='each of the 2 test images'): sr_results(store)
 
 
 # Trainings that fail
 
 def test_failed_training_ends_its_run_alone(slides, tmp_path, monkeypatch, unmeasured, capsys):
-    real, tried = benchmark.train_sr, []
+    real, tried = sr_runs.train_sr, []
     def broken(network, *args, **kw):
         real(network, *args, **kw)
         tried.append(network.config['steps'])
-        if network.config['steps'] > 1 and kw['seed'] == 0: next(network.parameters()).data.fill_(math.nan)
-    monkeypatch.setattr(benchmark, 'train_sr', broken)
+        if network.config['steps'] > 1 and args[3].seed == 0: next(network.parameters()).data.fill_(math.nan)
+    monkeypatch.setattr(sr_runs, 'train_sr', broken)
     text = run(slides, tmp_path/'bench').read_text()
-    store, said = Store(tmp_path/'bench'), capsys.readouterr().out
+    store, said = SRStore(tmp_path/'bench'), capsys.readouterr().out
     assert ([store.seeds(e) for e in with_teachers(TINY)] == [[0, 1], [0, 1], [1], [1]]
             and sum(n > 1 for n in tried) == 2)
     assert 'Recursive, seed 0, failed and is not recorded' in said and 'MRC-Net, seed 0: left out' in said
     assert ('**Not complete yet:** Recursive, seed 0; MRC-Net, seed 0.' in text
             and not [*(tmp_path/'bench').rglob('.seed*')])
-    monkeypatch.setattr(benchmark, 'train_sr', real)
+    monkeypatch.setattr(sr_runs, 'train_sr', real)
     assert 'Not complete' not in run(slides, tmp_path/'bench').read_text()
 
 
@@ -434,19 +442,30 @@ def damaged(finished, out, name, change):
 
 HEAD, RUN, TIMES = 'run.json', 'runs/bicubic/seed0/metrics.json', 'speed.json'
 
+REMEDIES = {HEAD: 'from a copy', RUN: 'remove the folder .*seed0 to have this run made again',
+            TIMES: 'remove it to have the networks timed'}
+
 @pytest.mark.parametrize('name,change,words', [
-    *[(name, text, words) for name, words in ((HEAD, 'from a copy'), (RUN, 'remove the folder .*seed0 to have this run made again'), (TIMES, 'remove it to have the networks timed'))
+    *[(name, text, words) for name, words in REMEDIES.items()
       for text in ('', '{"psnr": 3', '{}', '[]', '3', 'null')],
-    (HEAD, None, 'run.json is missing.*from a copy'), (HEAD, lambda d: d['entries'][1].update(training='twice'), 'names an entry that cannot be'), (HEAD, lambda d: d['entries'][1].pop('network'), 'network is missing'),
-    (HEAD, lambda d: d['entries'].append(3), 'an item of entries is not an object'), (HEAD, lambda d: d.update(sessions=[]), 'no session'), (HEAD, lambda d: d.update(format='other 2'), 'format'),
-    (HEAD, lambda d: d['about'].pop('images'), 'images is missing'), (HEAD, lambda d: d['entries'][1].update(config=[[1]]), 'cannot be'),
-    (RUN, lambda d: d['images'].pop('psnr'), 'psnr is missing'), (RUN, lambda d: d['images']['ssim'].pop(), 'differ in length'), (RUN, lambda d: d.update(steps=3), 'steps is not an object'),
-    (TIMES, lambda d: d['entries']['bicubic'].pop('low'), 'low is missing'), (TIMES, lambda d: d['entries'].update(bicubic=[]), 'bicubic is not an object'),
+    (HEAD, None, 'run.json is missing.*from a copy'),
+    (HEAD, lambda d: d['entries'][1].update(training='twice'), 'names an entry that cannot be'),
+    (HEAD, lambda d: d['entries'][1].pop('network'), 'network is missing'),
+    (HEAD, lambda d: d['entries'].append(3), 'an item of entries is not an object'),
+    (HEAD, lambda d: d.update(sessions=[]), 'no session'),
+    (HEAD, lambda d: d.update(format='other 2'), 'format'),
+    (HEAD, lambda d: d['about'].pop('images'), 'images is missing'),
+    (HEAD, lambda d: d['entries'][1].update(config=[[1]]), 'cannot be'),
+    (RUN, lambda d: d['images'].pop('psnr'), 'psnr is missing'),
+    (RUN, lambda d: d['images']['ssim'].pop(), 'differ in length'),
+    (RUN, lambda d: d.update(steps=3), 'steps is not an object'),
+    (TIMES, lambda d: d['entries']['bicubic'].pop('low'), 'low is missing'),
+    (TIMES, lambda d: d['entries'].update(bicubic=[]), 'bicubic is not an object'),
     ('runs/mrcnet-ch*/seed0/log.csv', 'nonsense', 'is not a log')])
 def test_damaged_files_become_sentences(finished, slides, tmp_path, snapshot, name, change, words):
     damaged(finished, tmp_path/'bench', name, change)
     before = snapshot(tmp_path)
-    with pytest.raises(DataError, match=words): report(Store(tmp_path/'bench'))
+    with pytest.raises(DataError, match=words): report_sr(SRStore(tmp_path/'bench'))
     if not name.endswith('.csv'):
         with pytest.raises(DataError, match=words): run(slides, tmp_path/'bench')
         assert snapshot(tmp_path) == before
@@ -459,7 +478,7 @@ def test_incomplete_run_is_made_again_and_kept_aside(finished, slides, tmp_path,
     assert path.is_file() and not (path.parent/'notes.txt').exists()
     aside, = path.parents[1].glob('seed0-incomplete-*')
     assert (aside/'notes.txt').read_text() == 'mine' and (aside/'model'/'model.safetensors').is_file()
-    assert Store(tmp_path/'bench').seeds(TINY[1]) == [0, 1] and not [*(tmp_path/'bench').rglob('.seed*')]
+    assert SRStore(tmp_path/'bench').seeds(TINY[1]) == [0, 1] and not [*(tmp_path/'bench').rglob('.seed*')]
 
 
 def test_folders_of_killed_processes_are_named_and_left(finished, slides, tmp_path, unmeasured, capsys):
@@ -491,7 +510,7 @@ def test_seed_beyond_the_generators_and_no_entries(slides, tmp_path):
 
 
 def test_entry_of_another_label_keeps_its_row(tmp_path):
-    store = Store(tmp_path/'bench')
+    store = SRStore(tmp_path/'bench')
     for label in ('CARN', 'ours'): store.open({}, [replace(CARN, label=label)], {}, {})
     assert store.entries() == (CARN,)
 
@@ -559,7 +578,7 @@ def test_presets_are_the_tables_of_the_paper():
 
 
 def test_distilled_row_has_rivals_with_as_many_steps():
-    budget, table = budget_of('paper'), PRESETS['table1']
+    budget, table = sr_budget('paper'), PRESETS['table1']
     assert {SCRATCH, DOUBLE, EDSR_DOUBLE} <= {*table}
     assert (steps_of(DOUBLE, budget) == steps_of(EDSR_DOUBLE, budget) == dict(
                 own=800_000, with_teacher=800_000) and steps_of(STUDENT, budget)['with_teacher'] == 800_000)
@@ -574,26 +593,28 @@ def test_deviations_are_those_of_the_networks():
     assert 'DRCN' not in said['light'] and all('searched for none' in x for x in said.values())
     plain = ' '.join(deviations([Entry('CARN as published', 'carn', config=(('skip', False),))]))
     assert 'bicubic' not in plain and 'searched for none' in plain
-    assert 'teacher' not in limits([BICUBIC, CARN]) and 'Scratch, double' not in limits([SCRATCH, STUDENT])
+    assert 'teacher' not in sr_limits([BICUBIC, CARN])
+    assert 'Scratch, double' not in sr_limits([SCRATCH, STUDENT])
 
 
 @pytest.mark.parametrize('name', ['srcnn', 'edsr_baseline', 'carn', 'srrfn', 'mrcnet', 'drcn'])
 def test_deviations_are_true_of_the_code(name):
-    config = benchmark.build(Entry(name, name), 2).config
+    config = build_entry(Entry(name, name), 2).config
     assert (config.get('skip') == ('bicubic' if name == 'mrcnet' else None if name == 'drcn' else True)
             and not config.get('ensemble'))
     if name != 'drcn': # starts close to the bicubic image
         torch.manual_seed(0)
         x = torch.rand(1, 3, 16, 16)
         with torch.inference_mode():
-            assert ((benchmark.build(Entry(name, name), 2).eval()(x) - benchmark.build(BICUBIC, 2)(x)).abs().mean() < 0.1)
+            error = build_entry(Entry(name, name), 2).eval()(x) - build_entry(BICUBIC, 2)(x)
+        assert error.abs().mean() < 0.1
 
 
 @pytest.mark.parametrize('scale', [2, 4])
 def test_every_entry_of_the_presets_can_be_built(scale):
     with torch.device('meta'):
         for e in {e for p in PRESETS.values() for e in with_teachers(p)}:
-            assert benchmark.build(e, scale, 1).scale == scale
+            assert build_entry(e, scale, 1).scale == scale
 
 
 @pytest.mark.parametrize('names,words', [('carm', 'choose from bicubic, carn'), ('carn_x4', 'scale 2'),

@@ -73,10 +73,10 @@ def fill(
 # %% ../../nbs/bench/report.ipynb #c016
 def column_table(
     rows, # anything, such as the itertuples of a DataFrame
-    columns: dict, # heading → function of a row; a leading '>' aligns to the right
+    columns, # pairs of a heading and a function of a row; a leading '>' aligns to the right
 ) -> str:
     "A markdown table"
-    return markdown_table(columns, [[cell(row) for cell in columns.values()] for row in rows])
+    return markdown_table([head for head, _ in columns], [[cell(row) for _, cell in columns] for row in rows])
 
 # %% ../../nbs/bench/report.ipynb #c019
 @dataclass

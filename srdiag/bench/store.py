@@ -43,6 +43,9 @@ class RunFolders:
         names = (f'{level}{n}' for level, n in zip(self.form.levels, numbers, strict=True))
         return self.folder.joinpath('runs', row.key, *names)
 
+    def label(self, row, *numbers): # of a run, for sentences
+        return ', '.join([row.key, *(f'{level} {n}' for level, n in zip(self.form.levels, numbers))])
+
     def done(self, row, *numbers): return (self.path(row, *numbers)/'metrics.json').is_file()
 
     def working(self, row, *numbers): # a context manager: a folder to work in, which becomes the run's
@@ -60,6 +63,8 @@ class RunFolders:
         return sorted(self.folder.glob('/'.join(['runs/*', *(f'{level}*' for level in upper), f'.{last}*'])))
 
 # %% ../../nbs/bench/store.ipynb #c014
+HEAD_REMEDY = 'restore it from a copy, or choose another output folder'
+
 def check_written(
     path: Path, # of a file
     wrong: str, # a clause, '' if nothing is wrong
@@ -75,8 +80,6 @@ def table_hash(
     return hashlib.sha256(table.to_csv(index=False).encode()).hexdigest()[:16]
 
 # %% ../../nbs/bench/store.ipynb #c017
-HEAD_REMEDY = 'restore it from a copy, or choose another output folder'
-
 class Store(RunFolders):
     "A folder of runs with a head that says what must not change. DataError for what is damaged"
     @property
@@ -100,10 +103,13 @@ class Store(RunFolders):
         remedy = f'remove the folder {path} to have this run made again'
         found = read_json(path/'metrics.json', self.form.run, remedy)
         check_written(path/'metrics.json', self.wrong_run(found, row, *numbers), remedy)
+        if (whose := self.whose(found, row)) not in (None, self.label(row, *numbers)):
+            raise DataError(f'{path/"metrics.json"} is of another run ({whose}): {remedy}.')
         return found
 
     def wrong_head(self, found): return ''
     def wrong_run(self, found, row, *numbers): return ''
+    def whose(self, found, row): return None # the label of the run that metrics are of, if they tell
 
 # %% ../../nbs/bench/store.ipynb #c019
 HINTS = dict(split_seed=' (see --split-seed)', size=' (see --size)')

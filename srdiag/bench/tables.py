@@ -29,7 +29,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from . import sr as benchmark
+from .sr_store import SRStore
 from ..core.errors import DataError, ModelError, TrainingError
 from ..core.files import check_apart, placing, replacing, write_text
 from ..core.precision import pick_place
@@ -1229,7 +1229,7 @@ def networks_of(
     "The super-resolution networks of the command line; ModelError if two have the same name and scale"
     out, given = {}, [str(x) for x in given]
     if bench is not None:
-        trained = benchmark.Store(bench)
+        trained = SRStore(bench)
         found = ({e.key.replace('-', '_'): trained.path(e, k)/'model' for e in trained.entries()
                   for k in trained.seeds(e)[:1]})
         given += ([f'{name if name != "mrcnet" else "mrcnet_scratch"}={folder}' for name,

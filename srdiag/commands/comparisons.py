@@ -70,14 +70,14 @@ class BenchmarkSR:
     def __post_init__(self): check_settings(self, 'A benchmark')
 
     def run(self):
-        from srdiag.bench.sr import Store, benchmark_sr, entries_of, report
-        if self.report_only: return say(f'Report: {report(Store(self.out))}')
+        from srdiag.bench.entries import entries_of
+        from srdiag.bench.sr import SRStore, benchmark_sr, report_sr
+        if self.report_only: return say(f'Report: {report_sr(SRStore(self.out))}')
         if self.data is None:
             raise DataError('The benchmark needs images: name their folder with --data, or use '
                             '--report-only.')
         benchmark_sr(self.data, self.out, self.scale, entries_of(self.scale, self.preset, self.models),
-                     self.budget.decided(), replace(self.reading, seed=self.split_seed),
-                     self.share.only, self.share.only_seed)
+                     self.budget.decided(), replace(self.reading, seed=self.split_seed), self.share)
 
 # %% ../../nbs/commands/comparisons.ipynb #c013
 @dataclass(frozen=True)
