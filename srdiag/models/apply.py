@@ -20,8 +20,8 @@ from ..core.errors import DataError, ModelError
 from ..core.precision import pick_device
 from ..core.settings import check_choice
 from ..core.words import say
-from ..data.degradation import crop_to_multiple, degrade
 from ..data.decoding import pil_pixels
+from ..data.degradation import crop_to_multiple, degrade
 from ..data.images import as_float, luma, read_image, to_uint8
 from ..diagnosis.network import SREnhancedDiagnosis
 from .info import ModelInfo, check_described
@@ -76,7 +76,7 @@ class Picture:
     "One image as networks read it, and the way back to what it was"
     pixels: torch.Tensor # C×H×W with C = 1 or 3: uint8, or float32 in [0, 1]
     name: str # for messages
-    back: Callable # C×sH×sW float32 in [0, 1] → the like of what was given
+    back: Callable # C×sH×sW, uint8 or float32 in [0, 1] → the like of what was given
 
 # %% ../../nbs/models/apply.ipynb #c019
 def _to_array(y, dtype, ndim): # C×H×W → H×W, or H×W×C
@@ -145,7 +145,9 @@ def _for_channels(p, channels): # Picture → its pixels with so many channels
                     'with image.convert("L") or srdiag.data.images.luma.')
 
 def _enlarged(network, p, precision): # Picture → the like of what it came from
-    y = super_resolve(network, _for_channels(p, network.config['image_channels']), p.name, precision)
+    x = _for_channels(p, network.config['image_channels'])
+    kind = x.dtype if len(x) == len(p.pixels) else torch.float32 # bytes need a quarter of the memory
+    y = super_resolve(network, x, p.name, precision, dtype=kind)
     if len(y) != len(p.pixels): y = luma(y).clamp(0, 1) if len(y) == 3 else y.repeat(3, 1, 1)
     return p.back(y)
 
