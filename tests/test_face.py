@@ -474,6 +474,15 @@ def test_old_attributes(path, new):
     with pytest.raises(AttributeError, match=new): eval(f'srdiag.{path}')
 
 
+@pytest.mark.parametrize('line, new', [
+    ('from srdiag.sr.zoo import SRNetwork', 'from srdiag.sr.'),
+    ('from srdiag.diagnosis.training import PairAugment', 'from srdiag.data.pairs import PairAugment')])
+def test_modules_that_stand_say_what_they_gave_away(line, new):
+    with pytest.raises(ImportError, match=new): exec(line)
+    from srdiag.sr import zoo
+    assert not hasattr(zoo, 'nowhere')
+
+
 def test_what_never_was_fails_as_ever():
     with pytest.raises(ModuleNotFoundError, match="No module named 'srdiag.nowhere'"):
         importlib.import_module('srdiag.nowhere')

@@ -21,6 +21,7 @@ from fastai.learner import Learner, Metric
 from fastai.torch_core import set_seed
 
 from ..core.errors import DataError
+from ..core.moved import moved_names
 from ..data.images import as_float
 from ..data.pairs import LabelledPairs
 from .losses import DiagnosisLoss
@@ -173,3 +174,6 @@ def train_diagnosis(
     learn = fit(diagnosis_learner(dls, model, recipe, **kwargs), recipe, epochs)
     _measure_again(model, train, size, seed)
     return learn
+
+# %% ../../nbs/diagnosis/training.ipynb #c040
+__getattr__ = moved_names(__name__)

@@ -16,6 +16,7 @@ import torch
 from torch import nn
 
 from ..core.errors import ModelError
+from ..core.moved import moved_names
 from .mrcnet import MRCNet
 from .post_upsampling import CARN, EDSR, SRRFN
 from .pre_upsampling import DRCN, DRRN, MWCNN, SRCNN, VDSR, Bicubic
@@ -166,3 +167,6 @@ def describe(
     with torch.device('meta'): facts = traits(create_model(name))
     return Description(**vars(facts), name=name, title=entry.title, reference=entry.reference,
                        year=entry.year, table_row=entry.title if scale in entry.printed else None)
+
+# %% ../../nbs/sr/zoo.ipynb #c049
+__getattr__ = moved_names(__name__)
