@@ -20,7 +20,7 @@ def _pad_symmetric(
         while left > 0:
             n = min(left, x.shape[dim])
             before = x.narrow(dim, 0, n).flip(dim)
-            after  = x.narrow(dim, x.shape[dim]-n, n).flip(dim)
+            after = x.narrow(dim, x.shape[dim]-n, n).flip(dim)
             x = torch.cat([before, x, after], dim)
             left -= n
     return x
@@ -36,8 +36,7 @@ def _as_batch(
         raise ValueError(f'{who} needs a scale that is a whole number, 1 or more, but got {scale!r}.')
     if not torch.is_floating_point(x):
         raise ValueError(f'{who} needs a float image in [0, 1], but got {x.dtype}: convert it first, e.g. '
-                         'with '
-                         'srdiag.data.images.as_float.')
+                         'with srdiag.data.images.as_float.')
     if x.dim() not in (3, 4):
         raise ValueError(f'{who} needs C×H×W or B×C×H×W, but got the shape {tuple(x.shape)}.')
     x = x[None] if x.dim() == 3 else x
@@ -63,9 +62,8 @@ def degrade(
         raise ValueError(f'degrade needs values in [0, 1], but got {low:.3g} to {high:.3g}: divide 8-bit '
                          'values by 255 first, or set clip=False.')
     if scale > 1:
-        x = _pad_symmetric(x, 2*scale)
-        x = F.interpolate(x, size=(h//scale + 4, w//scale + 4), mode='bicubic', antialias=True)[
-                    ..., 2:-2, 2:-2]
+        x, size = _pad_symmetric(x, 2*scale), (h//scale + 4, w//scale + 4)
+        x = F.interpolate(x, size=size, mode='bicubic', antialias=True)[..., 2:-2, 2:-2]
     x = (x.clamp(0, 1) if clip else x).to(hr.dtype)
     return x[0] if hr.dim() == 3 else x
 
@@ -93,12 +91,11 @@ def upsample(
     if mode not in ('bicubic', 'bilinear', 'nearest'):
         raise ValueError(f"upsample knows the modes 'bicubic', 'bilinear' and 'nearest', not {mode!r}.")
     x = _as_batch(lr, scale, 'upsample')
-    size = [n*scale for n in x.shape[-2:]]
+    size, p = [n*scale for n in x.shape[-2:]], 2*scale
     if scale == 1: pass
     elif mode == 'bicubic':
-        p = 2*scale
-        x = (F.interpolate(_pad_symmetric(x, 2), size=[n + 2*p for n in size], mode='bicubic',
-                            antialias=True)[..., p:-p, p:-p])
+        x = F.interpolate(_pad_symmetric(x, 2), size=[n + 2*p for n in size], mode=mode, antialias=True)
+        x = x[..., p:-p, p:-p]
     else: x = F.interpolate(x, size=size, mode=mode)
     x = (x.clamp(0, 1) if clip else x).to(lr.dtype)
     return x[0] if lr.dim() == 3 else x

@@ -30,16 +30,16 @@ def _grid(
 ) -> list[tuple]: # boxes of all patches that lie inside, row by row
     "Boxes of size×size on a grid in `box`"
     top, left, bottom, right = box
-    return ([(y, x, y+size, x+size) for y in range(top, bottom-size+1, stride)
-             for x in range(left, right-size+1, stride)])
+    return [(y, x, y+size, x+size) for y in range(top, bottom-size+1, stride)
+            for x in range(left, right-size+1, stride)]
 
+# %% ../../nbs/data/samples.ipynb #c015
 def tissue_patches(
     size: int = 64, # side of a patch in pixels
     stride: int = 16, # distance of neighbouring patches in pixels
     test_fraction: float = 0.25, # of the width, on the right
     gap: int = 32, # unused pixels between the two sides
-# 'train' and 'test', each (list of uint8 tensors 3×size×size, list of boxes (top, left, bottom, right))
-) -> dict:
+) -> dict: # 'train' and 'test', each (uint8 tensors 3×size×size, boxes (top, left, bottom, right))
     """Patches of `tissue` for training (left) and test (right) that share no pixel; DataError if `size` does
     not fit into a side"""
     x, out = tissue(), {}
@@ -52,9 +52,7 @@ def tissue_patches(
         out[name] = [x[:, a:c, b:d].clone() for a, b, c, d in boxes], boxes
     return out
 
-# %% ../../nbs/data/samples.ipynb #c021
-CLASSES = ('coarse', 'fine')
-
+# %% ../../nbs/data/samples.ipynb #c023
 def lost_energy(
     hr: torch.Tensor, # B×C×H×W, uint8 or float in [0, 1]
     scale: int, # of the journey down and up
@@ -64,6 +62,9 @@ def lost_energy(
     rest = (y - upsample(degrade(y, scale, clip=False), scale)).square().mean((1, 2, 3))
     all_ = (y - y.mean((1, 2, 3), keepdim=True)).square().mean((1, 2, 3))
     return torch.where(all_ > 1e-10, rest/all_.clamp(min=1e-10), 0.)
+
+# %% ../../nbs/data/samples.ipynb #c025
+CLASSES = ('coarse', 'fine')
 
 def detail_labels(
     hr: torch.Tensor, # B×C×H×W, uint8 or float in [0, 1]
@@ -76,7 +77,23 @@ def detail_labels(
     if threshold is None: threshold = q.median().item()
     return (q > threshold).long(), threshold
 
-# %% ../../nbs/data/samples.ipynb #c027
+# %% ../../nbs/data/samples.ipynb #c031
+def _inside_bands(
+    patches: list, # tensors
+    boxes: list, # of each, (top, left, bottom, right)
+    bands: int, # horizontal bands
+    height: int, # of the image, in pixels
+) -> list[tuple]: # (tensor, box, band) of each patch that lies wholly inside a band
+    "DataError if no patch does"
+    edge = [height*b//bands for b in range(bands + 1)]
+    keep = [(x, box, b) for x, box in zip(patches, boxes) for b in range(bands)
+            if edge[b] <= box[0] and box[2] <= edge[b+1]]
+    if not keep:
+        raise DataError(f'No patch fits into one of {bands} bands of {height//bands} pixels: use fewer bands '
+                        'or smaller patches.')
+    return keep
+
+# %% ../../nbs/data/samples.ipynb #c033
 def _labelled_patches(
     sets: dict, # what `tissue_patches` returned
     bands: int, # horizontal bands per side
@@ -86,19 +103,13 @@ def _labelled_patches(
     "Patches of both sides with their names and labels; the threshold comes from the training side"
     rows, tau = [], None
     for part in ('train', 'test'):
-        patches, boxes = sets[part]
-        edge = [height*b//bands for b in range(bands + 1)]
-        keep = ([(x, box, b) for x, box in zip(patches, boxes)
-                 for b in range(bands) if edge[b] <= box[0] and box[2] <= edge[b+1]])
-        if not keep:
-            raise DataError(f'No patch fits into one of {bands} bands of {height//bands} pixels: use fewer '
-                            'bands or '
-                            'smaller patches.')
+        keep = _inside_bands(*sets[part], bands, height)
         labels, tau = detail_labels(torch.stack([x for x, _, _ in keep]), scale, tau)
         for (x, box, b), y in zip(keep, labels.tolist()):
             rows.append((x, f'{part}-{b}__r{box[0]:03}c{box[1]:03}.png', CLASSES[y], f'{part}-{b}', part))
     return rows
 
+# %% ../../nbs/data/samples.ipynb #c035
 def write_tissue_folder(
     root: str|Path, # a new or empty folder
     size: int = 64, # side of a patch in pixels
@@ -113,8 +124,8 @@ def write_tissue_folder(
     root = Path(root)
     if root.exists() and (not root.is_dir() or any(root.iterdir())):
         raise DataError(f'{root} exists and is not an empty folder: choose another name.')
-    rows = _labelled_patches(tissue_patches(size, stride, test_fraction, gap), bands, tissue().shape[1],
-                             scale)
+    sets, height = tissue_patches(size, stride, test_fraction, gap), tissue().shape[1]
+    rows = _labelled_patches(sets, bands, height, scale)
     for label in CLASSES: (root/label).mkdir(parents=True, exist_ok=True)
     for x, name, label, _, _ in rows: save_png(x, root/label/name)
     cells = [(f'{label}/{name}', label, group, part) for _, name, label, group, part in rows]

@@ -20,6 +20,7 @@ def _change(
     "The change of J for one group and all parts"
     return ((2*(have - want) + c)*c/want).sum(1)
 
+# %% ../../nbs/data/splits.ipynb #c012
 def _deal(
     counts: np.ndarray, # G×K, images of each class in each group
     fractions: np.ndarray, # P, positive, summing to 1
@@ -45,7 +46,7 @@ def _deal(
         if not moved: break
     return part, float(((have - want)**2/want).sum())
 
-# %% ../../nbs/data/splits.ipynb #c013
+# %% ../../nbs/data/splits.ipynb #c015
 def _repair(
     part: np.ndarray, # G, changed in place
     counts: np.ndarray, # G×K
@@ -65,6 +66,7 @@ def _repair(
         spare = owners[np.bincount(part, minlength=parts)[part[owners]] > 1]
         if len(spare): part[spare[np.argmin(size[spare])]] = 0
 
+# %% ../../nbs/data/splits.ipynb #c017
 def _deal_well(
     counts: np.ndarray, # G×K, images of each class in each group
     fractions: np.ndarray, # P
@@ -84,12 +86,11 @@ def _deal_well(
         if best is None or rank < best[0]: best = rank, part
     return best[1]
 
-# %% ../../nbs/data/splits.ipynb #c015
+# %% ../../nbs/data/splits.ipynb #c020
 def _count_table(
     labels, # N labels, or None
     groups, # N groups, or None: each item on its own
-# the group number of each item (N), counts (G×K), class names (K)
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]: # group number of each item (N), counts (G×K), class names (K)
     "Items of each class in each group; DataError if there is nothing to split or the lengths differ"
     if labels is None and groups is None:
         raise ValueError('labels and groups are both None: the number of items is unknown.')
@@ -103,7 +104,7 @@ def _count_table(
     np.add.at(counts, (g, y), 1)
     return g, counts, classes
 
-# %% ../../nbs/data/splits.ipynb #c017
+# %% ../../nbs/data/splits.ipynb #c023
 def _all_classes(
     counts: np.ndarray, # G×K
     inside: np.ndarray, # G, True for the groups trained on
@@ -116,17 +117,18 @@ def _all_classes(
                         f'group{"s" if n > 1 else ""} only. Add images from more patients, or use fewer '
                         'parts.')
 
+# %% ../../nbs/data/splits.ipynb #c025
 def grouped_split(
     labels, # N class labels (numbers or strings), or None for super-resolution
     groups, # N group names, e.g. patients; None: each item on its own
-    # the size of each part; positive, summing to 1; the first is for training
-    fractions: tuple = (0.7, 0.15, 0.15),
+    fractions: tuple = (0.7, 0.15, 0.15), # of each part; positive, summing to 1; the first is for training
     seed: int = 0, # another seed, another split
 ) -> tuple[np.ndarray, ...]: # sorted item numbers of each part
     "Parts that share no group, classes mixed as evenly as can be; DataError if groups or classes are too few"
     f = np.asarray(fractions, float)
     if f.ndim != 1 or (f <= 0).any() or abs(f.sum() - 1) > 1e-6:
-        raise DataError(f'The fractions of a split must be positive and sum to 1, but are {tuple(fractions)}.')
+        raise DataError('The fractions of a split must be positive and sum to 1, but are '
+                        f'{tuple(fractions)}.')
     g, counts, classes = _count_table(labels, groups)
     if len(counts) < len(f):
         raise DataError(f'There {"is" if len(counts) == 1 else "are"} {counted(len(counts), "group")} for '
@@ -135,7 +137,7 @@ def grouped_split(
     _all_classes(counts, part == 0, classes)
     return tuple(np.flatnonzero(part[g] == p) for p in range(len(f)))
 
-# %% ../../nbs/data/splits.ipynb #c027
+# %% ../../nbs/data/splits.ipynb #c035
 def grouped_folds(
     labels, # N class labels, or None
     groups, # N group names, or None: each item on its own
@@ -158,19 +160,17 @@ def grouped_folds(
         out.append((train, test))
     return out
 
-# %% ../../nbs/data/splits.ipynb #c032
+# %% ../../nbs/data/splits.ipynb #c040
 def spatial_split(
     height: int, # of the image, in pixels
     width: int, # of the image, in pixels
     test_fraction: float, # of the width, between 0 and 1
     gap: int, # unused pixels between the two parts
-# the training and the test box, each (top, left, bottom, right), right and bottom exclusive
-) -> tuple[tuple, tuple]:
+) -> tuple[tuple, tuple]: # the training and the test box, each (top, left, bottom, right), ends exclusive
     "Left part for training, right part for test; DataError if one of them would be empty"
     test = round(width*test_fraction)
     train = width - test - gap
     if gap < 0 or test < 1 or train < 1 or height < 1:
         raise DataError(f'An image {width} pixels wide cannot give a test part of {test_fraction:.0%} and a '
-                        f'gap of {gap} pixels: '
-                        'nothing would be left for one of the parts.')
+                        f'gap of {gap} pixels: nothing would be left for one of the parts.')
     return (0, 0, height, train), (0, width - test, height, width)
