@@ -49,7 +49,7 @@ def _stage(n_in, n_out, stride): # two basic blocks
 # %% ../../nbs/diagnosis/branches.ipynb #c014
 class ResNet18Branch(nn.Module):
     "ResNet-18 without its classifier [17]; `stem(x)`, then each of `stages`"
-    widths = (64, 128, 256, 512)
+    widths = 64, 128, 256, 512
     def __init__(self,
         in_channels: int = 3, # 3 for RGB, 1 for grey
         stem: str = '7x7', # a key of STEMS

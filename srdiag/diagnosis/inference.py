@@ -62,9 +62,9 @@ def modes_of(
     model: SREnhancedDiagnosis, # trained
 ) -> tuple: # its own mode first; without affinity between samples just 'solo'
     "The modes that a model can predict in"
-    if not model.mixes: return ('solo',)
+    if not model.mixes: return 'solo',
     has = ['solo', 'batch'] if model.config['references'] is None else ['context', 'solo', 'batch']
-    return (model.mode, *[m for m in has if m != model.mode])
+    return model.mode, *[m for m in has if m != model.mode]
 
 def is_independent(
     model: SREnhancedDiagnosis, # trained

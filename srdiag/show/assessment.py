@@ -12,19 +12,19 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from . import figures
-from .calibration import operating_figure, reliability_figure, risk_coverage_figure
-from ..diagnosis.inference import Predictions, modes_of
-from .affinities import affinity_stages_figure, gate_figure, gate_table
-from .embeddings import branch_features, embedding_figure
-from .saliency import grad_cam, grad_cam_figure, pick_examples
-from ..diagnosis.network import SREnhancedDiagnosis
 from ..core.words import counted
+from ..diagnosis.inference import Predictions, modes_of
+from ..diagnosis.network import SREnhancedDiagnosis
 from ..evaluation.calibration import Calibration
 from ..evaluation.diagnostic import confusion
+from .affinities import affinity_stages_figure, gate_figure, gate_table
+from .calibration import operating_figure, reliability_figure, risk_coverage_figure
+from .embeddings import branch_features, embedding_figure
+from .figures import confusion_figure
 from .report import Report
+from .saliency import grad_cam, grad_cam_figure, pick_examples
 
-# %% ../../nbs/show/assessment.ipynb #c005
+# %% ../../nbs/show/assessment.ipynb #c008
 @dataclass
 class Assessed:
     "A model and its test"
@@ -33,7 +33,7 @@ class Assessed:
     hr: torch.Tensor|None # N×C×H×W, uint8, for a model that reads it
     labels: np.ndarray # N true class numbers
     predictions: Predictions # in the same order
-    metrics: dict # as `commands.evaluate_labelled` returns them
+    metrics: dict # as `evaluate_labelled` returns them
     groups: np.ndarray|None = None # N names of patients
     names: list|None = None # N file names
     calibration: Calibration|None = None # of the model
@@ -44,74 +44,99 @@ class Assessed:
     @property
     def p(self): return self.predictions.probabilities['ens'] # N×K
 
-    def some(self, n): # → positions of at most n images, the classes in turn, spread over the data
-        queues = [np.flatnonzero(self.labels == k) for k in range(len(self.classes))]
-        queues = ([q[np.unique(np.linspace(0, len(q)-1, max(1, n//len(queues))).astype(int))] if len(q) else q
-                   for q in queues])
-        return np.concatenate(queues)
-
     @property
     def own_mode(self): return modes_of(self.model)[0] # of prediction
 
     def images(self, at): # positions → lr, or lr and hr
         return self.lr[at], None if self.hr is None else self.hr[at]
 
-# %% ../../nbs/show/assessment.ipynb #c007
+    def some(self, n): # → positions of at most n images, the classes in turn, spread over the data
+        each, queues = max(1, n//len(self.classes)), []
+        for k in range(len(self.classes)):
+            of_class = np.flatnonzero(self.labels == k)
+            at = np.linspace(0, len(of_class)-1, each if len(of_class) else 0)
+            queues.append(of_class[np.unique(at.astype(int))])
+        return np.concatenate(queues)
+
+# %% ../../nbs/show/assessment.ipynb #c013
+_SHOWN = 'accuracy', 'f1', 'sensitivity', 'specificity', 'kappa', 'mcc', 'auc'
+
+def _metrics_row(m): # metrics → what the table shows
+    shown, low, high = {k: m[k] for k in _SHOWN}, m['accuracy_low'], m['accuracy_high']
+    return shown if low != low else {'accuracy, 95 % interval': f'{low:.3f} – {high:.3f}'} | shown
+
 def add_numbers(
     report: Report, # gets a section
     a: Assessed, # model and test
 ) -> None:
     "Metrics with interval, per class, and the confusion matrix"
-    m, y = a.metrics, a.labels
+    m, names = a.metrics, dict(sr='SR branch', lr='LR branch', aux='auxiliary head')
     report.section('Right and wrong',
                    f'{counted(m["n"], "test image")}; {m["convention"]}. Interval: {m["interval"]}.')
-    shown = {k: m[k] for k in ('accuracy', 'f1', 'sensitivity', 'specificity', 'kappa', 'mcc', 'auc')}
-    known = m['accuracy_low'] == m['accuracy_low']
-    (report.table([({'accuracy, 95 % interval': f'{m["accuracy_low"]:.3f} – {m["accuracy_high"]:.3f}'}
-                    if known else {}) | shown], 'Macro averages over classes.', {k: '.3f' for k in shown}))
-    report.figure(figures.confusion_figure(confusion(y, a.predictions.labels, a.classes), a.classes),
-                  'Rows are true classes; percentages of the row.', 'Confusion matrix')
-    heads = ({'ensemble': m['accuracy']} | {dict(sr='SR branch', lr='LR branch', aux='auxiliary head')[h]: m[
-                                                    f'accuracy_{h}']
-                                            for h in ('sr', 'lr', 'aux') if f'accuracy_{h}' in m})
-    if len(heads) > 1: report.table([heads], 'Accuracy of each head by itself.', dict.fromkeys(heads, '.3f'))
+    report.table([_metrics_row(m)], 'Macro averages over classes.', dict.fromkeys(_SHOWN, '.3f'))
+    matrix = confusion(a.labels, a.predictions.labels, a.classes)
+    report.figure(confusion_figure(matrix, a.classes), 'Rows are true classes; percentages of the row.',
+                  'Confusion matrix')
+    heads = {name: m[f'accuracy_{h}'] for h, name in names.items() if f'accuracy_{h}' in m}
+    if heads:
+        heads = dict(ensemble=m['accuracy']) | heads
+        report.table([heads], 'Accuracy of each head by itself.', dict.fromkeys(heads, '.3f'))
 
-# %% ../../nbs/show/assessment.ipynb #c009
+# %% ../../nbs/show/assessment.ipynb #c015
+def _add_reliability(report, a):
+    c, m, sets = a.calibration, a.metrics, {'as the network says it': a.p}
+    caption = f'Confidence and accuracy. Expected calibration error {m["ece"]:.3f}'
+    if c is not None:
+        sets[f'temperature {c.temperature:.2f}'] = c.apply(a.p)
+        caption += f', with the temperature {m["ece_calibrated"]:.3f}'
+    report.figure(reliability_figure(a.labels, sets), f'{caption}.', 'Reliability diagram')
+
+def _no_thresholds(a): # why there are none
+    if a.metrics['mode'] == a.own_mode:
+        return 'This model was never calibrated: there are no thresholds to report.'
+    return ('Temperature and thresholds belong to the mode in which they are set, and this model is one of '
+            f'the mode {a.own_mode}: in the mode {a.metrics["mode"]} there are none to report.')
+
+# %% ../../nbs/show/assessment.ipynb #c017
+def _add_abstention(report, a):
+    c, caption = a.calibration, 'Share of wrong answers when the least confident images get none'
+    if c.abstention:
+        caption += f'. By the stored threshold {100*a.metrics["coverage"]:.1f} % of these images are answered'
+    report.figure(risk_coverage_figure(a.labels, c.apply(a.p), c.abstention, a.groups), f'{caption}.',
+                  'Risk-coverage curve')
+
+def _add_operating_point(report, a):
+    c, m, positive = a.calibration, a.metrics, a.calibration.operating.positive
+    report.figure(operating_figure(a.labels, c.apply(a.p), a.classes, c.operating),
+                  f'The stored operating point for {positive}, on these images: sensitivity '
+                  f'{m["operating_sensitivity"]:.3f}, specificity {m["operating_specificity"]:.3f}.',
+                  'Operating point')
+    found = {f'{positive}, found': m['decision_found'], 'undecided': m['decision_undecided'],
+             'missed': m['decision_missed'], 'all images, decided': m['decision_coverage'],
+             'of these, wrong': m['decision_risk']}
+    report.table([found], 'What the column "decision" of predictions.csv makes of these images: an alarm is '
+                 'never withheld, but a negative answer needs confidence.', dict.fromkeys(found, '.3f'))
+
+# %% ../../nbs/show/assessment.ipynb #c020
 def add_caution(
     report: Report, # gets a section
     a: Assessed, # model and test
 ) -> None:
     "Calibration, abstention and operating point on these images, by what was set on validation images"
-    c, m = a.calibration, a.metrics
-    (report.section('How sure it may be', 'A probability of 0.8 should be right in eight of ten cases.'
-                    + (' The temperature and both thresholds were set on validation images; here they meet '
-                       'images they have not seen.' if c is not None else '')))
-    sets = ({'as the network says it': a.p}
-            | ({} if c is None else {f'temperature {c.temperature:.2f}': c.apply(a.p)}))
-    (report.figure(reliability_figure(a.labels, sets), 'Confidence and accuracy. Expected calibration error '
-                   f'{m["ece"]:.3f}'
-                   + (f', with the temperature {m["ece_calibrated"]:.3f}' if c is not None else '') + '.',
-                   'Reliability diagram'))
+    c, text = a.calibration, 'A probability of 0.8 should be right in eight of ten cases.'
+    if c is not None:
+        text += (' The temperature and both thresholds were set on validation images; here they meet images '
+                 'they have not seen.')
+    report.section('How sure it may be', text)
+    _add_reliability(report, a)
     if c is None:
-        (report.notice('This model was never calibrated: there are no thresholds to report.'
-                              if m['mode'] == a.own_mode else f'Temperature and thresholds belong to the mode in which they are set, and this model is one of the mode {a.own_mode}: in the mode {m["mode"]} there are none to report.'))
+        report.notice(_no_thresholds(a))
         return
     report.facts(c.facts())
-    report.figure(risk_coverage_figure(a.labels, c.apply(a.p), c.abstention, a.groups),
-                  'Share of wrong answers when the least confident images get none'
-                  + (f'. By the stored threshold {100*m["coverage"]:.1f} % of these images are answered'
-                     if c.abstention else '') + '.', 'Risk-coverage curve')
-    if c.operating is not None and len(np.unique(a.labels)) > 1:
-        report.figure(operating_figure(a.labels, c.apply(a.p), a.classes, c.operating),
-                      f'The stored operating point for {c.operating.positive}, on these images: sensitivity {m["operating_sensitivity"]:.3f}, specificity {m["operating_specificity"]:.3f}.',
-                      'Operating point')
-        found = {f'{c.operating.positive}, found': m['decision_found'], 'undecided': m['decision_undecided'],
-                 'missed': m['decision_missed'], 'all images, decided': m['decision_coverage'],
-                 'of these, wrong': m['decision_risk']}
-        report.table([found], 'What the column "decision" of predictions.csv makes of these images: an alarm is never withheld, but a negative answer needs confidence.',
-                     dict.fromkeys(found, '.3f'))
+    _add_abstention(report, a)
+    if c.operating is not None and len(np.unique(a.labels)) > 1: _add_operating_point(report, a)
 
-# %% ../../nbs/show/assessment.ipynb #c011
+# %% ../../nbs/show/assessment.ipynb #c022
 def add_gate(
     report: Report, # gets a section
     a: Assessed, # model and test
@@ -126,13 +151,47 @@ def add_gate(
                       '"undecided".')
     report.figure(gate_figure(a.predictions, a.labels), 'Gate weights by true class; crosses are wrong.',
                   'Gate weights on a triangle')
-    (report.table(gate_table(a.predictions, a.labels),
-                  'Mean weights of open gates; how often each head weighs most.',
-                  {k: '.2f' for k in ('SR', 'LR', 'aux')}))
+    report.table(gate_table(a.predictions, a.labels),
+                 'Mean weights of open gates; how often each head weighs most.',
+                 dict.fromkeys(('SR', 'LR', 'aux'), '.2f'))
 
-# %% ../../nbs/show/assessment.ipynb #c013
+# %% ../../nbs/show/assessment.ipynb #c025
 # images at most: of the saliency maps, of one batch of affinities, of the embeddings
 EXAMPLES, BATCH, EMBEDDED = 8, 32, 400
+
+def _add_saliency(report, a):
+    at, mode = pick_examples(a.predictions, a.labels)[:EXAMPLES], a.metrics['mode']
+    # the last stage whose map can be read
+    cam = grad_cam(a.model, *a.images(at), stage=None, mode=None if mode == 'batch' else mode)
+    names = None if a.names is None else [str(a.names[i]).split('/')[-1][:18] for i in at]
+    caption = ('The most confident right and the most confident wrong answer of each class, where there '
+               'are any.')
+    if mode == 'batch':
+        caption += (f' Each is explained in the mode {cam.mode}, so its probability may differ from the one '
+                    'in the batch.')
+    report.figure(grad_cam_figure(cam, a.classes, a.labels[at], names), caption, 'Grad-CAM of both branches')
+
+def _add_affinities(report, a):
+    batch = a.some(BATCH)
+    if not a.model.mixes or len(batch) <= 3: return
+    lr, hr = a.images(batch)
+    report.figure(affinity_stages_figure(a.model, lr, a.labels[batch], a.classes, hr),
+                  'Affinities of one class-balanced batch, in the published mode, ordered by class.',
+                  'Affinity matrices by stage')
+
+# %% ../../nbs/show/assessment.ipynb #c027
+def _add_embeddings(report, a):
+    some, counts = a.some(EMBEDDED), np.bincount(a.labels, minlength=len(a.classes))
+    groups = None if a.groups is None else a.groups[some]
+    largest = 1 if groups is None else np.unique(groups, return_counts=True)[1].max()
+    if (counts > 1).sum() < 2 or len(some) - largest < 6:
+        report.notice('There are too few images, or too few groups, for an embedding.', 'note')
+        return
+    features = branch_features(a.model, *a.images(some), mode=a.metrics['mode'])
+    when = 'before and after the exchange' if a.model.two else 'of the branch'
+    for method in ('pca', 'tsne'):
+        report.figure(embedding_figure(features, a.labels[some], a.classes, method, groups=groups),
+                      f'Features after the last stage, {when}.', f'Embedding, {method}')
 
 def add_inside(
     report: Report, # gets a section
@@ -141,55 +200,30 @@ def add_inside(
     "Grad-CAM of both branches, affinities by stage, embeddings before and after the exchange"
     report.section('What it looked at', 'These pictures describe the model, not the disease. A map can look '
                    'plausible and be wrong; the notebook on interpretation shows how to check one.')
-    at = pick_examples(a.predictions, a.labels)[:EXAMPLES]
-    mode = a.metrics['mode']
-    # the last stage whose map can be read
-    cam = grad_cam(a.model, *a.images(at), stage=None, mode=None if mode == 'batch' else mode)
-    (report.figure(grad_cam_figure(cam, a.classes, a.labels[at], None if a.names is None
-                                   else [str(a.names[i]).split('/')[-1][:18] for i in at]),
-                   'The most confident right and the most confident wrong answer of each class, where there '
-                   'are any.' + (f' Each is explained in the mode {cam.mode}, so its probability may differ '
-                                 'from the one in the batch.' if mode == 'batch' else ''),
-                   'Grad-CAM of both branches'))
-    if a.model.mixes:
-        batch = a.some(BATCH)
-        if len(batch) > 3:
-            (report.figure(affinity_stages_figure(a.model, a.lr[batch], a.labels[batch], a.classes,
-                                                  None if a.hr is None else a.hr[batch]),
-                           'Affinities of one class-balanced batch, in the published mode, ordered by class.',
-                           'Affinity matrices by stage'))
-    some, counts = a.some(EMBEDDED), np.bincount(a.labels, minlength=len(a.classes))
-    groups = None if a.groups is None else a.groups[some]
-    largest = 1 if groups is None else np.unique(groups, return_counts=True)[1].max()
-    if (counts > 1).sum() < 2 or len(some) - largest < 6:
-        return report.notice('There are too few images, or too few groups, for an embedding.', 'note')
-    features = branch_features(a.model, *a.images(some), mode=mode)
-    for method in ('pca', 'tsne'):
-        report.figure(embedding_figure(features, a.labels[some], a.classes, method, groups=groups),
-                      f'Features after the last stage, {"before and after the exchange" if a.model.two else "of the branch"}.',
-                      f'Embedding, {method}')
+    for part in (_add_saliency, _add_affinities, _add_embeddings): part(report, a)
 
-# %% ../../nbs/show/assessment.ipynb #c015
+# %% ../../nbs/show/assessment.ipynb #c030
+def _lead(m): # metrics → the first sentence
+    lead = f'Accuracy {m["accuracy"]:.3f} on {counted(m["n"], "image")}'
+    if m['accuracy_low'] == m['accuracy_low']:
+        lead += f' (95 % {m["accuracy_low"]:.3f} to {m["accuracy_high"]:.3f})'
+    if m['gate_closed']:
+        lead += (f'. For {m["gate_closed"]} of them the gate shut all heads: their label is that of the mean '
+                 'of the heads')
+    return f'{lead}.'
+
 def assessment_report(
     a: Assessed, # model and test
     title: str, # heading
     facts: dict, # how the model and this page were made
 ) -> Report:
     "Everything on one page; write it with `.write(path)`"
-    m, mode = a.metrics, a.own_mode
-    lead = (f'Accuracy {m["accuracy"]:.3f} on {counted(m["n"], "image")}'
-            + (f' (95 % {m["accuracy_low"]:.3f} to {m["accuracy_high"]:.3f})'
-               if m['accuracy_low'] == m['accuracy_low'] else '') + '.')
-    if m['gate_closed']:
-        lead += (f' For {m["gate_closed"]} of them the gate shut all heads: their label is that of the mean '
-                 'of the heads.')
-    report = Report(title, lead)
-    if m['mode'] == 'batch':
+    report, mode = Report(title, _lead(a.metrics)), a.metrics['mode']
+    if mode == 'batch':
         report.notice('Predicted as published: each answer depends on the other images of its batch of 32. '
                       'Another order of the images gives other answers.')
-    if m['mode'] != mode:
-        report.notice(f'Predicted in the mode {m["mode"]}, which is not the one that this model was trained '
-                      f'for ({mode}).')
+    if mode != a.own_mode:
+        report.notice(f'Predicted in the mode {mode}, which is not the one that this model was trained for '
+                      f'({a.own_mode}).')
     for part in (add_numbers, add_caution, add_gate, add_inside): part(report, a)
-    report.section('How it was made').facts(facts)
-    return report
+    return report.section('How it was made').facts(facts)

@@ -11,8 +11,9 @@ import matplotlib.pyplot as plt
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from sklearn.metrics import roc_curve
-from ..evaluation.calibration import (Abstention, OperatingPoint, brier_score, curve_bound,
-                                           expected_calibration_error, reliability_table, risk_coverage)
+
+from ..evaluation.reliability import brier_score, expected_calibration_error, reliability_table
+from ..evaluation.thresholds import Abstention, OperatingPoint, curve_bound, risk_coverage
 from ..core.errors import DataError
 from ..evaluation.diagnostic import checked_probabilities
 from .style import COLOURS, PALETTE, finished, plain, style
@@ -26,13 +27,14 @@ def _reliability_column(above, below, rows, colour, start): # start: of the axis
     above.plot(x, y, marker='o', color=colour, lw=1.2, mec='white', mew=0.8)
     edges = np.array([[r['low'], r['high']] for r in rows])
     wide = edges[:, 1] - edges[:, 0]
-    bars = (below.bar(edges[:, 0], [r['count'] for r in rows], np.maximum(wide, 0.002), align='edge',
-                      color=colour, alpha=0.5, ec='white'))
+    bars = below.bar(edges[:, 0], [r['count'] for r in rows], np.maximum(wide, 0.002), align='edge',
+                     color=colour, alpha=0.5, ec='white')
     # numbers on narrow bars would overlap
-    (below.bar_label(bars, [r['count'] if w > 0.04*(1 - start) else '' for r, w in zip(rows, wide)],
-                     fontsize=7, color='#333333'))
+    counts = [r['count'] if w > 0.04*(1 - start) else '' for r, w in zip(rows, wide)]
+    below.bar_label(bars, counts, fontsize=7, color='#333333')
     below.margins(y=0.25)
 
+# %% ../../nbs/show/calibration.ipynb #c012
 def reliability_figure(
     targets, # N true class numbers
     probabilities: dict, # name -> N×K, rows sum to 1; e.g. before and after a temperature
@@ -40,8 +42,7 @@ def reliability_figure(
     strategy: str = 'uniform', # as in `reliability_table`
     title: str = '', # above the figure
 ) -> Figure: # a panel per name: accuracy against confidence, and the number of images
-    """Reliability diagrams with Wilson intervals and counts. Raises ValueError if there is nothing to draw,
-    DataError for tables that do not fit"""
+    "Reliability with Wilson intervals and counts. ValueError for nothing to draw, DataError for a bad table"
     if not probabilities: raise ValueError('There are no probabilities to draw.')
     tables = {name: reliability_table(targets, p, bins, strategy) for name, p in probabilities.items()}
     start = min(min(r['low'], r['confidence']) for rows in tables.values() for r in rows)
@@ -50,9 +51,9 @@ def reliability_figure(
                                  height_ratios=[3, 1], sharex=True, sharey='row', squeeze=False)
         for i, (name, rows) in enumerate(tables.items()):
             _reliability_column(*axes[:, i], rows, PALETTE[i % len(PALETTE)], start)
-            p = probabilities[name]
-            axes[0, i].set(title=f'{name}\nECE {expected_calibration_error(targets, p, bins, strategy):.3f}, Brier {brier_score(targets, p):.3f}',
-                           xlim=(start - 0.02, 1.02), ylim=(-0.03, 1.03))
+            ece = expected_calibration_error(targets, probabilities[name], bins, strategy)
+            title_of = f'{name}\nECE {ece:.3f}, Brier {brier_score(targets, probabilities[name]):.3f}'
+            axes[0, i].set(title=title_of, xlim=(start - 0.02, 1.02), ylim=(-0.03, 1.03))
             axes[1, i].set_xlabel('confidence')
             axes[1, i].yaxis.set_major_locator(MaxNLocator(3, integer=True))
         axes[0, 0].set_ylabel('share that is right')
@@ -60,7 +61,26 @@ def reliability_figure(
         if title: fig.suptitle(title)
     return finished(fig)
 
-# %% ../../nbs/show/calibration.ipynb #c015
+# %% ../../nbs/show/calibration.ipynb #c017
+def _draw_risk(ax, curve, bound, level):
+    ax.fill_between(curve.coverage, curve.risk, bound, color=PALETTE[0], alpha=0.2, lw=0,
+                    label=f'up to the {100*level:g} % bound')
+    ax.plot(curve.coverage, curve.risk, color=PALETTE[0], drawstyle='steps-post',
+            label='wrong among the answered')
+
+def _mark(ax, curve, abstention): # the threshold on this curve; how high the axis must reach
+    answered = np.flatnonzero(curve.threshold >= abstention.threshold)
+    if abstention.wanted == 'risk':
+        ax.axhline(abstention.value, color='k', lw=0.9, ls='--', label=f'wanted risk {abstention.value:g}')
+    if len(answered):
+        i = answered[-1]
+        x, y = curve.coverage[i], curve.risk[i]
+        ax.plot(x, y, 'o', ms=7, color=PALETTE[1], mec='white', zorder=4,
+                label=f'from confidence {abstention.threshold:.3f} on: {100*x:.0f} % answered')
+        ax.axvline(curve.coverage[i], color=PALETTE[1], lw=0.9, ls=':')
+    return 1.6*abstention.value if abstention.wanted == 'risk' else 0
+
+# %% ../../nbs/show/calibration.ipynb #c019
 def risk_coverage_figure(
     targets, # N true class numbers
     probabilities, # N×K, rows sum to 1; calibrated, if the threshold is
@@ -69,36 +89,40 @@ def risk_coverage_figure(
     level: float = 0.95, # one-sided confidence of the bound
     title: str = '', # above the figure
 ) -> Figure: # risk among the answered against the share answered
-    """What abstention buys. Raises DataError for tables and groups that do not fit, ValueError for a level
-    outside 0..1"""
+    "What abstention buys. DataError for tables and groups that do not fit, ValueError for a bad level"
     targets, p = checked_probabilities(targets, probabilities)
     curve = risk_coverage(targets, p)
     bound = curve_bound(curve, p.argmax(1) != targets, level, groups)
+    top = max(1.6*curve.risk.max(), 1.5*bound[-1], 0.02)
     with style():
         fig, ax = plt.subplots(figsize=(5.2, 3))
-        ax.fill_between(curve.coverage, curve.risk, bound, color=PALETTE[0], alpha=0.2, lw=0,
-                        label=f'up to the {100*level:g} % bound')
-        ax.plot(curve.coverage, curve.risk, color=PALETTE[0], drawstyle='steps-post',
-                label='wrong among the answered')
-        top = max(1.6*curve.risk.max(), 1.5*bound[-1], 0.02)
+        _draw_risk(ax, curve, bound, level)
         if abstention is not None: top = max(top, _mark(ax, curve, abstention))
         ax.set(xlabel='share of images that get an answer', ylabel='risk', title=title, xlim=(0, 1.01),
                ylim=(0, min(top, 1)))
         ax.legend(loc='upper left' if curve.risk.argmax() > len(curve.risk)/4 else 'upper right')
     return finished(fig)
 
-def _mark(ax, curve, abstention): # the threshold on this curve; how high the axis must reach
-    answered = np.flatnonzero(curve.threshold >= abstention.threshold)
-    if abstention.wanted == 'risk':
-        ax.axhline(abstention.value, color='k', lw=0.9, ls='--', label=f'wanted risk {abstention.value:g}')
-    if len(answered):
-        i = answered[-1]
-        ax.plot(curve.coverage[i], curve.risk[i], 'o', ms=7, color=PALETTE[1], mec='white', zorder=4,
-                label=f'from confidence {abstention.threshold:.3f} on: {100*curve.coverage[i]:.0f} % answered')
-        ax.axvline(curve.coverage[i], color=PALETTE[1], lw=0.9, ls=':')
-    return 1.6*abstention.value if abstention.wanted == 'risk' else 0
+# %% ../../nbs/show/calibration.ipynb #c025
+def _one_against_rest(targets, probabilities, classes, positive):
+    # → N booleans: is it that class, its probability, is it the most probable one
+    targets, p = checked_probabilities(targets, probabilities, classes)
+    if positive not in classes: raise ValueError(f'The positive class {positive!r} is not among {classes}.')
+    k = classes.index(positive)
+    y = targets == k
+    if y.all() or not y.any():
+        raise DataError(f'A ROC curve of {positive} needs images of that class and of others.')
+    return y, p[:, k], p.argmax(1) == k
 
-# %% ../../nbs/show/calibration.ipynb #c021
+def _draw_point(ax, point): # an OperatingPoint with both intervals
+    x, y, colour = 1 - point.specificity, point.sensitivity, PALETTE[1]
+    ax.hlines(y, 1 - point.specificity_high, 1 - point.specificity_low, color=colour, lw=4, alpha=0.35)
+    ax.vlines(x, point.sensitivity_low, point.sensitivity_high, color=colour, lw=4, alpha=0.35)
+    ax.plot(x, y, 'o', ms=7, color=colour, mec='white', zorder=4,
+            label=f'{plain(point.positive)} from {point.threshold:.3f} on:\nsensitivity '
+                  f'{point.sensitivity:.3f}, specificity {point.specificity:.3f}')
+
+# %% ../../nbs/show/calibration.ipynb #c027
 def operating_figure(
     targets, # N true class numbers
     probabilities, # N×K, rows sum to 1; calibrated, if the point is
@@ -106,29 +130,14 @@ def operating_figure(
     point: OperatingPoint, # to be marked
     title: str = '', # above the figure
 ) -> Figure: # ROC curve of the positive class with the point
-    """An operating point on its ROC curve. Raises DataError for tables that do not fit or hold no image of
-    either kind, ValueError for an unknown class"""
-    classes = list(classes)
-    targets, p = checked_probabilities(targets, probabilities, classes)
-    if point.positive not in classes:
-        raise ValueError(f'The positive class {point.positive!r} is not among {classes}.')
-    k = classes.index(point.positive)
-    y = targets == k
-    if y.all() or not y.any():
-        raise DataError(f'A ROC curve of {point.positive} needs images of that class and of others.')
-    fpr, tpr, _ = roc_curve(y, p[:, k], drop_intermediate=False)
+    "An operating point on its ROC curve. DataError for images that do not fit, ValueError for no such class"
+    y, p, likely = _one_against_rest(targets, probabilities, list(classes), point.positive)
+    fpr, tpr, _ = roc_curve(y, p, drop_intermediate=False)
     with style():
         fig, ax = plt.subplots(figsize=(3.9, 3.7))
         ax.plot([0, 1], [0, 1], color=COLOURS['same'], lw=1, ls='--')
         ax.plot(fpr, tpr, color=PALETTE[0])
-        x = 1 - point.specificity
-        ax.hlines(point.sensitivity, 1 - point.specificity_high, 1 - point.specificity_low, color=PALETTE[1],
-                  lw=4, alpha=0.35)
-        ax.vlines(x, point.sensitivity_low, point.sensitivity_high, color=PALETTE[1], lw=4, alpha=0.35)
-        ax.plot(x, point.sensitivity, 'o', ms=7, color=PALETTE[1], mec='white', zorder=4,
-                label=f'{plain(point.positive)} from {point.threshold:.3f} on:\nsensitivity '
-                      f'{point.sensitivity:.3f}, specificity {point.specificity:.3f}')
-        likely = p.argmax(1) == k
+        _draw_point(ax, point)
         ax.plot(likely[~y].mean(), likely[y].mean(), 's', ms=7, mfc='none', mec='k',
                 label='most probable class')
         ax.set(xlabel='alarmed for nothing (1 - specificity)', ylabel='found (sensitivity)', title=title,

@@ -21,11 +21,19 @@ def spread_of(
     "How far R runs disagree about N images"
     labels, p = np.asarray(labels), np.asarray(probabilities)
     range_ = p.max(0) - p.min(0)
-    return (dict(flips=float((labels[1:] != labels[:1]).mean()),
-                 unstable=float((labels != labels[:1]).any(0).mean()), spread=float(range_.mean()),
-                 largest=float(range_.max())))
+    return dict(flips=float((labels[1:] != labels[:1]).mean()),
+                unstable=float((labels != labels[:1]).any(0).mean()),
+                spread=float(range_.mean()), largest=float(range_.max()))
 
 # %% ../../nbs/show/dependence.ipynb #c008
+def _row(mode, size, labels, runs, order='shuffled'): # runs: pairs of N labels, N probabilities
+    found = np.stack([said for said, _ in runs])
+    right = (found == labels).mean(1)
+    row = dict(mode=mode, batch_size=size, order=order, runs=len(runs), n=len(labels), accuracy=right.mean(),
+               low=right.min(), high=right.max())
+    return row if order != 'shuffled' else row | spread_of(found, np.stack([p for _, p in runs]))
+
+# %% ../../nbs/show/dependence.ipynb #c010
 def batch_dependence(
     model: SREnhancedDiagnosis, # trained
     lr: torch.Tensor, # N×C×h×w, uint8 or float in [0, 1]
@@ -35,25 +43,17 @@ def batch_dependence(
     sizes: tuple = (2, 8, 32), # batch sizes
     shuffles: int = 20, # orders per batch size in the mode 'batch'
     checks: int = 3, # orders per batch size in the independent modes, which should not differ
-    sort_by_class: bool = True, # one more run of the published mode with the images sorted by class
-) -> pd.DataFrame: # a row per mode and batch size: accuracy, low, high, and `spread_of`
+) -> pd.DataFrame: # a row per mode, batch size and kind of order: accuracy, low, high, and `spread_of`
     "How much the predictions of each mode depend on order and batch size"
     labels, rows = np.asarray(labels), []
     orders = [torch.randperm(len(lr), generator=torch.Generator().manual_seed(k)) for k in range(shuffles)]
+    by_class = torch.from_numpy(np.argsort(labels, kind='stable'))
     def run(mode, size, order):
         p = predict(model, lr, classes, hr, size, mode, order)
         return p.labels, p.probabilities['ens'][:, 0]
     for mode in modes_of(model):
         for size in sizes:
-            runs = [run(mode, size, order) for order in (orders if mode == 'batch' else orders[:checks])]
-            found = np.stack([l for l, _ in runs])
-            right = (found == labels).mean(1)
-            (rows.append(dict(mode=mode, batch_size=size, order='shuffled', runs=len(runs), n=len(labels),
-                              accuracy=right.mean(), low=right.min(), high=right.max())
-                         | spread_of(found, np.stack([p for _, p in runs]))))
-            if mode == 'batch' and sort_by_class:
-                right = ((run(mode, size, torch.from_numpy(np.argsort(labels, kind='stable')))[
-                                     0] == labels).mean())
-                rows.append(dict(mode=mode, batch_size=size, order='by class', runs=1, n=len(labels),
-                                 accuracy=right, low=right, high=right))
+            some = orders if mode == 'batch' else orders[:checks]
+            rows.append(_row(mode, size, labels, [run(mode, size, order) for order in some]))
+            if mode == 'batch': rows.append(_row(mode, size, labels, [run(mode, size, by_class)], 'by class'))
     return pd.DataFrame(rows)

@@ -16,7 +16,6 @@ from markupsafe import Markup, escape
 from matplotlib.figure import Figure
 
 from .. import __version__
-from ..core.errors import DataError
 from ..core.files import write_text
 from .style import figure_to_html
 
@@ -50,6 +49,7 @@ def _plain(value):
     if value is None or value is pd.NA or value is pd.NaT or value != value: return None
     return value
 
+# %% ../../nbs/show/report.ipynb #c017
 def _number_text(
     value, # int or float
     spec: str|None, # such as '.2f'; None: four significant digits, whole numbers in full
@@ -63,7 +63,7 @@ def _number_text(
     if isinstance(value, int): return str(value)
     return f'{value:.0f}' if 1e4 <= abs(value) < 1e15 else f'{value:.4g}'
 
-# %% ../../nbs/show/report.ipynb #c018
+# %% ../../nbs/show/report.ipynb #c020
 def _columns(
     data, # DataFrame or list of dictionaries
 ) -> tuple: # names of the columns, and rows as lists
@@ -80,7 +80,7 @@ def _columns(
     keys = list(dict.fromkeys(key for row in rows for key in row))
     return [str(key) for key in keys], [[row.get(key) for key in keys] for row in rows]
 
-# %% ../../nbs/show/report.ipynb #c021
+# %% ../../nbs/show/report.ipynb #c023
 def _cell(value, spec, right):
     "Text and style of one cell; `right` says whether its column holds numbers"
     if value is None: return dict(text='–', style='n none' if right else 'none', number=right)
@@ -88,12 +88,12 @@ def _cell(value, spec, right):
     if isinstance(value, (int, float)): return dict(text=_number_text(value, spec), style='n', number=True)
     return dict(text=str(value), style='long' if len(str(value)) > 36 else '', number=False)
 
+# %% ../../nbs/show/report.ipynb #c025
 def _table(
     data, # DataFrame or list of dictionaries
     formats: dict, # column -> format spec
 ) -> dict: # heads and rows of cells
-    """A table for the template. Raises ValueError for a format without its column, or one that does not suit
-    a number"""
+    "A table for the template. ValueError for a format without its column, or one that does not suit a number"
     names, rows = _columns(data)
     unknown = [str(f) for f in formats if str(f) not in names]
     if rows and unknown:
@@ -101,12 +101,12 @@ def _table(
     rows = [[_plain(value) for value in row] for row in rows]
     specs = [{str(k): v for k, v in formats.items()}.get(name) for name in names]
     known = [[row[i] for row in rows if row[i] is not None] for i in range(len(names))]
-    right = ([bool(k) and all(isinstance(v, (int, float)) and not isinstance(v, bool) for v in k)
-              for k in known])
+    right = [bool(k) and all(isinstance(v, (int, float)) and not isinstance(v, bool) for v in k)
+             for k in known]
     return dict(heads=[dict(text=n, number=r) for n, r in zip(names, right)],
                 rows=[[_cell(*args) for args in zip(row, specs, right)] for row in rows])
 
-# %% ../../nbs/show/report.ipynb #c024
+# %% ../../nbs/show/report.ipynb #c028
 class _Words:
     "Sections with prose, notices and facts; each method returns the report itself"
     def __init__(self, title, lead):
@@ -148,7 +148,7 @@ class _Words:
             return '–' if _plain(value) is None else str(_plain(value))
         return self._add('facts', pairs=[(str(name), show(value)) for name, value in pairs.items()])
 
-# %% ../../nbs/show/report.ipynb #c026
+# %% ../../nbs/show/report.ipynb #c030
 _DISCLAIMER = 'For teaching and research. Not for diagnostic use.'
 
 def _page(
@@ -162,10 +162,9 @@ def _page(
     return jinja.from_string(source).render(title=title, lead=lead, sections=sections,
                                             disclaimer=_DISCLAIMER, version=__version__)
 
-# %% ../../nbs/show/report.ipynb #c028
+# %% ../../nbs/show/report.ipynb #c032
 class Report(_Words):
-    """A page of prose, figures, tables and facts that is written as one HTML file; each method but `write`
-    returns the report"""
+    "Prose, figures, tables and facts for one HTML file; each method but `write` returns the report"
     def __init__(self,
         title: str, # heading of the page
         lead: str, # what the report is about, in a sentence or two
@@ -183,21 +182,19 @@ class Report(_Words):
         alt: str, # description for readers who do not see the picture; '' takes the figure's titles
     ) -> 'Report':
         "Add a picture to the current section"
-        return (self._numbered('figure', caption, image=Markup(figure_to_html(fig, alt=alt)),
-                               wide=fig.get_figwidth() > 5))
+        wide = fig.get_figwidth() > 5
+        return self._numbered('figure', caption, image=Markup(figure_to_html(fig, alt=alt)), wide=wide)
 
     def table(self,
         frame_or_rows, # pandas.DataFrame or list of dictionaries
         caption: str, # what the numbers are, with their convention; numbered
         formats: dict|None = None, # column -> format spec such as '.2f'; None: four significant digits
     ) -> 'Report':
-        """Add a table to the current section. Raises ValueError for formats that do not fit and for cells of
-        many values"""
+        "Add a table to the current section. ValueError for formats that do not fit, and cells of many values"
         return self._numbered('table', caption, **_table(frame_or_rows, formats or {}))
 
     def write(self,
         path: str|Path, # the HTML file; its folder exists; a file of that name is replaced
     ) -> Path: # the same path
-        """Write the page as one file, whole or not at all. Raises DataError if that fails; the old file is
-        then as it was"""
+        "Write the page, whole or not at all. DataError if that fails; the old file is then as it was"
         return write_text(path, _page(self.title, self.lead, self._sections))
