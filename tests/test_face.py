@@ -451,6 +451,8 @@ def test_the_face_says_what_the_command_says(models, labelled, succeeds, tmp_pat
     ('import srdiag.cli', 'from srdiag.commands import cli'),
     ('import srdiag.experiment', 'srdiag.bench'), ('import srdiag.benchmark as b', 'srdiag.bench'),
     ('from srdiag.cli import *', 'srdiag.commands'),
+    ('from srdiag.benchmark import Budget', 'import SRBudget'),
+    ('from srdiag.experiment import Budget', 'import DiagnosisBudget'),
     ('from srdiag.runs import no_such_thing', 'There is no no_such_thing any more')])
 def test_an_old_path_says_what_to_write(line, new):
     with pytest.raises(ModuleNotFoundError) as info: exec(line)
