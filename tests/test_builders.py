@@ -14,8 +14,8 @@ from srdiag.datasets.manifest import read_manifest, verify_manifest
 from srdiag.datasets.settings import BuildOptions, EndoSRSettings, HistoSRSettings
 from srdiag.data.degradation import degrade
 from srdiag.data.images import as_float, read_image, save_png, to_uint8
-from srdiag.datasets.slides import (Slide, find_slides, is_slide, level_for, sample_places, thumbnail,
-                                    tissue_mask, tissue_share)
+from srdiag.datasets.slides import Slide, find_slides, is_slide, level_for
+from srdiag.datasets.tissue import sample_places, thumbnail, tissue_mask, tissue_share
 from srdiag.core.errors import DataError, ImageError
 
 

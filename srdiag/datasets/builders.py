@@ -24,7 +24,8 @@ from .folders import MANIFEST, check_place, clean_name, leftovers, new_folder
 from .frames import circle_mask, square_frame
 from .manifest import COLUMNS, built_strangers
 from .settings import BuildOptions, EndoSRSettings, HistoSRSettings
-from .slides import find_slides, level_for, open_slide, sample_places
+from .slides import find_slides, level_for, open_slide
+from .tissue import sample_places
 
 # %% ../../nbs/datasets/builders.ipynb #c012
 def _name_in(
