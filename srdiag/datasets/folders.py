@@ -88,6 +88,7 @@ def _take_place(
         raise
     shutil.rmtree(old, ignore_errors=True)
 
+# %% ../../nbs/datasets/folders.ipynb #c021
 @contextmanager
 def new_folder(
     out: Path, # the final place
@@ -108,7 +109,7 @@ def new_folder(
                         f'permissions there. {kept}.') from e
     finally: shutil.rmtree(new, ignore_errors=True)
 
-# %% ../../nbs/datasets/folders.ipynb #c024
+# %% ../../nbs/datasets/folders.ipynb #c026
 def leftovers(
     out: Path, # a place that data sets were made in
 ) -> list[str]: # sentences; empty if there is nothing
@@ -116,13 +117,13 @@ def leftovers(
     out = out.resolve()
     try: beside = sorted(out.parent.iterdir())
     except OSError: return [] # a folder that may be written, but not listed
-    found = ([p for p in beside if re.fullmatch(rf'\.{re.escape(out.name)}-[0-9a-f]{{8}}(\.old|-\w{{8}})?',
-                                                p.name) and p.is_dir()])
-    return ([f'{p} is left of a run that was stopped'
-             + (', and holds what was in the place before' if p.suffix == '.old' else '')
-             + ': unless one is running now, it can be removed.' for p in found])
+    hidden = re.compile(rf'\.{re.escape(out.name)}-[0-9a-f]{{8}}(\.old|-\w{{8}})?')
+    return [f'{p} is left of a run that was stopped'
+            + (', and holds what was in the place before' if p.suffix == '.old' else '')
+            + ': unless one is running now, it can be removed.'
+            for p in beside if hidden.fullmatch(p.name) and p.is_dir()]
 
-# %% ../../nbs/datasets/folders.ipynb #c027
+# %% ../../nbs/datasets/folders.ipynb #c029
 def clean_name(
     text: str, # a piece of a file name
 ) -> str: # without spaces, separators and double underscores; never empty; up to 100 bytes
@@ -130,4 +131,5 @@ def clean_name(
     whole"""
     text = re.sub(r'_{2,}', '_', re.sub(r'[^\w.-]+', '-', text)).strip('._-') or 'x'
     if len(text.encode()) <= 100: return text
-    return (f'{text.encode()[:91].decode(errors="ignore").rstrip("._-")}-{hashlib.sha256(text.encode()).hexdigest()[:8]}')
+    begin = text.encode()[:91].decode(errors='ignore').rstrip('._-')
+    return f'{begin}-{hashlib.sha256(text.encode()).hexdigest()[:8]}'

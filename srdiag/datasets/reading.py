@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['SRData', 'file_names', 'sr_files', 'read_sr_folder', 'LabelledData', 'read_labelled']
 
-# %% ../../nbs/datasets/reading.ipynb #c004
+# %% ../../nbs/datasets/reading.ipynb #c003
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -18,17 +18,17 @@ from ..data.images import find_images, fingerprints, read_images
 from ..data.labelled import LabelledTable, check_classes, groups_from_names, load_table, split_table
 from ..data.pairs import LabelledPairs, SRPairs
 from ..data.splits import grouped_split
-from .manifest import read_manifest
 from .folders import MANIFEST
+from .manifest import read_manifest
 from ..training.options import CHANNELS, RunOptions
 
-# %% ../../nbs/datasets/reading.ipynb #c005
+# %% ../../nbs/datasets/reading.ipynb #c009
 @dataclass
 class SRData:
     "Images of a folder, in three parts"
     root: Path # the folder
     parts: dict # 'train', 'valid', 'test' → list of C×H×W tensors
-    table: pd.DataFrame # file, group, split
+    table: pd.DataFrame # file, group, split, sha256
     channels: int # 1 or 3
     skipped: str # a sentence, or ''
     hash: str # of the files that were read
@@ -37,20 +37,73 @@ class SRData:
         files = self.table.file[self.table.split == part].tolist()
         return SRPairs(self.parts[part], scale, names=files)
 
-def file_names(paths, data):
-    # as split.csv names them: relative to the folder, or just the name if `data` is one image
+# %% ../../nbs/datasets/reading.ipynb #c011
+def file_names(
+    paths: list, # files
+    data: str|Path, # the folder, or one image
+) -> list[str]: # relative to the folder; just the name if `data` is one image
+    "Files as split.csv names them"
     root = Path(data)
     return [p.relative_to(root).as_posix() if root.is_dir() else p.name for p in paths]
 
-# %% ../../nbs/datasets/reading.ipynb #c007
-def sr_files(data):
-    # image files for super-resolution, and the rows of the manifest of a built set (file → row) or None
+# %% ../../nbs/datasets/reading.ipynb #c013
+def sr_files(
+    data: str|Path, # a folder, a built set, or one image
+) -> tuple[list[Path], dict|None]: # the files, and the rows of the manifest (file → row) or None
+    "Image files for super-resolution; of a built set the high-resolution ones. DataError if there is none"
     root = Path(data)
     if not ((root/MANIFEST).is_file() and (root/'.srdiag').exists()): return find_images(data), None
     rows = {row['file']: row for row in read_manifest(root)}
     return [root/name for name in sorted(rows)], rows
 
-# %% ../../nbs/datasets/reading.ipynb #c009
+# %% ../../nbs/datasets/reading.ipynb #c016
+def _new_split(
+    files: list, # names
+    groups: np.ndarray, # of each
+    built: dict|None, # file → row of the manifest of a built set
+    seed: int, # of the split
+) -> np.ndarray: # 'train', 'valid' or 'test' for each
+    "A split by group; DataError if there are too few groups"
+    part, free = np.full(len(files), 'test', dtype='<U6'), np.arange(len(files))
+    names, shares = ('train', 'valid', 'test'), (0.8, 0.1, 0.1)
+    if built:
+        free = np.flatnonzero([built[f]['split'] == 'train' for f in files])
+        names, shares = ('train', 'valid'), (0.9, 0.1)
+    for name, rows in zip(names, grouped_split(None, groups[free], shares, seed)): part[free[rows]] = name
+    return part
+
+# %% ../../nbs/datasets/reading.ipynb #c018
+def _parts_of(
+    files: list, # names
+    paths: list, # the same files
+    built: dict|None, # see `_new_split`
+    options: RunOptions, # group_pattern and seed
+    split: pd.DataFrame|None, # a table with file and split to follow; None: a new split
+) -> tuple[np.ndarray, np.ndarray]: # group and part of each file; the part may be 'unused'
+    "Who is who, and where; DataError for fewer than three files or groups"
+    groups = (np.array([built[f]['group'] for f in files]) if built
+              else groups_from_names(paths, options.group_pattern))
+    if groups is None: groups = np.array(files)
+    if split is None: return groups, _new_split(files, groups, built, options.seed)
+    known = dict(zip(split.file, split.split))
+    return groups, pd.Series(files).map(known).fillna('unused').to_numpy(str)
+
+# %% ../../nbs/datasets/reading.ipynb #c021
+def _sr_images(
+    data: str|Path, # a folder with images, or one image
+    paths: list, # its files
+    least: int, # smallest side in px
+    options: RunOptions, # strict, channels, size
+): # ImageSet
+    "The images, and a sentence about those left out; DataError for a cut that holds no patch"
+    if options.size is not None and options.size < least:
+        raise DataError(f'Images cut to {options.size}×{options.size} pixels (--size) hold no patch of '
+                        f'{least}×{least} (--patch): use a larger cut, or smaller patches.')
+    images = read_images(paths, CHANNELS[options.channels], options.strict, least, options.size)
+    if images.skipped: say(images.skipped_sentence())
+    return images
+
+# %% ../../nbs/datasets/reading.ipynb #c023
 def read_sr_folder(
     data: str|Path, # a folder with images, or one image
     least: int, # smallest side in px: smaller images are skipped
@@ -60,38 +113,20 @@ def read_sr_folder(
     """Read and split the images of a folder (80/10/10 by group; a built set keeps its test part); DataError
     if there are too few"""
     root, (paths, built) = Path(data), sr_files(data)
-    if options.size is not None and options.size < least:
-        raise DataError(f'Images cut to {options.size}×{options.size} pixels (--size) hold no patch of '
-                        f'{least}×{least} (--patch): use a larger cut, or smaller patches.')
-    images = read_images(paths, CHANNELS[options.channels], options.strict,
-                         min_size=least, size=options.size)
-    if images.skipped: say(images.skipped_sentence())
-    files = file_names(images.paths, data)
-    groups = (np.array([built[f]['group'] for f in files]) if built
-              else groups_from_names(images.paths, options.group_pattern))
-    if groups is None: groups = np.array(files)
-    if split is not None:
-        part = pd.Series(files).map(dict(zip(split.file, split.split))).fillna('unused').to_numpy(str)
-    else:
-        if len(files) < 3:
-            raise DataError(f'{data} has {len(files)} usable images; training needs at least 3: one each to '
-                            'train, to validate and to test.')
-        part = np.full(len(files), 'test', dtype='<U6')
-        free = (np.flatnonzero([built[f]['split'] == 'train' for f in files]) if built
-                else np.arange(len(files)))
-        names, shares = ((('train', 'valid'), (0.9, 0.1)) if built
-                         else (('train', 'valid', 'test'), (0.8, 0.1, 0.1)))
-        for name, idx in zip(names, grouped_split(None, groups[free], shares, options.seed)):
-            part[free[idx]] = name
+    images = _sr_images(data, paths, least, options)
+    files, n = file_names(images.paths, data), len(images)
+    if split is None and n < 3:
+        raise DataError(f'{data} has {n} usable images; training needs at least 3: one each to train, to '
+                        'validate and to test.')
+    groups, part = _parts_of(files, images.paths, built, options, split)
     whole, digests = fingerprints(images.paths, root if root.is_dir() else None)
     table = pd.DataFrame(dict(file=files, group=groups, split=part, sha256=digests))
     parts = {k: [images.images[i] for i in np.flatnonzero(part == k)] for k in ('train', 'valid', 'test')}
-    empty = [k for k, v in parts.items() if not v]
-    if empty:
+    if empty := [k for k, v in parts.items() if not v]:
         raise DataError(f'No image of {data} is in the part {empty[0]}: the split does not fit this folder.')
     return SRData(root, parts, table, images.channels, images.skipped_sentence(), whole)
 
-# %% ../../nbs/datasets/reading.ipynb #c011
+# %% ../../nbs/datasets/reading.ipynb #c032
 @dataclass
 class LabelledData:
     "Labelled images in memory: images, labels, groups, parts, and where they came from"
@@ -127,14 +162,14 @@ class LabelledData:
         for name, at in (self.parts or {}).items(): frame.loc[at, 'split'] = name
         return frame
 
-# %% ../../nbs/datasets/reading.ipynb #c013
+# %% ../../nbs/datasets/reading.ipynb #c034
 def read_labelled(
     data: str|Path, # a folder with one sub-folder per class, or a CSV
     labels: str|Path|None, # a CSV whose files are relative to `data`
     options: RunOptions, # strict, channels, size, group_pattern
     min_size: int = 1, # smaller images are skipped
 ) -> LabelledData:
-    "Read a labelled data set; unreadable images are left out and counted"
+    "Read a labelled data set; unreadable images are left out and counted. DataError as `load_table`"
     table = load_table(data, labels, options.group_pattern)
     images = read_images(table.files, CHANNELS[options.channels], options.strict, min_size, options.size)
     if images.skipped: say(images.skipped_sentence())

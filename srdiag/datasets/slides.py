@@ -171,7 +171,7 @@ class Picture:
             raise ImageError(self.path, f'ends before row {top}, column {left} plus {height}×{width} pixels')
         return piece.clone()
 
-# %% ../../nbs/datasets/slides.ipynb #c034
+# %% ../../nbs/datasets/slides.ipynb #c035
 SLIDE_EXTENSIONS = ('.svs',) # beside .tif and .tiff, which may hold either
 
 def is_slide(
@@ -186,14 +186,14 @@ def is_slide(
             return tif.pages[0].is_tiled or len(tif.series[0].levels) > 1
     except Exception: return False
 
-# %% ../../nbs/datasets/slides.ipynb #c036
+# %% ../../nbs/datasets/slides.ipynb #c037
 def open_slide(
     path: str|Path, # a slide or an ordinary image
 ) -> Slide|Picture: # to be used in a `with` block
     "Open what may be a slide; ImageError if it is neither that nor an image"
     return Slide(path) if is_slide(path) else Picture(path)
 
-# %% ../../nbs/datasets/slides.ipynb #c038
+# %% ../../nbs/datasets/slides.ipynb #c039
 def find_slides(
     folder: str|Path, # a folder, searched with its sub-folders, or one file
 ) -> list[Path]: # sorted
@@ -209,7 +209,7 @@ def find_slides(
                         f'{", ".join(known)}.')
     return find_images(found) # sorted, and all names can be written
 
-# %% ../../nbs/datasets/slides.ipynb #c042
+# %% ../../nbs/datasets/slides.ipynb #c043
 def level_for(
     slide: Slide|Picture, # opened
     level: int = 0, # the level wanted, if `mpp` is None
