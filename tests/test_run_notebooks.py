@@ -8,6 +8,8 @@ from nbformat import write
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
 ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT/'tools'))
+import run_notebooks
 KERNEL = dict(kernelspec=dict(display_name='python3', language='python', name='python3'))
 PROJECT = '''
 [project]
@@ -54,3 +56,14 @@ def test_flags_are_honoured_and_success_is_said(project):
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stdout.splitlines()[-1].startswith('1 passed, 0 failed')
     assert (project/'nbs'/'part'/'slow.txt').read_text() == 'ran'
+
+
+def test_the_longest_comes_first_and_large_ones_wait_for_each_other(tmp_path):
+    known = dict(long=(60, 1.5), large=(30, 1.6), small=(5, 0.2))
+    paths = {name: tmp_path/name for name in ('small', 'new', 'large', 'long')}
+    for path in paths.values(): path.touch()
+    waiting = list(run_notebooks.in_order(paths, known))
+    assert waiting == ['long', 'large', 'new', 'small']
+    assert run_notebooks.next_of(waiting[1:], ['long'], known, 2.4) == 'new'
+    assert run_notebooks.next_of(['large'], ['long'], known, 2.4) is None
+    assert run_notebooks.next_of(['large'], [], known, 1.) == 'large' # alone it may always run

@@ -20,16 +20,16 @@ SLOW_IMPORTS = [
     'fastai.vision.all', 'torchvision', 'nbdev.test', 'IPython', 'matplotlib_inline.backend_inline',
     'matplotlib.pyplot', 'seaborn', 'sklearn.model_selection', 'skimage.data', 'skimage.metrics',
     'scipy.stats', 'h5py', 'tifffile', 'safetensors.torch', 'jinja2']
-# glibc would keep what is freed, in an arena for each thread; other systems ignore these.
-ALLOCATOR = dict(MALLOC_ARENA_MAX='1', MALLOC_MMAP_THRESHOLD_='131072', MALLOC_TRIM_THRESHOLD_='131072')
-TIMES = ROOT/'build'/'notebook_times.json' # of the last run: the longest goes first
+TYPICAL = 10, 0.5 # seconds and GB of a notebook that nobody has run yet
+KNOWN = ROOT/'build'/'notebooks.json' # name → seconds and GB, as measured when all were run
 
 
-def peak_gb(): # of this process so far
+def peak_gb(): # of this process so far, and of the largest one that it started and that has ended
     try: import resource
-    except ImportError: return float('nan') # Windows
+    except ImportError: return 0. # Windows
     unit = 1 if sys.platform == 'darwin' else 1024
-    return unit*resource.getrusage(resource.RUSAGE_SELF).ru_maxrss/1e9
+    return unit*sum(resource.getrusage(who).ru_maxrss
+                    for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))/1e9
 
 
 def run_one(
@@ -37,15 +37,16 @@ def run_one(
     root: Path, # of the project; notebooks may import what lies there
     skip: list, # flags: cells with one of them are left out
     force: list, # flags: cells with one of them run after all
-    to, # connection: gets (passed, seconds, peak in GB, what was said)
+    to, # connection: gets (passed, seconds, GB beyond what all notebooks share, what was said)
 ):
     "What the process of one notebook does"
     from nbdev.test import test_nb
+    before = peak_gb()
     sys.__stdout__ = sys.__stderr__ = said = io.StringIO()
     with open(os.devnull, 'w') as nowhere:
         sys.stdout = sys.stderr = nowhere # cells keep their outputs; what libraries print between them goes
         passed, seconds = test_nb(path, skip_flags=skip, force_flags=force, basepath=root)
-    to.send((passed, seconds, peak_gb(), said.getvalue()))
+    to.send((passed, seconds, peak_gb() - before, said.getvalue()))
     to.close()
     os._exit(0) # without waiting for the threads of the shell
 
@@ -70,12 +71,20 @@ def result_of(process, ours, begun):
     return False, time.monotonic() - begun, float('nan'), said
 
 
+def next_of(waiting, running, known, most):
+    "The first that fits into memory beside those that run; None: wait until one of them ends"
+    free = most - sum(known.get(name, TYPICAL)[1] for name in running)
+    fitting = [name for name in waiting if known.get(name, TYPICAL)[1] <= free]
+    return fitting[0] if fitting else None if running else waiting[0]
+
+
 def run_all(
-    paths: list, # of notebooks, in the order in which they start
+    paths: dict, # name → path of a notebook, in the order in which they start
     workers: int, # notebooks at a time
-    name_of, # path → name to print
+    most: float, # GB that they may take together, as far as that is known
+    known: dict, # name → seconds and GB of an earlier run
     **options, # root, skip and force, see `run_one`
-) -> dict: # name → (passed, seconds, peak in GB, what was said)
+) -> dict: # name → (passed, seconds, GB, what was said)
     "Run them, each in a process of its own, and print a line as each ends"
     context = multiprocessing.get_context('forkserver' if sys.platform == 'linux' else 'spawn')
     if sys.platform == 'linux': context.set_forkserver_preload(SLOW_IMPORTS)
@@ -83,12 +92,13 @@ def run_all(
     try:
         while waiting or running:
             while waiting and len(running) < workers:
-                path = waiting.pop(0)
-                process, ours, begun = start(context, path, **options)
-                running[ours] = path, process, begun
+                name = next_of(waiting, [name for name, *_ in running.values()], known, most)
+                if name is None: break
+                waiting.remove(name)
+                process, ours, begun = start(context, paths[name], **options)
+                running[ours] = name, process, begun
             for ours in wait(list(running)):
-                path, process, begun = running.pop(ours)
-                name = name_of(path)
+                name, process, begun = running.pop(ours)
                 passed, seconds, peak, said = results[name] = result_of(process, ours, begun)
                 mark = 'ok    ' if passed else 'FAILED'
                 print(f'{mark} {seconds:5.0f} s  {peak:4.1f} GB  {name}', flush=True)
@@ -99,13 +109,19 @@ def run_all(
 
 
 def in_order(
-    paths: list, # of notebooks
-    name_of, # path → name
-) -> list: # the longest first, so that the last ones are short
+    paths: dict, # name → path of a notebook
+    known: dict, # name → seconds and GB
+) -> dict: # the longest first, so that the last ones are short
     "By the seconds of the last run; by size where there are none"
-    times = json.loads(TIMES.read_text(encoding='utf-8')) if TIMES.is_file() else {}
-    typical = sorted(times.values())[len(times)//2] if times else 0
-    return sorted(paths, key=lambda p: (-times.get(name_of(p), typical), -p.stat().st_size))
+    def key(item): return -known.get(item[0], TYPICAL)[0], -item[1].stat().st_size
+    return dict(sorted(paths.items(), key=key))
+
+
+def remember(known, results):
+    "What the next run is to know"
+    KNOWN.parent.mkdir(exist_ok=True)
+    new = {name: (round(r[1], 1), round(r[2], 2)) for name, r in results.items() if r[0]}
+    KNOWN.write_text(json.dumps(known | new, indent=1) + '\n', encoding='utf-8')
 
 
 def arguments():
@@ -114,14 +130,18 @@ def arguments():
     parser.add_argument('paths', nargs='*', type=Path, metavar='PATH',
                         help='notebooks or folders of them (default: all of nbs/)')
     parser.add_argument('--workers', type=int, default=2, help='notebooks at a time (default: 2)')
+    parser.add_argument('--gb', type=float, help='memory that notebooks may take together, beyond the 0.6 GB '
+                        'of the libraries that they share, as far as earlier runs know it (default: 1.2 a '
+                        'worker)')
     parser.add_argument('--flags', default='', help='run cells with these flags as well: "slow cuda"')
-    return parser.parse_args()
+    args = parser.parse_args()
+    return args if args.gb else argparse.Namespace(**vars(args) | dict(gb=1.2*args.workers))
 
 
 def main():
     "Exit status: 0 if every notebook ran to its end, 1 if one did not, 2 if there was none"
     args = arguments()
-    os.environ |= ALLOCATOR
+    os.environ.setdefault('MALLOC_ARENA_MAX', '1') # glibc keeps what is freed, for each thread apart
     os.environ.setdefault('OMP_NUM_THREADS', '1') # one thread for each of two is faster than two for one
     # torchvision's own business
     os.environ.setdefault('PYTHONWARNINGS', 'ignore:`torch.jit.script` is deprecated:FutureWarning')
@@ -129,20 +149,19 @@ def main():
     from nbdev.doclinks import nbglob
     config = get_config(args.paths[0].resolve().parent if args.paths else ROOT)
     found = [p.resolve() for path in args.paths or [config.nbs_path] for p in nbglob(path, as_path=True)]
-    def name_of(path): return path.relative_to(config.nbs_path.resolve()).as_posix()
-    if not found:
+    home = config.nbs_path.resolve()
+    paths = {path.relative_to(home).as_posix(): path for path in sorted(set(found))}
+    if not paths:
         print('There are no notebooks to run.')
         return 2
     skip = config.tst_flags.split() if isinstance(config.tst_flags, str) else list(config.tst_flags)
+    known = json.loads(KNOWN.read_text(encoding='utf-8')) if KNOWN.is_file() else {}
     begun = time.monotonic()
-    results = run_all(in_order(sorted(set(found)), name_of), args.workers, name_of, root=config.config_path,
+    results = run_all(in_order(paths, known), args.workers, args.gb, known, root=config.config_path,
                       skip=skip, force=args.flags.split())
     failed = sorted(name for name, result in results.items() if not result[0])
     if failed: print('Failed: ' + ', '.join(failed))
-    elif not args.paths:
-        TIMES.parent.mkdir(exist_ok=True)
-        TIMES.write_text(json.dumps({name: round(r[1], 1) for name, r in results.items()}, indent=1) + '\n',
-                         encoding='utf-8')
+    if not args.paths: remember(known, results)
     print(f'{len(results) - len(failed)} passed, {len(failed)} failed in {time.monotonic() - begun:.0f} s')
     return bool(failed)
 
