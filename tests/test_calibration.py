@@ -8,17 +8,20 @@ import numpy as np
 import pytest
 from scipy.optimize import minimize_scalar
 from scipy.stats import binomtest
+from scipy.stats import norm as normal
 from scipy.stats import t as student
 from sklearn.calibration import calibration_curve
 from sklearn.metrics import brier_score_loss, log_loss, roc_curve
 
 from srdiag.core.errors import DataError, ModelError
-from srdiag.evaluation.calibration import (Calibration, abstention_threshold, apply_temperature,
-                                           area_under_risk_coverage, brier_score, calibrate,
-                                           calibration_interval, curve_bound, decide, design_effect,
+from srdiag.evaluation.calibration import Calibration, calibrate
+from srdiag.evaluation.diagnostic import wilson_interval
+from srdiag.evaluation.gains import seed_interval
+from srdiag.evaluation.reliability import (Bins, apply_temperature, brier_score, calibration_interval,
                                            expected_calibration_error, fit_temperature,
-                                           negative_log_likelihood, operating_point, reliability_table,
-                                           risk_bound, risk_coverage)
+                                           negative_log_likelihood, reliability_table)
+from srdiag.evaluation.thresholds import (abstention_threshold, area_under_risk_coverage, curve_bound, decide,
+                                          design_effect, operating_point, risk_bound, risk_coverage)
 
 TWO, THREE = ['normal', 'tumour'], ['a', 'b', 'c']
 
@@ -100,6 +103,45 @@ def test_interval_is_that_of_drawing_groups_one_by_one(metric, score, grouped):
         values.append(score(t[rows], p[rows]))
     found = calibration_interval(t, p, groups if grouped else None, metric, n=40, seed=3)
     assert np.allclose(found, np.quantile(values, [0.025, 0.975]))
+
+
+def test_bins_sort_every_confidence_between_their_edges():
+    confidence = np.random.default_rng(0).uniform(size=200)
+    for strategy, sizes in (('uniform', None), ('quantile', 50)):
+        edges, number = Bins(4, strategy).sort(confidence)
+        assert len(edges) == 5 and ((edges[number] <= confidence) & (confidence <= edges[number + 1])).all()
+        assert sizes is None or (np.bincount(number) == sizes).all()
+
+
+def test_interval_of_other_bins_is_that_of_their_error():
+    t, p = invented(80)
+    low, high = calibration_interval(t, p, n=200, bins=Bins(3, 'quantile'))
+    assert low < expected_calibration_error(t, p, 3, 'quantile') < high
+    assert (low, high) != calibration_interval(t, p, n=200)
+
+
+# The intervals of a library
+
+@pytest.mark.parametrize('k,n', [(0, 7), (10, 10), (27, 30), (1706, 1800)])
+@pytest.mark.parametrize('level', [0.8, 0.95])
+def test_wilson_is_its_formula(k, n, level):
+    z, p = normal.ppf((1 + level)/2), k/n
+    centre, half = p + z*z/(2*n), z*math.sqrt(p*(1 - p)/n + z*z/(4*n*n))
+    expected = (centre - half)/(1 + z*z/n), (centre + half)/(1 + z*z/n)
+    assert wilson_interval(k, n, level) == pytest.approx(expected, abs=1e-12)
+
+
+@pytest.mark.parametrize('k,n,level', [(1, 0, 0.95), (-1, 5, 0.95), (6, 5, 0.95), (1, 2, 1.), (1, 2, 0.)])
+def test_wilson_of_no_proportion(k, n, level):
+    with pytest.raises(ValueError): wilson_interval(k, n, level)
+
+
+def test_interval_over_seeds_is_students():
+    gains = np.array([0.1, 0.3, 0.2, 0.6])
+    half = student.ppf(0.95, 3)*gains.std(ddof=1)/2
+    assert seed_interval(gains, 0.9) == pytest.approx((0.3 - half, 0.3 + half))
+    assert seed_interval([0.2, 0.2, 0.2]) == pytest.approx((0.2, 0.2))
+    assert all(map(math.isnan, seed_interval([0.2])))
 
 
 # Temperature
@@ -499,26 +541,12 @@ def test_groups_that_do_not_fit():
 def test_options_that_do_not_exist():
     t, p = invented(30)
     for call in (lambda: reliability_table(t, p, 0), lambda: reliability_table(t, p, 2.5),
-                                                             lambda: reliability_table(t, p, strategy='even'),
-                                                                     lambda: calibration_interval(
-                                                                                 t, p, metric='auc'),
-                                                                             lambda: calibration_interval(
-                                                                                         t, p, level=2),
-                                                                                     lambda: risk_bound(
-                                                                                                 1, 2, 1),
-                                                                                             lambda: calibrate(t,
-                                                                                                               p,
-                                                                                                               THREE,
-                                                                                                               risk=1),
-                                                                                                     lambda: calibrate(t,
-                                                                                                                       p,
-                                                                                                                       THREE,
-                                                                                                                       risk=0),
-                                                                                                             lambda: calibrate(t,
-                                                                                                                               p,
-                                                                                                                               THREE,
-                                                                                                                               positive='a',
-                                                                                                                               sensitivity=2)):
+                 lambda: reliability_table(t, p, strategy='even'),
+                 lambda: calibration_interval(t, p, bins=Bins(strategy='even')),
+                 lambda: calibration_interval(t, p, metric='auc'), lambda: calibration_interval(t, p, level=2),
+                 lambda: risk_bound(1, 2, 1), lambda: calibrate(t, p, THREE, risk=1),
+                 lambda: calibrate(t, p, THREE, risk=0),
+                 lambda: calibrate(t, p, THREE, positive='a', sensitivity=2)):
         with pytest.raises(ValueError): call()
 
 

@@ -13,7 +13,8 @@ from ..core.words import counted, say
 from ..data.pairs import LabelledPairs
 from .inference import Predictions, modes_of, predict
 from .network import SREnhancedDiagnosis
-from ..evaluation.calibration import Calibration, brier_score, expected_calibration_error
+from ..evaluation.calibration import Calibration
+from ..evaluation.reliability import brier_score, expected_calibration_error
 from ..evaluation.diagnostic import diagnostic_metrics
 from ..evaluation.gains import share_interval
 

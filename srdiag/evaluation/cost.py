@@ -6,9 +6,11 @@
 __all__ = ['count_parameters', 'count_flops', 'Cost', 'measure_cost', 'format_count', 'published_counts']
 
 # %% ../../nbs/evaluation/cost.ipynb #c003
-import copy, csv
+import copy
+import csv
 from dataclasses import dataclass
 from importlib import resources
+
 import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
@@ -35,8 +37,7 @@ def count_flops(
     module: nn.Module, # any network, on any device
     *inputs: torch.Tensor, # what its forward takes; the values do not matter, the shapes do
 ) -> int: # 2 x multiply-accumulates of convolutions and matrix products
-    """Floating point operations of one forward pass in evaluation mode, counted on the meta device where that
-    is possible"""
+    "Floating point operations of a forward pass in evaluation mode, counted on the meta device if possible"
     try:
         return _run_and_count(copy.deepcopy(module).to('meta'), [x.to('meta') for x in inputs])
     except (NotImplementedError, RuntimeError):
@@ -53,6 +54,7 @@ class Cost:
     parameters: int # number of weights
     flops: int # 2 x multiply-accumulates for a batch of one
 
+# %% ../../nbs/evaluation/cost.ipynb #c023
 def measure_cost(
     name: str, # of the network, for the table
     module: nn.Module, # takes a batch of images B×C×H×W
@@ -65,7 +67,7 @@ def measure_cost(
     if not any(t.is_meta for t in module.parameters()): module = copy.deepcopy(module).to('meta')
     return Cost(name, scale, input_size, count_parameters(module), count_flops(module, x))
 
-# %% ../../nbs/evaluation/cost.ipynb #c023
+# %% ../../nbs/evaluation/cost.ipynb #c025
 def format_count(
     n: float, # a count of parameters or operations
 ) -> str: # '896' below 10 thousand, '0.790 M' and '26.01 M' below a thousand millions, '3.19e10' above
@@ -75,7 +77,7 @@ def format_count(
     mantissa, exponent = f'{n:.2e}'.split('e')
     return f'{mantissa}e{int(exponent)}'
 
-# %% ../../nbs/evaluation/cost.ipynb #c026
+# %% ../../nbs/evaluation/cost.ipynb #c028
 def published_counts() -> list[dict]: # rows with name, scale, input_size, parameters, flops, source
     "Parameters and FLOPs as printed in Tables I, II, III and VII of the paper, in plain units"
     text = (resources.files('srdiag.published')/'counts.csv').read_text(encoding='utf-8')

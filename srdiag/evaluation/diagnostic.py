@@ -7,9 +7,8 @@ __all__ = ['confusion', 'checked_probabilities', 'diagnostic_metrics', 'wilson_i
            'resample_counts', 'resampled_means', 'percentile_interval', 'bootstrap_interval', 'paired_difference']
 
 # %% ../../nbs/evaluation/diagnostic.ipynb #c005
-import math
-from statistics import NormalDist
 import numpy as np
+
 from ..core.errors import DataError
 
 # %% ../../nbs/evaluation/diagnostic.ipynb #c010
@@ -27,6 +26,7 @@ def _labels(labels, k, what):
                         f'to {k-1}.')
     return labels.astype(np.int64) # small kinds of numbers would overflow where labels are multiplied
 
+# %% ../../nbs/evaluation/diagnostic.ipynb #c012
 def confusion(
     targets, # N true class numbers, 0..K-1
     predictions, # N predicted class numbers, 0..K-1
@@ -40,7 +40,7 @@ def confusion(
                         'prediction per image.')
     return np.bincount(targets*k + predictions, minlength=k*k).reshape(k, k)
 
-# %% ../../nbs/evaluation/diagnostic.ipynb #c015
+# %% ../../nbs/evaluation/diagnostic.ipynb #c017
 def _ratio(a, b):
     "a/b, and nan where b is 0"
     return np.divide(a, b, out=np.full(np.broadcast_shapes(a.shape, b.shape), np.nan), where=b > 0)
@@ -49,6 +49,15 @@ def _mean_defined(x):
     "Mean over the last axis of what is defined, nan where nothing is"
     return _ratio(np.nansum(x, -1), (~np.isnan(x)).sum(-1))
 
+def _agreement(n, right, true, said): # ..., ..., ...×K, ...×K counts → kappa and MCC, nan for one class
+    by_chance = (true*said).sum(-1)
+    accuracy, chance = _ratio(right, n), _ratio(by_chance, n**2)
+    spread = (n**2 - (true**2).sum(-1))*(n**2 - (said**2).sum(-1))
+    mcc = np.where(spread > 0, _ratio(right*n - by_chance, np.sqrt(spread)), 0.)
+    values = dict(kappa=_ratio(accuracy - chance, 1 - chance), mcc=mcc)
+    return {name: np.where((true > 0).sum(-1) < 2, np.nan, v) for name, v in values.items()}
+
+# %% ../../nbs/evaluation/diagnostic.ipynb #c019
 def _rates(tables, average='macro', positive=1):
     "Metrics of confusion matrices ...×K×K; a dict of arrays of shape ..."
     m = np.asarray(tables, float)
@@ -56,36 +65,21 @@ def _rates(tables, average='macro', positive=1):
     true, said = m.sum(-1), m.sum(-2)
     sens = _ratio(tp, true)
     spec = _ratio(n[..., None] - true - said + tp, n[..., None] - true)
-    accuracy = _ratio(tp.sum(-1), n)
-    chance = _ratio((true*said).sum(-1), n**2)
-    spread = (n**2 - (true**2).sum(-1))*(n**2 - (said**2).sum(-1))
-    mcc = np.where(spread > 0, _ratio(tp.sum(-1)*n - (true*said).sum(-1), np.sqrt(spread)), 0.)
-    one_class = (true > 0).sum(-1) < 2
-    whole = {'kappa': _ratio(accuracy - chance, 1 - chance), 'mcc': mcc}
-    whole = {k: np.where(one_class, np.nan, v) for k, v in whole.items()}
     pick = _mean_defined if average == 'macro' else lambda x: x[..., positive]
-    f1 = _mean_defined(_ratio(2*tp, true + said))
-    return dict(accuracy=accuracy, f1=f1, sensitivity=pick(sens), specificity=pick(spec), **whole)
+    return dict(accuracy=_ratio(tp.sum(-1), n), f1=_mean_defined(_ratio(2*tp, true + said)),
+                sensitivity=pick(sens), specificity=pick(spec), **_agreement(n, tp.sum(-1), true, said))
 
-# %% ../../nbs/evaluation/diagnostic.ipynb #c017
-def checked_probabilities(
-    targets, # N true class numbers
-    probabilities, # N×K
-    classes=None, # K class names; None: any K from 2 on
-) -> tuple[np.ndarray, np.ndarray]: # targets as whole numbers, probabilities as float64
-    "Targets and probabilities that fit each other. Raises DataError with a sentence for those that do not"
+# %% ../../nbs/evaluation/diagnostic.ipynb #c022
+def _table(probabilities): # → N×K, float64
     try: p = np.asarray(getattr(probabilities, 'detach', lambda: probabilities)(), float)
     except (ValueError, TypeError) as e:
         raise DataError(f'The probabilities are not a table of numbers ({e}).') from e
     if p.ndim != 2 or p.shape[1] < 2:
         raise DataError(f'The probabilities have the shape {p.shape}; '
                         'a table with one row per image and one column per class is needed.')
-    if classes is not None and len(classes) != p.shape[1]:
-        raise DataError(f'The probabilities have {p.shape[1]} columns, but there are {len(classes)} classes.')
-    targets = _labels(targets, p.shape[1], 'targets')
-    if len(targets) != len(p):
-        raise DataError(f'There are {len(targets)} targets but {len(p)} rows of probabilities; give one row '
-                        'per image.')
+    return p
+
+def _check_rows(p): # each is finite, not negative, and sums to 1
     if not np.isfinite(p).all():
         i = np.flatnonzero(~np.isfinite(p).all(1))[0]
         raise DataError(f'The probabilities of image {i} are not finite; look for a diverged model.')
@@ -93,36 +87,52 @@ def checked_probabilities(
     if off.any():
         i = np.flatnonzero(off)[0]
         raise DataError(f'The row of image {i} sums to {p[i].sum():.4g} with smallest entry '
-                        f'{p[i].min():.3g}; '
-                        'probabilities are not negative and sum to 1: apply softmax to scores first.')
+                        f'{p[i].min():.3g}; probabilities are not negative and sum to 1: apply softmax to '
+                        'scores first.')
+
+# %% ../../nbs/evaluation/diagnostic.ipynb #c024
+def checked_probabilities(
+    targets, # N true class numbers
+    probabilities, # N×K
+    classes=None, # K class names; None: any K from 2 on
+) -> tuple[np.ndarray, np.ndarray]: # targets as whole numbers, probabilities as float64
+    "Targets and probabilities that fit each other. Raises DataError with a sentence for those that do not"
+    p = _table(probabilities)
+    if classes is not None and len(classes) != p.shape[1]:
+        raise DataError(f'The probabilities have {p.shape[1]} columns, but there are {len(classes)} classes.')
+    targets = _labels(targets, p.shape[1], 'targets')
+    if len(targets) != len(p):
+        raise DataError(f'There are {len(targets)} targets but {len(p)} rows of probabilities; give one row '
+                        'per image.')
+    _check_rows(p)
     return targets, p
 
+# %% ../../nbs/evaluation/diagnostic.ipynb #c027
 def _auc(targets, p, weights=None):
     "Macro one-against-the-rest AUC, nan if a class is absent"
     seen = targets if weights is None else targets[weights > 0]
     if len(np.unique(seen)) < p.shape[1]: return float('nan')
     from sklearn.metrics import roc_auc_score # a model that is only applied does without scikit-learn
-    return (float(np.mean([roc_auc_score(targets == c, p[:, c], sample_weight=weights)
-                           for c in range(p.shape[1])])))
+    return float(np.mean([roc_auc_score(targets == c, p[:, c], sample_weight=weights)
+                          for c in range(p.shape[1])]))
 
-# %% ../../nbs/evaluation/diagnostic.ipynb #c019
+# %% ../../nbs/evaluation/diagnostic.ipynb #c029
 def diagnostic_metrics(
     targets, # N true class numbers, 0..K-1
     probabilities, # N×K, rows sum to 1
     classes, # K class names
-    # 'macro' over classes, or 'binary': sensitivity and specificity of the positive class
-    average: str = 'macro',
+    average: str = 'macro', # over classes, or 'binary': sensitivity and specificity of the positive class
     positive: str|None = None, # name of the positive class; None is classes[1]; naming one implies 'binary'
 ) -> dict: # accuracy, f1, sensitivity, specificity, kappa, mcc, auc as floats (nan where undefined) and n
-    """The metrics of Tables III and V, with AUC. Raises DataError for tables that do not fit, ValueError for
-    options that do not"""
+    "The metrics of Tables III and V, with AUC. Raises DataError for tables, ValueError for options"
     targets, p = checked_probabilities(targets, probabilities, classes)
     average, index = _averaging(average, positive, list(classes))
     table = confusion(targets, p.argmax(1), classes)
     rates = {name: float(value) for name, value in _rates(table, average, index).items()}
     return {**rates, 'auc': _auc(targets, p), 'n': len(targets)}
 
-def _averaging(average, positive, classes):
+# %% ../../nbs/evaluation/diagnostic.ipynb #c031
+def _averaging(average, positive, classes): # → average, column of the positive class
     if average not in ('macro', 'binary'):
         raise ValueError(f"average is 'macro' or 'binary', not {average!r}.")
     if positive is not None: average = 'binary'
@@ -133,24 +143,22 @@ def _averaging(average, positive, classes):
         raise ValueError(f'The positive class {positive!r} is not among {classes}.')
     return average, 1 if positive is None else classes.index(positive)
 
-# %% ../../nbs/evaluation/diagnostic.ipynb #c031
+# %% ../../nbs/evaluation/diagnostic.ipynb #c045
 def wilson_interval(
     k: int, # number of successes, 0..n
     n: int, # number of independent trials, at least 1
     level: float = 0.95, # confidence level, between 0 and 1
 ) -> tuple[float, float]: # low, high; both 0..1
-    """Wilson's score interval of a proportion (Wilson, 1927). Raises ValueError for counts that make no
-    proportion"""
+    "Wilson's score interval of a proportion (Wilson, 1927). Raises ValueError for counts that make none"
+    from scipy.stats import binomtest # a model that is only applied does without SciPy
     if n < 1 or not 0 <= k <= n:
-        raise ValueError(f'{k} successes of {n} trials make no proportion; 0 <= k <= n and n >= 1 are needed.')
+        raise ValueError(f'{k} successes of {n} trials make no proportion; '
+                         '0 <= k <= n and n >= 1 are needed.')
     if not 0 < level < 1: raise ValueError(f'A confidence level lies between 0 and 1, not at {level}.')
-    z = NormalDist().inv_cdf((1 + level)/2)
-    p, shrink = k/n, 1 + z*z/n
-    centre = (p + z*z/(2*n))/shrink
-    half = z*math.sqrt(p*(1 - p)/n + z*z/(4*n*n))/shrink
-    return max(0., centre - half), min(1., centre + half)
+    low, high = binomtest(k, n).proportion_ci(level, method='wilson')
+    return float(low), float(high)
 
-# %% ../../nbs/evaluation/diagnostic.ipynb #c036
+# %% ../../nbs/evaluation/diagnostic.ipynb #c050
 def checked_groups(
     groups, # n patient, video or slide names
     n: int, # number of images
@@ -174,7 +182,7 @@ def group_index(
         raise DataError(f'All images are of one group ({names[0]}); an interval needs at least two.')
     return index, len(names)
 
-# %% ../../nbs/evaluation/diagnostic.ipynb #c038
+# %% ../../nbs/evaluation/diagnostic.ipynb #c052
 def resample_counts(
     n_groups: int, # G
     n: int, # number of resamples
@@ -183,9 +191,10 @@ def resample_counts(
     "Bootstrap draws of groups, as counts. Raises ValueError for fewer than one"
     if n < 1: raise ValueError(f'A bootstrap needs 1 resample or more, not {n}.')
     rng = np.random.default_rng(seed)
-    return (np.stack([np.bincount(rng.integers(n_groups, size=n_groups), minlength=n_groups)
-                      for _ in range(n)]))
+    drawn = [rng.integers(n_groups, size=n_groups) for _ in range(n)]
+    return np.stack([np.bincount(d, minlength=n_groups) for d in drawn])
 
+# %% ../../nbs/evaluation/diagnostic.ipynb #c055
 def resampled_means(
     scores: np.ndarray, # N, or N×K scores of K models for the same images
     index: np.ndarray, # N numbers of groups, from `group_index`
@@ -200,6 +209,7 @@ def resampled_means(
     images = draws @ np.bincount(index, minlength=n_groups)
     return draws @ totals/images.reshape(-1, *[1]*(scores.ndim - 1))
 
+# %% ../../nbs/evaluation/diagnostic.ipynb #c057
 def percentile_interval(
     values: np.ndarray, # of the resamples; nan where undefined
     level: float, # confidence level, between 0 and 1
@@ -211,7 +221,7 @@ def percentile_interval(
     low, high = np.quantile(values, [(1 - level)/2, (1 + level)/2])
     return float(low), float(high)
 
-# %% ../../nbs/evaluation/diagnostic.ipynb #c040
+# %% ../../nbs/evaluation/diagnostic.ipynb #c059
 def bootstrap_interval(
     targets, # N true class numbers, 0..K-1
     probabilities, # N×K, rows sum to 1
@@ -222,12 +232,11 @@ def bootstrap_interval(
     seed: int = 0, # of the resampling
     average: str = 'macro', # as in `diagnostic_metrics`; 'binary' takes column 1 as positive
 ) -> tuple[float, float]: # low, high; nan where the metric is undefined in all resamples
-    """Percentile bootstrap interval over groups. Raises DataError for data that do not fit, ValueError for
-    unknown metrics"""
+    "Percentile bootstrap interval over groups. Raises DataError for data, ValueError for unknown metrics"
     targets, p = checked_probabilities(targets, probabilities)
     k = p.shape[1]
     average, positive = _averaging(average, None, list(range(k)))
-    names = ('accuracy', 'f1', 'sensitivity', 'specificity', 'kappa', 'mcc', 'auc')
+    names = 'accuracy', 'f1', 'sensitivity', 'specificity', 'kappa', 'mcc', 'auc'
     if metric not in names: raise ValueError(f'The metric {metric!r} is not one of {", ".join(names)}.')
     index, n_groups = group_index(groups, len(targets))
     draws = resample_counts(n_groups, n, seed)
@@ -238,7 +247,7 @@ def bootstrap_interval(
     tables = (draws @ cells).reshape(n, k, k)
     return percentile_interval(_rates(tables, average, positive)[metric], level)
 
-# %% ../../nbs/evaluation/diagnostic.ipynb #c048
+# %% ../../nbs/evaluation/diagnostic.ipynb #c067
 def paired_difference(
     targets, # N true class numbers
     predictions_a, # N class numbers predicted by model a
@@ -248,8 +257,7 @@ def paired_difference(
     level: float = 0.95, # confidence level
     seed: int = 0, # of the resampling
 ) -> tuple[float, float, float]: # difference, low, high; each -1..1
-    """Accuracy of b minus that of a on the same images, with a bootstrap interval over groups. Raises
-    DataError if lengths differ"""
+    "Accuracy of b minus that of a, with a bootstrap interval over groups. Raises DataError if lengths differ"
     targets, a, b = (np.asarray(x) for x in (targets, predictions_a, predictions_b))
     if any(x.dtype.kind == 'f' and not np.isfinite(x).all() for x in (targets, a, b)):
         raise DataError('Some class numbers are not finite: each image needs a target and two predictions.')

@@ -9,21 +9,12 @@ __all__ = ['group_means', 'mean_interval', 'share_interval', 'paired_gain', 'see
 import math
 
 import numpy as np
-from scipy import stats
 
 from .diagnostic import (checked_groups, group_index, percentile_interval, resampled_means,
                                           wilson_interval)
 
 # %% ../../nbs/evaluation/gains.ipynb #c005
-def group_means(
-    values, # K×N scores of K models for the same N images
-    groups, # N names; images of one group are drawn together
-    n: int = 2000, # resamples
-    seed: int = 0, # of the resampling
-# n×K means of each resample, the same groups for all models; None with fewer than two groups
-) -> np.ndarray|None:
-    """The bootstrap over groups. Raises ValueError for shapes that do not fit and scores that are none,
-    DataError for images without a group"""
+def _checked_scores(values, groups): # → K×N
     lengths = {np.shape(v) for v in values if np.ndim(v)}
     if len(lengths) > 1:
         raise ValueError(f'The models were scored on different numbers of images: {sorted(lengths)}.')
@@ -33,9 +24,21 @@ def group_means(
                          'must be of the same images.')
     if not np.isfinite(values).all():
         raise ValueError('Some scores are not finite: leave these images out, for all models alike.')
+    return values
+
+# %% ../../nbs/evaluation/gains.ipynb #c007
+def group_means(
+    values, # K×N scores of K models for the same N images
+    groups, # N names; images of one group are drawn together
+    n: int = 2000, # resamples
+    seed: int = 0, # of the resampling
+) -> np.ndarray|None: # n×K means of each resample; None with fewer than two groups
+    "The bootstrap over groups. Raises ValueError for scores, DataError for images without a group"
+    values = _checked_scores(values, groups)
     if len(set(checked_groups(groups, len(groups)))) < 2: return None
     return resampled_means(values.T, *group_index(groups, len(groups)), n, seed)
 
+# %% ../../nbs/evaluation/gains.ipynb #c010
 def mean_interval(
     values, # N scores, one per image
     groups, # N names
@@ -44,30 +47,28 @@ def mean_interval(
 ) -> tuple: # mean, low, high; low and high are nan with fewer than two groups
     "Mean with a bootstrap interval over groups"
     means = group_means(values, groups, **kwargs)
-    return (float(np.mean(values)),
-             *((math.nan, math.nan) if means is None else percentile_interval(means[:, 0], level)))
+    ends = (math.nan, math.nan) if means is None else percentile_interval(means[:, 0], level)
+    return float(np.mean(values)), *ends
 
-# %% ../../nbs/evaluation/gains.ipynb #c007
+# %% ../../nbs/evaluation/gains.ipynb #c012
 def share_interval(
     right, # N booleans or numbers in [0, 1]
     groups=None, # N names; None: each image on its own
     **kwargs, # n, seed
 ) -> tuple: # mean, 95 % low and high, and how they were found; low and high are nan with one group
     "Share of right answers with its interval over groups"
-    right = np.asarray(right, float)
-    what, groups = (('images', np.arange(len(right))) if groups is None
-                    else ('groups', checked_groups(groups, len(right))))
-    mean, n = float(right.mean()), len(set(groups.tolist()))
+    right, single = np.asarray(right, float), groups is None
+    groups = np.arange(len(right)) if single else checked_groups(groups, len(right))
+    mean, n, what = float(right.mean()), len(set(groups.tolist())), 'images' if single else 'groups'
     if n == 1:
-        return (mean, math.nan, math.nan, 'no interval: '
-                + ('there is one image' if what == 'images' else 'all images are of one group'))
+        why = 'there is one image' if single else 'all images are of one group'
+        return mean, math.nan, math.nan, f'no interval: {why}'
     if mean in (0, 1):
-        return (mean, *wilson_interval(int(mean)*n, n),
-                f"Wilson's interval over {n} {what}, all answers {'right' if mean else 'wrong'}")
-    return (*mean_interval(right, groups, **kwargs),
-            f'bootstrap over {what}' if what == 'images' else f'bootstrap over {n} groups')
+        how = f"Wilson's interval over {n} {what}, all answers {'right' if mean else 'wrong'}"
+        return mean, *wilson_interval(int(mean)*n, n), how
+    return *mean_interval(right, groups, **kwargs), f'bootstrap over {what if single else f"{n} groups"}'
 
-# %% ../../nbs/evaluation/gains.ipynb #c012
+# %% ../../nbs/evaluation/gains.ipynb #c017
 def paired_gain(
     a, # N scores of one model, an image each
     b, # N scores of another, for the same images in the same order
@@ -80,19 +81,22 @@ def paired_gain(
     if not (a.ndim == 1 and len(a) and a.shape == b.shape == np.shape(groups)):
         raise ValueError(f'Scores and groups have the shapes {a.shape}, {b.shape} and {np.shape(groups)}: '
                          'they must be of the same images.')
-    return mean_interval(b-a, groups, level, **kwargs)
+    return mean_interval(b - a, groups, level, **kwargs)
 
+# %% ../../nbs/evaluation/gains.ipynb #c019
 def seed_interval(
     gains, # one per seed, each a mean over the same test images
     level: float = 0.95, # of the interval
 ) -> tuple: # low, high; nan for one seed
     "Student's interval for the mean gain over trainings, the test images being fixed"
+    from scipy import stats
     gains = np.asarray(gains, float)
     if len(gains) < 2: return math.nan, math.nan
-    half = stats.t.ppf((1+level)/2, len(gains)-1)*gains.std(ddof=1)/math.sqrt(len(gains))
-    return float(gains.mean()-half), float(gains.mean()+half)
+    if np.ptp(gains) == 0: return float(gains.mean()), float(gains.mean()) # SciPy gives NaN for a width of 0
+    low, high = stats.t.interval(level, len(gains) - 1, gains.mean(), stats.sem(gains))
+    return float(low), float(high)
 
-# %% ../../nbs/evaluation/gains.ipynb #c015
+# %% ../../nbs/evaluation/gains.ipynb #c022
 def gap_closed(
     base, # N scores of the model with the poorest images
     ours, # N scores of the model in question
@@ -100,24 +104,22 @@ def gap_closed(
     groups, # N names; images of one group are drawn together
     level: float = 0.95, # of the interval
     **kwargs, # n, seed
-# gap, gap_low, gap_high: top over base; clear: is gap_low positive; closed, low, high: the share, nan if
-# the gap is not clear or without a second group
+# gap, gap_low, gap_high: top over base; clear: gap_low is positive; closed, low, high: the share, its
+# interval nan if the gap is not clear
 ) -> dict:
-    """Which share of the gap between base and top is closed, with a bootstrap over groups: the ratio is
-    computed anew in each resample"""
+    "The share of the gap between base and top that is closed: a ratio, computed anew in each resample"
     means = group_means([base, ours, top], groups, **kwargs)
     a, b, c = (float(np.mean(x)) for x in (base, ours, top))
-    out = (dict(gap=c-a, gap_low=math.nan, gap_high=math.nan, clear=False,
-                closed=(b-a)/(c-a) if c != a else math.nan, low=math.nan, high=math.nan))
+    out = dict(gap=c - a, gap_low=math.nan, gap_high=math.nan, clear=False,
+               closed=(b - a)/(c - a) if c != a else math.nan, low=math.nan, high=math.nan)
     if means is None: return out
-    gap = means[:, 2]-means[:, 0]
+    gain, gap = means[:, 1] - means[:, 0], means[:, 2] - means[:, 0]
     out['gap_low'], out['gap_high'] = percentile_interval(gap, level)
     out['clear'] = out['gap_low'] > 0
-    if out['clear']:
-        out['low'], out['high'] = percentile_interval((means[:, 1]-means[:, 0])[gap > 0]/gap[gap > 0], level)
+    if out['clear']: out['low'], out['high'] = percentile_interval(gain[gap > 0]/gap[gap > 0], level)
     return out
 
-# %% ../../nbs/evaluation/gains.ipynb #c023
+# %% ../../nbs/evaluation/gains.ipynb #c030
 def verdict(
     gain: float, # of the first over the second
     low: float, # of its interval

@@ -7,31 +7,28 @@ __all__ = ['Convention', 'convention', 'to_y', 'psnr', 'ssim', 'error_map']
 
 # %% ../../nbs/evaluation/image_quality.ipynb #c005
 from dataclasses import dataclass
+
 import torch
 import torch.nn.functional as F
 
 # %% ../../nbs/evaluation/image_quality.ipynb #c012
-_WINDOWS = {'gaussian11': '11x11 Gaussian', 'uniform7': '7x7 uniform'} # name: as it is printed
-
 @dataclass(frozen=True)
 class Convention:
-    """How a pair of images is prepared before it is scored; `str` gives the line to print above a table.
-    Raises ValueError"""
-    colour: str='rgb' # 'rgb': every channel as it is, a single grey one too; 'y_bt601': luma only, see `to_y`
-    crop: int=0 # pixels cut from each of the four sides
-    quantised: bool=True # clip to 0..1 and round to 256 levels first, as saving the image would
-    # of SSIM: 'gaussian11' (sigma 1.5) or 'uniform7' (sample covariance); valid positions only
-    window: str='gaussian11'
+    "How a pair of images is prepared before it is scored; `str` gives the line above a table. ValueError"
+    colour: str = 'rgb' # 'rgb': each channel as it is, a single grey one too; 'y_bt601': luma, see `to_y`
+    crop: int = 0 # pixels cut from each of the four sides
+    quantised: bool = True # clip to 0..1 and round to 256 levels first, as saving the image would
+    window: str = 'gaussian11' # of SSIM: 'gaussian11' (sigma 1.5) or 'uniform7' (sample covariance)
 
     def __post_init__(self):
         if self.colour not in ('rgb', 'y_bt601'):
             raise ValueError(f"The colour of a convention is 'rgb' or 'y_bt601', not {self.colour!r}.")
         if self.crop != int(self.crop) or self.crop < 0:
-            raise ValueError('The crop of a convention is a whole number of pixels from 0 up, not '
-                             f'{self.crop!r}.')
-        if self.window not in _WINDOWS:
-            raise ValueError("The SSIM window of a convention is 'gaussian11' or 'uniform7', not "
-                             f"{self.window!r}.")
+            raise ValueError('The crop of a convention is a whole number of pixels from 0 up, '
+                             f'not {self.crop!r}.')
+        if self.window not in ('gaussian11', 'uniform7'):
+            raise ValueError("The SSIM window of a convention is 'gaussian11' or 'uniform7', "
+                             f"not {self.window!r}.")
 
     def describe(self,
         channels: int = 3, # of the images that were scored: 1 prints "grey" instead of "RGB"
@@ -39,8 +36,8 @@ class Convention:
         "The convention as one line of text"
         colour = 'Y of BT.601' if self.colour == 'y_bt601' else 'grey' if channels == 1 else 'RGB'
         crop = f'{self.crop} px border cropped' if self.crop else 'no border cropped'
-        return (f"{colour}, {crop}, {'8-bit' if self.quantised else 'not quantised'}, SSIM "
-                f"{_WINDOWS[self.window]}")
+        window = '11x11 Gaussian' if self.window == 'gaussian11' else '7x7 uniform'
+        return f"{colour}, {crop}, {'8-bit' if self.quantised else 'not quantised'}, SSIM {window}"
 
     def __str__(self): return self.describe()
 
@@ -56,8 +53,7 @@ def convention(
 def to_y(
     rgb: torch.Tensor, # B×3×H×W or 3×H×W, float, 0..1
 ) -> torch.Tensor: # B×1×H×W or 1×H×W, float, 16/255..235/255
-    """BT.601 luma as MATLAB's `rgb2ycbcr` has it, divided by 255, not rounded. Raises ValueError unless there
-    are 3 channels"""
+    "BT.601 luma as MATLAB's `rgb2ycbcr`, divided by 255, not rounded. ValueError unless there are 3 channels"
     if rgb.ndim not in (3, 4) or rgb.shape[-3] != 3:
         raise ValueError(f'Luma needs 3 colour channels, but the shape is {tuple(rgb.shape)}; '
                          "score a grey image with colour='rgb'.")
@@ -84,7 +80,8 @@ def _check_range(x, name, low, high, advice):
                          'infinite: no score can be computed.')
     raise ValueError(f'{name} runs from {least:.3g} to {most:.3g}; {advice}.')
 
-def _prepared(sr, hr, convention, smallest=1):
+# %% ../../nbs/evaluation/image_quality.ipynb #c024
+def _prepared(sr, hr, convention, smallest=1): # → the two as B×C×H×W, float64, by the convention
     sr, hr = _batch(sr, 'sr'), _batch(hr, 'hr')
     if sr.shape != hr.shape:
         raise ValueError(f'sr is {tuple(sr.shape)} and hr is {tuple(hr.shape)} (B, C, H, W); both must have '
@@ -103,19 +100,18 @@ def _prepared(sr, hr, convention, smallest=1):
         pair.append(x[..., c:x.shape[-2]-c, c:x.shape[-1]-c])
     return pair
 
-# %% ../../nbs/evaluation/image_quality.ipynb #c023
+# %% ../../nbs/evaluation/image_quality.ipynb #c026
 def psnr(
     sr: torch.Tensor, # B×C×H×W or C×H×W, float, 0..1 (overshoot allowed)
     hr: torch.Tensor, # the same shape, float, 0..1
     convention: Convention, # see `Convention`; there is no default on purpose
 ) -> torch.Tensor: # B values in dB, float64; infinite for identical images
-    """Peak signal-to-noise ratio per image for data range 1. Raises ValueError for sizes, dtypes and ranges
-    that do not fit"""
+    "Peak signal-to-noise ratio per image, for data range 1. Raises ValueError for images that do not fit"
     sr, hr = _prepared(sr, hr, convention)
     mse = ((sr - hr)**2).flatten(1).mean(1)
     return -10*torch.log10(mse)
 
-# %% ../../nbs/evaluation/image_quality.ipynb #c029
+# %% ../../nbs/evaluation/image_quality.ipynb #c032
 def _gaussian(size, sigma):
     x = torch.arange(size, dtype=torch.float64) - (size - 1)/2
     g = torch.exp(-x**2/(2*sigma**2))
@@ -136,7 +132,7 @@ def _blur(x, g):
         x = total
     return x
 
-# %% ../../nbs/evaluation/image_quality.ipynb #c031
+# %% ../../nbs/evaluation/image_quality.ipynb #c034
 def _ssim_map(
     x: torch.Tensor, # ...×H×W, float64
     y: torch.Tensor, # the same shape
@@ -151,28 +147,27 @@ def _ssim_map(
     cov = factor*(_blur(x*y, g) - mxy)
     return (2*mxy + c1)*(2*cov + c2)/((squares + c1)*(variances + c2))
 
+# %% ../../nbs/evaluation/image_quality.ipynb #c036
 def ssim(
     sr: torch.Tensor, # B×C×H×W or C×H×W, float, 0..1
     hr: torch.Tensor, # the same shape, float, 0..1
     convention: Convention, # see `Convention`; the window (11x11 or 7x7 pixels) must fit after cropping
 ) -> torch.Tensor: # B values, float64, 1 for identical images
-    """Structural similarity (Wang et al., 2004), mean over valid windows and channels. Raises ValueError as
-    `psnr` does"""
+    "Structural similarity (Wang et al., 2004), mean over valid windows and channels. ValueError as `psnr`"
     g, factor = _window(convention.window)
     x, y = _prepared(sr, hr, convention, smallest=len(g))
-    each = ([torch.stack([_ssim_map(a, b, g, factor).mean() for a, b in zip(*channels)]).mean()
-             for channels in zip(x, y)])
+    each = [torch.stack([_ssim_map(a, b, g, factor).mean() for a, b in zip(*channels)]).mean()
+            for channels in zip(x, y)]
     return torch.stack(each) if each else x.new_zeros(0)
 
-# %% ../../nbs/evaluation/image_quality.ipynb #c045
+# %% ../../nbs/evaluation/image_quality.ipynb #c050
 def error_map(
     sr: torch.Tensor, # C×H×W, float, 0..1
     hr: torch.Tensor, # C×H×W, float, 0..1
     size: int = 11, # width of the Gaussian window, odd
     sigma: float|None = None, # of the Gaussian in pixels; None: 0.3*((size-1)/2-1)+0.8, that is 2.0 for 11
 ) -> torch.Tensor: # H×W, float64, 0..1
-    """Mean absolute error over the channels, smoothed with a Gaussian (Fig. 5). Raises ValueError for shapes
-    that do not fit"""
+    "Mean absolute error over channels, smoothed with a Gaussian (Fig. 5). Raises ValueError for shapes"
     if sr.ndim != 3 or hr.ndim != 3: raise ValueError('An error map compares two images of the shape C×H×W.')
     if size % 2 == 0: raise ValueError(f'The window of an error map has an odd size, not {size}.')
     sr, hr = _prepared(sr, hr, Convention(quantised=False), smallest=size//2 + 1)

@@ -25,10 +25,10 @@ from ..core.precision import chosen_precision, computing_in
 @dataclass(frozen=True)
 class Setup:
     "How a forward pass is run; `str` gives the line to print above a table. Raises ValueError"
-    device: str='cpu' # 'cpu', 'cuda' or 'mps'
-    precision: str='fp32' # 'fp32', 'bf16', 'fp16', or 'auto' for what the device computes natively
-    channels_last: bool=True # the channels of a pixel side by side in memory
-    threads: int=0 # of the CPU; 0: as many as PyTorch uses now
+    device: str = 'cpu' # 'cpu', 'cuda' or 'mps'
+    precision: str = 'fp32' # 'fp32', 'bf16', 'fp16', or 'auto' for what the device computes natively
+    channels_last: bool = True # the channels of a pixel side by side in memory
+    threads: int = 0 # of the CPU; 0: as many as PyTorch uses now
 
     def __post_init__(self):
         object.__setattr__(self, 'precision', chosen_precision(self.precision, self.device))
@@ -53,12 +53,14 @@ def forward_call(
     "One forward pass on random values, ready to be timed"
     order = torch.channels_last if setup.channels_last else torch.contiguous_format
     network = network.eval().to(setup.device, memory_format=order)
-    x = torch.rand(shape, generator=torch.Generator().manual_seed(0)).to(setup.device).contiguous(
-                memory_format=order)
+    x = torch.rand(shape, generator=torch.Generator().manual_seed(0))
+    x = x.to(setup.device).contiguous(memory_format=order)
+
     def call():
         with torch.inference_mode(), computing_in(setup.precision, setup.device): out = network(x)
         _wait(setup.device)
         return out
+
     return call
 
 # %% ../../nbs/evaluation/speed.ipynb #c014
@@ -73,6 +75,7 @@ class Latency:
     def __str__(self):
         return f'{1000*self.median:.1f} ms ({1000*self.low:.1f}–{1000*self.high:.1f}, n = {self.n})'
 
+# %% ../../nbs/evaluation/speed.ipynb #c016
 def compare_latency(
     calls: dict, # name → function without arguments
     n: int = 20, # timed rounds, at least 2
@@ -87,14 +90,14 @@ def compare_latency(
         for name, call in calls.items():
             start = time.perf_counter()
             call()
-            if i >= warmup: seconds[name].append(time.perf_counter()-start)
+            if i >= warmup: seconds[name].append(time.perf_counter() - start)
     out = {}
     for name, values in seconds.items():
         low, median, high = quantiles(values, n=4, method='inclusive')
         out[name] = Latency(median, low, high, n)
     return out
 
-# %% ../../nbs/evaluation/speed.ipynb #c018
+# %% ../../nbs/evaluation/speed.ipynb #c020
 def latency(
     network: nn.Module, # any network
     shape: tuple, # of the input, B×C×H×W
@@ -105,15 +108,13 @@ def latency(
     "Median and quartiles of one forward pass"
     return compare_latency({'': forward_call(network, shape, setup)}, n, warmup)['']
 
-# %% ../../nbs/evaluation/speed.ipynb #c026
+# %% ../../nbs/evaluation/speed.ipynb #c028
 def _peak_resident() -> int|None: # bytes
-    """The largest resident memory of this process since it started or since `_forget_peak`; None where the
-    system does not tell"""
+    "The largest resident memory of this process since it started or since `_forget_peak`; None: unknown"
     status = Path('/proc/self/status')
     if status.exists():
-        return (1024*next((int(line.split()[1])
-                           for line in status.read_text().splitlines() if line.startswith('VmHWM')), 0)
-                or None)
+        peaks = (line for line in status.read_text().splitlines() if line.startswith('VmHWM'))
+        return 1024*next((int(line.split()[1]) for line in peaks), 0) or None
     if sys.platform != 'darwin': return None
     import resource
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -123,46 +124,47 @@ def _forget_peak():
     try: Path('/proc/self/clear_refs').write_text('5')
     except OSError: pass
 
-# %% ../../nbs/evaluation/speed.ipynb #c029
+# %% ../../nbs/evaluation/speed.ipynb #c031
 def _build(builder, options):
     module, _, name = builder.partition(':')
     return getattr(import_module(module), name)(**options)
 
-def _measure(builder, options, shape, setup): # in the fresh process → bytes or None
+def _growth(call, device): # → bytes, or None
+    if torch.device(device).type == 'cuda':
+        torch.cuda.reset_peak_memory_stats(device)
+        before = torch.cuda.memory_allocated(device)
+        call()
+        return torch.cuda.max_memory_allocated(device) - before
+    _forget_peak()
+    before = _peak_resident()
+    call()
+    return None if before is None else _peak_resident() - before
+
+def _measure(builder, options, shape, setup): # in the fresh process → bytes, or None
     setup = Setup(**setup)
     torch.set_num_threads(setup.threads)
     network = _build(builder, options)
     forward_call(network, [*shape[:2], *(min(s, 16) for s in shape[2:])], setup)()
-    call = forward_call(network, shape, setup)
-    if torch.device(setup.device).type == 'cuda':
-        torch.cuda.reset_peak_memory_stats(setup.device)
-        before = torch.cuda.memory_allocated(setup.device)
-        call()
-        return torch.cuda.max_memory_allocated(setup.device)-before
-    _forget_peak()
-    before = _peak_resident()
-    call()
-    return None if before is None else _peak_resident()-before
+    return _growth(forward_call(network, shape, setup), setup.device)
 
-# %% ../../nbs/evaluation/speed.ipynb #c031
+# %% ../../nbs/evaluation/speed.ipynb #c033
 def peak_memory(
     builder: str, # 'module:function' that returns the network
     options: dict, # keyword arguments of the function, as JSON can hold them
     shape: tuple, # of the input, B×C×H×W
     setup: Setup = Setup(), # device, precision, memory format, threads
 ) -> int|None: # bytes; None where the system does not tell (CPU under Windows)
-    """Growth of memory during one forward pass, in a fresh process. Raises RuntimeError if the network does
-    not run there"""
+    "Growth of memory during one forward pass, in a fresh process. RuntimeError if it does not run there"
     task = json.dumps(dict(builder=builder, options=options, shape=list(shape), setup=asdict(setup)))
     # glibc: return freed tensors at once
     give_back = dict(MALLOC_MMAP_THRESHOLD_='131072', MALLOC_TRIM_THRESHOLD_='131072')
     done = subprocess.run([sys.executable, '-m', 'srdiag.evaluation.speed'], input=task, capture_output=True,
                           text=True, env=os.environ | give_back)
     if done.returncode:
-        raise RuntimeError("Memory could not be measured: "
-                           f"{(done.stderr.strip() or 'the process ended without a word').splitlines()[-1]}")
+        complaint = (done.stderr.strip() or 'the process ended without a word').splitlines()[-1]
+        raise RuntimeError(f'Memory could not be measured: {complaint}')
     return json.loads(done.stdout.strip().splitlines()[-1])
 
-# %% ../../nbs/evaluation/speed.ipynb #c033
+# %% ../../nbs/evaluation/speed.ipynb #c035
 if __name__ == '__main__' and 'IPython' not in sys.modules:
     print(json.dumps(_measure(**json.load(sys.stdin))))
