@@ -73,6 +73,7 @@ def _unknown(word, known, family=''): # → what to say about a word that is no 
                      + (f'did you mean {" or ".join(prefix + n for n in near)}?' if near
                         else f'choose one of {", ".join(known)}.'), 2)
 
+# %% ../../nbs/commands/cli.ipynb #c013
 def _find(argv): # → name of the command, the words after it
     family, words = '', list(argv)
     while True:
@@ -85,7 +86,7 @@ def _find(argv): # → name of the command, the words after it
         if name not in FAMILIES: raise _unknown(word, known, family)
         family = word
 
-# %% ../../nbs/commands/cli.ipynb #c014
+# %% ../../nbs/commands/cli.ipynb #c016
 _REGISTRY, _SILENT = ConstructorRegistry(), tyro.conf.arg(help_behavior_hint='')
 _FLAT = (tyro.conf.OmitArgPrefixes, tyro.conf.FlagCreatePairsOff, tyro.conf.DisallowNone,
          tyro.conf.PositionalMetavarFromFieldName)
@@ -94,6 +95,7 @@ def _shown(field): # without a default that says nothing
     empty = field.default is None or isinstance(field.default, bool)
     return replace(field, type=Annotated[field.type, _SILENT]) if empty else field
 
+# %% ../../nbs/commands/cli.ipynb #c018
 _asked = [] # while tyro's own rule is asked, ours is silent
 
 @_REGISTRY.struct_rule
@@ -104,12 +106,13 @@ def _quietly(info): # tyro's rule for a dataclass, with the fields as we show th
     finally: _asked.pop()
     return replace(spec, fields=tuple(map(_shown, spec.fields)))
 
-# %% ../../nbs/commands/cli.ipynb #c016
+# %% ../../nbs/commands/cli.ipynb #c020
 def _as_typed(sentence): # 'A run needs batch_size to be …' → 'A run needs --batch-size to be …'
     head, found, rest = sentence.partition(' to be a ')
     who, _, name = head.rpartition(' ')
     return f'{who} --{name.replace("_", "-")}{found}{rest}' if found and name.isidentifier() else sentence
 
+# %% ../../nbs/commands/cli.ipynb #c023
 def parse(
     argv: list, # words after `srdiag`
 ): # a command, to be run
@@ -118,7 +121,7 @@ def parse(
     try: return tyro.cli(COMMANDS[name], prog=f'srdiag {name}', args=words, config=_FLAT, registry=_REGISTRY)
     except DataError as e: raise DataError(_as_typed(str(e))) from e
 
-# %% ../../nbs/commands/cli.ipynb #c019
+# %% ../../nbs/commands/cli.ipynb #c026
 def completion(
     shell: str, # 'bash', 'zsh' or 'fish'
 ) -> str: # a script for that shell
@@ -134,7 +137,7 @@ def completion(
         app.cli(prog='srdiag', args=['--tyro-print-completion', shell], config=_FLAT, registry=_REGISTRY)
     return printed.getvalue()
 
-# %% ../../nbs/commands/cli.ipynb #c022
+# %% ../../nbs/commands/cli.ipynb #c029
 def _prepare(): # the terminal, and what PyTorch and fastai look for when they are imported
     # where the terminal is not UTF-8: a question mark, not a traceback
     if getattr(sys.stdout, 'errors', '') == 'strict' and hasattr(sys.stdout, 'reconfigure'):
@@ -144,20 +147,23 @@ def _prepare(): # the terminal, and what PyTorch and fastai look for when they a
     # of fastai's own imports; python -W default shows them
     if not sys.warnoptions: warnings.filterwarnings('ignore', category=FutureWarning)
 
+# %% ../../nbs/commands/cli.ipynb #c031
 def _answer(words): # what is answered without a command, or None
     if words[:1] == ['--version']: return f'srdiag {__version__}'
     if words[:1] == ['--completion']: return completion(words[1] if words[1:] else '')
 
-# %% ../../nbs/commands/cli.ipynb #c024
+# %% ../../nbs/commands/cli.ipynb #c034
 def _run(words): # → status
     if answer := _answer(words): print(answer)
     else: parse(words).run()
     return 0
 
+# %% ../../nbs/commands/cli.ipynb #c036
 def _unheard(): # `srdiag … | head` wants no more; what is still to be flushed goes nowhere
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return 0
 
+# %% ../../nbs/commands/cli.ipynb #c038
 def main(
     argv: list|None = None, # arguments; None: those of the process
 ) -> int: # 0, 2 for a mistake that the user can put right, 130 when interrupted
@@ -178,5 +184,5 @@ def main(
                       'path, the permissions and the free space.')
     except KeyboardInterrupt: return failed('interrupted; what was saved so far is kept.', 130)
 
-# %% ../../nbs/commands/cli.ipynb #c026
+# %% ../../nbs/commands/cli.ipynb #c043
 if __name__ == '__main__' and not hasattr(sys, 'ps1') and 'IPython' not in sys.modules: sys.exit(main())

@@ -14,7 +14,7 @@ from typing import Annotated, Literal
 from tyro.conf import Positional, Suppress, UseAppendAction, arg
 
 from ..bench.settings import (TABLE_NAMES, BenchmarkShare, BudgetName, Design, ExperimentShare, Preset,
-                                   Recipe, diagnosis_budget, sr_budget)
+                                   Recipe, Sources, diagnosis_budget, sr_budget)
 from ..core.errors import DataError
 from ..core.settings import Natural, Positive, Share, Weight, check_choice, check_settings
 from ..core.words import say
@@ -143,15 +143,14 @@ class Experiment:
     def __post_init__(self): check_choice('experiment', self.name, (*TABLE_NAMES, 'all'))
 
     def run(self):
-        from srdiag.bench.tables import Store, report, run_experiment
-        if self.report_only: return say(f'Report: {report(Store(self.out))}')
+        from srdiag.bench.tables import DiagnosisStore, report_diagnosis, run_experiment
+        if self.report_only: return say(f'Report: {report_diagnosis(DiagnosisStore(self.out))}')
         if self.data is None:
             raise DataError('The experiment needs labelled images: name them with --data, or use '
                             '--report-only.')
-        s = self.share
-        run_experiment(self.name, self.data, self.out, self.labels, self.sr, self.budget.decided(),
-                       self.design.decided(), self.reading, s.only, s.only_fold, s.only_seed, s.keep_models,
-                       self.benchmark)
+        sources = Sources(self.labels, self.sr, self.benchmark)
+        run_experiment(self.name, self.data, self.out, sources, self.budget.decided(), self.design.decided(),
+                       self.reading, self.share)
 
 # %% ../../nbs/commands/comparisons.ipynb #c021
 def _print_costs(rows): # of compare_with_published
@@ -164,13 +163,14 @@ def _print_costs(rows): # of compare_with_published
     say('FLOPs are 2 x multiply-accumulates of convolutions and matrix products. Where the paper '
         'contradicts itself: notebook catalogue.')
 
+# %% ../../nbs/commands/comparisons.ipynb #c023
 def _write_costs(rows, path):
     keys = ('name', 'scale', 'input_size', 'parameters', 'flops')
     try: path.write_text(json.dumps([{k: r[k] for k in keys} for r in rows], indent=2), encoding='utf-8')
     except OSError as e:
         raise DataError(f'{path} could not be written ({e.strerror}): choose another place.') from e
 
-# %% ../../nbs/commands/comparisons.ipynb #c023
+# %% ../../nbs/commands/comparisons.ipynb #c025
 @dataclass(frozen=True)
 class Cost:
     "Parameters and FLOPs of every network beside the published ones"

@@ -30,6 +30,7 @@ from ..models.info import ModelInfo
 from ..models.saving import check_output, save_model
 from ..show import figures
 from ..show.affinities import gate_simplex
+from ..show.affinities import gate_simplex
 from ..show.report import Report
 from ..sr.distillation import distil
 from ..sr.inference import super_resolve
@@ -62,6 +63,7 @@ TEST_BLOCKS, VALID_BLOCKS = {(0, 1), (1, 3), (2, 0), (3, 2)}, {(0, 2), (3, 1)}
 def part_of(block): # (row, column) → 'train', 'valid' or 'test'
     return 'test' if block in TEST_BLOCKS else 'valid' if block in VALID_BLOCKS else 'train'
 
+# %% ../../nbs/commands/demo.ipynb #c009
 def blocks() -> dict: # part → list of uint8 3×112×112
     "The tissue image in sixteen blocks that share no pixel, in three parts"
     image, out = tissue(), dict(train=[], valid=[], test=[])
@@ -70,7 +72,7 @@ def blocks() -> dict: # part → list of uint8 3×112×112
             out[part_of((i, j))].append(image[:, 128*i+8:128*i+120, 128*j+8:128*j+120].contiguous())
     return out
 
-# %% ../../nbs/commands/demo.ipynb #c011
+# %% ../../nbs/commands/demo.ipynb #c015
 def _timed(text, function, *args, **kwargs):
     start = time.time()
     print(f'{text} …', flush=True)
@@ -78,6 +80,7 @@ def _timed(text, function, *args, **kwargs):
     print(f'    {time.time()-start:.0f} s', flush=True)
     return out
 
+# %% ../../nbs/commands/demo.ipynb #c017
 def train_networks(
     s: DemoSettings, # the budget
     parts: dict, # from blocks()
@@ -86,27 +89,28 @@ def train_networks(
     folder: Path, # for logs
 ) -> dict: # name → trained MRCNet
     "Scratch, recursive and distilled networks on the training blocks"
-    train, valid = SRPairs(parts['train'], s.scale), SRPairs(parts['valid'], s.scale)
-    def build(recursions): torch.manual_seed(seed); return MRCNet(s.scale, recursions).to(device)
-    def logs(name): (folder/name).mkdir(parents=True, exist_ok=True); return folder/name
-    def schedule(epochs, steps): return Schedule(epochs, steps//epochs, s.patch, seed)
-    nets = dict(scratch=build(1), recursive=build(3))
-    _timed(f'Training MRC-Net from scratch, {s.teacher_steps+s.student_steps} steps', train_sr,
-           nets['scratch'], train, valid, s.sr_recipe, schedule(4, s.teacher_steps+s.student_steps),
-           folder=logs('scratch'))
-    _timed(f'Training the recursive MRC-Net, {s.teacher_steps} steps', train_sr, nets['recursive'], train,
-           valid, s.sr_recipe, schedule(2, s.teacher_steps), folder=logs('recursive'))
-    student, _ = _timed(f'Distilling it into one step, {s.student_steps} steps', distil, nets['recursive'],
-                        train, valid, replace(s.sr_recipe, lr=s.sr_recipe.lr/2), schedule(4, s.student_steps),
-                        folder=logs('distilled'))
+    pairs, teaching = [SRPairs(parts[k], s.scale) for k in ('train', 'valid')], s.teacher_steps
+    both = teaching + s.student_steps
+    def run(what, how, network, recipe, epochs, steps, name):
+        (folder/name).mkdir(parents=True, exist_ok=True)
+        schedule = Schedule(epochs, steps//epochs, s.patch, seed)
+        return _timed(f'{what}, {steps} steps', how, network, *pairs, recipe, schedule, folder=folder/name)
+    nets, usual = {}, s.sr_recipe
+    for name, what, recursions, epochs, steps in [('scratch', 'MRC-Net from scratch', 1, 4, both),
+                                                  ('recursive', 'the recursive MRC-Net', 3, 2, teaching)]:
+        torch.manual_seed(seed)
+        nets[name] = MRCNet(s.scale, recursions).to(device)
+        run(f'Training {what}', train_sr, nets[name], usual, epochs, steps, name)
+    student, _ = run('Distilling it into one step', distil, nets['recursive'],
+                     replace(usual, lr=usual.lr/2), 4, s.student_steps, 'distilled')
     return nets | dict(distilled=student)
 
-# %% ../../nbs/commands/demo.ipynb #c013
+# %% ../../nbs/commands/demo.ipynb #c019
 def compare_networks(nets, test, scale): # name → MRCNet, SRPairs → rows with name, psnr, ssim
     rows = [dict(network='bicubic') | evaluate_sr(lambda lr: upsample(lr, scale), test)]
     return rows + [dict(network=name) | evaluate_sr(net, test) for name, net in nets.items()]
 
-# %% ../../nbs/commands/demo.ipynb #c015
+# %% ../../nbs/commands/demo.ipynb #c024
 def labelled_tiles(
     s: DemoSettings, # tile and stride
     parts: dict, # from blocks()
@@ -116,90 +120,42 @@ def labelled_tiles(
     loses"""
     out, thresholds = {}, None
     for part, images in parts.items():
-        places = ([(k, i, j) for k, im in enumerate(images) for i in range(0, im.shape[1]-s.tile+1, s.stride)
-                   for j in range(0, im.shape[2]-s.tile+1, s.stride)])
-        tiles = [images[k][:, i:i+s.tile, j:j+s.tile] for k, i, j in places]
+        tiles, block = _tiles(images, s.tile, s.stride)
         lost = lost_energy(torch.stack(tiles), s.scale)
-        thresholds = lost.quantile(torch.tensor([1/3, 2/3])).tolist() if thresholds is None else thresholds
+        if thresholds is None: thresholds = lost.quantile(torch.tensor([1/3, 2/3])).tolist()
         keep = [n for n, v in enumerate(lost.tolist()) if not thresholds[0] <= v <= thresholds[1]]
-        out[part] = (LabelledPairs([tiles[n] for n in keep], (lost[keep] > thresholds[1]).long(), s.scale,
-                                   'hr', PairAugment(seed) if part == 'train' else None))
-    return out, thresholds, [f'block {places[n][0]}' for n in keep]
+        fine = (lost[keep] > thresholds[1]).long()
+        out[part] = LabelledPairs([tiles[n] for n in keep], fine, s.scale, 'hr',
+                                  PairAugment(seed) if part == 'train' else None)
+    return out, thresholds, [f'block {block[n]}' for n in keep]
 
-# %% ../../nbs/commands/demo.ipynb #c018
+# %% ../../nbs/commands/demo.ipynb #c026
+def _tiles(images, side, stride): # → tiles, and the number of the block that each is from
+    out = [(im[:, i:i+side, j:j+side], k) for k, im in enumerate(images)
+           for i in range(0, im.shape[1]-side+1, stride) for j in range(0, im.shape[2]-side+1, stride)]
+    return tuple(map(list, zip(*out)))
+
+# %% ../../nbs/commands/demo.ipynb #c029
+def _diagnoser(s, inputs, side, student): # → an untrained framework
+    model = SREnhancedDiagnosis(2, s.scale, inputs, lr_stem=stem_for(side), sr_stem=stem_for(side*s.scale),
+                                sr=student.config, mutual='mean', mode='context' if '+' in inputs else 'solo')
+    if model.sr_network is not None: model.sr_network.load_state_dict(student.state_dict())
+    return model
+
+# %% ../../nbs/commands/demo.ipynb #c031
 def train_diagnosers(s, sets, student, seed, device, folder): # → name → trained SREnhancedDiagnosis
-    side, models = sets['train'].lr.shape[-1], {}
+    models, train = {}, sets['train']
     for inputs in ('LR', 'HR', 'LR+SR'):
         torch.manual_seed(seed)
-        model = (SREnhancedDiagnosis(2, s.scale, inputs, lr_stem=stem_for(side),
-                                     sr_stem=stem_for(side*s.scale), sr=student.config, mutual='mean',
-                                     mode='context' if '+' in inputs else 'solo').to(device))
-        if model.sr_network is not None: model.sr_network.load_state_dict(student.state_dict())
+        models[inputs] = _diagnoser(s, inputs, train.lr.shape[-1], student).to(device)
         (folder/inputs).mkdir(parents=True, exist_ok=True)
         name = f'{inputs} with sample affinity interaction' if '+' in inputs else inputs
-        _timed(f'Training the diagnosis from {name}, {s.epochs} epochs of {len(sets["train"])} tiles',
-               train_diagnosis, model, sets['train'], sets['valid'], s.diagnosis_recipe, s.epochs, seed=seed,
-               folder=folder/inputs, loss=DiagnosisLoss(norm=s.affinity_norm))
-        models[inputs] = model
+        text = f'Training the diagnosis from {name}, {s.epochs} epochs of {len(train)} tiles'
+        _timed(text, train_diagnosis, models[inputs], train, sets['valid'], s.diagnosis_recipe, s.epochs,
+               seed=seed, folder=folder/inputs, loss=DiagnosisLoss(norm=s.affinity_norm))
     return models
 
-# %% ../../nbs/commands/demo.ipynb #c020
-def _sr_section(report, s, nets, test, rows, folder):
-    (lr, hr), best = test[0], {r['network']: r for r in rows}
-    report.section('Super-resolution', f'Networks at ×{s.scale}, trained on ten blocks of the image, tested '
-                   f'on the {len(test)} test blocks. {rows[0]["convention"]}.')
-    (report.table([{'network': r['network'], 'PSNR in dB': r['psnr'], 'SSIM': r['ssim']} for r in rows],
-                  'Scratch had as many training steps as recursive and distilled together.',
-                  {'PSNR in dB': '.2f', 'SSIM': '.4f'}))
-    images = ({'LR': lr, 'bicubic': upsample(lr, s.scale, clip=True)}
-              | {name: super_resolve(net, lr) for name, net in nets.items()})
-    report.figure(figures.sr_panel(images, hr, convention(s.scale)),
-                  'The first test block, and the smoothed error of each image on one colour scale.',
-                  'Super-resolved images and error maps')
-    curves = []
-    for name in nets:
-        log = pd.read_csv(folder/name/'steps.csv')
-        curves.append(pd.DataFrame({'step': log.step,
-                                    f'{name}: mae': log.mae.rolling(8, min_periods=1).mean()}).set_index(
-                              'step'))
-    report.figure(figures.training_curves(pd.concat(curves, axis=1).reset_index(), x='step'),
-                  'Mean absolute error on training patches.', 'Training curves')
-    gain = best['distilled']['psnr'] - best['bicubic']['psnr']
-    report.text(f'The distilled network is **{gain:+.2f} dB** from bicubic, and '
-                f'{best["distilled"]["psnr"]-best["scratch"]["psnr"]:+.2f} dB from the one trained from '
-                'scratch. '
-                'One seed and a few hundred steps: the second number may have either sign; the paper trains '
-                'for hundreds of epochs.')
-
-# %% ../../nbs/commands/demo.ipynb #c022
-def _diagnosis_section(report, results, sets, thresholds, folder):
-    y = sets['test'].labels.numpy()
-    rows = ([dict(name=name, accuracy=m['accuracy'], low=m['accuracy_low'], high=m['accuracy_high']) for name,
-             (m, _) in results.items()])
-    report.section('Diagnosis', 'The task: tell fine from coarse tiles. A tile is fine if bicubic reduction '
-                   f'loses more than {100*thresholds[1]:.1f} % of its luma variance, coarse below '
-                   f'{100*thresholds[0]:.1f} % (the upper and lower third of the training tiles); others are '
-                   'left out. '
-                   f'{len(sets["train"])} training, {len(sets["valid"])} validation and {len(y)} test tiles; '
-                   'neighbouring tiles overlap, so the intervals resample whole blocks.')
-    (report.table([{'input': name, 'accuracy': m['accuracy'],
-                    '95 % interval': f'{m["accuracy_low"]:.3f} – {m["accuracy_high"]:.3f}', 'n': m['n'],
-                    'kappa': m['kappa']} for name, (m, _) in results.items()],
-                  'Each tile is predicted independently of the others.', {'accuracy': '.3f', 'kappa': '.3f'}))
-    report.figure(figures.accuracy_bars(rows), 'Accuracy on the test blocks with 95 % intervals.',
-                  'Accuracy bars')
-    m, p = results['LR+SR']
-    report.figure(figures.confusion_figure(confusion(y, p.labels, list(CLASSES)), list(CLASSES), 'LR+SR'),
-                  'Confusion matrix of the framework.', 'Confusion matrix')
-    report.figure(gate_simplex(p.gate, y, list(CLASSES), p.labels),
-                  f'Gate weights of the test tiles: how much each head is trusted. Tiles for which the gate shut all heads: {m["gate_closed"]}.',
-                  'Gate weights')
-    log = pd.read_csv(folder/'LR+SR'/'steps.csv')
-    report.figure(figures.training_curves(log.rolling(5, min_periods=1).mean(),
-                                          keys=['loss', 'ce', 'rank', 'sac', 'sar'], x='step'),
-                  'Components of the loss of the framework, weighted as in Eq. (14).', 'Loss components')
-
-# %% ../../nbs/commands/demo.ipynb #c024
+# %% ../../nbs/commands/demo.ipynb #c034
 def honest_sentence(
     results: dict, # input → (metrics, predictions)
 ) -> str:
@@ -214,7 +170,122 @@ def honest_sentence(
             'the intervals overlap widely, and the labels are computed from pixels, not given by a '
             'pathologist.')
 
-# %% ../../nbs/commands/demo.ipynb #c026
+# %% ../../nbs/commands/demo.ipynb #c037
+def _curves(folder, names): # steps.csv of each network → its error, smoothed over eight steps
+    logs = {n: pd.read_csv(folder/n/'steps.csv').set_index('step').mae for n in names}
+    smooth = {f'{n}: mae': v.rolling(8, min_periods=1).mean() for n, v in logs.items()}
+    return pd.DataFrame(smooth).reset_index()
+
+# %% ../../nbs/commands/demo.ipynb #c039
+def _sr_section(report, s, nets, test, rows, folder):
+    (lr, hr), best = test[0], {r['network']: r for r in rows}
+    report.section('Super-resolution', f'Networks at ×{s.scale}, trained on ten blocks of the image, tested '
+                   f'on the {len(test)} test blocks. {rows[0]["convention"]}.')
+    report.table([{'network': r['network'], 'PSNR in dB': r['psnr'], 'SSIM': r['ssim']} for r in rows],
+                 'Scratch had as many training steps as recursive and distilled together.',
+                 {'PSNR in dB': '.2f', 'SSIM': '.4f'})
+    images = {'LR': lr, 'bicubic': upsample(lr, s.scale, clip=True)}
+    images |= {name: super_resolve(net, lr) for name, net in nets.items()}
+    report.figure(figures.sr_panel(images, hr, convention(s.scale)),
+                  'The first test block, and the smoothed error of each image on one colour scale.',
+                  'Super-resolved images and error maps')
+    report.figure(figures.training_curves(_curves(folder, nets), x='step'),
+                  'Mean absolute error on training patches.', 'Training curves')
+    gain, scratch = (best['distilled']['psnr'] - best[k]['psnr'] for k in ('bicubic', 'scratch'))
+    report.text(f'The distilled network is **{gain:+.2f} dB** from bicubic, and {scratch:+.2f} dB from the '
+                'one trained from scratch. One seed and a few hundred steps: the second number may have '
+                'either sign; the paper trains for hundreds of epochs.')
+
+# %% ../../nbs/commands/demo.ipynb #c042
+def _diagnosis_tables(report, results, sets, thresholds):
+    report.section('Diagnosis', 'The task: tell fine from coarse tiles. A tile is fine if bicubic reduction '
+                   f'loses more than {100*thresholds[1]:.1f} % of its luma variance, coarse below '
+                   f'{100*thresholds[0]:.1f} % (the upper and lower third of the training tiles); others are '
+                   f'left out. {len(sets["train"])} training, {len(sets["valid"])} validation and '
+                   f'{len(sets["test"])} test tiles; neighbouring tiles overlap, so the intervals resample '
+                   'whole blocks.')
+    report.table([{'input': name, 'accuracy': m['accuracy'],
+                   '95 % interval': f'{m["accuracy_low"]:.3f} – {m["accuracy_high"]:.3f}', 'n': m['n'],
+                   'kappa': m['kappa']} for name, (m, _) in results.items()],
+                 'Each tile is predicted independently of the others.', {'accuracy': '.3f', 'kappa': '.3f'})
+
+# %% ../../nbs/commands/demo.ipynb #c044
+def _diagnosis_figures(report, results, y, folder): # y: true class numbers
+    rows = [dict(name=name, accuracy=m['accuracy'], low=m['accuracy_low'], high=m['accuracy_high'])
+            for name, (m, _) in results.items()]
+    report.figure(figures.accuracy_bars(rows), 'Accuracy on the test blocks with 95 % intervals.',
+                  'Accuracy bars')
+    (m, p), classes = results['LR+SR'], list(CLASSES)
+    report.figure(figures.confusion_figure(confusion(y, p.labels, classes), classes, 'LR+SR'),
+                  'Confusion matrix of the framework.', 'Confusion matrix')
+    report.figure(gate_simplex(p.gate, y, classes, p.labels),
+                  'Gate weights of the test tiles: how much each head is trusted. Tiles for which the gate '
+                  f'shut all heads: {m["gate_closed"]}.', 'Gate weights')
+    log = pd.read_csv(folder/'LR+SR'/'steps.csv').rolling(5, min_periods=1).mean()
+    report.figure(figures.training_curves(log, keys=['loss', 'ce', 'rank', 'sac', 'sar'], x='step'),
+                  'Components of the loss of the framework, weighted as in Eq. (14).', 'Loss components')
+
+# %% ../../nbs/commands/demo.ipynb #c047
+def _save(folder, s, seed, nets, models, rows, results):
+    facts = dict(data=dict(name='scikit-image immunohistochemistry', blocks='10 train, 2 validation, 4 test'),
+                 training=dict(command='srdiag demo', seed=seed, settings=repr(s)), images='hr',
+                 notes='Trained for minutes on a part of one image: for demonstration only.')
+    for name, net in nets.items():
+        metrics = next({k: v for k, v in r.items() if k != 'network'} for r in rows if r['network'] == name)
+        info = ModelInfo(f'MRC-Net x{s.scale}, {name}', metrics=metrics, **facts)
+        save_model(folder/'models'/name, net, info, overwrite=True)
+    for name, model in models.items():
+        info = ModelInfo(f'Diagnosis from {name}', size=s.tile, lr_size=[s.tile//s.scale]*2,
+                         classes=list(CLASSES), metrics=results[name][0], **facts)
+        save_model(folder/'models'/name.replace('+', '_'), model, info, overwrite=True)
+    numbers = dict(sr=rows, diagnosis={k: m for k, (m, _) in results.items()})
+    (folder/'results.json').write_text(json_text(numbers), encoding='utf-8')
+
+# %% ../../nbs/commands/demo.ipynb #c049
+def _print_summary(rows, results, folder, start):
+    print(f'\nSuper-resolution x2, test blocks ({rows[0]["convention"]}):')
+    for r in rows: print(f'  {r["network"]:10} {r["psnr"]:6.2f} dB   SSIM {r["ssim"]:.4f}')
+    print('\nDiagnosis, fine or coarse tissue:')
+    for name, (m, _) in results.items():
+        print(f'  {name:10} accuracy {m["accuracy"]:.3f}  (95 % '
+              f'{m["accuracy_low"]:.3f}–{m["accuracy_high"]:.3f}, n = {m["n"]})')
+    print(f'\n{honest_sentence(results)}\nNot for diagnostic use.\n\n{folder/"report.html"} written after '
+          f'{time.time()-start:.0f} s.', flush=True)
+
+# %% ../../nbs/commands/demo.ipynb #c052
+@dataclass
+class _Made:
+    "Networks, and what they are worth on the test blocks"
+    nets: dict # name → MRCNet
+    test: SRPairs
+    rows: list # bicubic and each network
+    sets: dict # part → LabelledPairs
+    thresholds: list # of coarse and fine
+    models: dict # input → framework
+    results: dict # input → metrics, predictions
+
+def _make(s, seed, device, logs): # → _Made
+    parts = blocks()
+    nets, test = train_networks(s, parts, seed, device, logs), SRPairs(parts['test'], s.scale)
+    rows = compare_networks(nets, test, s.scale)
+    sets, thresholds, groups = labelled_tiles(s, parts, seed)
+    models = train_diagnosers(s, sets, nets['distilled'], seed, device, logs)
+    results = {name: evaluate_labelled(m, sets['test'], list(CLASSES), groups) for name, m in models.items()}
+    return _Made(nets, test, rows, sets, thresholds, models, results)
+
+# %% ../../nbs/commands/demo.ipynb #c054
+def _write_report(made, folder, s, seed, device, start):
+    report = Report('srdiag demonstration', honest_sentence(made.results))
+    _sr_section(report, s, made.nets, made.test, made.rows, folder/'logs')
+    _diagnosis_tables(report, made.results, made.sets, made.thresholds)
+    _diagnosis_figures(report, made.results, made.sets['test'].labels.numpy(), folder/'logs')
+    facts = dict(command='srdiag demo', seed=seed, seconds=round(time.time()-start),
+                 threads=torch.get_num_threads(), device=str(device), torch=torch.__version__,
+                 data='scikit-image, immunohistochemistry, 512×512 px')
+    report.section('How it was made').facts(facts | {k: str(v) for k, v in asdict(s).items()})
+    report.write(folder/'report.html')
+
+# %% ../../nbs/commands/demo.ipynb #c056
 def demo(
     out: str|Path = 'runs/demo', # where the report and the models go
     seed: int = 0, # of everything
@@ -225,54 +296,10 @@ def demo(
     "Train, distil and use everything on one real micrograph; writes report.html, models and results.json"
     start, s, where = time.time(), QUICK if quick else DemoSettings(), pick_device(device)
     folder = check_output(out, overwrite)
-    folder.mkdir(parents=True, exist_ok=True); (folder/'.srdiag').touch()
-    parts = blocks()
-    nets = train_networks(s, parts, seed, where, folder/'logs')
-    test = SRPairs(parts['test'], s.scale)
-    rows = compare_networks(nets, test, s.scale)
-    sets, thresholds, groups = labelled_tiles(s, parts, seed)
-    models = train_diagnosers(s, sets, nets['distilled'], seed, where, folder/'logs')
-    results = ({name: evaluate_labelled(model, sets['test'], list(CLASSES), groups) for name,
-                model in models.items()})
-    _save(folder, s, seed, nets, models, rows, results)
-    report = Report('srdiag demonstration', honest_sentence(results))
-    _sr_section(report, s, nets, test, rows, folder/'logs')
-    _diagnosis_section(report, results, sets, thresholds, folder/'logs')
-    (report.section('How it was made').facts(dict(command='srdiag demo', seed=seed,
-                                                  seconds=round(time.time()-start),
-                                                  threads=torch.get_num_threads(), device=str(where),
-                                                  torch=torch.__version__,
-                                                  data='scikit-image, immunohistochemistry, 512×512 px')
-                                             | {k: str(v) for k, v in asdict(s).items()}))
-    report.write(folder/'report.html')
-    _print_summary(rows, results, folder, start)
-    return dict(sr=rows, diagnosis={k: m for k, (m, _) in results.items()})
-
-# %% ../../nbs/commands/demo.ipynb #c028
-def _save(folder, s, seed, nets, models, rows, results):
-    note = 'Trained for minutes on a part of one image: for demonstration only.'
-    facts = dict(data=dict(name='scikit-image immunohistochemistry', blocks='10 train, 2 validation, 4 test'),
-                 training=dict(command='srdiag demo', seed=seed, settings=repr(s)), notes=note)
-    for name, net in nets.items():
-        metrics = next(r for r in rows if r['network'] == name)
-        (save_model(folder/'models'/name, net, ModelInfo(f'MRC-Net x{s.scale}, {name}', images='hr',
-                                                         metrics={k: v for k,
-                                                                  v in metrics.items() if k != 'network'},
-                                                         **facts), overwrite=True))
-    for name, model in models.items():
-        save_model(folder/'models'/name.replace('+', '_'), model, ModelInfo(
-                       f'Diagnosis from {name}', images='hr', size=s.tile, lr_size=[s.tile//s.scale]*2,
-                       classes=list(CLASSES), metrics=results[name][0], **facts), overwrite=True)
-    ((folder/'results.json').write_text(json_text(dict(sr=rows,
-                                                       diagnosis={k: m for k, (m, _) in results.items()})),
-                                        encoding='utf-8'))
-
-def _print_summary(rows, results, folder, start):
-    print(f'\nSuper-resolution x2, test blocks ({rows[0]["convention"]}):')
-    for r in rows: print(f'  {r["network"]:10} {r["psnr"]:6.2f} dB   SSIM {r["ssim"]:.4f}')
-    print('\nDiagnosis, fine or coarse tissue:')
-    for name, (m, _) in results.items():
-        print(f'  {name:10} accuracy {m["accuracy"]:.3f}  (95 % '
-              f'{m["accuracy_low"]:.3f}–{m["accuracy_high"]:.3f}, n = {m["n"]})')
-    print(f'\n{honest_sentence(results)}\nNot for diagnostic use.\n\n{folder/"report.html"} written after {time.time()-start:.0f} s.',
-          flush=True)
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder/'.srdiag').touch()
+    made = _make(s, seed, where, folder/'logs')
+    _save(folder, s, seed, made.nets, made.models, made.rows, made.results)
+    _write_report(made, folder, s, seed, where, start)
+    _print_summary(made.rows, made.results, folder, start)
+    return dict(sr=made.rows, diagnosis={k: m for k, (m, _) in made.results.items()})

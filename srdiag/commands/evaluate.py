@@ -58,6 +58,7 @@ def _sr_pairs(a): # _Asked → SRPairs that count, how many images are left out
     rows, left = test_rows(files, digests, None, a.model, a.split, whole == a.info.data.get('hash'))
     return SRPairs([images.images[i] for i in rows], n.scale, [files[i] for i in rows]), left
 
+# %% ../../nbs/commands/evaluate.ipynb #c009
 def _evaluate_sr(a): # _Asked → metrics, no tables, no page
     pairs, left = _sr_pairs(a)
     metrics = evaluate_sr(a.network, pairs)
@@ -68,7 +69,7 @@ def _evaluate_sr(a): # _Asked → metrics, no tables, no page
         f"{bicubic['ssim']:.4f}, network {metrics['psnr']:.2f} dB / {metrics['ssim']:.4f}.")
     return metrics, {}, None
 
-# %% ../../nbs/commands/evaluate.ipynb #c012
+# %% ../../nbs/commands/evaluate.ipynb #c014
 def _labelled(a): # _Asked → LabelledData, rows that count, how many images are left out
     channels = 'rgb' if a.network.config['channels'] == 3 else 'grey'
     options = replace(a.options, size=a.options.size or a.info.size, channels=channels)
@@ -81,6 +82,7 @@ def _labelled(a): # _Asked → LabelledData, rows that count, how many images ar
                            a.split, found.hash == a.info.data.get('hash'))
     return found, rows, left
 
+# %% ../../nbs/commands/evaluate.ipynb #c016
 def _labelled_pairs(a, found, rows): # → LabelledPairs; DataError if their size is not the model's
     pairs = found.pairs(rows, a.network.scale, a.info.images)
     h, w = pairs.lr.shape[-2:]
@@ -89,7 +91,7 @@ def _labelled_pairs(a, found, rows): # → LabelledPairs; DataError if their siz
                         f'was trained on {a.info.lr_size[0]}×{a.info.lr_size[1]}: use --size.')
     return pairs
 
-# %% ../../nbs/commands/evaluate.ipynb #c014
+# %% ../../nbs/commands/evaluate.ipynb #c021
 def _page(a, pairs, p, metrics, groups, files, calibration): # → Report
     large = pairs.hr if a.network.large == 'HR' else None
     assessed = Assessed(a.network, pairs.lr, large, pairs.labels.numpy(), p, metrics, groups, files,
@@ -101,7 +103,7 @@ def _page(a, pairs, p, metrics, groups, files, calibration): # → Report
                if k in a.info.training}
     return assessment_report(assessed, f'Evaluation: {a.info.title}', facts | trained | a.info.made)
 
-# %% ../../nbs/commands/evaluate.ipynb #c016
+# %% ../../nbs/commands/evaluate.ipynb #c023
 def _evaluate_diagnosis(a): # _Asked → metrics, name of a file → table, function that makes the page
     check_described(a.info, a.model)
     found, rows, left = _labelled(a)
@@ -116,7 +118,7 @@ def _evaluate_diagnosis(a): # _Asked → metrics, name of a file → table, func
     def page(): return _page(a, pairs, p, metrics, groups, list(frame.file), calibration)
     return metrics, {'predictions.csv': frame.set_index('file'), 'confusion.csv': matrix}, page
 
-# %% ../../nbs/commands/evaluate.ipynb #c021
+# %% ../../nbs/commands/evaluate.ipynb #c027
 _EVALUATION = 'metrics.json', 'predictions.csv', 'confusion.csv', 'report.html' # what it writes
 
 def _write(out, metrics, tables, page):
@@ -129,7 +131,7 @@ def _write(out, metrics, tables, page):
     if page is not None: page().write(folder/'report.html')
     say(f'Written to {folder}.')
 
-# %% ../../nbs/commands/evaluate.ipynb #c023
+# %% ../../nbs/commands/evaluate.ipynb #c029
 def evaluate_command(
     model: str|Path, # a model folder, or the name of a network of the package
     data: str|Path, # images; labelled for a diagnosis model

@@ -34,6 +34,7 @@ def _not_below(paths, out): # images that an earlier prediction wrote are not pr
     if not kept: raise DataError(f'All images lie in the output folder {out}: choose another one.')
     return kept
 
+# %% ../../nbs/commands/predict.ipynb #c010
 def _forget(folder): # remove the enlarged images of an earlier prediction, as its table lists them
     table = folder/'predictions.csv'
     if not table.is_file(): return
@@ -42,7 +43,7 @@ def _forget(folder): # remove the enlarged images of an earlier prediction, as i
     for name in names:
         if Path(name).parent == Path('sr'): (folder/name).unlink(missing_ok=True)
 
-# %% ../../nbs/commands/predict.ipynb #c011
+# %% ../../nbs/commands/predict.ipynb #c013
 def _read(network, info, model, paths, images, options): # → Images
     is_sr = not isinstance(network, SREnhancedDiagnosis)
     if not is_sr:
@@ -56,10 +57,11 @@ def _read(network, info, model, paths, images, options): # → Images
     if found.skipped: say(found.skipped_sentence())
     return found
 
+# %% ../../nbs/commands/predict.ipynb #c015
 def _small(x, scale, images): # what the network reads: the file itself, or the file reduced
     return x if images == 'lr' else to_uint8(degrade(as_float(crop_to_multiple(x, scale)), scale))
 
-# %% ../../nbs/commands/predict.ipynb #c014
+# %% ../../nbs/commands/predict.ipynb #c018
 def _names(paths): # of the images to write, without ending, each once
     names, taken = [], Counter(p.stem for p in paths)
     for k, p in enumerate(paths):
@@ -68,6 +70,7 @@ def _names(paths): # of the images to write, without ending, each once
         names.append(name)
     return names
 
+# %% ../../nbs/commands/predict.ipynb #c020
 def _write_sr(network, found, images, folder, options): # → names relative to the folder above
     folder.mkdir(exist_ok=True)
     out = []
@@ -77,7 +80,7 @@ def _write_sr(network, found, images, folder, options): # → names relative to 
         out.append(str(save_png(large, folder/f'{name}.png', options.overwrite).relative_to(folder.parent)))
     return out
 
-# %% ../../nbs/commands/predict.ipynb #c017
+# %% ../../nbs/commands/predict.ipynb #c023
 def _check_sizes(lr, found, info, images): # DataError for a small image that the model was not made for
     wrong = [(p, x) for p, x in zip(found.paths, lr) if list(x.shape[1:]) != info.lr_size]
     if not wrong: return
@@ -86,6 +89,7 @@ def _check_sizes(lr, found, info, images): # DataError for a small image that th
                     f'trained on {info.lr_size[0]}×{info.lr_size[1]} ({len(wrong)} such files): use --size, '
                     f'or --images {"lr" if images == "hr" else "hr"} if that is what the files are.')
 
+# %% ../../nbs/commands/predict.ipynb #c025
 def _predict_rows(network, info, found, images, mode): # → a table, a row for each image
     if not isinstance(network, SREnhancedDiagnosis):
         sizes = dict(height=[x.shape[1] for x in found.images], width=[x.shape[2] for x in found.images])
@@ -101,7 +105,7 @@ def _predict_rows(network, info, found, images, mode): # → a table, a row for 
     p = predict(network, lr, info.classes, hr, mode=mode)
     return p.to_frame(found.paths, calibration_for(network, info, mode))
 
-# %% ../../nbs/commands/predict.ipynb #c020
+# %% ../../nbs/commands/predict.ipynb #c028
 def predict_command(
     model: str|Path, # a model folder, super-resolution or diagnosis, or the name of a network of the package
     files: list, # images or folders
@@ -127,7 +131,7 @@ def predict_command(
     _write(frame, folder, enlarger is network)
     return frame
 
-# %% ../../nbs/commands/predict.ipynb #c022
+# %% ../../nbs/commands/predict.ipynb #c030
 def _write(frame, folder, is_sr):
     write_text(folder/'predictions.csv', frame.to_csv(index=False))
     write_text(folder/'predictions.json', frame.to_json(orient='records', indent=2, force_ascii=False))
