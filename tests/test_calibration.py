@@ -46,6 +46,11 @@ def coarse(n=200, k=3, seed=0):
     return t, counts/4
 
 
+def test_what_lived_with_the_record_says_where_it_is():
+    with pytest.raises(ImportError, match='from srdiag.evaluation.thresholds import risk_coverage'):
+        exec('from srdiag.evaluation.calibration import risk_coverage')
+
+
 # Scores
 
 @pytest.mark.parametrize('strategy', ['uniform', 'quantile'])

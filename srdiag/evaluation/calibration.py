@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass, fields
 import numpy as np
 
 from ..core.errors import DataError, ModelError
+from ..core.moved import moved_names
 from .diagnostic import checked_groups, checked_probabilities
 from .reliability import (apply_temperature, brier_score, calibration_interval,
                                            expected_calibration_error, fit_temperature,
@@ -228,3 +229,6 @@ def calibrate(
     reasons = {name: text for name, text in (('intervals', alone), ('temperature', why)) if text} | rest
     before, after = (_quality(targets, x, groups, not alone) for x in (p, q))
     return Calibration(classes, len(p), n_groups, temperature, before, after, abstention, operating, reasons)
+
+# %% ../../nbs/evaluation/calibration.ipynb #c045
+__getattr__ = moved_names(__name__)
