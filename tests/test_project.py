@@ -144,7 +144,8 @@ def test_environment_satisfies_each_requirement():
     for r in required():
         version = metadata.version(r.name)
         fits = r.specifier.contains(version, prereleases=True)
-        assert fits, f'{r.name} {version} is installed, but settings.ini asks for {r.specifier}: run make venv.'
+        assert fits, (f'{r.name} {version} is installed, but settings.ini asks for {r.specifier}: run make '
+                      'venv.')
 
 
 # --- commands ---------------------------------------------------------------------------------------------
