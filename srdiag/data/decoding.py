@@ -18,18 +18,12 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from ..core.errors import ImageError
 
 # %% ../../nbs/data/decoding.ipynb #c011
-def _too_large(
-    h: int, # height in pixels
-    w: int, # width in pixels
-) -> bool: # True if Pillow would refuse it as a decompression bomb
+def _too_large(h: int, w: int) -> bool: # True if Pillow would refuse it as a decompression bomb
     "Pillow's own limit, twice `Image.MAX_IMAGE_PIXELS`, used for TIFF as well"
     return Image.MAX_IMAGE_PIXELS is not None and h*w > 2*Image.MAX_IMAGE_PIXELS
 
 # %% ../../nbs/data/decoding.ipynb #c013
-def _check_tiff(
-    path: Path, # the file
-    tif: tifffile.TiffFile, # the same, opened
-) -> tifffile.TiffPage: # its only page
+def _check_tiff(path: Path, tif: tifffile.TiffFile) -> tifffile.TiffPage: # its only page
     "Raise ImageError unless the file is complete and holds one page of unsigned 8- or 16-bit numbers"
     pages, page = len(tif.pages), tif.pages[0]
     if pages == 1 and tif.series: pages = max(1, int(np.prod(tif.series[0].shape)) // max(1, page.size))
@@ -58,10 +52,7 @@ def _upright(
     return a
 
 # %% ../../nbs/data/decoding.ipynb #c018
-def _read_deep_tiff(
-    path: Path, # the file
-    page: tifffile.TiffPage, # its page, checked
-) -> np.ndarray: # H×W×1 or H×W×3, float32 in [0, 1]
+def _read_deep_tiff(path: Path, page: tifffile.TiffPage) -> np.ndarray: # H×W×1 or H×W×3, float32 in [0, 1]
     "Pixels of a grey or RGB(A) TIFF deeper than 8 bits"
     if page.photometric not in (0, 1, 2):
         raise ImageError(path, f'is a deep TIFF of the colour type {page.photometric.name}: save it as grey '
@@ -78,10 +69,7 @@ def _read_deep_tiff(
     return a*rest[..., :1] + (1 - rest[..., :1]) if rest.shape[-1] and page.extrasamples else a
 
 # %% ../../nbs/data/decoding.ipynb #c021
-def _deep_grey(
-    path: Path, # the file, for messages
-    im: Image.Image, # of the mode I or I;16
-) -> np.ndarray: # H×W×1 float32 in [0, 1]
+def _deep_grey(path: Path, im: Image.Image) -> np.ndarray: # H×W×1 float32 in [0, 1]
     "16-bit grey; ImageError if the numbers do not fit into 16 bits"
     a = np.asarray(im).astype(np.int64)
     if a.min() < 0 or a.max() > 65535:
@@ -111,9 +99,7 @@ def pil_pixels(
     return a[..., :1] if grey else a
 
 # %% ../../nbs/data/decoding.ipynb #c026
-def _decode(
-    path: Path, # the file; must exist and not be empty
-) -> np.ndarray: # H×W×1 or H×W×3, uint8 or float32 in [0, 1]
+def _decode(path: Path) -> np.ndarray: # H×W×1 or H×W×3, uint8 or float32 in [0, 1]
     "Decode the whole file with tifffile (deep TIFF) or Pillow (all others)"
     with open(path, 'rb') as f: head = f.read(4)
     if head in (b'II*\0', b'MM\0*', b'II+\0', b'MM\0+'):
@@ -131,10 +117,7 @@ def _decode(
         return pil_pixels(path, ImageOps.exif_transpose(im), raw)
 
 # %% ../../nbs/data/decoding.ipynb #c028
-def _as_sentence(
-    path: Path, # the file
-    e: Exception, # whatever a decoder raised
-) -> ImageError: # says what to do
+def _as_sentence(path: Path, e: Exception) -> ImageError: # says what to do
     "The error of a decoder in words that help"
     if isinstance(e, UnidentifiedImageError):
         return ImageError(path, 'is not an image, or its first bytes are damaged')

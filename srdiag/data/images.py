@@ -56,23 +56,18 @@ def luma(
     return y.round_().clamp_(0, 255).to(torch.uint8) if x.dtype == torch.uint8 else y
 
 # %% ../../nbs/data/images.ipynb #c016
-def _with_channels(
-    x: torch.Tensor, # C×H×W
-    channels: int|None, # 1, 3, or None: as it is
-) -> torch.Tensor: # with that many channels
+def _with_channels(x: torch.Tensor, channels: int|None) -> torch.Tensor: # with that many channels
     "Grey by `luma`, RGB by repeating grey"
     if channels is None or x.shape[0] == channels: return x
     return luma(x) if channels == 1 else x.repeat(3, 1, 1)
 
-def _read(
-    path: Path, # the file
-    channels: int|None, # 1, 3 or None
-) -> torch.Tensor: # C×H×W
+# %% ../../nbs/data/images.ipynb #c018
+def _read(path: Path, channels: int|None) -> torch.Tensor: # C×H×W
     "`read_image` without muting warnings, which is not safe to do in several threads at once"
     pixels = np.ascontiguousarray(decode(path).transpose(2, 0, 1))
     return _with_channels(torch.from_numpy(pixels), channels)
 
-# %% ../../nbs/data/images.ipynb #c018
+# %% ../../nbs/data/images.ipynb #c020
 def read_image(
     path: str|Path, # the file
     channels: int|None = None, # 1 grey (by `luma`), 3 RGB, None: as the file is
@@ -83,7 +78,7 @@ def read_image(
         raise ValueError(f'read_image needs channels to be 1, 3 or None, but got {channels!r}.')
     with quietly(): return _read(Path(path), channels)
 
-# %% ../../nbs/data/images.ipynb #c022
+# %% ../../nbs/data/images.ipynb #c024
 def save_png(
     x: torch.Tensor, # C×H×W with C = 1 or 3, uint8 or float in [0, 1]
     path: str|Path, # ends in .png; its folder must exist
@@ -103,22 +98,18 @@ def save_png(
         Image.fromarray(a[..., 0] if a.shape[-1] == 1 else a).save(f, format='PNG')
     return path
 
-# %% ../../nbs/data/images.ipynb #c026
+# %% ../../nbs/data/images.ipynb #c028
 EXTENSIONS = ('.png', '.jpg', '.jpeg', '.tif', '.tiff', '.bmp', '.webp')
 
-def _in_folder(
-    folder: Path, # where to look
-    recursive: bool, # also in sub-folders
-) -> list[Path]: # image files, not sorted
+# %% ../../nbs/data/images.ipynb #c030
+def _in_folder(folder: Path, recursive: bool) -> list[Path]: # image files, not sorted
     "Files with an image extension, hidden files and folders left out"
     found = folder.rglob('*') if recursive else folder.glob('*')
     return [p for p in found if p.suffix.lower() in EXTENSIONS and p.is_file()
             and not any(part.startswith('.') for part in p.relative_to(folder).parts)]
 
-# %% ../../nbs/data/images.ipynb #c028
-def _check_names(
-    paths, # of files
-) -> None:
+# %% ../../nbs/data/images.ipynb #c032
+def _check_names(paths) -> None:
     "DataError for a name that is not UTF-8"
     for p in paths:
         try: str(p).encode()
@@ -126,7 +117,7 @@ def _check_names(
             raise DataError(f'{str(p).encode(errors="backslashreplace").decode()} has a name that is not '
                             'UTF-8: rename the file.') from None
 
-# %% ../../nbs/data/images.ipynb #c030
+# %% ../../nbs/data/images.ipynb #c035
 def find_images(
     folder_or_files: str|Path|list, # a folder, a file, or a list of either
     recursive: bool = True, # also look in sub-folders
@@ -145,7 +136,7 @@ def find_images(
     once = {os.path.abspath(p): p for p in sorted(found, key=lambda p: p.as_posix())}
     return sorted(once.values(), key=lambda p: p.as_posix())
 
-# %% ../../nbs/data/images.ipynb #c034
+# %% ../../nbs/data/images.ipynb #c039
 @dataclass
 class ImageSet:
     "Images that were read, and the files that were not"
@@ -168,14 +159,10 @@ class ImageSet:
         more = f'; and {n-5} more' if n > 5 else ''
         return f'{n} of {n+len(self)} images {"was" if n == 1 else "were"} skipped: {named}{more}.'
 
-# %% ../../nbs/data/images.ipynb #c036
-def _read_or_error(
-    path: Path, # the file
-    channels: int|None, # 1, 3 or None
-    min_size: int, # the shorter side must have at least as many pixels
-    size: int|None, # cut the middle size×size out
-) -> torch.Tensor|ImageError: # C×H×W, or why not
-    "One image, or the error that reading it gave"
+# %% ../../nbs/data/images.ipynb #c041
+def _read_or_error(path: Path, channels: int|None, min_size: int,
+                   size: int|None) -> torch.Tensor|ImageError: # C×H×W, or why not
+    "One image of `min_size` px a side or more, its middle if `size` is given; or the error that reading gave"
     try: x = _read(path, channels)
     except ImageError as e: return e
     h, w = x.shape[-2:]
@@ -186,13 +173,9 @@ def _read_or_error(
     top, left = (h - size)//2, (w - size)//2
     return x[:, top:top+size, left:left+size].clone()
 
-# %% ../../nbs/data/images.ipynb #c038
-def _collected(
-    paths: list, # files
-    found: list, # the image of each, or the ImageError
-    channels: int|None, # 1, 3, or None: grey only if every readable image is grey
-) -> ImageSet:
-    "What could be read, and what could not; DataError if that is everything"
+# %% ../../nbs/data/images.ipynb #c043
+def _collected(paths: list, found: list, channels: int|None) -> ImageSet:
+    "Which of `found` are images and which are errors; DataError if all are errors"
     good = [(p, x) for p, x in zip(paths, found) if not isinstance(x, ImageError)]
     bad = [(p, x.why) for p, x in zip(paths, found) if isinstance(x, ImageError)]
     res = ImageSet([x for _, x in good], [p for p, _ in good], bad)
@@ -201,7 +184,7 @@ def _collected(
     res.images = [_with_channels(x, n) for x in res.images]
     return res
 
-# %% ../../nbs/data/images.ipynb #c041
+# %% ../../nbs/data/images.ipynb #c046
 def read_images(
     paths: list, # image files, e.g. from `find_images`
     channels: int|None = None, # 1, 3, or None: grey only if every readable image is grey
@@ -223,7 +206,7 @@ def read_images(
     if strict and (bad := [x for x in found if isinstance(x, ImageError)]): raise bad[0]
     return _collected(paths, found, channels)
 
-# %% ../../nbs/data/images.ipynb #c046
+# %% ../../nbs/data/images.ipynb #c051
 def file_hash(
     path: str|Path, # the file
 ) -> str: # 64 hexadecimal digits
@@ -235,7 +218,7 @@ def file_hash(
     except OSError as e: raise DataError(f'{path} cannot be read ({e.strerror}): check the path.') from e
     return h.hexdigest()
 
-# %% ../../nbs/data/images.ipynb #c048
+# %% ../../nbs/data/images.ipynb #c053
 def fingerprints(
     paths: list, # files
     root: str|Path|None = None, # names are taken relative to it; None: to the deepest folder common to all
@@ -249,7 +232,7 @@ def fingerprints(
     lines = sorted(f'{Path(os.path.relpath(p, root)).as_posix()}\0{h}\n' for p, h in zip(paths, hashes))
     return hashlib.sha256(''.join(lines).encode()).hexdigest(), [h[:16] for h in hashes]
 
-# %% ../../nbs/data/images.ipynb #c050
+# %% ../../nbs/data/images.ipynb #c055
 def data_hash(
     paths: list, # files
     root: str|Path|None = None, # see `fingerprints`

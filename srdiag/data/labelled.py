@@ -59,10 +59,8 @@ class LabelledTable:
         return df
 
 # %% ../../nbs/data/labelled.ipynb #c013
-def _relative(
-    path: Path, # a file
-    root: Path, # a folder
-) -> str: # relative to `root` with forward slashes if it lies inside, else absolute
+def _relative(path: Path,
+              root: Path) -> str: # relative to `root` with forward slashes if it lies inside, else absolute
     "Short name of a file for tables and messages"
     path, root = Path(os.path.abspath(path)), Path(os.path.abspath(root))
     return path.relative_to(root).as_posix() if path.is_relative_to(root) else path.as_posix()
@@ -75,9 +73,7 @@ def _names(
     return np.array(table.classes, dtype=object)[table.labels].astype(str)
 
 # %% ../../nbs/data/labelled.ipynb #c018
-def _group_expression(
-    pattern: str, # a regular expression
-) -> re.Pattern: # with one pair of parentheses
+def _group_expression(pattern: str) -> re.Pattern: # with one pair of parentheses
     "DataError for what is no expression, or has another number of groups"
     try: rx = re.compile(pattern)
     except re.error as e:
@@ -131,10 +127,8 @@ def from_folder(
 # %% ../../nbs/data/labelled.ipynb #c029
 NAMED = ('file', 'label', 'group', 'split') # columns that mean something; all others are left alone
 
-def _as_text(
-    csv: Path, # the file
-    **how, # to read it
-) -> pd.DataFrame: # all cells as text
+# %% ../../nbs/data/labelled.ipynb #c031
+def _as_text(csv: Path, **how) -> pd.DataFrame: # all cells as text
     "The table as it is; DataError if it is not UTF-8 or not a table"
     try:
         return pd.read_csv(csv, dtype=str, keep_default_na=False, encoding='utf-8-sig', skipinitialspace=True,
@@ -144,10 +138,8 @@ def _as_text(
     except (pd.errors.ParserError, pd.errors.EmptyDataError) as e:
         raise DataError(f'{csv} is not a table ({str(e).strip()}).') from None
 
-# %% ../../nbs/data/labelled.ipynb #c031
-def _read_csv(
-    csv: Path, # the file
-) -> pd.DataFrame: # all cells as stripped text, column names in small letters
+# %% ../../nbs/data/labelled.ipynb #c034
+def _read_csv(csv: Path) -> pd.DataFrame: # all cells as stripped text, column names in small letters
     "The table as text; DataError if it is missing, not UTF-8, not a table, or has a column twice"
     if not csv.is_file(): raise DataError(f'{csv} does not exist: check the path.')
     df = _as_text(csv, index_col=False)
@@ -158,11 +150,8 @@ def _read_csv(
                         'letters: keep one of them.')
     return df.fillna('').map(str.strip)
 
-# %% ../../nbs/data/labelled.ipynb #c033
-def _check_columns(
-    csv: Path, # for messages
-    df: pd.DataFrame, # from `_read_csv`
-) -> None:
+# %% ../../nbs/data/labelled.ipynb #c036
+def _check_columns(csv: Path, df: pd.DataFrame) -> None:
     "DataError if file or label is missing, there are no rows, or a cell is empty"
     for col in ('file', 'label'):
         if col not in df:
@@ -174,20 +163,14 @@ def _check_columns(
             raise DataError(f'{csv} has an empty {col} in line {int(np.flatnonzero(df[col] == "")[0]) + 2}: '
                             'fill it in or remove the row.')
 
-# %% ../../nbs/data/labelled.ipynb #c036
-def _sorted_classes(
-    names: list[str], # labels, with repetitions
-) -> list[str]: # each once
+# %% ../../nbs/data/labelled.ipynb #c039
+def _sorted_classes(names: list[str]) -> list[str]: # each once
     "Class names in order, by value if all are whole numbers"
     names = sorted(set(names))
     return sorted(names, key=int) if all(n.isdecimal() for n in names) else names
 
-# %% ../../nbs/data/labelled.ipynb #c038
-def _check_files(
-    csv: Path, # for messages
-    names: list[str], # as in the table
-    files: list[Path], # the same as paths
-) -> None:
+# %% ../../nbs/data/labelled.ipynb #c041
+def _check_files(csv: Path, names: list[str], files: list[Path]) -> None:
     "DataError for files that do not exist or occur twice"
     missing = [n for n, p in zip(names, files) if not p.is_file()]
     if missing:
@@ -202,7 +185,7 @@ def _check_files(
         if p in seen: raise DataError(f'{csv} names the file {n} twice: keep one of the rows.')
         seen.add(p)
 
-# %% ../../nbs/data/labelled.ipynb #c040
+# %% ../../nbs/data/labelled.ipynb #c043
 def from_csv(
     csv: str|Path, # columns file, label and, if wanted, group and split
     root: str|Path|None = None, # paths are relative to it; None: to the folder of `csv`
@@ -225,7 +208,7 @@ def from_csv(
         raise DataError(f"{csv} has the split value '{bad[0]}': only train, valid and test are known.")
     return LabelledTable(files, labels, classes, groups, split, root)
 
-# %% ../../nbs/data/labelled.ipynb #c047
+# %% ../../nbs/data/labelled.ipynb #c050
 def load_table(
     data: str|Path, # class folders, a set made by `srdiag import`, a .csv file, or images with `labels`
     labels: str|Path|None = None, # a .csv file whose paths are relative to `data`
@@ -246,9 +229,10 @@ def load_table(
     check_classes(table)
     return table
 
-# %% ../../nbs/data/labelled.ipynb #c049
+# %% ../../nbs/data/labelled.ipynb #c052
 RESERVED = 'undecided', 'image' # the answer of a model that gives none; the column sr_image
 
+# %% ../../nbs/data/labelled.ipynb #c054
 def check_classes(
     table: LabelledTable, # the labelled images
     min_images: int = 1, # each class needs as many
@@ -267,7 +251,7 @@ def check_classes(
         raise DataError(f'The class {table.classes[int(n.argmin())]} has {n.min()} images, but at least '
                         f'{min_images} are needed.')
 
-# %% ../../nbs/data/labelled.ipynb #c051
+# %% ../../nbs/data/labelled.ipynb #c057
 def check_split(
     table: LabelledTable, # the labelled images
     parts: dict[str, np.ndarray], # row numbers of each part; 'train' must be one of them
@@ -288,13 +272,10 @@ def check_split(
             raise DataError(f'The class {table.classes[min(new)]} is in the {name} part but not in the train '
                             'part: nothing could be learned about it.')
 
-# %% ../../nbs/data/labelled.ipynb #c054
-def _given_split(
-    table: LabelledTable, # with a split
-    fractions: tuple, # of train and valid, where train is to be divided
-    seed: int, # of that division
-) -> dict[str, np.ndarray]: # row numbers under 'train', 'valid' and 'test'
-    "The split of the table; DataError if it marks no image as train or test"
+# %% ../../nbs/data/labelled.ipynb #c060
+def _given_split(table: LabelledTable, fractions: tuple,
+                 seed: int) -> dict[str, np.ndarray]: # row numbers under 'train', 'valid' and 'test'
+    "The split of the table; without valid, train is divided. DataError if it marks no image as train or test"
     parts = {n: np.flatnonzero(table.split == n) for n in ('train', 'valid', 'test')}
     for n in ('train', 'test'):
         if not len(parts[n]):
@@ -306,7 +287,7 @@ def _given_split(
     a, b = grouped_split(_names(table)[t], groups, (1 - v, v), seed)
     return parts | dict(train=t[a], valid=t[b])
 
-# %% ../../nbs/data/labelled.ipynb #c056
+# %% ../../nbs/data/labelled.ipynb #c062
 def split_table(
     table: LabelledTable, # the labelled images
     fractions: tuple = (0.7, 0.15, 0.15), # of train, valid and test; used where the table does not say

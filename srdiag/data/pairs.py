@@ -27,11 +27,7 @@ def _shrink(
     return to_uint8(lr) if hr.dtype == torch.uint8 else lr.mul(65535).round_().div_(65535)
 
 # %% ../../nbs/data/pairs.ipynb #c014
-def _check_images(
-    images: list, # tensors
-    names: list, # of each, for messages
-    scale: int, # how many times smaller
-) -> None:
+def _check_images(images: list, names: list, scale: int) -> None:
     "DataError, or ValueError for a mistake in the code, unless all can be reduced and have the same channels"
     if len(names) != len(images):
         raise ValueError(f'SRPairs got {len(images)} images but {len(names)} names.')
@@ -135,10 +131,7 @@ def check_patch_side(
                         f'least {2*scale}.')
 
 # %% ../../nbs/data/pairs.ipynb #c028
-def _check_patch(
-    pairs: SRPairs, # where to cut from
-    patch: int, # side of the HR patch in pixels
-) -> None:
+def _check_patch(pairs: SRPairs, patch: int) -> None:
     "DataError if `patch` does not suit the scale or does not fit into the smallest image"
     s = pairs.scale
     check_patch_side(patch, s)
@@ -220,9 +213,7 @@ class PairAugment:
         return ((x - mean)*contrast + mean + brightness).clamp(0, 1)
 
 # %% ../../nbs/data/pairs.ipynb #c045
-def _in_one_block(
-    images: list, # C×H×W, uint8 or float in [0, 1]
-) -> torch.Tensor: # N×C×H×W, uint8
+def _in_one_block(images: list) -> torch.Tensor: # N×C×H×W, uint8
     "DataError if they have different sizes"
     if len(sizes := {tuple(x.shape) for x in images}) > 1:
         raise DataError(f'The images have {len(sizes)} different sizes, e.g. {sorted(sizes)[:3]}: give a '
@@ -230,10 +221,7 @@ def _in_one_block(
     return torch.stack([x if x.dtype == torch.uint8 else to_uint8(x) for x in images])
 
 # %% ../../nbs/data/pairs.ipynb #c047
-def _reduced(
-    hr: torch.Tensor, # N×C×H×W, uint8
-    scale: int, # how many times smaller
-) -> torch.Tensor: # N×C×H/scale×W/scale, uint8
+def _reduced(hr: torch.Tensor, scale: int) -> torch.Tensor: # N×C×H/scale×W/scale, uint8
     "256 at a time; DataError if the sides cannot be divided by the scale"
     h, w = hr.shape[-2:]
     if h % scale or w % scale:

@@ -66,6 +66,7 @@ def lost_energy(
 # %% ../../nbs/data/samples.ipynb #c025
 CLASSES = ('coarse', 'fine')
 
+# %% ../../nbs/data/samples.ipynb #c027
 def detail_labels(
     hr: torch.Tensor, # B×C×H×W, uint8 or float in [0, 1]
     scale: int, # of the journey down and up
@@ -77,14 +78,14 @@ def detail_labels(
     if threshold is None: threshold = q.median().item()
     return (q > threshold).long(), threshold
 
-# %% ../../nbs/data/samples.ipynb #c031
+# %% ../../nbs/data/samples.ipynb #c033
 def _inside_bands(
     patches: list, # tensors
     boxes: list, # of each, (top, left, bottom, right)
     bands: int, # horizontal bands
     height: int, # of the image, in pixels
 ) -> list[tuple]: # (tensor, box, band) of each patch that lies wholly inside a band
-    "DataError if no patch does"
+    "`height` is that of the image in px; DataError if no patch lies inside a band"
     edge = [height*b//bands for b in range(bands + 1)]
     keep = [(x, box, b) for x, box in zip(patches, boxes) for b in range(bands)
             if edge[b] <= box[0] and box[2] <= edge[b+1]]
@@ -93,7 +94,7 @@ def _inside_bands(
                         'or smaller patches.')
     return keep
 
-# %% ../../nbs/data/samples.ipynb #c033
+# %% ../../nbs/data/samples.ipynb #c035
 def _labelled_patches(
     sets: dict, # what `tissue_patches` returned
     bands: int, # horizontal bands per side
@@ -109,7 +110,7 @@ def _labelled_patches(
             rows.append((x, f'{part}-{b}__r{box[0]:03}c{box[1]:03}.png', CLASSES[y], f'{part}-{b}', part))
     return rows
 
-# %% ../../nbs/data/samples.ipynb #c035
+# %% ../../nbs/data/samples.ipynb #c037
 def write_tissue_folder(
     root: str|Path, # a new or empty folder
     size: int = 64, # side of a patch in pixels

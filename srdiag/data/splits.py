@@ -105,11 +105,7 @@ def _count_table(
     return g, counts, classes
 
 # %% ../../nbs/data/splits.ipynb #c023
-def _all_classes(
-    counts: np.ndarray, # G×K
-    inside: np.ndarray, # G, True for the groups trained on
-    classes: np.ndarray, # K, names for the message
-) -> None:
+def _all_classes(counts: np.ndarray, inside: np.ndarray, classes: np.ndarray) -> None:
     "DataError naming a class that no training group holds"
     for k in np.flatnonzero(counts[inside].sum(0) == 0):
         n = (counts[:, k] > 0).sum()

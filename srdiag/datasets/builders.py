@@ -28,11 +28,8 @@ from .slides import find_slides, level_for, open_slide
 from .tissue import sample_places
 
 # %% ../../nbs/datasets/builders.ipynb #c012
-def _name_in(
-    path: Path, # a file
-    source: Path, # the folder it is in, or the file itself
-) -> str: # with forward slashes
-    "The name of a file as the manifest tells it"
+def _name_in(path: Path, source: Path) -> str: # with forward slashes
+    "The name of a file as the manifest tells it; `source` is the folder it is in, or the file itself"
     return path.relative_to(source).as_posix() if source.is_dir() else path.name
 
 # %% ../../nbs/datasets/builders.ipynb #c014
@@ -51,22 +48,14 @@ def _group_names(
     return groups, groups_from_names(files, pattern) is not None
 
 # %% ../../nbs/datasets/builders.ipynb #c017
-def _rest_of(
-    path: Path, # what is read
-    pattern: str, # the group pattern
-    grouped: bool, # False: the whole name is the group already
-) -> str: # may be empty
-    "What the file name says beside the group"
+def _rest_of(path: Path, pattern: str, grouped: bool) -> str: # may be empty
+    "What the file name says beside the group; nothing if the whole name is the group already"
     if not grouped: return ''
     return path.stem.partition('__')[2] if pattern == 'auto' else path.stem
 
 # %% ../../nbs/datasets/builders.ipynb #c019
-def _free_name(
-    group: str, # clean
-    rest: str, # what tells the images of a group apart
-    taken: set, # names in use, in small letters; the new one is added
-) -> str: # 'group__rest.png'
-    "A file name that is not taken yet"
+def _free_name(group: str, rest: str, taken: set) -> str: # 'group__rest.png'
+    "A file name that is not in `taken` yet, which gets it in small letters"
     name, k = f'{group}__{clean_name(rest)}', 1
     while (again := name if k == 1 else f'{name}-{k}').lower() in taken: k += 1
     taken.add(again.lower())
@@ -210,12 +199,7 @@ Go on with `srdiag train-sr --data train/hr --scale {scale} --out MODEL` and `sr
 """
 
 # %% ../../nbs/datasets/builders.ipynb #c038
-def _write_card(
-    folder: Path, # the new data set
-    recipe: _Recipe, # what was built
-    options: BuildOptions, # as they were used
-    built: BuiltSet, # counts
-) -> None:
+def _write_card(folder: Path, recipe: _Recipe, options: BuildOptions, built: BuiltSet) -> None:
     "README.md of a built data set, and the mark that srdiag made it"
     chosen = asdict(recipe.settings) | dict(group_pattern=options.group_pattern, seed=options.seed)
     groups = ('No group is in both parts.' if built.grouped else
@@ -232,12 +216,7 @@ def _write_card(
     (folder/'.srdiag').touch()
 
 # %% ../../nbs/datasets/builders.ipynb #c041
-def _check_usable(
-    rows: list[dict], # of all pairs
-    skipped: list, # (file, reason)
-    files: list, # all of them
-    source: Path, # where they are
-) -> None:
+def _check_usable(rows: list[dict], skipped: list, files: list, source: Path) -> None:
     "DataError if no two groups have an image that can be used"
     if not rows:
         raise DataError(f'None of the {len(files)} files of {source} can be used: '
@@ -268,10 +247,7 @@ def _build(
     return built
 
 # %% ../../nbs/datasets/builders.ipynb #c045
-def _square(
-    path: Path, # a frame
-    settings: EndoSRSettings, # size, scale and mask
-): # yields (place, box, HR uint8 3×size×size), once
+def _square(path: Path, settings: EndoSRSettings): # yields (place, box, HR uint8 3×size×size), once
     "The middle square of a frame; ImageError if it would have to be enlarged"
     x, size, scale = read_image(path, 3), settings.size, settings.scale
     if (side := min(x.shape[1:])) < size:
@@ -301,11 +277,7 @@ def build_endosr(
     return _build(recipe, source, out, options, report)
 
 # %% ../../nbs/datasets/builders.ipynb #c055
-def _crops(
-    path: Path, # a slide or an image
-    settings: HistoSRSettings, # crop, how many, where
-    seed: list, # of the places
-): # yields (place, box, HR uint8 3×crop×crop)
+def _crops(path: Path, settings: HistoSRSettings, seed: list): # yields (place, box, HR uint8 3×crop×crop)
     "Random crops of one slide; ImageError if it cannot be read or has none"
     crop = settings.crop
     with open_slide(path) as slide:

@@ -24,9 +24,8 @@ from .settings import CadcapSettings, FoldOptions, FrameSettings, KvasirSettings
 # %% ../../nbs/datasets/capsule.ipynb #c009
 CADCAP = dict(normal='normal', inflammatory='inflam', vascular='vascul') # class → in the name of its folder
 
-def _class_folders(
-    source: Path, # one folder per class
-) -> dict: # class → folder
+# %% ../../nbs/datasets/capsule.ipynb #c011
+def _class_folders(source: Path) -> dict: # class → folder
     "DataError for a class folder that is missing, unknown or there twice"
     if not source.is_dir(): raise DataError(f'{source} is not a folder: check the path.')
     folders = sorted(p for p in source.iterdir() if p.is_dir() and not p.name.startswith('.'))
@@ -41,7 +40,7 @@ def _class_folders(
                         'elsewhere.')
     return {label: found[0] for label, found in known.items()}
 
-# %% ../../nbs/datasets/capsule.ipynb #c012
+# %% ../../nbs/datasets/capsule.ipynb #c014
 def _cadcap_rows(
     source: Path, # one folder per class
     group_pattern: str, # groups by file name
@@ -58,7 +57,7 @@ def _cadcap_rows(
     return rows, ['No patients are named, so groups are unknown: frames of one patient may be in training '
                   'and test, as in the paper. If the file names hold them, use --group-pattern.']
 
-# %% ../../nbs/datasets/capsule.ipynb #c014
+# %% ../../nbs/datasets/capsule.ipynb #c016
 def _save_frames(
     about: About, # the card begins with it
     out: Path, # the data set to make
@@ -77,7 +76,7 @@ def _save_frames(
     made = save_set(About(about.title, origin, about.chosen), out, rows, pixels, warnings, options, report)
     return name_leftovers(made)
 
-# %% ../../nbs/datasets/capsule.ipynb #c016
+# %% ../../nbs/datasets/capsule.ipynb #c018
 def import_cadcap(
     source: str|Path, # folders normal, inflammatory and vascular
     out: str|Path, # the data set to make
@@ -96,11 +95,9 @@ def import_cadcap(
     about = About('CAD-CAP', origin, chosen)
     return _save_frames(about, out, some_of_each_class(rows, options), settings, warnings, options, report)
 
-# %% ../../nbs/datasets/capsule.ipynb #c024
-def _one_finding(
-    table: pd.DataFrame, # filename, video_id, finding_class; one row per finding
-    csv: Path, # for the message
-) -> tuple[pd.DataFrame, list]: # the rows of frames with one finding; warnings
+# %% ../../nbs/datasets/capsule.ipynb #c026
+def _one_finding(table: pd.DataFrame,
+                 csv: Path) -> tuple[pd.DataFrame, list]: # the rows of frames with one finding; warnings
     "Leave out frames of two classes; DataError if a frame is given to two videos"
     videos = table.groupby('filename').video_id.nunique()
     if (videos > 1).any():
@@ -111,14 +108,10 @@ def _one_finding(
     return table[~several], ['Left out, because they show findings of more than one class: '
                              f'{counted(len(names), "frame")} ({listed(names)}).']
 
-# %% ../../nbs/datasets/capsule.ipynb #c026
-def _frames_there(
-    table: pd.DataFrame, # filename, finding_class
-    files: dict, # file name → path
-    csv: Path, # for messages
-    folder: Path, # where the files are
-) -> tuple[pd.DataFrame, list]: # the rows whose files are there; warnings
-    "Leave out classes without a file; DataError if files of the others are missing"
+# %% ../../nbs/datasets/capsule.ipynb #c028
+def _frames_there(table: pd.DataFrame, files: dict, csv: Path,
+                  folder: Path) -> tuple[pd.DataFrame, list]: # the rows whose files are there; warnings
+    "Leave out classes without a file (`files`: name → path); DataError if files of the others are missing"
     there = table.filename.isin(files.keys())
     whole = there.groupby(table.finding_class).transform('any')
     gone, lost = sorted(set(table.finding_class[~whole])), whole & ~there
@@ -130,7 +123,7 @@ def _frames_there(
     return table[there], [f'No frame of {listed(gone, 14)} is in {folder}: unpack the archive of each class '
                           'that you want.'] if gone else []
 
-# %% ../../nbs/datasets/capsule.ipynb #c028
+# %% ../../nbs/datasets/capsule.ipynb #c030
 def _kvasir_rows(
     source: Path, # folder with metadata.csv and labelled_images/
 ) -> tuple[pd.DataFrame, list]: # path, source, filename, name, label, group; warnings
@@ -151,11 +144,8 @@ def _kvasir_rows(
                              label=table.finding_class.to_numpy(), group=table.video_id.to_numpy()))
     return rows, warnings + more
 
-# %% ../../nbs/datasets/capsule.ipynb #c033
-def _halves(
-    rows: pd.DataFrame, # filename
-    source: Path, # folder with official_splits/
-) -> list: # two sets of file names
+# %% ../../nbs/datasets/capsule.ipynb #c035
+def _halves(rows: pd.DataFrame, source: Path) -> list: # two sets of file names
     "The two official halves; DataError if a frame is in both"
     folder = source/'official_splits' if (source/'official_splits').is_dir() else source
     halves = [set(read_columns(folder/f'split_{k}.csv', ('filename', 'label')).filename) for k in (0, 1)]
@@ -164,13 +154,10 @@ def _halves(
                         'Download the two tables again.')
     return halves
 
-# %% ../../nbs/datasets/capsule.ipynb #c035
-def _kvasir_official(
-    rows: pd.DataFrame, # filename, label, group
-    source: Path, # folder with official_splits/
-    test: int, # 0 or 1: which half is the test part
-) -> tuple[pd.DataFrame, list]: # the rows of both halves, with split; warnings
-    "An official split without shared videos in training; DataError if the two tables do not fit"
+# %% ../../nbs/datasets/capsule.ipynb #c037
+def _kvasir_official(rows: pd.DataFrame, source: Path,
+                     test: int) -> tuple[pd.DataFrame, list]: # the rows of both halves, with split; warnings
+    "An official split, half `test` tested, without shared videos in training; DataError as `_halves`"
     halves, warnings = _halves(rows, source), []
     split = np.where(rows.filename.isin(halves[test]), 'test',
                      np.where(rows.filename.isin(halves[1 - test]), 'train', ''))
@@ -188,11 +175,9 @@ def _kvasir_official(
                         'complete.')
     return rows[~leave], warnings
 
-# %% ../../nbs/datasets/capsule.ipynb #c037
-def _enough_videos(
-    rows: pd.DataFrame, # label, group
-    min_videos: int, # a class needs so many
-) -> tuple[pd.DataFrame, list]: # the rows of the other classes; warnings
+# %% ../../nbs/datasets/capsule.ipynb #c039
+def _enough_videos(rows: pd.DataFrame,
+                   min_videos: int) -> tuple[pd.DataFrame, list]: # the rows of the other classes; warnings
     "Leave out classes of too few videos"
     videos = rows.groupby('label').group.nunique()
     rare = videos[videos < min_videos]
@@ -202,11 +187,8 @@ def _enough_videos(
                                                 f'because a split by video cannot hold them: {named}. Change '
                                                 'it with --min-videos.']
 
-# %% ../../nbs/datasets/capsule.ipynb #c040
-def _kvasir_parts(
-    source: Path, # see `import_kvasir_capsule`
-    settings: KvasirSettings, # official_test, min_videos
-) -> tuple[pd.DataFrame, list]: # the rows; warnings
+# %% ../../nbs/datasets/capsule.ipynb #c042
+def _kvasir_parts(source: Path, settings: KvasirSettings) -> tuple[pd.DataFrame, list]: # the rows; warnings
     "The rows to import, with the official split if it was asked for"
     rows, warnings = _kvasir_rows(source)
     test, advice = settings.official_test, ''
@@ -217,7 +199,7 @@ def _kvasir_parts(
     check_labelled_rows(rows, source, advice)
     return rows, warnings + more
 
-# %% ../../nbs/datasets/capsule.ipynb #c042
+# %% ../../nbs/datasets/capsule.ipynb #c044
 def import_kvasir_capsule(
     source: str|Path, # folder with metadata.csv, labelled_images/ and official_splits/, if it is asked for
     out: str|Path, # the data set to make

@@ -21,6 +21,7 @@ from .settings import ImportOptions
 # %% ../../nbs/datasets/downloads.ipynb #c007
 HDF5, GZIP = b'\x89HDF\r\n\x1a\n', b'\x1f\x8b'
 
+# %% ../../nbs/datasets/downloads.ipynb #c009
 def check_download(
     path: Path, # a file that was downloaded
     kind: str = 'a table', # what it should be, with an article
@@ -37,11 +38,8 @@ def check_download(
     if not head.startswith(magic):
         raise DataError(f'{path} is not {kind}, though its name says so: download it again.')
 
-# %% ../../nbs/datasets/downloads.ipynb #c010
-def _text_table(
-    path: Path, # a CSV file
-    sep: str, # between the cells
-) -> pd.DataFrame: # all cells as text
+# %% ../../nbs/datasets/downloads.ipynb #c012
+def _text_table(path: Path, sep: str) -> pd.DataFrame: # all cells as text
     "DataError for a file that is missing, a web page, not UTF-8 or not a table"
     check_download(path)
     try: df = pd.read_csv(path, sep=sep, dtype=str, keep_default_na=False, encoding='utf-8-sig')
@@ -53,7 +51,7 @@ def _text_table(
     df.columns = [str(c).strip() for c in df.columns]
     return df
 
-# %% ../../nbs/datasets/downloads.ipynb #c012
+# %% ../../nbs/datasets/downloads.ipynb #c014
 def read_columns(
     path: Path, # a CSV file
     columns: tuple, # names that must be there, each with a value in every row
@@ -74,7 +72,7 @@ def read_columns(
     if not len(df): raise DataError(f'{path} has no rows: download it again.')
     return df
 
-# %% ../../nbs/datasets/downloads.ipynb #c015
+# %% ../../nbs/datasets/downloads.ipynb #c017
 def check_labelled_rows(
     rows: pd.DataFrame, # one per image: label and, where known, group and split
     where: str|Path, # for the message
@@ -94,7 +92,7 @@ def check_labelled_rows(
         raise DataError(f'{where}: the {have.index[part]} part has no image of the class '
                         f'{have.columns[label]}: use all files of the data set.{advice}')
 
-# %% ../../nbs/datasets/downloads.ipynb #c018
+# %% ../../nbs/datasets/downloads.ipynb #c020
 def some_of_each_class(
     rows: pd.DataFrame, # one per image: label and, where known, split
     options: ImportOptions, # per_class and seed
@@ -106,7 +104,7 @@ def some_of_each_class(
     chosen = [rng.permutation(part.index.to_numpy())[:options.per_class] for _, part in rows.groupby(keys)]
     return rows.loc[np.sort(np.concatenate(chosen))]
 
-# %% ../../nbs/datasets/downloads.ipynb #c021
+# %% ../../nbs/datasets/downloads.ipynb #c023
 def pixels_of_files(
     rows: pd.DataFrame, # with path
     side: int|None, # each image must be side×side pixels; None: any size

@@ -19,6 +19,7 @@ from ..core.errors import DataError
 # %% ../../nbs/datasets/folders.ipynb #c009
 MANIFEST = 'manifest.csv'
 
+# %% ../../nbs/datasets/folders.ipynb #c011
 def not_listed(
     folder: Path, # a folder that exists
     listed: set, # the files in its manifest, relative to it, with forward slashes
@@ -27,7 +28,7 @@ def not_listed(
     have = {p.relative_to(folder).as_posix() for p in folder.rglob('*') if not p.is_dir()}
     return sorted(have - set(listed) - {MANIFEST, 'README.md', '.srdiag'})
 
-# %% ../../nbs/datasets/folders.ipynb #c012
+# %% ../../nbs/datasets/folders.ipynb #c014
 def check_content(
     folder: Path, # what is to be replaced; exists
     out: Path, # its name in messages
@@ -47,7 +48,7 @@ def check_content(
         raise DataError(f'{out} holds {found[0]}, which is not in its manifest: move your own files '
                         'elsewhere before it is replaced.')
 
-# %% ../../nbs/datasets/folders.ipynb #c015
+# %% ../../nbs/datasets/folders.ipynb #c017
 def check_place(
     out: Path, # where the result is to go
     source: Path, # what is read
@@ -68,7 +69,7 @@ def check_place(
                             'output folder.')
     if a.exists(): check_content(a, out, overwrite, strangers)
 
-# %% ../../nbs/datasets/folders.ipynb #c019
+# %% ../../nbs/datasets/folders.ipynb #c021
 def _take_place(
     new: Path, # complete
     out: Path, # the final place
@@ -88,7 +89,7 @@ def _take_place(
         raise
     shutil.rmtree(old, ignore_errors=True)
 
-# %% ../../nbs/datasets/folders.ipynb #c021
+# %% ../../nbs/datasets/folders.ipynb #c023
 @contextmanager
 def new_folder(
     out: Path, # the final place
@@ -109,7 +110,7 @@ def new_folder(
                         f'permissions there. {kept}.') from e
     finally: shutil.rmtree(new, ignore_errors=True)
 
-# %% ../../nbs/datasets/folders.ipynb #c026
+# %% ../../nbs/datasets/folders.ipynb #c028
 def leftovers(
     out: Path, # a place that data sets were made in
 ) -> list[str]: # sentences; empty if there is nothing
@@ -123,7 +124,7 @@ def leftovers(
             + ': unless one is running now, it can be removed.'
             for p in beside if hidden.fullmatch(p.name) and p.is_dir()]
 
-# %% ../../nbs/datasets/folders.ipynb #c029
+# %% ../../nbs/datasets/folders.ipynb #c031
 def clean_name(
     text: str, # a piece of a file name
 ) -> str: # without spaces, separators and double underscores; never empty; up to 100 bytes

@@ -54,9 +54,7 @@ class ImportedSet:
         return '\n'.join(text + [f'Warning: {w}' for w in self.warnings])
 
 # %% ../../nbs/datasets/imported.ipynb #c014
-def _read_hashes(
-    folder: Path, # an imported data set
-) -> pd.DataFrame: # file, source, sha256
+def _read_hashes(folder: Path) -> pd.DataFrame: # file, source, sha256
     "The rows of manifest.csv; DataError if it is not the manifest of an imported set"
     path = folder/MANIFEST
     if not path.is_file():
@@ -73,11 +71,8 @@ def imported_strangers(
     return not_listed(folder, set(_read_hashes(folder).file))
 
 # %% ../../nbs/datasets/imported.ipynb #c019
-def _image_name(
-    row: pd.Series, # label, name and, where known, group
-    taken: set, # names in use, in small letters; the new one is added
-) -> str: # 'images/CLASS/GROUP__NAME.png'
-    "A file name that is not taken yet"
+def _image_name(row: pd.Series, taken: set) -> str: # 'images/CLASS/GROUP__NAME.png'
+    "A file name from label, group and name; it is not in `taken` yet, which gets it in small letters"
     stem = clean_name(row['name'])
     if 'group' in row: stem = f'{clean_name(row["group"])}__{stem}'
     name, again = stem, 1
@@ -109,11 +104,7 @@ def _write_images(
     return rows, skipped
 
 # %% ../../nbs/datasets/imported.ipynb #c024
-def _fold_tables(
-    rows: pd.DataFrame, # file, label and, where known, group
-    folds: int, # of the cross-validation; 0: none
-    seed: int, # of the folds
-) -> dict: # 'fold0.csv' → table
+def _fold_tables(rows: pd.DataFrame, folds: int, seed: int) -> dict: # 'fold0.csv' → table
     "One table with a split for each fold; DataError if the folds cannot be made"
     if not folds: return {}
     tables, groups = {}, rows.group.to_numpy(str) if 'group' in rows else None
@@ -147,11 +138,7 @@ class About:
     chosen: dict # option → value, as it was imported
 
 # %% ../../nbs/datasets/imported.ipynb #c031
-def _write_card(
-    folder: Path, # the new data set
-    about: About, # title, origin, options
-    made: ImportedSet, # counts and warnings
-) -> None:
+def _write_card(folder: Path, about: About, made: ImportedSet) -> None:
     "README.md of an imported data set, and the mark that srdiag made it"
     table, counts = made.table, part_counts(made.table).astype(str).replace('-1', 'unknown')
     known = [n for n, a in (('group', table.groups), ('split', table.split)) if a is not None]
@@ -171,9 +158,7 @@ def _write_card(
     (folder/'.srdiag').touch()
 
 # %% ../../nbs/datasets/imported.ipynb #c034
-def _too_large(
-    table: LabelledTable, # of images that have one size
-) -> list: # a warning, or none
+def _too_large(table: LabelledTable) -> list: # a warning, or none
     "A warning about a set that needs more memory than a laptop has"
     size = read_image(table.files[0]).numel()*len(table)
     if size <= 2e9: return []
@@ -230,9 +215,7 @@ def verify_set(
     return table
 
 # %% ../../nbs/datasets/imported.ipynb #c045
-def _doubts(
-    table: LabelledTable, # labelled images
-) -> list: # sentences
+def _doubts(table: LabelledTable) -> list: # sentences
     "What should be known before anything is trained on them"
     warnings, n = [], np.bincount(table.labels, minlength=len(table.classes))
     if table.groups is None:

@@ -17,6 +17,7 @@ from .folders import MANIFEST, not_listed
 COLUMNS = ('file', 'lr', 'group', 'split', 'source', 'level', 'top', 'left', 'height', 'width', 'sha256',
            'lr_sha256')
 
+# %% ../../nbs/datasets/manifest.ipynb #c009
 def read_manifest(
     folder: str|Path, # a built data set
 ) -> list[dict]: # one per pair, all values as text
@@ -33,7 +34,7 @@ def read_manifest(
                         'each.')
     return rows
 
-# %% ../../nbs/datasets/manifest.ipynb #c011
+# %% ../../nbs/datasets/manifest.ipynb #c013
 def built_strangers(
     folder: Path, # a folder that exists
 ) -> list[str]: # names relative to it
@@ -42,7 +43,7 @@ def built_strangers(
     except DataError: ours = set()
     return not_listed(folder, ours)
 
-# %% ../../nbs/datasets/manifest.ipynb #c013
+# %% ../../nbs/datasets/manifest.ipynb #c015
 def verify_manifest(
     folder: str|Path, # a built data set
 ) -> int: # the number of pairs, all of them as they were written

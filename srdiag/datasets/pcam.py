@@ -37,12 +37,8 @@ PCAM_MD5 = {'train_x': '1571f514728f59376b705fc836ff4b63', 'train_y': '35c2d7259
 PCAM_PATCHES = dict(train=262144, valid=32768, test=32768)
 
 # %% ../../nbs/datasets/pcam.ipynb #c014
-def _check_md5(
-    path: Path, # a downloaded file
-    key: str, # e.g. 'test_x'
-    exact: bool = True, # any other content is an error; False: only another part's content is
-) -> None:
-    "DataError if the file is that of another part, or is not the published one"
+def _check_md5(path: Path, key: str, exact: bool = True) -> None:
+    "DataError if the file is that of another part or, if `exact`, not the published one"
     with open(path, 'rb') as f: digest = hashlib.file_digest(f, 'md5').hexdigest()
     if digest == PCAM_MD5[key]: return
     other = {v: k for k, v in PCAM_MD5.items()}.get(digest)
@@ -54,10 +50,7 @@ def _check_md5(
                         'or not the official file. Download it again, or allow other files with --no-check.')
 
 # %% ../../nbs/datasets/pcam.ipynb #c017
-def _unpack(
-    path: Path, # .h5.gz
-    folder: Path, # where the .h5 goes
-) -> Path: # the .h5
+def _unpack(path: Path, folder: Path) -> Path: # the .h5
     "Unpack a gzip file; DataError if it is truncated or damaged, or the disk is full"
     check_download(path, 'a gzip file', GZIP)
     to = folder/path.stem
@@ -95,10 +88,8 @@ def _array(
         yield a
 
 # %% ../../nbs/datasets/pcam.ipynb #c022
-def _find_pcam(
-    source: Path, # folder with the downloads
-    meta: bool, # the tables of slides are wanted
-) -> dict: # 'train_x' → file, for x, y and, if wanted, meta of each part
+def _find_pcam(source: Path,
+               meta: bool) -> dict: # 'train_x' → file, for x, y and, if wanted, meta of each part
     "The files of PCam; DataError naming the first one that is missing"
     folder = source/'pcam' if (source/'pcam').is_dir() else source
     found = {}
@@ -117,12 +108,8 @@ def _find_pcam(
     return found
 
 # %% ../../nbs/datasets/pcam.ipynb #c025
-def _pcam_labels(
-    files: dict, # 'train_x' → .h5
-    part: str, # 'train', 'valid' or 'test'
-    check: bool, # insist on the official number of patches
-) -> np.ndarray: # N of 0 and 1
-    "The labels of a part; DataError if they do not fit its patches"
+def _pcam_labels(files: dict, part: str, check: bool) -> np.ndarray: # N of 0 and 1
+    "The labels of a part; DataError if they do not fit its patches or, if `check`, the published number"
     x_path, y_path = files[f'{part}_x'], files[f'{part}_y']
     with _array(y_path, 'y', (1, 1, 1)) as y: labels = y[()].reshape(-1)
     with _array(x_path, 'x', (96, 96, 3)) as x: n = len(x)
@@ -136,12 +123,7 @@ def _pcam_labels(
     return labels
 
 # %% ../../nbs/datasets/pcam.ipynb #c027
-def _pcam_slides(
-    meta: Path, # table of a part
-    labels: np.ndarray, # of its patches
-    y_path: Path, # where they are from, for messages
-    check: bool, # insist on labels that fit the table
-) -> np.ndarray: # N names
+def _pcam_slides(meta: Path, labels: np.ndarray, y_path: Path, check: bool) -> np.ndarray: # N names
     "The slide of each patch; DataError for a table of other patches"
     table, n = read_columns(meta, ('wsi',)), len(labels)
     if len(table) != n:
@@ -171,11 +153,7 @@ def _pcam_rows(
     return rows.assign(group=_pcam_slides(meta, labels, files[f'{part}_y'], check))
 
 # %% ../../nbs/datasets/pcam.ipynb #c032
-def _pcam_pixels(
-    files: dict, # 'train_x' → .h5
-    rows: pd.DataFrame, # with split and index
-    block: int = 256, # patches that are read at once
-): # yields (row number, uint8 3×96×96)
+def _pcam_pixels(files: dict, rows: pd.DataFrame, block: int = 256): # yields (row number, uint8 3×96×96)
     "The chosen patches, part by part; DataError if a file turns out to be damaged"
     for part, chosen in rows.groupby('split', sort=False):
         with _array(files[f'{part}_x'], 'x', (96, 96, 3)) as x:
@@ -188,11 +166,8 @@ def _pcam_pixels(
                     yield k, torch.from_numpy(data[i - start]).permute(2, 0, 1)
 
 # %% ../../nbs/datasets/pcam.ipynb #c034
-def _download_pcam(
-    folder: Path, # 'pcam' is made in it
-    meta: bool, # the tables of slides are wanted, and must be there already
-) -> None:
-    "Download x and y with torchvision; DataError if that fails or the tables are missing"
+def _download_pcam(folder: Path, meta: bool) -> None:
+    "Download x and y with torchvision; DataError if that fails, or tables of slides are wanted and missing"
     from torchvision.datasets import PCAM
     tables = [f'camelyonpatch_level_2_split_{part}_meta.csv' for part in PCAM_PATCHES]
     missing = [name for name in tables if not (folder/'pcam'/name).is_file()]
@@ -209,11 +184,7 @@ def _download_pcam(
                             'gdown, try again later, or get the files with a browser.') from e
 
 # %% ../../nbs/datasets/pcam.ipynb #c037
-def _ready_files(
-    source: Path, # folder with the downloads
-    settings: PCamSettings, # meta and check
-    room: Path, # where packed files are unpacked
-) -> dict: # 'train_x' → .h5 or .csv
+def _ready_files(source: Path, settings: PCamSettings, room: Path) -> dict: # 'train_x' → .h5 or .csv
     "The files of PCam, unpacked; DataError for those that are missing, exchanged or damaged"
     files = _find_pcam(source, settings.meta)
     for key, path in files.items():
@@ -279,10 +250,7 @@ def _kaggle_table(
                    f'{folder.name}/.'] if extra else []
 
 # %% ../../nbs/datasets/pcam.ipynb #c052
-def _kaggle_slides(
-    groups: Path, # table of id and wsi
-    ids: pd.Series, # of the patches
-) -> list: # the slide of each
+def _kaggle_slides(groups: Path, ids: pd.Series) -> list: # the slide of each
     "DataError for ids that are unknown or named twice"
     slides = read_columns(groups, ('id', 'wsi'))
     if slides.id.duplicated().any():

@@ -57,12 +57,8 @@ def sr_files(
     return [root/name for name in sorted(rows)], rows
 
 # %% ../../nbs/datasets/reading.ipynb #c016
-def _new_split(
-    files: list, # names
-    groups: np.ndarray, # of each
-    built: dict|None, # file → row of the manifest of a built set
-    seed: int, # of the split
-) -> np.ndarray: # 'train', 'valid' or 'test' for each
+def _new_split(files: list, groups: np.ndarray, built: dict|None,
+               seed: int) -> np.ndarray: # 'train', 'valid' or 'test' for each
     "A split by group; DataError if there are too few groups"
     part, free = np.full(len(files), 'test', dtype='<U6'), np.arange(len(files))
     names, shares = ('train', 'valid', 'test'), (0.8, 0.1, 0.1)
@@ -89,12 +85,7 @@ def _parts_of(
     return groups, pd.Series(files).map(known).fillna('unused').to_numpy(str)
 
 # %% ../../nbs/datasets/reading.ipynb #c021
-def _sr_images(
-    data: str|Path, # a folder with images, or one image
-    paths: list, # its files
-    least: int, # smallest side in px
-    options: RunOptions, # strict, channels, size
-): # ImageSet
+def _sr_images(data: str|Path, paths: list, least: int, options: RunOptions): # ImageSet
     "The images, and a sentence about those left out; DataError for a cut that holds no patch"
     if options.size is not None and options.size < least:
         raise DataError(f'Images cut to {options.size}×{options.size} pixels (--size) hold no patch of '

@@ -17,6 +17,7 @@ from ..core.settings import Natural, Positive, Share, check_settings
 # %% ../../nbs/datasets/settings.ipynb #c005
 LARGEST = 10_000 # side of HR in px; about as much as can be read of an image at once
 
+# %% ../../nbs/datasets/settings.ipynb #c007
 def _check_sizes(
     size: int, # side of HR in px
     scale: int, # how many times smaller LR is
@@ -34,17 +35,16 @@ def _check_sizes(
         raise DataError(f'The {name} of {size} pixels cannot be divided by the scale {scale}: choose '
                         f'{size//scale*scale or scale}.')
 
-# %% ../../nbs/datasets/settings.ipynb #c007
-def _check_test_fraction(
-    fraction: float, # of the pairs
-) -> None:
+# %% ../../nbs/datasets/settings.ipynb #c010
+def _check_test_fraction(fraction: float) -> None:
     "DataError unless both parts get something"
     if not 0 < fraction < 1:
         raise DataError(f'The share of the test part must lie between 0 and 1, but is {fraction}.')
 
-# %% ../../nbs/datasets/settings.ipynb #c009
+# %% ../../nbs/datasets/settings.ipynb #c012
 Mask = Literal['circle', 'none'] # of an endoscopic frame
 
+# %% ../../nbs/datasets/settings.ipynb #c014
 @dataclass(frozen=True)
 class EndoSRSettings:
     "Pairs from frames of endoscopy (`srdiag build endosr`). Raises DataError for what cannot be"
@@ -61,7 +61,7 @@ class EndoSRSettings:
         _check_test_fraction(self.test_fraction)
         check_settings(self, 'A builder')
 
-# %% ../../nbs/datasets/settings.ipynb #c012
+# %% ../../nbs/datasets/settings.ipynb #c017
 @dataclass(frozen=True)
 class HistoSRSettings:
     "Pairs from slides (`srdiag build histosr`). Raises DataError for what cannot be"
@@ -85,7 +85,7 @@ class HistoSRSettings:
         _check_test_fraction(self.test_fraction)
         check_settings(self, 'A builder')
 
-# %% ../../nbs/datasets/settings.ipynb #c014
+# %% ../../nbs/datasets/settings.ipynb #c019
 @dataclass(frozen=True)
 class BuildOptions:
     "How a builder runs, whatever it builds. Raises DataError for what cannot be"
@@ -98,7 +98,7 @@ class BuildOptions:
 
     def __post_init__(self): check_settings(self, 'A builder')
 
-# %% ../../nbs/datasets/settings.ipynb #c017
+# %% ../../nbs/datasets/settings.ipynb #c022
 @dataclass(frozen=True)
 class ImportOptions:
     "How an import runs; all that PCam needs. Raises DataError for what cannot be"
@@ -118,14 +118,14 @@ class ImportOptions:
             raise DataError(f'There must be 2 folds or more, or 0 for none, not {self.folds}.')
         check_settings(self, 'An import')
 
-# %% ../../nbs/datasets/settings.ipynb #c019
+# %% ../../nbs/datasets/settings.ipynb #c024
 @dataclass(frozen=True)
 class FoldOptions(ImportOptions):
     "How an import runs that can make folds and may meet damaged images. Raises DataError for what cannot be"
     folds: Natural = 0 # tables fold0.csv, fold1.csv, ... for cross-validation by group; 0: none
     strict: bool = False # a damaged image is fatal; default: it is named, counted and skipped
 
-# %% ../../nbs/datasets/settings.ipynb #c022
+# %% ../../nbs/datasets/settings.ipynb #c027
 @dataclass(frozen=True)
 class PCamSettings:
     "PCam from its official HDF5 files (`srdiag import pcam`)"
@@ -133,12 +133,13 @@ class PCamSettings:
     meta: bool = True # read the tables of slides; --no-meta: do without them, groups are then unknown
     check: bool = True # insist on the official files; --no-check: allow others, such as excerpts
 
+# %% ../../nbs/datasets/settings.ipynb #c029
 @dataclass(frozen=True)
 class KagglePCamSettings:
     "PCam from the folder of the Kaggle competition (`srdiag import kaggle-pcam`)"
     groups: Path|None = None # table of id and wsi, the slide of each patch; without it a split leaks
 
-# %% ../../nbs/datasets/settings.ipynb #c025
+# %% ../../nbs/datasets/settings.ipynb #c032
 @dataclass(frozen=True)
 class FrameSettings:
     "What the images of an imported set of frames look like. Raises DataError for what cannot be"
@@ -153,7 +154,7 @@ class FrameSettings:
     @property
     def side(self): return None if self.any_size else self.frame # that frames must have, in px; None: any
 
-# %% ../../nbs/datasets/settings.ipynb #c027
+# %% ../../nbs/datasets/settings.ipynb #c034
 @dataclass(frozen=True)
 class CadcapSettings(FrameSettings):
     "CAD-CAP as in Section IV-A (`srdiag import cadcap`). Raises DataError for what cannot be"
@@ -164,7 +165,7 @@ class CadcapSettings(FrameSettings):
 
     frame: ClassVar[int] = 576
 
-# %% ../../nbs/datasets/settings.ipynb #c029
+# %% ../../nbs/datasets/settings.ipynb #c036
 @dataclass(frozen=True)
 class KvasirSettings(FrameSettings):
     "Frames of Kvasir-Capsule by video (`srdiag import kvasir-capsule`). Raises DataError for what cannot be"

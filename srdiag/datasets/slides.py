@@ -24,10 +24,8 @@ JPEG_KINDS = (6, 7, 33007, 34892) # values of the TIFF tag Compression whose dec
 COLOUR_TYPES = { # those to be met; 1 is grey, 2 is RGB
     0: 'grey with 0 for white', 3: 'palette', 5: 'CMYK', 6: 'YCbCr without JPEG'}
 
-def _check_colours(
-    path: Path, # the file
-    page: tifffile.TiffPage, # the first of a level
-) -> None:
+# %% ../../nbs/datasets/slides.ipynb #c013
+def _check_colours(path: Path, page: tifffile.TiffPage) -> None:
     """ImageError unless the level holds bytes that are grey with 0 for black, or RGB, with one more channel
     at most"""
     kind, bits = page.photometric, np.atleast_1d(page.bitspersample)
@@ -40,7 +38,7 @@ def _check_colours(
     if page.samplesperpixel > (2 if kind == 1 else 4):
         raise ImageError(path, f'has {page.samplesperpixel} channels: save it as RGB')
 
-# %% ../../nbs/datasets/slides.ipynb #c013
+# %% ../../nbs/datasets/slides.ipynb #c016
 def _next_page(
     tif: tifffile.TiffFile, # opened
 ) -> int: # byte at which the page after the last readable one starts; 0: there is none
@@ -51,12 +49,8 @@ def _next_page(
     handle.seek(tif.pages[-1].offset + form.tagnosize + tags*form.tagsize)
     return struct.unpack(form.offsetformat, handle.read(form.offsetsize))[0]
 
-# %% ../../nbs/datasets/slides.ipynb #c015
-def _check_whole(
-    path: Path, # the file
-    tif: tifffile.TiffFile, # the same, opened
-    series: tifffile.TiffPageSeries, # the pyramid in it
-) -> None:
+# %% ../../nbs/datasets/slides.ipynb #c018
+def _check_whole(path: Path, tif: tifffile.TiffFile, series: tifffile.TiffPageSeries) -> None:
     """ImageError if tiles, levels or pages lie beyond the end of the file, or the colours of a level cannot
     be read"""
     size, pages = path.stat().st_size, [page for level in series.levels for page in level.pages]
@@ -66,10 +60,8 @@ def _check_whole(
         raise ImageError(path, 'is truncated: copy it again from its source')
     for level in series.levels: _check_colours(path, level.keyframe)
 
-# %% ../../nbs/datasets/slides.ipynb #c018
-def _opened(
-    path: Path, # the file
-) -> TiffSlide: # whole, and in colours that can be read
+# %% ../../nbs/datasets/slides.ipynb #c021
+def _opened(path: Path) -> TiffSlide: # whole, and in colours that can be read
     "ImageError if it is missing, damaged, truncated or not a slide"
     if not path.is_file(): raise ImageError(path, 'does not exist: check the name')
     if not path.stat().st_size: raise ImageError(path, 'is empty (0 bytes): copy it again from its source')
@@ -87,11 +79,8 @@ def _opened(
         why = str(e).strip().rstrip('.') or type(e).__name__
         raise ImageError(path, f'cannot be read as a slide ({why}): copy it again from its source') from e
 
-# %% ../../nbs/datasets/slides.ipynb #c021
-def _opaque(
-    a: np.ndarray, # H×W×S, uint8: the colours and perhaps one channel more
-    page: tifffile.TiffPage, # what they mean
-) -> np.ndarray: # H×W×C, uint8, C = 1 or 3
+# %% ../../nbs/datasets/slides.ipynb #c024
+def _opaque(a: np.ndarray, page: tifffile.TiffPage) -> np.ndarray: # H×W×C, uint8, C = 1 or 3
     "Pixels laid over white if the channel after the colours is an opacity; any other is left out"
     n = 1 if page.photometric == 1 else 3
     a, alpha, extra = a[..., :n], a[..., n:n+1].astype(np.uint16), page.extrasamples[:1]
@@ -99,7 +88,7 @@ def _opaque(
     if extra == (2,): a = (a*alpha + 127)//255 # 1: the colours are multiplied with the opacity already
     return np.minimum(a + (255 - alpha), 255).astype(np.uint8)
 
-# %% ../../nbs/datasets/slides.ipynb #c023
+# %% ../../nbs/datasets/slides.ipynb #c026
 def _read_piece(
     slide: TiffSlide, # opened
     path: Path, # its file, for messages
@@ -121,7 +110,7 @@ def _read_piece(
     a = _opaque(a, slide.ts_tifffile.series[slide.properties['tiffslide.series-index']].keyframe)
     return torch.from_numpy(np.ascontiguousarray(a.transpose(2, 0, 1)))
 
-# %% ../../nbs/datasets/slides.ipynb #c025
+# %% ../../nbs/datasets/slides.ipynb #c028
 class Slide:
     "A pyramidal TIFF or SVS file, opened; ImageError if it is missing, damaged, truncated or not a slide"
     def __init__(self,
@@ -148,7 +137,7 @@ class Slide:
         "A piece of one level; ImageError if it leaves the slide or cannot be decoded"
         return _read_piece(self._slide, self.path, (left, top), level, (width, height))
 
-# %% ../../nbs/datasets/slides.ipynb #c032
+# %% ../../nbs/datasets/slides.ipynb #c035
 class Picture:
     "An ordinary image with the manners of a `Slide`; ImageError as `read_image`"
     def __init__(self,
@@ -171,9 +160,10 @@ class Picture:
             raise ImageError(self.path, f'ends before row {top}, column {left} plus {height}×{width} pixels')
         return piece.clone()
 
-# %% ../../nbs/datasets/slides.ipynb #c035
+# %% ../../nbs/datasets/slides.ipynb #c038
 SLIDE_EXTENSIONS = ('.svs',) # beside .tif and .tiff, which may hold either
 
+# %% ../../nbs/datasets/slides.ipynb #c040
 def is_slide(
     path: str|Path, # a file
 ) -> bool: # False also for files that cannot be read
@@ -186,14 +176,14 @@ def is_slide(
             return tif.pages[0].is_tiled or len(tif.series[0].levels) > 1
     except Exception: return False
 
-# %% ../../nbs/datasets/slides.ipynb #c037
+# %% ../../nbs/datasets/slides.ipynb #c043
 def open_slide(
     path: str|Path, # a slide or an ordinary image
 ) -> Slide|Picture: # to be used in a `with` block
     "Open what may be a slide; ImageError if it is neither that nor an image"
     return Slide(path) if is_slide(path) else Picture(path)
 
-# %% ../../nbs/datasets/slides.ipynb #c039
+# %% ../../nbs/datasets/slides.ipynb #c045
 def find_slides(
     folder: str|Path, # a folder, searched with its sub-folders, or one file
 ) -> list[Path]: # sorted
@@ -209,7 +199,7 @@ def find_slides(
                         f'{", ".join(known)}.')
     return find_images(found) # sorted, and all names can be written
 
-# %% ../../nbs/datasets/slides.ipynb #c043
+# %% ../../nbs/datasets/slides.ipynb #c049
 def level_for(
     slide: Slide|Picture, # opened
     level: int = 0, # the level wanted, if `mpp` is None

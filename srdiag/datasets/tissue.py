@@ -18,10 +18,9 @@ from .slides import Picture, Slide
 # %% ../../nbs/datasets/tissue.ipynb #c010
 LARGEST_LEVEL = 100_000_000 # pixels that are unpacked at once for a thumbnail
 
-def _small_level(
-    slide: Slide|Picture, # opened
-    longest: int, # side that is wanted, in pixels
-) -> torch.Tensor: # uint8 C×h×w, the smallest level that is large enough
+# %% ../../nbs/datasets/tissue.ipynb #c012
+def _small_level(slide: Slide|Picture,
+                 longest: int) -> torch.Tensor: # uint8 C×h×w, the smallest level that is large enough
     "A whole level; ImageError if it is too large to be unpacked"
     shrink = max(slide.height, slide.width)/longest
     level = max((k for k, d in enumerate(slide.downsamples) if d <= max(shrink, 1)), default=0)
@@ -31,7 +30,7 @@ def _small_level(
                          'it as a pyramid with more levels')
     return slide.read(0, 0, h, w, level)
 
-# %% ../../nbs/datasets/tissue.ipynb #c012
+# %% ../../nbs/datasets/tissue.ipynb #c014
 def thumbnail(
     slide: Slide|Picture, # opened
     longest: int = 1024, # its longer side in pixels; never enlarged
@@ -47,7 +46,7 @@ def thumbnail(
     small = np.array(picture.resize(size[::-1], Image.Resampling.BOX))
     return torch.from_numpy(small.reshape(*size, -1)).permute(2, 0, 1).contiguous()
 
-# %% ../../nbs/datasets/tissue.ipynb #c017
+# %% ../../nbs/datasets/tissue.ipynb #c019
 def tissue_mask(
     rgb: torch.Tensor, # uint8 3×h×w, a thumbnail
     lowest: float = 0.05, # saturation below this is glass even if Otsu's threshold is lower
@@ -61,7 +60,7 @@ def tissue_mask(
     otsu = threshold_otsu(colour) if np.ptp(colour) > 0 else 0
     return colour > np.clip(otsu, lowest, highest)
 
-# %% ../../nbs/datasets/tissue.ipynb #c022
+# %% ../../nbs/datasets/tissue.ipynb #c024
 def tissue_share(
     mask: np.ndarray, # h×w of bool
     top: np.ndarray, # N, of the boxes, in pixels of the mask; fractions allowed
@@ -79,15 +78,10 @@ def tissue_share(
     inside = area(top+height, left+width) - area(top, left+width) - area(top+height, left) + area(top, left)
     return np.clip(inside/(height*width), 0, 1)
 
-# %% ../../nbs/datasets/tissue.ipynb #c026
-def _throw(
-    rng: np.random.Generator, # throws
-    crop: int, # side of a crop in pixels of the level
-    size: tuple, # (height, width) of the level
-    mask: np.ndarray|None, # where tissue is, of any size; None: anywhere
-    tissue: float, # share of a crop that must be tissue
-) -> list[tuple]: # (top, left) of those darts that hit, in pixels of the level
-    "4000 darts at the whole level"
+# %% ../../nbs/datasets/tissue.ipynb #c028
+def _throw(rng: np.random.Generator, crop: int, size: tuple, mask: np.ndarray|None,
+           tissue: float) -> list[tuple]: # (top, left) of those darts that hit, in pixels of the level
+    "4000 darts at a level of `size` (height, width): those that hit at least a share `tissue` of `mask`"
     (h, w) = size
     y, x = rng.integers(0, h - crop + 1, 4000), rng.integers(0, w - crop + 1, 4000)
     if mask is not None:
@@ -96,11 +90,8 @@ def _throw(
         y, x = y[enough], x[enough]
     return list(zip(y.tolist(), x.tolist()))
 
-# %% ../../nbs/datasets/tissue.ipynb #c028
-def _find_tissue(
-    slide: Slide|Picture, # opened
-    longest: int, # side of the thumbnail
-) -> np.ndarray: # h×w of bool, True somewhere
+# %% ../../nbs/datasets/tissue.ipynb #c030
+def _find_tissue(slide: Slide|Picture, longest: int) -> np.ndarray: # h×w of bool, True somewhere
     "The tissue mask of a slide; ImageError if there is none, or no colour to tell it by"
     small = thumbnail(slide, longest)
     if small.shape[0] != 3 or (small == small[:1]).all():
@@ -112,7 +103,7 @@ def _find_tissue(
                          'to crop anywhere')
     return mask
 
-# %% ../../nbs/datasets/tissue.ipynb #c030
+# %% ../../nbs/datasets/tissue.ipynb #c032
 def sample_places(
     slide: Slide|Picture, # opened
     crop: int, # side of a crop in pixels of the level
