@@ -47,7 +47,7 @@ def conv_prelu(
     n_out: int, # output channels
     kernel: int = 3, # kernel side in px, odd
     stride: int = 1, # 2 halves height and width (rounded up)
-) -> nn.Sequential: # B×n_in×H×W → B×n_out×H/stride×W/stride
+) -> nn.Sequential: # B×n_in×H×W → B×n_out×⌈H/stride⌉×⌈W/stride⌉
     "A convolution with bias and zero padding, then PReLU with a slope per channel"
     return nn.Sequential(nn.Conv2d(n_in, n_out, kernel, stride, padding=kernel//2), PReLU(n_out))
 
