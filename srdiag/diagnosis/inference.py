@@ -74,7 +74,7 @@ def is_independent(
 
 # %% ../../nbs/diagnosis/inference.ipynb #c016
 def _check_shape(name, x, lr, channels, factor): # `factor`: how many times as large as lr
-    h, w = (factor*n for n in lr.shape[2:])
+    h, w = (factor*n for n in lr.shape[-2:])
     if x.dim() == 4 and tuple(x.shape) == (len(lr), channels, h, w): return
     size = f'{factor} times as large as lr.' if name == 'hr' else 'N×C×h×w.'
     raise ValueError(f'{name} has the shape {tuple(x.shape)}, but {len(lr)} images of {channels} channel(s) '
