@@ -11,23 +11,29 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from srdiag.bench import tables as experiment
-from srdiag.training.options import RunOptions
+from srdiag.bench import costs, diagnosis_runs
+from srdiag.bench.answers import Answers, confusion_of
+from srdiag.bench.diagnosis_report import diagnosis_limits, report_diagnosis, tables_of
+from srdiag.bench.diagnosis_store import DiagnosisStore
+from srdiag.bench.folds import make_folds
+from srdiag.bench.networks import networks_of
+from srdiag.bench.published import NUMERALS, published_confusion, published_diagnosis
+from srdiag.bench.rows import OURS, TABLES, Row, pairs_of, rows_of
+from srdiag.bench.settings import DIAGNOSIS_BUDGETS, Design, ExperimentShare, Sources, diagnosis_budget
+from srdiag.bench.tables import run_experiment
 from srdiag.core.errors import DataError, ModelError
 from srdiag.evaluation.gains import gap_closed, group_means, mean_interval, paired_gain, verdict
-from srdiag.bench.tables import (Answers, BUDGETS, NUMERALS, OURS, TABLES, Design, Row, Store, budget_of,
-                                 confusion_of, limits, make_folds, networks_of, pairs_of,
-                                 published_confusion, published_diagnosis, report, rows_of, run_experiment,
-                                 tables_of)
+from srdiag.training.options import RunOptions
 
 CPU = RunOptions(device='cpu', precision='fp32')
-TINY = budget_of('smoke')
+TINY = diagnosis_budget('smoke')
 HALF = Design(scale=2, references=4)
 FOUR = 'LR-x2,ILR-x2,HR-x2,LR+SR-sai-x2'
 
 
 def run(data, out, sr, name='table5', budget=TINY, design=HALF, **kw):
-    return run_experiment(name, data/'labels.csv', out, None, [sr], budget, design, CPU, **kw)
+    return run_experiment(name, data/'labels.csv', out, Sources(sr=[sr]), budget, design, CPU,
+                          ExperimentShare(**kw))
 
 
 @pytest.fixture(scope='module')
@@ -49,10 +55,10 @@ def quick(monkeypatch):
         return Predictions(classes, {'ens': p}, None, np.zeros(len(part), bool))
 
     def train_diagnosis(model, *args, save=None, **kw): save(model, 0.5, 0)
-    monkeypatch.setattr(experiment, 'train_diagnosis', train_diagnosis)
-    monkeypatch.setattr(experiment, 'predict_by', predict_by)
-    monkeypatch.setattr(experiment, 'save_model', lambda *_: None)
-    monkeypatch.setattr(experiment, 'peak_memory', lambda *_: 10**6)
+    monkeypatch.setattr(diagnosis_runs, 'train_diagnosis', train_diagnosis)
+    monkeypatch.setattr(diagnosis_runs, 'predict_by', predict_by)
+    monkeypatch.setattr(diagnosis_runs, 'save_model', lambda *_: None)
+    monkeypatch.setattr(costs, 'peak_memory', lambda *_: 10**6)
 
 
 # Rows and tables
@@ -97,12 +103,12 @@ def test_every_comparison_is_made_once():
 
 @pytest.mark.parametrize('change', [dict(folds=1), dict(epochs=0), dict(recipe='slow'), dict(batch_size=1)])
 def test_budgets_that_cannot_be(change):
-    with pytest.raises(DataError): budget_of('quick', **change)
+    with pytest.raises(DataError): diagnosis_budget('quick', **change)
 
 
 def test_a_misspelt_field_is_refused():
-    with pytest.raises(DataError, match='epoch'): budget_of('quick', epoch=3)
-    assert BUDGETS['paper'].recipe == 'published' and BUDGETS['paper'].folds == 4
+    with pytest.raises(DataError, match='epoch'): diagnosis_budget('quick', epoch=3)
+    assert DIAGNOSIS_BUDGETS['paper'].recipe == 'published' and DIAGNOSIS_BUDGETS['paper'].folds == 4
 
 
 # Folds
@@ -150,7 +156,7 @@ def test_the_split_is_kept_as_a_table(finished, labelled):
 
 
 def test_predictions_are_of_the_test_part_and_metrics_are_of_the_predictions(finished):
-    store, row, split = (Store(finished), replace(OURS, scale=2),
+    store, row, split = (DiagnosisStore(finished), replace(OURS, scale=2),
                          pd.read_csv(finished/'setup'/'split.csv').set_index('file'))
     for seed, fold in store.complete(row):
         p, m = store.predictions(row, seed, fold), store.metrics(row, seed, fold)
@@ -198,21 +204,21 @@ def test_the_table_says_what_it_is_not(finished):
 # Going on
 
 def test_a_second_start_trains_nothing(finished, labelled, sr_model, monkeypatch):
-    monkeypatch.setattr(experiment, 'train_diagnosis', lambda *_, **__: pytest.fail('trained again'))
+    monkeypatch.setattr(diagnosis_runs, 'train_diagnosis', lambda *_, **__: pytest.fail('trained again'))
     before = {p: p.stat().st_mtime_ns for p in finished.rglob('metrics.json')}
     run(labelled, finished, sr_model, only=FOUR)
     assert len(before) == 8 and before == {p: p.stat().st_mtime_ns for p in finished.rglob('metrics.json')}
 
 
 def test_an_exception_costs_one_run(labelled, sr_model, tmp_path, quick, monkeypatch):
-    real, calls = experiment.predict_by, []
+    real, calls = diagnosis_runs.predict_by, []
 
     def fails(*args):
         calls.append(1)
         if len(calls) == 4: raise KeyboardInterrupt
         return real(*args)
 
-    monkeypatch.setattr(experiment, 'predict_by', fails)
+    monkeypatch.setattr(diagnosis_runs, 'predict_by', fails)
     with pytest.raises(KeyboardInterrupt): run(labelled, tmp_path/'x', sr_model, only='LR-x2,ILR-x2,HR-x2')
     assert len([*(tmp_path/'x').rglob('metrics.json')]) == 3 and not [*(tmp_path/'x').rglob('.fold*')]
     run(labelled, tmp_path/'x', sr_model, only='LR-x2,ILR-x2,HR-x2')
@@ -222,7 +228,8 @@ def test_an_exception_costs_one_run(labelled, sr_model, tmp_path, quick, monkeyp
 def test_tables_share_their_runs(labelled, sr_model, tmp_path, quick):
     for name in ('table6', 'table7', 'table8', 'table9'): run(labelled, tmp_path/'x', sr_model, name)
     assert len([*(tmp_path/'x'/'runs').iterdir()]) == 7 # ours, without SAI, three losses, two starts
-    assert {'table5', 'table6', 'table7', 'table8', 'table9', 'fig7'} == tables_of(Store(tmp_path/'x')).keys()
+    shown = tables_of(DiagnosisStore(tmp_path/'x'))
+    assert shown.keys() == {'table5', 'table6', 'table7', 'table8', 'table9', 'fig7'}
     assert ('SAC yes, SAR no' in (tmp_path/'x'/'table8.md').read_text()
             and 'parameters' in (tmp_path/'x'/'table7.md').read_text())
 
@@ -237,39 +244,34 @@ def test_more_seeds_are_welcome(labelled, sr_model, tmp_path, quick):
 
 def test_a_failed_training_ends_its_run_alone(labelled, sr_model, tmp_path, quick, monkeypatch, capsys):
     from srdiag.core.errors import TrainingError
-    real = experiment.train_diagnosis
+    real = diagnosis_runs.train_diagnosis
 
     def fails(model, *args, **kw):
         if model.config['inputs'] == 'ILR': raise TrainingError('The loss is not finite.')
         real(model, *args, **kw)
 
-    monkeypatch.setattr(experiment, 'train_diagnosis', fails)
+    monkeypatch.setattr(diagnosis_runs, 'train_diagnosis', fails)
     run(labelled, tmp_path/'x', sr_model, only='LR-x2,ILR-x2,HR-x2')
-    assert (Store(tmp_path/'x').complete(Row('ILR', 'ILR', scale=2)) == []
+    assert (DiagnosisStore(tmp_path/'x').complete(Row('ILR', 'ILR', scale=2)) == []
             and len([*(tmp_path/'x').rglob('metrics.json')]) == 4)
     assert 'not recorded' in capsys.readouterr().out
 
 
 # Refused
 
-@pytest.mark.parametrize('budget,design,options,words', [(replace(TINY, epochs=2), HALF, CPU,
-                                                          'epochs was 1, now it is 2'),
-                                                         (replace(TINY, folds=3), HALF, CPU,
-                                                          'folds was 2, now it is 3'), (TINY, replace(HALF,
-                                                                                                      split_seed=1),
-                                                                                        CPU, 'split_seed'),
-                                                         (TINY, replace(HALF, sac=0.), CPU, 'sac was 100'),
-                                                         (TINY, replace(HALF, mode='batch'), CPU,
-                                                          'mode was context'), (TINY, HALF, replace(
-                                                                                    CPU, precision='bf16'),
-                                                                                'precision'),
-                                                         (TINY, HALF, replace(CPU, channels='grey'),
-                                                          'channel')])
+@pytest.mark.parametrize('budget,design,options,words', [
+    (replace(TINY, epochs=2), HALF, CPU, 'epochs was 1, now it is 2'),
+    (replace(TINY, folds=3), HALF, CPU, 'folds was 2, now it is 3'),
+    (TINY, replace(HALF, split_seed=1), CPU, 'split_seed'), (TINY, replace(HALF, sac=0.), CPU, 'sac was 100'),
+    (TINY, replace(HALF, mode='batch'), CPU, 'mode was context'),
+    (TINY, HALF, replace(CPU, precision='bf16'), 'precision'),
+    (TINY, HALF, replace(CPU, channels='grey'), 'channel')])
 def test_another_configuration_is_refused(finished, labelled, sr_model, snapshot, budget, design, options,
                                           words):
     before = snapshot(finished)
     with pytest.raises((DataError, ModelError), match=words):
-        run_experiment('table5', labelled/'labels.csv', finished, None, [sr_model], budget, design, options)
+        run_experiment('table5', labelled/'labels.csv', finished, Sources(sr=[sr_model]), budget, design,
+                       options)
     assert snapshot(finished) == before
 
 
@@ -291,10 +293,10 @@ def test_a_folder_of_something_else_is_refused(labelled, sr_model, tmp_path):
 
 
 def test_networks_are_needed_and_told_apart(sr_model):
-    assert (networks_of([sr_model, f'other={sr_model}']) == {
+    assert (networks_of(Sources(sr=[sr_model, f'other={sr_model}'])) == {
                 ('mrcnet', 2): str(sr_model), ('other', 2): str(sr_model)})
-    with pytest.raises(ModelError, match='Two networks'): networks_of([sr_model, sr_model])
-    with pytest.raises(ModelError, match='letters'): networks_of([f'a b={sr_model}'])
+    with pytest.raises(ModelError, match='Two networks'): networks_of(Sources(sr=[sr_model, sr_model]))
+    with pytest.raises(ModelError, match='letters'): networks_of(Sources(sr=[f'a b={sr_model}']))
 
 
 def test_a_network_for_other_channels(labelled, tmp_path):
@@ -314,7 +316,7 @@ def test_a_network_for_other_channels(labelled, tmp_path):
 def test_a_damaged_setup_is_named(finished, tmp_path, change, words):
     shutil.copytree(finished, tmp_path/'x')
     (tmp_path/'x'/'setup'/'config.json').write_text(change)
-    with pytest.raises(DataError, match=words): report(Store(tmp_path/'x'))
+    with pytest.raises(DataError, match=words): report_diagnosis(DiagnosisStore(tmp_path/'x'))
 
 
 @pytest.mark.parametrize('text', ['', 'file,group,true\na,b,ill\n',
@@ -323,7 +325,7 @@ def test_a_damaged_setup_is_named(finished, tmp_path, change, words):
 def test_damaged_predictions_are_named(finished, tmp_path, text):
     shutil.copytree(finished, tmp_path/'x')
     (tmp_path/'x'/'runs'/'LR-x2'/'seed0'/'fold0'/'predictions.csv').write_text(text)
-    with pytest.raises(DataError, match='remove the folder'): report(Store(tmp_path/'x'))
+    with pytest.raises(DataError, match='remove the folder'): report_diagnosis(DiagnosisStore(tmp_path/'x'))
 
 
 # Two processes on one folder
@@ -332,20 +334,21 @@ def test_two_processes_share_one_folder(labelled, sr_model, tmp_path):
     argv = ['experiment', 'table5', '--data', labelled/'labels.csv', '--sr', sr_model, '--out', tmp_path/'x',
             '--budget', 'smoke', '--scale', 2, '--references', 4, '--device', 'cpu', '--precision', 'fp32',
             '--only', 'LR,ILR']
-    both = ([subprocess.Popen([sys.executable, '-m', 'srdiag.commands.cli', *map(str, argv), '--only-fold', str(k)],
-                              stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for k in (0, 1)])
+    command = [sys.executable, '-m', 'srdiag.commands.cli', *map(str, argv), '--only-fold']
+    both = [subprocess.Popen([*command, str(k)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+            for k in (0, 1)]
     for p in both:
         _, err = p.communicate()
         assert p.returncode == 0, err
-    store = Store(tmp_path/'x')
+    store = DiagnosisStore(tmp_path/'x')
     assert [store.complete(Row(i, i, scale=2)) for i in ('LR', 'ILR')] == [[(0, 0), (0, 1)]]*2
     assert len(store.sessions()) == 2 and not [*store.folder.rglob('.*')]
-    assert report(store).is_file()
+    assert report_diagnosis(store).is_file()
 
 
 def test_a_run_that_ends_while_the_report_is_made_waits_for_the_next(finished, tmp_path):
     shutil.copytree(finished, tmp_path/'x')
-    store = Store(tmp_path/'x')
+    store = DiagnosisStore(tmp_path/'x')
     small, large = (Row(i, i, scale=2) for i in ('LR', 'ILR'))
     late = store.folder/'runs'/small.key/'seed0'/'fold1'
     late.rename(tmp_path/'late')
@@ -451,18 +454,19 @@ def test_verdicts_follow_the_interval():
 
 
 def test_confusion_in_percent(finished):
-    mean, sd, counts = confusion_of(Store(finished), replace(OURS, scale=2))
+    mean, sd, counts = confusion_of(DiagnosisStore(finished), replace(OURS, scale=2))
     assert np.allclose(mean.sum(1), 100) and counts.sum() == 24 and sd.shape == (2, 2)
 
 
 def test_limits_speak_of_what_was_done(finished):
-    store = Store(finished)
-    setup = store.setup()
-    assert ('reference images' in limits(setup, 1) and 'not known' in limits(setup, 1)
-            and 'averaged image by image' in limits(setup, 3))
+    store = DiagnosisStore(finished)
+    setup = store.head()
+    assert ('reference images' in diagnosis_limits(setup, 1) and 'not known' in diagnosis_limits(setup, 1)
+            and 'averaged image by image' in diagnosis_limits(setup, 3))
     unknown = json.loads(json.dumps(setup))
     unknown['about']['grouped'] = False
     unknown['fixed']['images'] = 'lr'
-    assert 'Groups are unknown' in limits(unknown, 1) and 'no gap to close' in limits(unknown, 1)
-    assert ('have seen their test images' in limits(setup, 1,
+    said = diagnosis_limits(unknown, 1)
+    assert 'Groups are unknown' in said and 'no gap to close' in said
+    assert ('have seen their test images' in diagnosis_limits(setup, 1,
                                                     [dict(name='mrcnet', scale=2, hash='', shared=3)]))

@@ -4,8 +4,12 @@ import shutil
 
 import pytest
 
+from srdiag.bench.diagnosis_store import DiagnosisStore, read_predictions
+from srdiag.bench.folds import make_folds
+from srdiag.bench.networks import networks_of
+from srdiag.bench.rows import chosen_rows, rows_of
+from srdiag.bench.settings import Design, Sources
 from srdiag.core.errors import DataError, ModelError
-from srdiag.bench.tables import Design, Store, chosen_rows, make_folds, networks_of, read_predictions, rows_of
 
 FORM = 'srdiag experiment 1'
 FIXED = dict(folds=2, epochs=1, batch_size=8, scale=2, recipe='fast', mode='context', mutual='mean',
@@ -65,7 +69,7 @@ def test_what_a_killed_run_leaves_is_no_run(empty):
     for name in ('.fold0-12345678', 'fold0-incomplete-12345678'):
         (folder/'runs'/'LR-x4'/'seed0'/name).mkdir(parents=True)
         (folder/'runs'/'LR-x4'/'seed0'/name/'metrics.json').write_text('{}')
-    assert Store(folder).complete(rows_of('table5', Design(), ())[0]) == []
+    assert DiagnosisStore(folder).complete(rows_of('table5', Design(), ())[0]) == []
 
 
 @pytest.mark.parametrize('line', ['a,p,ill,nan,0.5', 'a,p,ill,,0.5', 'a,p,,0.5,0.5', 'a,p,ill,0.'])
@@ -88,8 +92,8 @@ def test_absurd_numbers(tmp_path, run_cli, option, value):
     assert code == 2 and option in err and 'Traceback' not in err and not (tmp_path/'x').exists()
 
 
-@pytest.mark.parametrize('args,words', [(['--folds', 1], 'folds of 2'),
-                                        (['--batch-size', 1], 'batch_size of 2'),
+@pytest.mark.parametrize('args,words', [(['--folds', 1], 'folds to be a whole number of 2 or more'),
+                                        (['--batch-size', 1], 'batch_size to be a whole number of 2 or more'),
                                         (['--only', ','], 'not a row'), (['--only-seed', 1], 'only number 0'),
                                         (['--only-fold', 9], 'no fold 9'),
                                         (['--sr', 'none'], 'no model folder')])
@@ -129,7 +133,8 @@ def test_a_file_in_place_of_the_output(labelled, tmp_path, refused):
             'histology_x2', '--budget', 'smoke', '--scale', 2, '--device', 'cpu', naming=[tmp_path/'x'])
 
 
-@pytest.mark.parametrize('labels,groups', [(['a']*8 + ['b'], [f'p{k}' for k in range(9)]), (['a', 'b']*2, ['p', 'p', 'p', 'p']), (['a', 'b'], None)])
+@pytest.mark.parametrize('labels,groups', [(['a']*8 + ['b'], [f'p{k}' for k in range(9)]),
+                                           (['a', 'b']*2, ['p', 'p', 'p', 'p']), (['a', 'b'], None)])
 def test_folds_that_cannot_be(labels, groups):
     with pytest.raises(DataError): make_folds(labels, groups, 3)
 
@@ -147,7 +152,7 @@ def test_a_setup_that_somebody_edited(part, change, words, empty, refused):
 
 @pytest.mark.parametrize('name', ['fixed', 'scratch', 'nosac', 'Bicubic'])
 def test_names_of_networks_that_mean_something_in_a_row(name):
-    with pytest.raises(ModelError, match='another name'): networks_of([f'{name}=histology_x2'])
+    with pytest.raises(ModelError, match='another name'): networks_of(Sources(sr=[f'{name}=histology_x2']))
 
 
 PREDICTED = 'file,group,true,ens_healthy,ens_ill,mode_solo_healthy\n'

@@ -10,6 +10,12 @@ import pandas as pd
 import pytest
 import torch
 
+from srdiag.bench.costs import costs_of
+from srdiag.bench.diagnosis_store import DiagnosisStore
+from srdiag.bench.pictures import mean_scores
+from srdiag.bench.rows import Row
+from srdiag.bench.settings import Design, ExperimentShare, diagnosis_budget
+from srdiag.bench.tables import run_experiment
 from srdiag.models.split import read_split
 from srdiag.training.options import RunOptions
 from srdiag.data.degradation import upsample
@@ -21,7 +27,6 @@ from srdiag.evaluation.calibration import calibrate
 from srdiag.evaluation.diagnostic import (bootstrap_interval, checked_probabilities, confusion,
                                           diagnostic_metrics, group_index)
 from srdiag.evaluation.gains import gap_closed, mean_interval, paired_gain, share_interval
-from srdiag.bench.tables import Design, Row, Store, _score, budget_of, costs_of, run_experiment
 from srdiag.models.saving import load_model
 
 CPU, HALF = RunOptions(device='cpu', precision='fp32'), Design(scale=2, references=4)
@@ -373,8 +378,8 @@ def test_a_group_called_na_is_a_group(models, tmp_path):
 def done(labelled, tmp_path_factory):
     "One row of Table V, two folds, with its frameworks; tests copy it before they change it"
     out = tmp_path_factory.mktemp('experiment')/'out'
-    run_experiment('table5', labelled/'labels.csv', out, budget=budget_of('smoke'), design=HALF, options=CPU,
-                   only='LR-x2,LR+ILR-sai-x2', keep_models=True)
+    run_experiment('table5', labelled/'labels.csv', out, budget=diagnosis_budget('smoke'), design=HALF,
+                   options=CPU, share=ExperimentShare('LR-x2,LR+ILR-sai-x2', keep_models=True))
     return out
 
 
@@ -412,14 +417,14 @@ def test_metrics_that_cannot_be(change, words, copied):
     m = json.loads(path.read_text())
     change(m)
     path.write_text(json.dumps(m))
-    with pytest.raises(DataError, match=words): Store(copied).metrics(row, 0, 0)
+    with pytest.raises(DataError, match=words): DiagnosisStore(copied).metrics(row, 0, 0)
 
 
 @pytest.mark.parametrize('change', [lambda t: t.drop(columns='fold'), lambda t: pd.concat([t, t.iloc[:1]])])
 def test_a_table_of_folds_that_is_none(change, copied):
     change(pd.read_csv(copied/'setup'/'split.csv', dtype=str)).to_csv(copied/'setup'/'split.csv', index=False)
     with pytest.raises(DataError, match='split.csv is not readable'):
-        Store(copied).predictions(Row('LR', 'LR', scale=2), 0, 0)
+        DiagnosisStore(copied).predictions(Row('LR', 'LR', scale=2), 0, 0)
 
 
 def test_groups_that_were_changed(copied):
@@ -427,7 +432,7 @@ def test_groups_that_were_changed(copied):
     p = pd.read_csv(path)
     p.assign(group=p.group.iloc[0]).to_csv(path, index=False)
     with pytest.raises(DataError, match='images and groups of fold 0'):
-        Store(copied).predictions(Row('LR', 'LR', scale=2), 0, 0)
+        DiagnosisStore(copied).predictions(Row('LR', 'LR', scale=2), 0, 0)
 
 
 @pytest.mark.parametrize('change', [lambda c: c['fixed'].pop('mutual'), lambda c: c['fixed'].pop(
@@ -447,17 +452,17 @@ def test_a_setup_that_cannot_be(change, copied, refused):
 @pytest.mark.parametrize('content', [{'LR+SR-x2': 5}, {'LR+SR-x2': {}}])
 def test_costs_that_cannot_be(content, copied):
     (copied/'cost.json').write_text(json.dumps(content))
-    with pytest.raises(DataError, match='cost.json'): costs_of(Store(copied))
+    with pytest.raises(DataError, match='cost.json'): costs_of(DiagnosisStore(copied))
 
 
 def test_left_of_a_run_that_was_killed(copied, labelled, capsys):
     left = copied/'runs'/'LR-x2'/'seed0'/'.fold1-0a1b2c3d'
     left.mkdir()
-    run_experiment('table5', labelled/'labels.csv', copied, budget=budget_of('smoke'), design=HALF,
-                   options=CPU, only='LR-x2')
+    run_experiment('table5', labelled/'labels.csv', copied, budget=diagnosis_budget('smoke'), design=HALF,
+                   options=CPU, share=ExperimentShare('LR-x2'))
     assert str(left) in capsys.readouterr().out and left.is_dir(), 'said, and not removed: it might be in use'
 
 
 def test_images_without_any_error_have_no_psnr():
-    assert (_score(lambda lr: upsample(lr, 2), SRPairs([torch.full((3, 32, 32), 40, dtype=torch.uint8)],
-                                                          2)) == dict(psnr=None, ssim=None, n=0))
+    white = SRPairs([torch.full((3, 32, 32), 40, dtype=torch.uint8)], 2)
+    assert mean_scores(lambda lr: upsample(lr, 2), white) == dict(psnr=None, ssim=None, n=0)

@@ -19,8 +19,8 @@ from ..sr.zoo import MODELS, create_model
 INPUT_SIDE = {4: 128, 2: 96} # scale → side in px of the low-resolution input that Tables I to III count at
 
 NETWORKS = [ # name in the paper's tables, scale, input side in px, builder
-    *[(entry.title, scale, INPUT_SIDE[scale], partial(create_model, f'{base}_x{scale}')) for base,
-      entry in MODELS.items() for scale in entry.printed],
+    *[(entry.title, scale, INPUT_SIDE[scale], partial(create_model, f'{base}_x{scale}'))
+      for base, entry in MODELS.items() for scale in entry.printed],
     ('Framework WCE', 4, 128, partial(SREnhancedDiagnosis, 3, 4)),
     ('Framework WCE w/o SAI', 4, 128, partial(SREnhancedDiagnosis, 3, 4, sai=False)),
     ('Framework PCam', 2, 96, partial(SREnhancedDiagnosis, 2, 2)),
@@ -48,7 +48,7 @@ def compare_with_published() -> list[dict]:
     rows = []
     for cost in network_costs():
         p = published[cost.name, cost.scale]
-        (rows.append(asdict(cost) | {f'published_{k}': p[k] for k in ('parameters', 'flops')}
-                     | dict(source=p['source'])
-                     | {f'{k}_percent': 100*(getattr(cost, k)/p[k] - 1) for k in ('parameters', 'flops')}))
+        rows.append(asdict(cost) | {f'published_{k}': p[k] for k in ('parameters', 'flops')}
+                    | dict(source=p['source'])
+                    | {f'{k}_percent': 100*(getattr(cost, k)/p[k] - 1) for k in ('parameters', 'flops')})
     return rows

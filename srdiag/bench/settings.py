@@ -143,7 +143,9 @@ def is_whole(
 class Sources:
     "What an experiment reads beside the images"
     labels: str|None = None # table whose files are relative to --data
-    sr: tuple = () # FOLDER or NAME=FOLDER of super-resolution networks; several for table10 and fig6
+    # [NAME=]FOLDER: model folder of a super-resolution network, or the name of one of the package; several for
+    # table10 and fig6
+    sr: tuple[str, ...] = ()
     benchmark: str|None = None # a benchmark whose trained networks take part in fig6
 
     def __post_init__(self): object.__setattr__(self, 'sr', tuple(str(x) for x in self.sr))

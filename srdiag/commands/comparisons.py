@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Annotated, Literal
 
-from tyro.conf import Positional, Suppress, UseAppendAction, arg
+from tyro.conf import Positional, Suppress, arg
 
 from ..bench.settings import (TABLE_NAMES, BenchmarkShare, BudgetName, Design, ExperimentShare, Preset,
                                    Recipe, Sources, diagnosis_budget, sr_budget)
@@ -129,12 +129,8 @@ class Experiment:
     # folder with one sub-folder per class, or a CSV with columns file, label and, if known, group and split;
     # not needed with --report-only
     data: Path|None = None
-    labels: Path|None = None # table whose files are relative to --data
-    # [NAME=]FOLDER: model folder of a super-resolution network, or the name of one of the package; repeat it
-    # for table10 and fig6
-    sr: UseAppendAction[tuple[str, ...]] = ()
-    benchmark: Path|None = None # a benchmark whose trained networks take part in fig6
     report_only: bool = False # remake tables and figures from what is complete; trains nothing
+    sources: Sources = Sources() # what is read beside the images
     budget: DiagnosisLength = DiagnosisLength() # how long every row trains, and how often
     design: Rows = Rows() # what all rows have in common
     share: ExperimentShare = ExperimentShare() # which part of the work this process does
@@ -148,9 +144,8 @@ class Experiment:
         if self.data is None:
             raise DataError('The experiment needs labelled images: name them with --data, or use '
                             '--report-only.')
-        sources = Sources(self.labels, self.sr, self.benchmark)
-        run_experiment(self.name, self.data, self.out, sources, self.budget.decided(), self.design.decided(),
-                       self.reading, self.share)
+        run_experiment(self.name, self.data, self.out, self.sources, self.budget.decided(),
+                       self.design.decided(), self.reading, self.share)
 
 # %% ../../nbs/commands/comparisons.ipynb #c021
 def _print_costs(rows): # of compare_with_published
