@@ -88,8 +88,8 @@ def _find(argv): # → name of the command, the words after it
 
 # %% ../../nbs/commands/cli.ipynb #c016
 _REGISTRY, _SILENT = ConstructorRegistry(), tyro.conf.arg(help_behavior_hint='')
-_FLAT = (tyro.conf.OmitArgPrefixes, tyro.conf.FlagCreatePairsOff, tyro.conf.DisallowNone,
-         tyro.conf.PositionalMetavarFromFieldName)
+_FLAT = (tyro.conf.OmitArgPrefixes, tyro.conf.FlagCreatePairsOff, tyro.conf.UseAppendAction,
+         tyro.conf.DisallowNone, tyro.conf.PositionalMetavarFromFieldName)
 
 def _shown(field): # without a default that says nothing
     empty = field.default is None or isinstance(field.default, bool)
