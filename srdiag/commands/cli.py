@@ -14,7 +14,8 @@ import textwrap
 import warnings
 from dataclasses import is_dataclass, replace
 from difflib import get_close_matches
-from typing import Annotated
+from types import UnionType
+from typing import Annotated, Union, get_args
 
 import tyro
 from tyro.constructors import ConstructorRegistry
@@ -92,8 +93,9 @@ _FLAT = (tyro.conf.OmitArgPrefixes, tyro.conf.FlagCreatePairsOff, tyro.conf.UseA
          tyro.conf.DisallowNone, tyro.conf.PositionalMetavarFromFieldName)
 
 def _shown(field): # without a default that says nothing
-    empty = field.default is None or isinstance(field.default, bool)
-    return replace(field, type=Annotated[field.type, _SILENT]) if empty else field
+    kind = Union[get_args(field.type)] if isinstance(field.type, UnionType) else field.type
+    if field.default is None or isinstance(field.default, bool): kind = Annotated[kind, _SILENT]
+    return replace(field, type=kind)
 
 # %% ../../nbs/commands/cli.ipynb #c018
 _asked = [] # while tyro's own rule is asked, ours is silent
