@@ -30,7 +30,6 @@ from ..models.info import ModelInfo
 from ..models.saving import check_output, save_model
 from ..show import figures
 from ..show.affinities import gate_simplex
-from ..show.affinities import gate_simplex
 from ..show.report import Report
 from ..sr.distillation import distil
 from ..sr.inference import super_resolve
