@@ -28,6 +28,7 @@ def check_channels(
     raise ModelError(f'The super-resolution model in {folder} reads {own} channel(s), but the images '
                      f'have {channels}: use --channels.')
 
+# %% ../../nbs/diagnosis/build.ipynb #c008
 def say_if_recursive(
     network: nn.Module, # a super-resolution network
     folder, # where it came from, for the sentence
@@ -36,7 +37,7 @@ def say_if_recursive(
     if network.config.get('steps', 1) > 1:
         say(f'Note: {folder} is recursive; the paper uses the distilled single-forward network here.')
 
-# %% ../../nbs/diagnosis/build.ipynb #c009
+# %% ../../nbs/diagnosis/build.ipynb #c011
 def _stems(side, settings): # of the images in px → stem of the small image and of the large one
     large = side if settings.images == 'hr' else side*settings.scale
     return stem_for(side//settings.reduction), stem_for(large)

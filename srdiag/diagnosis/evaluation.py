@@ -91,6 +91,7 @@ def calibration_for(
     say(f'Note: temperature and thresholds were set in the mode {network.mode}, so they are not used in the '
         f'mode {mode}.')
 
+# %% ../../nbs/diagnosis/evaluation.ipynb #c019
 def say_if_ignored(
     network, # SREnhancedDiagnosis, or a super-resolution network
     labels, # path of the labels, or None
@@ -103,7 +104,7 @@ def say_if_ignored(
     if mode is not None and (sr or not network.mixes):
         say(f'Note: this model compares no images with each other, so the mode {mode} makes no difference.')
 
-# %% ../../nbs/diagnosis/evaluation.ipynb #c021
+# %% ../../nbs/diagnosis/evaluation.ipynb #c023
 def _known(m, key): return m.get(key, float('nan')) == m.get(key, float('nan')) # there, and not nan
 
 def _caution_sentence(m): # what the thresholds did, or ''
@@ -115,6 +116,7 @@ def _caution_sentence(m): # what the thresholds did, or ''
                  f'{100*m["decision_undecided"]:.0f} % undecided, {100*m["decision_missed"]:.0f} % missed')
     return text
 
+# %% ../../nbs/diagnosis/evaluation.ipynb #c025
 def diagnosis_sentence(
     m: dict, # metrics of `evaluate_labelled`
 ) -> str:

@@ -193,6 +193,7 @@ def _add_embeddings(report, a):
         report.figure(embedding_figure(features, a.labels[some], a.classes, method, groups=groups),
                       f'Features after the last stage, {when}.', f'Embedding, {method}')
 
+# %% ../../nbs/show/assessment.ipynb #c029
 def add_inside(
     report: Report, # gets a section
     a: Assessed, # model and test
@@ -202,7 +203,7 @@ def add_inside(
                    'plausible and be wrong; the notebook on interpretation shows how to check one.')
     for part in (_add_saliency, _add_affinities, _add_embeddings): part(report, a)
 
-# %% ../../nbs/show/assessment.ipynb #c030
+# %% ../../nbs/show/assessment.ipynb #c032
 def _lead(m): # metrics → the first sentence
     lead = f'Accuracy {m["accuracy"]:.3f} on {counted(m["n"], "image")}'
     if m['accuracy_low'] == m['accuracy_low']:

@@ -68,6 +68,7 @@ def _draw_risk(ax, curve, bound, level):
     ax.plot(curve.coverage, curve.risk, color=PALETTE[0], drawstyle='steps-post',
             label='wrong among the answered')
 
+# %% ../../nbs/show/calibration.ipynb #c019
 def _mark(ax, curve, abstention): # the threshold on this curve; how high the axis must reach
     answered = np.flatnonzero(curve.threshold >= abstention.threshold)
     if abstention.wanted == 'risk':
@@ -80,7 +81,7 @@ def _mark(ax, curve, abstention): # the threshold on this curve; how high the ax
         ax.axvline(curve.coverage[i], color=PALETTE[1], lw=0.9, ls=':')
     return 1.6*abstention.value if abstention.wanted == 'risk' else 0
 
-# %% ../../nbs/show/calibration.ipynb #c019
+# %% ../../nbs/show/calibration.ipynb #c021
 def risk_coverage_figure(
     targets, # N true class numbers
     probabilities, # N×K, rows sum to 1; calibrated, if the threshold is
@@ -103,7 +104,7 @@ def risk_coverage_figure(
         ax.legend(loc='upper left' if curve.risk.argmax() > len(curve.risk)/4 else 'upper right')
     return finished(fig)
 
-# %% ../../nbs/show/calibration.ipynb #c025
+# %% ../../nbs/show/calibration.ipynb #c027
 def _one_against_rest(targets, probabilities, classes, positive):
     # → N booleans: is it that class, its probability, is it the most probable one
     targets, p = checked_probabilities(targets, probabilities, classes)
@@ -114,6 +115,7 @@ def _one_against_rest(targets, probabilities, classes, positive):
         raise DataError(f'A ROC curve of {positive} needs images of that class and of others.')
     return y, p[:, k], p.argmax(1) == k
 
+# %% ../../nbs/show/calibration.ipynb #c029
 def _draw_point(ax, point): # an OperatingPoint with both intervals
     x, y, colour = 1 - point.specificity, point.sensitivity, PALETTE[1]
     ax.hlines(y, 1 - point.specificity_high, 1 - point.specificity_low, color=colour, lw=4, alpha=0.35)
@@ -122,7 +124,7 @@ def _draw_point(ax, point): # an OperatingPoint with both intervals
             label=f'{plain(point.positive)} from {point.threshold:.3f} on:\nsensitivity '
                   f'{point.sensitivity:.3f}, specificity {point.specificity:.3f}')
 
-# %% ../../nbs/show/calibration.ipynb #c027
+# %% ../../nbs/show/calibration.ipynb #c031
 def operating_figure(
     targets, # N true class numbers
     probabilities, # N×K, rows sum to 1; calibrated, if the point is

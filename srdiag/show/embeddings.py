@@ -110,6 +110,7 @@ def _tsne(x, seed):
     points = points - (points.max(0) + points.min(0))/2
     return points/np.abs(points).max(), ['', '']
 
+# %% ../../nbs/show/embeddings.ipynb #c024
 def project(
     x, # N×C features
     method: str = 'pca', # 'pca' or 't-sne' (also 'tsne')
@@ -121,7 +122,7 @@ def project(
     if len(x) < 5: raise DataError(f'{len(x)} images are too few for an embedding: use at least 5.')
     return ways[method](standardised(x), seed)
 
-# %% ../../nbs/show/embeddings.ipynb #c026
+# %% ../../nbs/show/embeddings.ipynb #c028
 def _draw_embedding(ax, projected, labels, classes, title, limit):
     points, names = projected
     for i, k in enumerate(np.unique(labels)):
@@ -135,7 +136,7 @@ def _apart(x, labels, groups): # both numbers, for a title
     return (f'neighbours {neighbour_accuracy(x, labels, groups):.2f}, '
             f'silhouette {silhouette_score(standardised(x), labels):+.2f}')
 
-# %% ../../nbs/show/embeddings.ipynb #c028
+# %% ../../nbs/show/embeddings.ipynb #c030
 def _below(fig, method, stage, n):
     notes = dict(pca='PCA of standardised features, one pair of axes for each panel',
                  tsne='t-SNE: axes, sizes of clusters and distances between them mean nothing')
@@ -150,7 +151,7 @@ def _panels(found): # (branch, stage, when) → the same keys in rows and column
         if row: rows.append(row)
     return rows
 
-# %% ../../nbs/show/embeddings.ipynb #c030
+# %% ../../nbs/show/embeddings.ipynb #c032
 def embedding_figure(
     features: dict, # from `branch_features`
     labels, # N class numbers

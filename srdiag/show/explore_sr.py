@@ -167,6 +167,7 @@ KERNELS = { # name → function of B×C×H×W and the scale
     'nearest': lambda x, scale: _resized(x, scale, 'nearest'), # the top left pixel of each cell: a shift
 }
 
+# %% ../../nbs/show/explore_sr.ipynb #c039
 def shrink(
     hr: torch.Tensor, # C×H×W float in [0, 1], sides divisible by `scale`
     scale: int, # how many times smaller
@@ -176,7 +177,7 @@ def shrink(
     if kernel not in KERNELS: raise ValueError(f'kernel is one of {"; ".join(KERNELS)}, not {kernel!r}.')
     return KERNELS[kernel](hr[None], scale)[0]
 
-# %% ../../nbs/show/explore_sr.ipynb #c039
+# %% ../../nbs/show/explore_sr.ipynb #c041
 class DegradationExplorer(Explorer):
     "Shrink by a kernel, restore, score under a named convention (Section IV-A)"
     def __init__(self,

@@ -59,6 +59,7 @@ def _sheet(n, shapes, width): # images in a row; height and width of the images 
     height = sum(width/n*h/w for h, w in shapes) + 0.75 + 0.4*(len(shapes) - 1)
     return plt.subplots(len(shapes), n, squeeze=False, figsize=(width, height))
 
+# %% ../../nbs/show/figures.ipynb #c019
 def _draw_panel(images, hr, convention, box, error_maps, width):
     full = {name: F.interpolate(x[None].float(), size=hr.shape[1:], mode='nearest')[0]
             for name, x in images.items()} | {'HR': hr}
@@ -75,7 +76,7 @@ def _draw_panel(images, hr, convention, box, error_maps, width):
     fig.supxlabel(f'PSNR and SSIM: {convention.describe(hr.shape[0])}', fontsize=8, color='#555555')
     return fig
 
-# %% ../../nbs/show/figures.ipynb #c019
+# %% ../../nbs/show/figures.ipynb #c021
 def sr_panel(
     # name -> C×H×W, 0..1; one smaller than `hr` is enlarged by nearest neighbour and not scored
     images: dict[str, torch.Tensor],
@@ -89,7 +90,7 @@ def sr_panel(
     _check_panel(images, hr, zoom_box)
     with style(): return finished(_draw_panel(images, hr, convention, zoom_box, error_maps, width))
 
-# %% ../../nbs/show/figures.ipynb #c024
+# %% ../../nbs/show/figures.ipynb #c026
 def _panels(log, keys, x): # → name of the quantity: {'train', 'valid' or '': column}
     skip, panels = {'step', 'epoch', 'time', x}, {}
     for column in log.columns:
@@ -101,7 +102,7 @@ def _panels(log, keys, x): # → name of the quantity: {'train', 'valid' or '': 
     raise ValueError(f'None of {keys} is a numeric column of the log, which has: '
                      f'{", ".join(map(str, log.columns))}.')
 
-# %% ../../nbs/show/figures.ipynb #c026
+# %% ../../nbs/show/figures.ipynb #c028
 def _draw_curves(ax, log, x, name, kinds): # one quantity
     for kind, column in kinds.items():
         part = log[[x, column]].dropna()
@@ -113,7 +114,7 @@ def _draw_curves(ax, log, x, name, kinds): # one quantity
     ax.xaxis.set_major_locator(MaxNLocator(4, integer=True))
     ax.tick_params(labelbottom=True)
 
-# %% ../../nbs/show/figures.ipynb #c028
+# %% ../../nbs/show/figures.ipynb #c030
 def training_curves(
     log, # pandas.DataFrame: a column 'step' or 'epoch', and columns of losses and metrics
     # what to draw, by column or without 'train_' and 'valid_'; None: every numeric column
@@ -137,7 +138,7 @@ def training_curves(
         if title: fig.suptitle(title)
     return finished(fig)
 
-# %% ../../nbs/show/figures.ipynb #c032
+# %% ../../nbs/show/figures.ipynb #c034
 def learning_curves(
     curves: dict, # name -> values, one after each epoch
     steps: int = 1, # training steps per epoch
@@ -160,7 +161,7 @@ def learning_curves(
         fig.legend(lines, labels, loc='outside right center', title='last value')
     return finished(fig)
 
-# %% ../../nbs/show/figures.ipynb #c035
+# %% ../../nbs/show/figures.ipynb #c037
 def _finish_confusion(ax, classes, title):
     ax.set(xlabel='predicted', ylabel='true', title=title)
     ax.tick_params(axis='y', rotation=0, length=0)
@@ -170,7 +171,7 @@ def _finish_confusion(ax, classes, title):
     plt.setp(ax.get_xticklabels(), rotation=30 if crowded else 0, ha='right' if crowded else 'center',
              rotation_mode='anchor')
 
-# %% ../../nbs/show/figures.ipynb #c037
+# %% ../../nbs/show/figures.ipynb #c039
 def confusion_figure(
     matrix, # K×K counts; rows are true classes, columns predicted ones
     classes, # K class names
@@ -191,7 +192,7 @@ def confusion_figure(
         _finish_confusion(ax, classes, title)
     return finished(fig)
 
-# %% ../../nbs/show/figures.ipynb #c040
+# %% ../../nbs/show/figures.ipynb #c042
 def _interval(row): # a dictionary as in `accuracy_bars` → low and high in percent, or None
     low, high = (row.get(k) for k in ('low', 'high'))
     if low is None or high is None or math.isnan(low) or math.isnan(high): return None
@@ -204,7 +205,7 @@ def _draw_accuracy(ax, y, row): # one row at the height y
     ax.annotate(f'{value:.1f}', (max(ends or [value]), y), xytext=(7, 0), textcoords='offset points',
                 va='center', fontsize=8, color='#333333')
 
-# %% ../../nbs/show/figures.ipynb #c042
+# %% ../../nbs/show/figures.ipynb #c044
 def accuracy_bars(
     rows: list[dict], # name, accuracy, low, high; all 0..1; without low and high only the mark is drawn
     label: str = 'accuracy', # what is drawn, for the axis
@@ -222,7 +223,7 @@ def accuracy_bars(
         ax.tick_params(axis='y', length=0)
     return finished(fig)
 
-# %% ../../nbs/show/figures.ipynb #c045
+# %% ../../nbs/show/figures.ipynb #c047
 def _places(): # around a bubble, the nearest first: direction, alignment, distance in points
     near = [(1, 0, 'left', 'center'), (-1, 0, 'right', 'center'), (0, 1, 'center', 'bottom'),
             (0, -1, 'center', 'top')]
@@ -245,7 +246,7 @@ def _place_label(ax, frame, taken, point): # tries one place after the other →
         if free and inside or place == _places()[-1]: return b.x0, b.y0, b.x1, b.y1
         text.remove()
 
-# %% ../../nbs/show/figures.ipynb #c047
+# %% ../../nbs/show/figures.ipynb #c049
 def _place_labels(fig, ax, points): # x and y in data, radius in points, label
     fig.canvas.draw()
     fig.set_layout_engine('none')
@@ -260,7 +261,7 @@ def _floor_line(ax, row): # a method that computes nothing that is counted, as a
     ax.annotate(row['name'], (0.99, row['psnr']), xycoords=('axes fraction', 'data'), xytext=(0, 3),
                 textcoords='offset points', ha='right', fontsize=8)
 
-# %% ../../nbs/show/figures.ipynb #c049
+# %% ../../nbs/show/figures.ipynb #c051
 def _bubbles(ax, rows, highlight): # → what is to be labelled
     rows, points = sorted(rows, key=lambda r: -r['parameters']), []
     for r in rows:
@@ -279,7 +280,7 @@ def _cost_axes(ax, flops, values, title): # room for labels around the bubbles
            ylim=(min(values) - 0.2*room, max(values) + 0.2*room),
            xlabel='FLOPs for one image (logarithmic)', ylabel='PSNR (dB)')
 
-# %% ../../nbs/show/figures.ipynb #c052
+# %% ../../nbs/show/figures.ipynb #c054
 def psnr_flops(
     # name, psnr in dB, flops, parameters; and sd in dB, if known. Without flops: a dashed line
     rows: list[dict],

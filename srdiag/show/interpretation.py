@@ -90,6 +90,7 @@ def images_for(
     if not hasattr(model, 'large_image'): return lr, lr if hr is None else hr
     with torch.no_grad(): return lr, model.large_image(lr, hr)
 
+# %% ../../nbs/show/interpretation.ipynb #c020
 def diagnose(
     model, # SREnhancedDiagnosis, DiagnosisNetwork or SingleBranch
     lr, large, # from `images_for`
@@ -100,7 +101,7 @@ def diagnose(
     network = network_of(model)
     return network(lr, large, mode, context) if hasattr(network, 'branch_sr') else network(large)
 
-# %% ../../nbs/show/interpretation.ipynb #c020
+# %% ../../nbs/show/interpretation.ipynb #c022
 def mode_for(
     model, # SREnhancedDiagnosis, DiagnosisNetwork or SingleBranch
     mode: str|None = None, # as asked; None: the model's own

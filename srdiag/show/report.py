@@ -33,13 +33,14 @@ def _inline(
         else: out += Markup('<strong>{}</strong>').format(_inline(part[2:-2]))
     return out
 
+# %% ../../nbs/show/report.ipynb #c014
 def _paragraphs(
     prose, # text with blank lines between paragraphs
 ) -> list: # of Markup, one per paragraph, empty ones left out
     "Cut prose into paragraphs"
     return [_inline(' '.join(part.split())) for part in re.split(r'\n\s*\n', str(prose)) if part.strip()]
 
-# %% ../../nbs/show/report.ipynb #c015
+# %% ../../nbs/show/report.ipynb #c017
 def _plain(value):
     "Python's own value for a number from numpy or torch; None for anything missing"
     if getattr(value, 'ndim', 0):
@@ -49,7 +50,7 @@ def _plain(value):
     if value is None or value is pd.NA or value is pd.NaT or value != value: return None
     return value
 
-# %% ../../nbs/show/report.ipynb #c017
+# %% ../../nbs/show/report.ipynb #c019
 def _number_text(
     value, # int or float
     spec: str|None, # such as '.2f'; None: four significant digits, whole numbers in full
@@ -63,7 +64,7 @@ def _number_text(
     if isinstance(value, int): return str(value)
     return f'{value:.0f}' if 1e4 <= abs(value) < 1e15 else f'{value:.4g}'
 
-# %% ../../nbs/show/report.ipynb #c020
+# %% ../../nbs/show/report.ipynb #c022
 def _columns(
     data, # DataFrame or list of dictionaries
 ) -> tuple: # names of the columns, and rows as lists
@@ -80,7 +81,7 @@ def _columns(
     keys = list(dict.fromkeys(key for row in rows for key in row))
     return [str(key) for key in keys], [[row.get(key) for key in keys] for row in rows]
 
-# %% ../../nbs/show/report.ipynb #c023
+# %% ../../nbs/show/report.ipynb #c025
 def _cell(value, spec, right):
     "Text and style of one cell; `right` says whether its column holds numbers"
     if value is None: return dict(text='–', style='n none' if right else 'none', number=right)
@@ -88,7 +89,7 @@ def _cell(value, spec, right):
     if isinstance(value, (int, float)): return dict(text=_number_text(value, spec), style='n', number=True)
     return dict(text=str(value), style='long' if len(str(value)) > 36 else '', number=False)
 
-# %% ../../nbs/show/report.ipynb #c025
+# %% ../../nbs/show/report.ipynb #c027
 def _table(
     data, # DataFrame or list of dictionaries
     formats: dict, # column -> format spec
@@ -106,7 +107,7 @@ def _table(
     return dict(heads=[dict(text=n, number=r) for n, r in zip(names, right)],
                 rows=[[_cell(*args) for args in zip(row, specs, right)] for row in rows])
 
-# %% ../../nbs/show/report.ipynb #c028
+# %% ../../nbs/show/report.ipynb #c030
 class _Words:
     "Sections with prose, notices and facts; each method returns the report itself"
     def __init__(self, title, lead):
@@ -148,7 +149,7 @@ class _Words:
             return '–' if _plain(value) is None else str(_plain(value))
         return self._add('facts', pairs=[(str(name), show(value)) for name, value in pairs.items()])
 
-# %% ../../nbs/show/report.ipynb #c030
+# %% ../../nbs/show/report.ipynb #c032
 _DISCLAIMER = 'For teaching and research. Not for diagnostic use.'
 
 def _page(
@@ -162,7 +163,7 @@ def _page(
     return jinja.from_string(source).render(title=title, lead=lead, sections=sections,
                                             disclaimer=_DISCLAIMER, version=__version__)
 
-# %% ../../nbs/show/report.ipynb #c032
+# %% ../../nbs/show/report.ipynb #c034
 class Report(_Words):
     "Prose, figures, tables and facts for one HTML file; each method but `write` returns the report"
     def __init__(self,

@@ -52,6 +52,7 @@ def _check_cam(model, stage, head, mode):
     if head != 'ens' and len(branches_of(model)) == 1:
         raise ModelError(f"This model has one branch and one head: ask for head='ens', not {head!r}.")
 
+# %% ../../nbs/show/saliency.ipynb #c015
 def _targets(target, n): # one class number, N of them or None → N or None
     if target is None: return None
     target = torch.as_tensor(target).long()
@@ -60,7 +61,7 @@ def _targets(target, n): # one class number, N of them or None → N or None
                          'each, or one number.')
     return target.expand(n)
 
-# %% ../../nbs/show/saliency.ipynb #c016
+# %% ../../nbs/show/saliency.ipynb #c018
 def stage_heat(
     features: torch.Tensor, # N×C×h×w, the output of a stage
     gradient: torch.Tensor|None, # N×C×h×w, of the score; None: nothing of it came this way
@@ -72,7 +73,7 @@ def stage_heat(
     heat = (weights*features).sum(1, keepdim=True).clamp(min=0)
     return F.interpolate(heat, size=size, mode='bilinear', align_corners=False)[:, 0]
 
-# %% ../../nbs/show/saliency.ipynb #c018
+# %% ../../nbs/show/saliency.ipynb #c020
 def _features_and_gradients(model, images, target, stage, head, mode):
     # → output, branch: features and gradients, N class numbers; `images` and `mode` as `diagnose` wants them
     seen = {}
@@ -89,7 +90,7 @@ def _features_and_gradients(model, images, target, stage, head, mode):
         gradients = torch.autograd.grad(score, list(seen.values()), allow_unused=True)
     return out, {name: (f.detach(), g) for (name, f), g in zip(seen.items(), gradients)}, target
 
-# %% ../../nbs/show/saliency.ipynb #c020
+# %% ../../nbs/show/saliency.ipynb #c022
 def _cam_part(model, lr, hr, target, stage, head, mode):
     # → dict of what GradCam holds per image, sizes of the maps
     images = images_for(model, lr, hr)
@@ -105,7 +106,7 @@ def _cam_part(model, lr, hr, target, stage, head, mode):
     cells = {name: tuple(f.shape[-2:]) for name, (f, _) in seen.items()}
     return {k: v.detach().cpu() for k, v in part.items()}, cells
 
-# %% ../../nbs/show/saliency.ipynb #c024
+# %% ../../nbs/show/saliency.ipynb #c026
 @torch.no_grad()
 def readable_stage(
     model: SREnhancedDiagnosis, # trained; or a bare DiagnosisNetwork or SingleBranch
@@ -120,7 +121,7 @@ def readable_stage(
     with watch(model, hooks): diagnose(model, *images_for(model, lr, hr), 'solo')
     return max((k for k, s in sides.items() if min(s) >= cells), default=1)
 
-# %% ../../nbs/show/saliency.ipynb #c027
+# %% ../../nbs/show/saliency.ipynb #c029
 def grad_cam(
     model: SREnhancedDiagnosis, # trained; or a bare DiagnosisNetwork or SingleBranch. Left as it was
     lr: torch.Tensor, # N×C×h×w, uint8 or float in [0, 1]
@@ -143,7 +144,7 @@ def grad_cam(
     return GradCam(**dict.fromkeys(('lr', 'sr', 'image_lr', 'image_sr')) | fields, cells=parts[0][1],
                    large=getattr(model, 'large', 'SR'), stage=stage, head=head, mode=mode[0])
 
-# %% ../../nbs/show/saliency.ipynb #c035
+# %% ../../nbs/show/saliency.ipynb #c037
 def _no_map(cam, i, heat): # → why image i has no map, or ''
     if cam.closed[i]: return 'all gates shut:\nno ensemble,\nno map'
     if not heat[i].max() > 0: return 'nothing here\nspeaks for\nthis class'
@@ -162,7 +163,7 @@ def _draw_heat(ax, image, heat, why): # over the image in grey, transparent wher
         share = (heat/heat.max()).numpy()
         ax.imshow(share, cmap='inferno', vmin=0, vmax=1, alpha=0.15 + 0.6*share)
 
-# %% ../../nbs/show/saliency.ipynb #c037
+# %% ../../nbs/show/saliency.ipynb #c039
 def _draw_branch(axes, cam, kind): # N×2 axes
     images, heat = getattr(cam, f'image_{kind}'), getattr(cam, kind)
     for i, (left, right) in enumerate(axes):
@@ -180,7 +181,7 @@ def _row_label(cam, i, classes, labels, names):
     lines.append(p if target == predicted else f'map for {classes[target]}, {p}')
     return plain('\n'.join(lines))
 
-# %% ../../nbs/show/saliency.ipynb #c039
+# %% ../../nbs/show/saliency.ipynb #c041
 def grad_cam_figure(
     cam: GradCam, # of a few images, one row each
     classes: list, # K names
@@ -205,7 +206,7 @@ def grad_cam_figure(
                       'Not for diagnostic use.', fontsize=8, color='#555555')
     return finished(fig)
 
-# %% ../../nbs/show/saliency.ipynb #c043
+# %% ../../nbs/show/saliency.ipynb #c045
 def pick_examples(
     predictions: Predictions, # of a labelled set
     labels, # N true class numbers
@@ -220,7 +221,7 @@ def pick_examples(
             chosen += at[np.argsort(-sure[at], kind='stable')][:each].tolist()
     return chosen
 
-# %% ../../nbs/show/saliency.ipynb #c046
+# %% ../../nbs/show/saliency.ipynb #c048
 def pointing_game(
     heat: torch.Tensor, # N×H×W
     centres: torch.Tensor, # N×2, row and column of the evidence, in px of an image of the given side
@@ -232,13 +233,14 @@ def pointing_game(
     at = (hottest + 0.5)*side/heat.shape[-1] - 0.5
     return ((at - centres).norm(dim=1) <= radius).float().mean().item()
 
-# %% ../../nbs/show/saliency.ipynb #c049
+# %% ../../nbs/show/saliency.ipynb #c051
 def _fresh(module, seed): # new random weights and statistics, in place
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         for m in module.modules():
             if hasattr(m, 'reset_parameters'): m.reset_parameters()
 
+# %% ../../nbs/show/saliency.ipynb #c053
 def _layers(model): # → from the top down: name and the modules that are randomised at this step
     network, branches = network_of(model), branches_of(model).values()
     heads = [m for name, m in network.named_children() if name.startswith(('head', 'ensemble'))]
@@ -248,7 +250,7 @@ def _layers(model): # → from the top down: name and the modules that are rando
         steps.append((f'stage {k+1}', [m for m in modules if isinstance(m, nn.Module)]))
     return [*steps, ('stem', [m for b in branches for m in (b.conv1, b.bn1)])]
 
-# %% ../../nbs/show/saliency.ipynb #c051
+# %% ../../nbs/show/saliency.ipynb #c055
 def map_similarity(
     a: torch.Tensor, # N×H×W heat maps
     b: torch.Tensor, # N×H×W, of the same images
@@ -257,7 +259,7 @@ def map_similarity(
     ranks = [pd.DataFrame(m.flatten(1).T.numpy()).rank() for m in (a, b)]
     return ranks[0].corrwith(ranks[1]).to_numpy()
 
-# %% ../../nbs/show/saliency.ipynb #c054
+# %% ../../nbs/show/saliency.ipynb #c058
 def sanity_check(
     model: SREnhancedDiagnosis, # trained; a copy of it is randomised
     lr: torch.Tensor, # N×C×h×w, a few dozen images

@@ -59,6 +59,7 @@ def _titles(fig): # of a figure, as a description
     titles = [fig.get_suptitle(), *(ax.get_title() for ax in fig.axes)]
     return 'Figure: ' + ' | '.join(' '.join(t.split()) for t in titles if t.strip())
 
+# %% ../../nbs/show/style.ipynb #c016
 def figure_to_html(
     fig: Figure, # any matplotlib figure; it is closed
     alt: str = '', # description for readers who do not see the picture; '' takes the figure's titles
