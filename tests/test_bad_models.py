@@ -76,22 +76,22 @@ def test_networks_refuse_settings_below_one(name, key):
 
 @pytest.mark.parametrize('content', ['', 'a,b\n1,2\n', '\0\0'])
 def test_a_split_that_is_none(models, sr_folder, tmp_path, run_cli, tiny_sr, content):
-    for name, args in (('teacher', ['distill', '--data', sr_folder, '--teacher', tmp_path/'teacher', '--out',
-                                    tmp_path/'out', '--epochs', 1, '--steps', 1, '--patch', 16]),
-                       ('sr',
-                        ['evaluate', '--data', sr_folder, '--model', tmp_path/'sr', '--split', 'test'])):
+    short = ['--epochs', 1, '--steps', 1, '--patch', 16]
+    distill = ['distill', '--teacher', tmp_path/'teacher', '--out', tmp_path/'out', *short]
+    evaluate = ['evaluate', '--model', tmp_path/'sr', '--split', 'test']
+    for name, args in (('teacher', distill), ('sr', evaluate)):
         shutil.copytree(getattr(models, name), tmp_path/name)
         (tmp_path/name/'split.csv').write_text(content)
-        code, _, err = run_cli(*args)
+        code, _, err = run_cli(*args, '--data', sr_folder)
         assert code == 2 and 'split.csv' in err and 'Traceback' not in err, err
 
 
 def test_distilling_from_a_folder_without_split_says_so(models, sr_folder, tmp_path, succeeds):
     shutil.copytree(models.teacher, tmp_path/'teacher')
     (tmp_path/'teacher/split.csv').unlink()
-    assert ('a new split is drawn' in succeeds('distill', '--data', sr_folder, '--teacher',
-                                               tmp_path/'teacher', '--out', tmp_path/'out', '--epochs', 1,
-                                               '--steps', 1, '--patch', 16, '--device', 'cpu'))
+    said = succeeds('distill', '--data', sr_folder, '--teacher', tmp_path/'teacher', '--out', tmp_path/'out',
+                    '--epochs', 1, '--steps', 1, '--patch', 16, '--device', 'cpu')
+    assert 'a new split is drawn' in said
 
 
 @pytest.mark.parametrize('args,words', [(['--model', 'carn_x2'], 'leave the ending'),
@@ -140,18 +140,19 @@ def edited_framework(models, copy_of): return lambda change: copy_of(models.diag
 
 
 CHANGES = { # what is wrong → change of config.json, words of the sentence
-    'references of another size': (lambda c: c['network'].update(references=[4, 3, 9, 9]), [
-                                       'wrong shape', 'references.lr']),
+    'references of another size': (lambda c: c['network'].update(references=[4, 3, 9, 9]),
+                                   ['wrong shape', 'references.lr']),
     'no references': (lambda c: c['network'].update(references=None), ['unknown', 'references.lr']),
     'a mode that is none': (lambda c: c['network'].update(mode='crowd'), ['no mode', 'crowd']),
-    'classes that the calibration does not know': (lambda c: c['info'].update(classes=['cat', 'dog']), [
-                                                       'calibration', 'cat, dog']),
-    'a misspelt threshold': (lambda c: c['info']['calibration'].update(treshold=0.5), [
-                                 'calibration', 'treshold']),
-    'a temperature of nought': (lambda c: c['info']['calibration'].update(temperature=0), [
-                                    'temperature', 'positive']),
+    'classes that the calibration does not know': (lambda c: c['info'].update(classes=['cat', 'dog']),
+                                                   ['calibration', 'cat, dog']),
+    'a misspelt threshold': (lambda c: c['info']['calibration'].update(treshold=0.5),
+                             ['calibration', 'treshold']),
+    'a temperature of nought': (lambda c: c['info']['calibration'].update(temperature=0),
+                                ['temperature', 'positive']),
     'a calibration that is a text': (lambda c: c['info'].update(calibration='good'), ['calibration', 'good']),
 }
+
 
 @pytest.mark.parametrize('name', CHANGES)
 def test_a_framework_that_somebody_edited(name, edited_framework):

@@ -89,7 +89,8 @@ def test_images_are_known_by_content_not_by_name(models, grown, fill_labelled, t
         (tmp_path/'other'/label).mkdir(parents=True)
         for g in range(12):
             save_png(tile(400+g+100*(label == 'ill'), 16), tmp_path/'other'/label/f'p{g}__0.png')
-    assert 'test, 24 images' in succeeds('evaluate', '--data', tmp_path/'other', '--model', models.diagnosis), 'another hospital may use the same names'
+    said = succeeds('evaluate', '--data', tmp_path/'other', '--model', models.diagnosis)
+    assert 'test, 24 images' in said, 'another hospital may use the same names'
 
 
 def test_a_model_without_fingerprints_goes_by_names(models, grown, tmp_path, succeeds):
@@ -193,12 +194,9 @@ def test_dollars_bars_and_brackets_in_names(fill_labelled, tmp_path, succeeds, t
 @pytest.mark.parametrize('header', ['File,file,label', 'file,Label,label', 'file,label,label',
                                     'file,label,group,Group'])
 def test_a_column_that_is_there_twice(header, labelled, tmp_path, refused, tiny_diagnosis):
-    width = header.count(',')
-    ((tmp_path/'labels.csv').write_text(header + '\n' + '\n'.join(','.join([str(labelled/r['file']),
-                                                                               r['label'], r['label'], 'g'][:width
-                                                                                                             + 1])
-                                                                     for r in rows(
-                                                                         labelled/'labels.csv'))))
+    lines = [[str(labelled/r['file']), r['label'], r['label'], 'g'][:len(header.split(','))]
+             for r in rows(labelled/'labels.csv')]
+    (tmp_path/'labels.csv').write_text('\n'.join([header, *map(','.join, lines)]))
     refused('train-diagnosis', '--data', tmp_path/'labels.csv', '--out', tmp_path/'out', '--inputs', 'LR',
             *tiny_diagnosis, naming=['labels.csv', 'more than once'])
 
@@ -214,8 +212,8 @@ def test_a_terminal_that_knows_few_letters(encoding):
                                     '"file","label","split_by","File_size"'])
 def test_columns_with_similar_names(header, labelled, tmp_path):
     from srdiag.data.labelled import load_table
-    ((tmp_path/'labels.csv').write_text(header + '\n' + '\n'.join(f'{labelled/r["file"]},{r["label"]},x,y'
-                                                                  for r in rows(labelled/'labels.csv'))))
+    lines = [f'{labelled/r["file"]},{r["label"]},x,y' for r in rows(labelled/'labels.csv')]
+    (tmp_path/'labels.csv').write_text('\n'.join([header, *lines]))
     assert len(load_table(tmp_path/'labels.csv').files) == 24
 
 
@@ -262,35 +260,16 @@ def test_one_answer_and_answers_of_one_kind_have_no_point_for_an_interval():
     assert share_interval(np.zeros(6, bool), ['p', 'q', 'r']*2)[2] > 0.3
 
 
-@pytest.mark.parametrize('call', [lambda: checked_probabilities([0, 1], [['a', 'b'], ['c', 'd']]),
-                                          lambda: checked_probabilities([0, 1], [[0.5, 0.5], [1]]),
-                                                  lambda: group_index([float('nan'), 'b', 'b'], 3),
-                                                          lambda: group_index([None, 'b'], 2),
-                                                                  lambda: group_index(np.array([['a', 'b'],
-                                                                                                ['c', 'd']]),
-                                                                                      2), lambda: group_index(
-                                                                                                      5, 2),
-                                                                                                  lambda: calibrate([0,
-                                                                                                                     1],
-                                                                                                                    [[0.6,
-                                                                                                                      0.4]]
-                                                                                                                    *2,
-                                                                                                                    ['a',
-                                                                                                                     'b'],
-                                                                                                                    np.array([['p',
-                                                                                                                               'q'],
-                                                                                                                              ['r',
-                                                                                                                               's']])),
-                                                                                                          lambda: mean_interval([0,
-                                                                                                                                 1,
-                                                                                                                                 1],
-                                                                                                                                [float('nan'),
-                                                                                                                                 'b',
-                                                                                                                                 'b']),
-                                                                                                                  lambda: mean_interval([0,
-                                                                                                                                         1],
-                                                                                                                                        [None,
-                                                                                                                                         None])])
+@pytest.mark.parametrize('call', [
+    lambda: checked_probabilities([0, 1], [['a', 'b'], ['c', 'd']]),
+    lambda: checked_probabilities([0, 1], [[0.5, 0.5], [1]]),
+    lambda: group_index([float('nan'), 'b', 'b'], 3),
+    lambda: group_index([None, 'b'], 2),
+    lambda: group_index(np.array([['a', 'b'], ['c', 'd']]), 2),
+    lambda: group_index(5, 2),
+    lambda: calibrate([0, 1], [[0.6, 0.4]]*2, ['a', 'b'], np.array([['p', 'q'], ['r', 's']])),
+    lambda: mean_interval([0, 1, 1], [float('nan'), 'b', 'b']),
+    lambda: mean_interval([0, 1], [None, None])])
 def test_tables_that_are_none(call):
     with pytest.raises(DataError): call()
 
@@ -299,23 +278,14 @@ def test_probabilities_with_a_gradient():
     assert checked_probabilities([0], torch.tensor([[0.4, 0.6]], requires_grad=True))[1].shape == (1, 2)
 
 
-@pytest.mark.parametrize('call', [lambda: paired_gain([0, np.nan], [1, 1], ['a', 'b']),
-                                          lambda: mean_interval([0, 1], ['a', 'b'], level=-1),
-                                                  lambda: mean_interval([0, 1], ['a', 'b'], n=0),
-                                                          lambda: gap_closed(
-                                                                      [0, 1], [0, 1, 1], [1, 1], ['a', 'b']),
-                                                                  lambda: calibrate([0, 1]*8, [[0.6, 0.4]]*16,
-                                                                                    ['a', 'a']),
-                                                                          lambda: calibrate([0, 1]*8,
-                                                                                            [[0.6, 0.4]]*16,
-                                                                                            ['a', 'b'],
-                                                                                            sensitivity=2),
-                                                                                  lambda: calibrate([0, 1]*8,
-                                                                                                    [[0.6,
-                                                                                                      0.4]]
-                                                                                                    *16, ['a',
-                                                                                                          'b'],
-                                                                                                    level=0)])
+@pytest.mark.parametrize('call', [
+    lambda: paired_gain([0, np.nan], [1, 1], ['a', 'b']),
+    lambda: mean_interval([0, 1], ['a', 'b'], level=-1),
+    lambda: mean_interval([0, 1], ['a', 'b'], n=0),
+    lambda: gap_closed([0, 1], [0, 1, 1], [1, 1], ['a', 'b']),
+    lambda: calibrate([0, 1]*8, [[0.6, 0.4]]*16, ['a', 'a']),
+    lambda: calibrate([0, 1]*8, [[0.6, 0.4]]*16, ['a', 'b'], sensitivity=2),
+    lambda: calibrate([0, 1]*8, [[0.6, 0.4]]*16, ['a', 'b'], level=0)])
 def test_options_and_scores_that_are_none(call):
     with pytest.raises(ValueError): call()
 
@@ -393,8 +363,9 @@ def test_kept_models_can_be_used(done, labelled, tmp_path, succeeds):
     kept = done/'runs'/'LR+ILR-sai-x2'/'seed0'/'fold0'
     said = succeeds('evaluate', '--model', kept/'model', '--data', labelled/'labels.csv', '--out',
                     tmp_path/'e')
-    metrics = json.loads((kept/'metrics.json').read_text())
-    assert json.loads((tmp_path/'e'/'metrics.json').read_text())['accuracy'] == pytest.approx(metrics['metrics']['accuracy']) and 'Note' not in said, 'it finds its test part'
+    own, found = (json.loads((p/'metrics.json').read_text()) for p in (kept, tmp_path/'e'))
+    assert found['accuracy'] == pytest.approx(own['metrics']['accuracy'])
+    assert 'Note' not in said, 'it finds its test part'
     succeeds('predict', labelled, '--images', 'hr', '--model', kept/'model', '--out', tmp_path/'p')
 
 
@@ -435,12 +406,11 @@ def test_groups_that_were_changed(copied):
         DiagnosisStore(copied).predictions(Row('LR', 'LR', scale=2), 0, 0)
 
 
-@pytest.mark.parametrize('change', [lambda c: c['fixed'].pop('mutual'), lambda c: c['fixed'].pop(
-                                        'solo_share'), lambda c: c['fixed'].update(
-                                            mode='zz'), lambda c: c['fixed'].update(mutual='zz'),
-                                            lambda c: c['about'].update(
-                                                images={}), lambda c: c['about'].update(
-                                        images=dict.fromkeys(c['about']['images'], 'x'))])
+@pytest.mark.parametrize('change', [
+    lambda c: c['fixed'].pop('mutual'), lambda c: c['fixed'].pop('solo_share'),
+    lambda c: c['fixed'].update(mode='zz'), lambda c: c['fixed'].update(mutual='zz'),
+    lambda c: c['about'].update(images={}),
+    lambda c: c['about'].update(images=dict.fromkeys(c['about']['images'], 'x'))])
 def test_a_setup_that_cannot_be(change, copied, refused):
     path = copied/'setup'/'config.json'
     c = json.loads(path.read_text())
