@@ -1,5 +1,6 @@
 """The face of the package: what `import srdiag` offers, images of every kind and models in every form,
 mistakes as sentences, and old import paths."""
+
 import ast
 import importlib
 import shutil
@@ -29,14 +30,15 @@ CLASSES = ['calm', 'inflamed']
 sr_models = pytest.mark.parametrize('sr', ['histology_x2', 'endoscopy_x4'])
 
 
-def fresh(code): # runs in a Python of its own → what it printed
+def fresh(code):  # runs in a Python of its own → what it printed
     done = subprocess.run([sys.executable, '-c', code], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return done.stdout
 
 
-def sentence(call, *kinds): # the message of the exception, which is one sentence or more
-    with pytest.raises(kinds or (SrdiagError, ValueError, TypeError)) as info: call()
+def sentence(call, *kinds):  # the message of the exception, which is one sentence or more
+    with pytest.raises(kinds or (SrdiagError, ValueError, TypeError)) as info:
+        call()
     text = str(info.value)
     assert text[0].isalpha() or text[0] == '/', text
     assert text.endswith('.') and '\n' not in text, text
@@ -44,6 +46,7 @@ def sentence(call, *kinds): # the message of the exception, which is one sentenc
 
 
 # --- the names --------------------------------------------------------------------------------------------
+
 
 def test_bare_import_is_light():
     loaded = fresh('import srdiag, sys; print(*sys.modules)').split()
@@ -53,8 +56,10 @@ def test_bare_import_is_light():
 
 
 def test_settings_do_not_wait_for_torch():
-    loaded = fresh('import sys; from srdiag import FrameworkSettings, RunOptions, SRSettings, SrdiagError\n'
-                   'import srdiag.core.words, srdiag.core.records; print(*sys.modules)').split()
+    loaded = fresh(
+        'import sys; from srdiag import FrameworkSettings, RunOptions, SRSettings, SrdiagError\n'
+        'import srdiag.core.words, srdiag.core.records; print(*sys.modules)'
+    ).split()
     assert not {'torch', 'numpy'} & set(loaded)
 
 
@@ -67,14 +72,14 @@ def test_each_name_is_what_its_module_has(name):
 
 
 def test_editors_are_told_the_same_names():
-    tree = ast.parse((ROOT/'srdiag'/'__init__.py').read_text(encoding='utf-8'))
+    tree = ast.parse((ROOT / 'srdiag' / '__init__.py').read_text(encoding='utf-8'))
     block = next(node for node in tree.body if isinstance(node, ast.If))
     told = {alias.name: node.module for node in block.body for alias in node.names}
     assert told == srdiag._FACE
 
 
 def test_the_face_defines_access_and_nothing_else():
-    body = ast.parse((ROOT/'srdiag'/'__init__.py').read_text(encoding='utf-8')).body
+    body = ast.parse((ROOT / 'srdiag' / '__init__.py').read_text(encoding='utf-8')).body
     assert [node.name for node in body if isinstance(node, ast.FunctionDef)] == ['__getattr__', '__dir__']
     imports = [node for node in body if isinstance(node, ast.ImportFrom)]
     assert {node.module for node in imports} == {'typing', 'core.moved'}
@@ -86,14 +91,17 @@ def test_the_face_defines_access_and_nothing_else():
 def test_rooms_are_there_without_an_import():
     rooms = fresh("import srdiag; print(srdiag.sr.__name__, srdiag.core.__name__, 'sr' in dir(srdiag))")
     assert rooms.split() == ['srdiag.sr', 'srdiag.core', 'True']
-    folders = {p.parent.name for p in (ROOT/'srdiag').glob('*/__init__.py')}
+    folders = {p.parent.name for p in (ROOT / 'srdiag').glob('*/__init__.py')}
     assert set(srdiag._ROOMS) == folders - {'pretrained', 'published', 'styles', 'templates'}
 
 
 def test_a_name_that_there_is_not():
-    with pytest.raises(AttributeError, match="srdiag has no 'enlarg'. Did you mean enlarge?"): srdiag.enlarg
-    with pytest.raises(AttributeError, match="^srdiag has no 'qqq'.$"): srdiag.qqq
-    with pytest.raises(ImportError): exec('from srdiag import qqq')
+    with pytest.raises(AttributeError, match="srdiag has no 'enlarg'. Did you mean enlarge?"):
+        srdiag.enlarg
+    with pytest.raises(AttributeError, match="^srdiag has no 'qqq'.$"):
+        srdiag.qqq
+    with pytest.raises(ImportError):
+        exec('from srdiag import qqq')
     assert not hasattr(srdiag, '__path_of_no_return__')
 
 
@@ -111,47 +119,55 @@ def test_models_are_loaded_and_applied_without_the_libraries_of_training(tmp_pat
     network = SREnhancedDiagnosis(2, 2, 'LR+SR', sr=dict(channels=4, blocks=1))
     calibration = dict_of_a_calibration()
     info = ModelInfo('A', classes=CLASSES, lr_size=[16, 16], calibration=calibration)
-    save_model(tmp_path/'d', network, info)
-    fresh(BLOCKED + f'''
+    save_model(tmp_path / 'd', network, info)
+    fresh(
+        BLOCKED
+        + f'''
 import srdiag, torch
 network, info = srdiag.load_model('histology_x2')
 assert srdiag.enlarge(torch.rand(3, 16, 16), network).shape == (3, 32, 32)
-framework, info = srdiag.load_model({str(tmp_path/'d')!r})
+framework, info = srdiag.load_model({str(tmp_path / 'd')!r})
 assert info.calibrated.temperature > 0
 assert srdiag.enlarge(torch.rand(3, 16, 16), framework).shape == (3, 32, 32)
 with torch.no_grad(): assert framework(torch.rand(2, 3, 16, 16)).ens.shape == (2, 2)
-''')
+'''
+    )
 
 
 def dict_of_a_calibration():
     from srdiag.evaluation.calibration import calibrate
+
     p = np.random.default_rng(0).uniform(0.05, 0.95, 60)
-    y = (np.random.default_rng(1).uniform(size=60) < 0.3 + 0.4*(p > 0.5)).astype(int)
-    return calibrate(y, np.stack([1-p, p], 1), CLASSES, risk=0.4).to_dict()
+    y = (np.random.default_rng(1).uniform(size=60) < 0.3 + 0.4 * (p > 0.5)).astype(int)
+    return calibrate(y, np.stack([1 - p, p], 1), CLASSES, risk=0.4).to_dict()
 
 
 # --- enlarging --------------------------------------------------------------------------------------------
 
+
 @pytest.fixture(scope='module')
-def piece(): # H×W×3, uint8
+def piece():  # H×W×3, uint8
     from srdiag.data.samples import tissue
+
     return tissue()[:, 100:124, 200:220].permute(1, 2, 0).contiguous().numpy()
 
 
 @pytest.fixture(scope='module')
-def loaded(): return {name: load_model(name) for name in ('histology_x2', 'endoscopy_x4')}
+def loaded():
+    return {name: load_model(name) for name in ('histology_x2', 'endoscopy_x4')}
 
 
 @pytest.fixture(scope='module')
-def framework(): # untrained; predicts each image by itself
+def framework():  # untrained; predicts each image by itself
     torch.manual_seed(0)
     return SREnhancedDiagnosis(2, 2, 'LR+SR', sr=dict(channels=8, blocks=1), mode='solo').eval()
 
 
-def about(**more): return ModelInfo('A coin', **dict(classes=CLASSES, lr_size=[16, 16]) | more)
+def about(**more):
+    return ModelInfo('A coin', **dict(classes=CLASSES, lr_size=[16, 16]) | more)
 
 
-def expected(network, piece): # float32 H×W×3
+def expected(network, piece):  # float32 H×W×3
     x = torch.from_numpy(piece).permute(2, 0, 1)
     return super_resolve(network, x).permute(1, 2, 0).numpy()
 
@@ -160,18 +176,23 @@ def expected(network, piece): # float32 H×W×3
 def test_arrays_of_every_type(sr, loaded, piece):
     network, scale = loaded[sr][0], loaded[sr][0].scale
     right = expected(network, piece)
-    kinds = {'uint8': piece, 'uint16': piece.astype(np.uint16)*257, 'float16': (piece/255).astype(np.float16),
-             'float32': (piece/255).astype(np.float32), 'float64': piece/255}
+    kinds = {
+        'uint8': piece,
+        'uint16': piece.astype(np.uint16) * 257,
+        'float16': (piece / 255).astype(np.float16),
+        'float32': (piece / 255).astype(np.float32),
+        'float64': piece / 255,
+    }
     for dtype, image in kinds.items():
         before = image.copy()
         large = enlarge(image, network)
-        assert large.dtype == dtype and large.shape == (24*scale, 20*scale, 3)
+        assert large.dtype == dtype and large.shape == (24 * scale, 20 * scale, 3)
         top = dict(uint8=255, uint16=65535).get(dtype, 1)
-        np.testing.assert_allclose(large.astype(float)/top, right, atol=0.02)
+        np.testing.assert_allclose(large.astype(float) / top, right, atol=0.02)
         np.testing.assert_array_equal(image, before)
-    np.testing.assert_array_equal(enlarge(piece, network), (right*255).round().astype(np.uint8))
-    flipped = piece[::-1, ::-1] # negative strides
-    assert enlarge(flipped, network).shape == (24*scale, 20*scale, 3)
+    np.testing.assert_array_equal(enlarge(piece, network), (right * 255).round().astype(np.uint8))
+    flipped = piece[::-1, ::-1]  # negative strides
+    assert enlarge(flipped, network).shape == (24 * scale, 20 * scale, 3)
 
 
 @sr_models
@@ -179,10 +200,10 @@ def test_grey_images_stay_grey(sr, loaded, piece):
     network, scale = loaded[sr][0], loaded[sr][0].scale
     grey = piece[..., 1]
     large = enlarge(grey, network)
-    assert large.shape == (24*scale, 20*scale) and large.dtype == np.uint8
+    assert large.shape == (24 * scale, 20 * scale) and large.dtype == np.uint8
     np.testing.assert_array_equal(enlarge(grey[..., None], network), large[..., None])
     assert enlarge(Image.fromarray(grey), network).mode == 'L'
-    assert enlarge(torch.from_numpy(grey)[None], network).shape == (1, 24*scale, 20*scale)
+    assert enlarge(torch.from_numpy(grey)[None], network).shape == (1, 24 * scale, 20 * scale)
 
 
 @sr_models
@@ -191,11 +212,17 @@ def test_pictures_of_every_mode(sr, loaded, piece):
     rgb = Image.fromarray(piece)
     right = enlarge(piece, network)
     np.testing.assert_array_equal(np.asarray(enlarge(rgb, network)), right)
-    deep = Image.fromarray(piece[..., 1].astype(np.uint16)*257)
-    for image, mode in ((rgb.convert('L'), 'L'), (rgb.convert('RGBA'), 'RGB'), (rgb.convert('P'), 'RGB'),
-                        (rgb.convert('CMYK'), 'RGB'), (rgb.convert('1'), 'L'), (deep, 'I;16')):
+    deep = Image.fromarray(piece[..., 1].astype(np.uint16) * 257)
+    for image, mode in (
+        (rgb.convert('L'), 'L'),
+        (rgb.convert('RGBA'), 'RGB'),
+        (rgb.convert('P'), 'RGB'),
+        (rgb.convert('CMYK'), 'RGB'),
+        (rgb.convert('1'), 'L'),
+        (deep, 'I;16'),
+    ):
         large = enlarge(image, network)
-        assert large.mode == mode and large.size == (20*scale, 24*scale)
+        assert large.mode == mode and large.size == (20 * scale, 24 * scale)
 
 
 @sr_models
@@ -207,26 +234,26 @@ def test_tensors_keep_their_type(sr, loaded, piece):
     assert torch.equal(enlarge(as_float(x), network), super_resolve(network, as_float(x)))
     for dtype in (torch.float16, torch.bfloat16, torch.float64):
         large = enlarge(as_float(x).to(dtype), network)
-        assert large.dtype == dtype and large.shape == (3, 24*scale, 20*scale)
+        assert large.dtype == dtype and large.shape == (3, 24 * scale, 20 * scale)
     assert not enlarge(as_float(x).requires_grad_(), network).requires_grad
 
 
 @sr_models
 def test_paths(sr, loaded, piece, tmp_path):
-    save_png(torch.from_numpy(piece).permute(2, 0, 1), tmp_path/'a.png')
-    Image.fromarray(piece[..., 1].astype(np.uint16)*257).save(tmp_path/'deep.png')
-    for path in (tmp_path/'a.png', str(tmp_path/'a.png')):
+    save_png(torch.from_numpy(piece).permute(2, 0, 1), tmp_path / 'a.png')
+    Image.fromarray(piece[..., 1].astype(np.uint16) * 257).save(tmp_path / 'deep.png')
+    for path in (tmp_path / 'a.png', str(tmp_path / 'a.png')):
         large = enlarge(path, sr)
         np.testing.assert_array_equal(np.asarray(large), enlarge(piece, loaded[sr][0]))
-    assert enlarge(tmp_path/'deep.png', sr).mode == 'I;16'
-    large.save(tmp_path/'large.png') # and can be saved and read again
-    assert read_image(tmp_path/'large.png').shape[1] == 24*loaded[sr][0].scale
+    assert enlarge(tmp_path / 'deep.png', sr).mode == 'I;16'
+    large.save(tmp_path / 'large.png')  # and can be saved and read again
+    assert read_image(tmp_path / 'large.png').shape[1] == 24 * loaded[sr][0].scale
 
 
 def test_a_list_gives_a_list(loaded, piece, tmp_path):
     x = torch.from_numpy(piece).permute(2, 0, 1)
-    save_png(x, tmp_path/'a.png')
-    mixed = [piece, x, Image.fromarray(piece), tmp_path/'a.png', piece[:16, :12]]
+    save_png(x, tmp_path / 'a.png')
+    mixed = [piece, x, Image.fromarray(piece), tmp_path / 'a.png', piece[:16, :12]]
     large = enlarge(mixed, 'histology_x2')
     assert [type(y) for y in large] == [np.ndarray, torch.Tensor, Image.Image, Image.Image, np.ndarray]
     assert large[4].shape == (32, 24, 3)
@@ -236,13 +263,13 @@ def test_a_list_gives_a_list(loaded, piece, tmp_path):
 def test_models_in_every_form(loaded, piece, framework, tmp_path):
     network, info = loaded['histology_x2']
     right = enlarge(piece, network)
-    folder = save_model(tmp_path/'mine', network, info)
+    folder = save_model(tmp_path / 'mine', network, info)
     for model in ('histology_x2', folder, str(folder), (network, info), [network, info][0]):
         np.testing.assert_array_equal(enlarge(piece, model), right)
     np.testing.assert_array_equal(enlarge(piece, framework), enlarge(piece, framework.sr_network))
     grey = MRCNet(2, channels=4, blocks=1, image_channels=1)
     equal = np.repeat(piece[..., 1:2], 3, 2)
-    assert enlarge(equal, grey).shape == (48, 40, 3) # all channels are the same, so nothing is lost
+    assert enlarge(equal, grey).shape == (48, 40, 3)  # all channels are the same, so nothing is lost
     assert 'colours' in sentence(lambda: enlarge(piece, grey))
 
 
@@ -284,18 +311,26 @@ MISTAKES = {
 def test_mistakes_are_sentences(what, loaded, framework):
     make, kind, naming = MISTAKES[what]
     assert naming in sentence(lambda: enlarge(make(), loaded['histology_x2']), kind)
-    if what == 'too small': naming = '16×16 px' # of the diagnosis model
+    if what == 'too small':
+        naming = '16×16 px'  # of the diagnosis model
     assert naming in sentence(lambda: diagnose(make(), (framework, about())), kind)
 
 
 def test_the_bad_one_of_many_is_named(loaded, piece):
-    text = sentence(lambda: enlarge([piece, piece, piece/100], loaded['histology_x2']))
+    text = sentence(lambda: enlarge([piece, piece, piece / 100], loaded['histology_x2']))
     assert text.startswith('images[2] has')
 
 
-@pytest.mark.parametrize('model, kind, naming', [
-    ('histology_x3', ModelError, 'histology_x2'), (None, TypeError, 'NoneType'), (3, TypeError, 'int'),
-    (torch.nn.Linear(2, 2), ModelError, 'Linear'), (('histology_x2', None), TypeError, 'tuple')])
+@pytest.mark.parametrize(
+    'model, kind, naming',
+    [
+        ('histology_x3', ModelError, 'histology_x2'),
+        (None, TypeError, 'NoneType'),
+        (3, TypeError, 'int'),
+        (torch.nn.Linear(2, 2), ModelError, 'Linear'),
+        (('histology_x2', None), TypeError, 'tuple'),
+    ],
+)
 def test_models_that_are_none(model, kind, naming, piece):
     for call in (lambda: enlarge(piece, model), lambda: diagnose(piece, model)):
         assert naming in sentence(call, kind)
@@ -306,11 +341,11 @@ def test_arguments_in_the_wrong_order(piece):
 
 
 def test_a_damaged_file_and_a_damaged_model(tmp_path, loaded, piece):
-    (tmp_path/'cut.png').write_bytes(b'\x89PNG\r\n\x1a\n')
-    assert 'cut.png' in sentence(lambda: enlarge(tmp_path/'cut.png', loaded['histology_x2']), ImageError)
-    shutil.copytree(ROOT/'srdiag'/'pretrained'/'histology_x2', tmp_path/'model')
-    (tmp_path/'model'/'config.json').write_text('{')
-    assert 'config.json' in sentence(lambda: enlarge(piece, tmp_path/'model'), ModelError)
+    (tmp_path / 'cut.png').write_bytes(b'\x89PNG\r\n\x1a\n')
+    assert 'cut.png' in sentence(lambda: enlarge(tmp_path / 'cut.png', loaded['histology_x2']), ImageError)
+    shutil.copytree(ROOT / 'srdiag' / 'pretrained' / 'histology_x2', tmp_path / 'model')
+    (tmp_path / 'model' / 'config.json').write_text('{')
+    assert 'config.json' in sentence(lambda: enlarge(piece, tmp_path / 'model'), ModelError)
 
 
 def test_what_networks_read():
@@ -327,8 +362,10 @@ def test_what_networks_read():
 
 # --- diagnosing -------------------------------------------------------------------------------------------
 
+
 @pytest.fixture(scope='module')
-def tiles(piece): return [np.ascontiguousarray(piece[k:k+16, :16]) for k in range(3)]
+def tiles(piece):
+    return [np.ascontiguousarray(piece[k : k + 16, :16]) for k in range(3)]
 
 
 def test_one_and_many(framework, tiles):
@@ -352,11 +389,11 @@ def test_one_and_many(framework, tiles):
 def test_the_same_answer_for_every_kind_of_image(framework, tiles, tmp_path):
     tile, model = tiles[0], (framework, about())
     x = torch.from_numpy(tile).permute(2, 0, 1)
-    save_png(x, tmp_path/'a.png')
+    save_png(x, tmp_path / 'a.png')
     right = diagnose(tile, model).probabilities
-    for image in (x, as_float(x), tile/255, Image.fromarray(tile), tmp_path/'a.png'):
+    for image in (x, as_float(x), tile / 255, Image.fromarray(tile), tmp_path / 'a.png'):
         assert diagnose(image, model).probabilities == pytest.approx(right, abs=1e-5)
-    assert diagnose(tmp_path/'a.png', model).name == str(tmp_path/'a.png')
+    assert diagnose(tmp_path / 'a.png', model).name == str(tmp_path / 'a.png')
 
 
 def test_calibrated_answers(framework, tiles):
@@ -372,7 +409,7 @@ def test_images_are_reduced_as_in_training(framework, tiles):
     info = about(images='hr', lr_size=[8, 8])
     x = torch.from_numpy(tiles[0]).permute(2, 0, 1)
     small = to_uint8(degrade(as_float(x), 2))
-    right = diagnose(small, (framework, info)).probabilities # by its size it needs no reduction
+    right = diagnose(small, (framework, info)).probabilities  # by its size it needs no reduction
     assert diagnose(x, (framework, info)).probabilities == pytest.approx(right, abs=1e-6)
     as_they_are = framework, about(lr_size=[8, 8])
     assert diagnose(x, as_they_are, resolution='hr').probabilities == pytest.approx(right)
@@ -425,10 +462,21 @@ def test_trained_models_from_their_folders(models, labelled, capsys):
 
 def test_the_face_says_what_the_command_says(models, labelled, succeeds, tmp_path):
     import pandas as pd
+
     files = sorted(labelled.rglob('*.png'))[:3]
-    succeeds('predict', '--model', models.diagnosis, '--images', 'hr', '--out', tmp_path/'out', '--device',
-             'cpu', *files)
-    told = pd.read_csv(tmp_path/'out'/'predictions.csv')
+    succeeds(
+        'predict',
+        '--model',
+        models.diagnosis,
+        '--images',
+        'hr',
+        '--out',
+        tmp_path / 'out',
+        '--device',
+        'cpu',
+        *files,
+    )
+    told = pd.read_csv(tmp_path / 'out' / 'predictions.csv')
     ours = diagnose(files, models.diagnosis, device='cpu').to_frame()
     assert list(told.label) == list(ours.label) and list(told.decision) == list(ours.decision)
     for column in ('ens_ill', 'calibrated_ill', 'gate_sr'):
@@ -437,25 +485,32 @@ def test_the_face_says_what_the_command_says(models, labelled, succeeds, tmp_pat
 
 # --- old import paths -------------------------------------------------------------------------------------
 
-@pytest.mark.parametrize('line, new', [
-    ('from srdiag.errors import DataError', 'from srdiag.core.errors import DataError'),
-    ('from srdiag.runs import placing, check_choice', 'from srdiag.core.settings import check_choice'),
-    ('from srdiag.commands import read_labelled', 'from srdiag.datasets.reading import read_labelled'),
-    ('from srdiag.commands import RunOptions', 'from srdiag.training.options import RunOptions'),
-    ('from srdiag.models import load_model', 'from srdiag.models.saving import load_model'),
-    ('from srdiag.weights import list_pretrained', 'from srdiag.core.weights import list_pretrained'),
-    ('from srdiag.data.datasets import import_pcam', 'import import_pcam'),
-    ('from srdiag.figures import sr_panel', 'from srdiag.show.'),
-    ('from srdiag import figures', 'from srdiag.show import figures'),
-    ('from srdiag import read_labelled', 'from srdiag.datasets.reading import read_labelled'),
-    ('import srdiag.cli', 'from srdiag.commands import cli'),
-    ('import srdiag.experiment', 'srdiag.bench'), ('import srdiag.benchmark as b', 'srdiag.bench'),
-    ('from srdiag.cli import *', 'srdiag.commands'),
-    ('from srdiag.benchmark import Budget', 'import SRBudget'),
-    ('from srdiag.experiment import Budget', 'import DiagnosisBudget'),
-    ('from srdiag.runs import no_such_thing', 'There is no no_such_thing any more')])
+
+@pytest.mark.parametrize(
+    'line, new',
+    [
+        ('from srdiag.errors import DataError', 'from srdiag.core.errors import DataError'),
+        ('from srdiag.runs import placing, check_choice', 'from srdiag.core.settings import check_choice'),
+        ('from srdiag.commands import read_labelled', 'from srdiag.datasets.reading import read_labelled'),
+        ('from srdiag.commands import RunOptions', 'from srdiag.training.options import RunOptions'),
+        ('from srdiag.models import load_model', 'from srdiag.models.saving import load_model'),
+        ('from srdiag.weights import list_pretrained', 'from srdiag.core.weights import list_pretrained'),
+        ('from srdiag.data.datasets import import_pcam', 'import import_pcam'),
+        ('from srdiag.figures import sr_panel', 'from srdiag.show.'),
+        ('from srdiag import figures', 'from srdiag.show import figures'),
+        ('from srdiag import read_labelled', 'from srdiag.datasets.reading import read_labelled'),
+        ('import srdiag.cli', 'from srdiag.commands import cli'),
+        ('import srdiag.experiment', 'srdiag.bench'),
+        ('import srdiag.benchmark as b', 'srdiag.bench'),
+        ('from srdiag.cli import *', 'srdiag.commands'),
+        ('from srdiag.benchmark import Budget', 'import SRBudget'),
+        ('from srdiag.experiment import Budget', 'import DiagnosisBudget'),
+        ('from srdiag.runs import no_such_thing', 'There is no no_such_thing any more'),
+    ],
+)
 def test_an_old_path_says_what_to_write(line, new):
-    with pytest.raises(ModuleNotFoundError) as info: exec(line)
+    with pytest.raises(ModuleNotFoundError) as info:
+        exec(line)
     assert new in str(info.value) and str(info.value).startswith('srdiag.') and str(info.value).endswith('.')
 
 
@@ -463,25 +518,39 @@ def test_an_old_path_says_what_to_write(line, new):
 def test_every_old_module_leads_somewhere(old):
     for place in MOVED[old].split():
         room = place.split('.')[0]
-        assert (ROOT/'srdiag'/room).is_dir(), f'MOVED sends {old} to {room}, which does not exist.'
-    path = ROOT/'srdiag'/old.replace('.', '/')
+        assert (ROOT / 'srdiag' / room).is_dir(), f'MOVED sends {old} to {room}, which does not exist.'
+    path = ROOT / 'srdiag' / old.replace('.', '/')
     if not path.is_dir() and not path.with_suffix('.py').is_file():
-        with pytest.raises(ModuleNotFoundError, match='has moved'): importlib.import_module(f'srdiag.{old}')
+        with pytest.raises(ModuleNotFoundError, match='has moved'):
+            importlib.import_module(f'srdiag.{old}')
 
 
-@pytest.mark.parametrize('path, new', [
-    ('commands.read_labelled', 'datasets.reading'), ('models.load_model', 'models.saving'),
-    ('experiment', 'srdiag.bench'), ('read_labelled', 'datasets.reading')])
+@pytest.mark.parametrize(
+    'path, new',
+    [
+        ('commands.read_labelled', 'datasets.reading'),
+        ('models.load_model', 'models.saving'),
+        ('experiment', 'srdiag.bench'),
+        ('read_labelled', 'datasets.reading'),
+    ],
+)
 def test_old_attributes(path, new):
-    with pytest.raises(AttributeError, match=new): eval(f'srdiag.{path}')
+    with pytest.raises(AttributeError, match=new):
+        eval(f'srdiag.{path}')
 
 
-@pytest.mark.parametrize('line, new', [
-    ('from srdiag.sr.zoo import SRNetwork', 'from srdiag.sr.'),
-    ('from srdiag.diagnosis.training import PairAugment', 'from srdiag.data.pairs import PairAugment')])
+@pytest.mark.parametrize(
+    'line, new',
+    [
+        ('from srdiag.sr.zoo import SRNetwork', 'from srdiag.sr.'),
+        ('from srdiag.diagnosis.training import PairAugment', 'from srdiag.data.pairs import PairAugment'),
+    ],
+)
 def test_modules_that_stand_say_what_they_gave_away(line, new):
-    with pytest.raises(ImportError, match=new): exec(line)
+    with pytest.raises(ImportError, match=new):
+        exec(line)
     from srdiag.sr import zoo
+
     assert not hasattr(zoo, 'nowhere')
 
 
@@ -489,10 +558,13 @@ def test_what_never_was_fails_as_ever():
     with pytest.raises(ModuleNotFoundError, match="No module named 'srdiag.nowhere'"):
         importlib.import_module('srdiag.nowhere')
     assert importlib.util.find_spec('srdiag.nowhere') is None
-    with pytest.raises(AttributeError): srdiag.commands.nowhere
+    with pytest.raises(AttributeError):
+        srdiag.commands.nowhere
     assert homes_of('nowhere') == []
 
 
 def test_modules_that_stand_are_not_in_the_way():
-    fresh('import srdiag.commands.cli, srdiag.models.saving; from srdiag import commands, models\n'
-          'from srdiag.models import info')
+    fresh(
+        'import srdiag.commands.cli, srdiag.models.saving; from srdiag import commands, models\n'
+        'from srdiag.models import info'
+    )

@@ -1,5 +1,6 @@
 """Explorers with sliders, driven from Python: values, numbers, figures, refusals, and the live view without a
 browser."""
+
 import sys
 
 import pytest
@@ -19,28 +20,41 @@ from srdiag.show.widgets import Choice, Explorer, Range, live_view
 
 class Square(Explorer):
     "The smallest explorer: a side and a colour that only small squares have"
-    def __init__(self): super().__init__(side=Range(1, 9, 1), colour=Choice(('grey', 'red')))
+
+    def __init__(self):
+        super().__init__(side=Range(1, 9, 1), colour=Choice(('grey', 'red')))
+
     def _check(self, side, colour):
-        if colour == 'red' and side > 5: raise ValueError('Only squares up to 5 are red.')
-    def _numbers(self, side, colour): return dict(area=side**2)
-    def _sentence(self, side, colour): return f'A {colour} square with the area {side**2} > 0.'
-    def _figure(self, side, colour): return Figure(figsize=(side/9, 1))
+        if colour == 'red' and side > 5:
+            raise ValueError('Only squares up to 5 are red.')
+
+    def _numbers(self, side, colour):
+        return dict(area=side**2)
+
+    def _sentence(self, side, colour):
+        return f'A {colour} square with the area {side**2} > 0.'
+
+    def _figure(self, side, colour):
+        return Figure(figsize=(side / 9, 1))
 
 
 @pytest.fixture
-def square(): return Square()
+def square():
+    return Square()
 
 
 def picture_of(figure):
     "The pixels of a figure as bytes"
     from matplotlib.backends.backend_agg import FigureCanvasAgg
+
     canvas = FigureCanvasAgg(figure)
     canvas.draw()
     return bytes(canvas.buffer_rgba())
 
 
 @pytest.fixture(scope='module')
-def hr(tile): return as_float(tile(3, 48))
+def hr(tile):
+    return as_float(tile(3, 48))
 
 
 @pytest.fixture(scope='module')
@@ -50,15 +64,18 @@ def recursive():
 
 
 @pytest.fixture(scope='module')
-def recursion(recursive, hr): return RecursionExplorer(recursive, hr)
+def recursion(recursive, hr):
+    return RecursionExplorer(recursive, hr)
 
 
 @pytest.fixture(scope='module')
-def histology(): return MRCNet.from_pretrained('histology_x2')
+def histology():
+    return MRCNet.from_pretrained('histology_x2')
 
 
 @pytest.fixture(scope='module')
-def attention(histology, hr): return AttentionExplorer(histology, degrade(hr, 2))
+def attention(histology, hr):
+    return AttentionExplorer(histology, degrade(hr, 2))
 
 
 @pytest.fixture(scope='module')
@@ -71,24 +88,28 @@ def samples(tile):
 def diagnoser(samples):
     torch.manual_seed(0)
     network = DiagnosisNetwork(2, lr_stem='3x3', sr_stem='3x3s2')
-    torch.nn.init.constant_(network.ensemble.gate[-1].bias, 1.) # all heads speak
+    torch.nn.init.constant_(network.ensemble.gate[-1].bias, 1.0)  # all heads speak
     with torch.no_grad():
-        for _ in range(20): network(*samples)
+        for _ in range(20):
+            network(*samples)
     return network.eval()
 
 
 @pytest.fixture(scope='module')
 def affinity(diagnoser, samples):
-    return (AffinityExplorer(diagnoser, *samples, ['coarse', 'fine'], batch=5,
-                             references=tuple(x[5:] for x in samples)))
+    return AffinityExplorer(
+        diagnoser, *samples, ['coarse', 'fine'], batch=5, references=tuple(x[5:] for x in samples)
+    )
 
 
 @pytest.fixture
-def gate(): return GateExplorer(dict(sr=[2., 0.], lr=[0., 1.], aux=[0., 3.]), ['healthy', 'ill'])
+def gate():
+    return GateExplorer(dict(sr=[2.0, 0.0], lr=[0.0, 1.0], aux=[0.0, 3.0]), ['healthy', 'ill'])
 
 
 @pytest.fixture
-def journey(hr, histology): return DegradationExplorer(hr, dict(histology_x2=histology))
+def journey(hr, histology):
+    return DegradationExplorer(hr, dict(histology_x2=histology))
 
 
 @pytest.fixture
@@ -99,6 +120,7 @@ def calls(square):
 
 
 # --- values -----------------------------------------------------------------------------------------------
+
 
 def test_observers_hear_of_each_change_once_and_of_no_change_never(square, calls):
     square.set(side=3, colour='red')
@@ -113,12 +135,25 @@ def test_an_observer_can_leave(square, calls):
     assert not calls
 
 
-@pytest.mark.parametrize('wrong', [dict(side=0), dict(side=10), dict(side=2.5), dict(side='3'),
-                                   dict(side=True), dict(side=float('nan')), dict(colour='blue'),
-                                   dict(size=3), dict(side=9, colour='red'), dict(side=3, colour='blue')])
+@pytest.mark.parametrize(
+    'wrong',
+    [
+        dict(side=0),
+        dict(side=10),
+        dict(side=2.5),
+        dict(side='3'),
+        dict(side=True),
+        dict(side=float('nan')),
+        dict(colour='blue'),
+        dict(size=3),
+        dict(side=9, colour='red'),
+        dict(side=3, colour='blue'),
+    ],
+)
 def test_bad_values_are_refused_and_nothing_changes(square, calls, wrong):
     for ask in (square.set, square.numbers, square.figure, square.sentence):
-        with pytest.raises(ValueError, match=r'\.$'): ask(**wrong)
+        with pytest.raises(ValueError, match=r'\.$'):
+            ask(**wrong)
     assert square.values == dict(side=1, colour='grey') and not calls
 
 
@@ -133,11 +168,13 @@ def test_asking_about_other_values_leaves_the_present_ones(square, calls):
 
 
 def test_range_forgives_the_rounding_of_a_slider():
-    assert Range(0.05, 5., 1.).checked('T', 5.000000000000001) == 5
-    with pytest.raises(ValueError): Range(0.05, 5., 1.).checked('T', 5.001)
+    assert Range(0.05, 5.0, 1.0).checked('T', 5.000000000000001) == 5
+    with pytest.raises(ValueError):
+        Range(0.05, 5.0, 1.0).checked('T', 5.001)
 
 
 # --- the live view ----------------------------------------------------------------------------------------
+
 
 def parts(view):
     "Controls by name, picture, sentence"
@@ -177,8 +214,9 @@ def test_two_views_follow_each_other(square):
 def test_every_explorer_has_a_live_view(recursion, attention, affinity, gate, journey):
     for explorer in (recursion, attention, affinity, gate, journey):
         controls, picture, text = parts(explorer.live())
-        assert (controls.keys() == explorer.controls.keys() and '<img' in picture.value
-                and len(text.value) > 20)
+        assert (
+            controls.keys() == explorer.controls.keys() and '<img' in picture.value and len(text.value) > 20
+        )
 
 
 def test_the_ends_of_the_logarithmic_slider_are_values(affinity):
@@ -191,17 +229,21 @@ def test_the_ends_of_the_logarithmic_slider_are_values(affinity):
 
 def test_without_ipywidgets_only_the_sliders_are_missing(square, monkeypatch):
     monkeypatch.setitem(sys.modules, 'ipywidgets', None)
-    with pytest.raises(SrdiagError, match=r'pip install "srdiag\[notebooks\]"'): square.live()
+    with pytest.raises(SrdiagError, match=r'pip install "srdiag\[notebooks\]"'):
+        square.live()
     assert isinstance(square.figure(), Figure) and square.set(side=3).numbers() == dict(area=9)
 
 
 # --- recursion --------------------------------------------------------------------------------------------
 
+
 def test_recursion_scores_the_image_of_each_step(recursion, recursive, hr):
-    with torch.no_grad(): images = recursive.forward_steps(degrade(hr, 2)[None])
+    with torch.no_grad():
+        images = recursive.forward_steps(degrade(hr, 2)[None])
     for k, image in enumerate(images, 1):
-        assert (recursion.numbers(step=k)['psnr'] == pytest.approx(
-                    psnr(image[0], hr, convention(2)).item(), abs=1e-3))
+        assert recursion.numbers(step=k)['psnr'] == pytest.approx(
+            psnr(image[0], hr, convention(2)).item(), abs=1e-3
+        )
     gains = [recursion.numbers(step=k)['gain'] for k in (1, 2, 3)]
     assert recursion.psnr[0] + sum(gains) == pytest.approx(recursion.psnr[3])
     assert picture_of(recursion.figure(step=1)) != picture_of(recursion.figure(step=2))
@@ -211,18 +253,26 @@ def test_recursion_beyond_training_leaves_the_network_alone(recursive, hr):
     longer = RecursionExplorer(recursive, hr, steps=5)
     assert recursive.recursion.steps == 3 and longer.controls['step'].high == 5
     assert 'trained for 3' in longer.sentence(step=4) and 'trained for' not in longer.sentence(step=3)
-    with pytest.raises(ValueError): longer.set(step=6)
+    with pytest.raises(ValueError):
+        longer.set(step=6)
 
 
 def test_recursion_needs_a_recursive_network(histology, hr):
-    with pytest.raises(ModelError, match='single step'): RecursionExplorer(histology, hr)
+    with pytest.raises(ModelError, match='single step'):
+        RecursionExplorer(histology, hr)
 
 
 # --- attention --------------------------------------------------------------------------------------------
 
+
 def test_attention_maps_are_distributions_of_the_size_of_their_path(attention):
-    for stage, path, side in ((1, 'local', 24), (1, 'global', 12), (2, 'local', 24), (2, 'global', 12),
-                              (3, 'local', 24)):
+    for stage, path, side in (
+        (1, 'local', 24),
+        (1, 'global', 12),
+        (2, 'local', 24),
+        (2, 'global', 12),
+        (3, 'local', 24),
+    ):
         a, n = attention.attention(stage, path), attention.numbers(stage=stage, path=path)
         assert a.shape == (side, side) and a.sum().item() == pytest.approx(1, abs=1e-4)
         assert 0 < n['spread'] <= 1 + 1e-6 and n['peak'] >= 1 and n['correction'] >= 0
@@ -236,11 +286,12 @@ def test_attention_of_a_key_without_preference_is_spread_over_everything(hr):
     torch.nn.init.zeros_(rcf.key.weight)
     n = AttentionExplorer(network, degrade(hr, 2)).numbers(stage=1, path='local')
     assert n['spread'] == pytest.approx(1) and n['peak'] == pytest.approx(1, abs=1e-4)
-    assert n['correction'] == 0 # an untrained context branch is silent
+    assert n['correction'] == 0  # an untrained context branch is silent
 
 
 def test_attention_refuses_the_path_that_the_last_stage_lacks(attention):
-    with pytest.raises(ValueError, match='Stage 3 has no global path'): attention.set(stage=3, path='global')
+    with pytest.raises(ValueError, match='Stage 3 has no global path'):
+        attention.set(stage=3, path='global')
     assert attention.values == dict(stage=1, path='local')
 
 
@@ -255,24 +306,30 @@ def test_attention_leaves_no_hook(attention, histology):
 
 # --- affinity ---------------------------------------------------------------------------------------------
 
+
 def test_the_patient_moves_with_the_batch_and_not_without_it(affinity):
     assert affinity.numbers()['moved'] == 0
-    moved = ({mode: max(affinity.numbers(mode=mode, slot=2, guest=g)['moved'] for g in (5, 6, 7))
-              for mode in ('batch', 'solo', 'context')})
+    moved = {
+        mode: max(affinity.numbers(mode=mode, slot=2, guest=g)['moved'] for g in (5, 6, 7))
+        for mode in ('batch', 'solo', 'context')
+    }
     assert moved['batch'] > 1e-4 and moved['solo'] < 1e-5 and moved['context'] < 1e-5
 
 
 def test_a_guest_takes_the_seat_and_only_that(affinity):
-    assert (affinity.members(slot=3, guest=7) == [0, 1, 2, 7, 4]
-            and affinity.members(slot=3) == affinity.usual == [0, 1, 2, 3, 4])
+    assert affinity.members(slot=3, guest=7) == [0, 1, 2, 7, 4] and affinity.members(
+        slot=3
+    ) == affinity.usual == [0, 1, 2, 3, 4]
     assert affinity.numbers(slot=3, guest=3)['moved'] == 0
 
 
 def test_prediction_is_that_of_the_network(affinity, diagnoser, samples):
     at = [0, 1, 6, 3, 4]
-    with torch.no_grad(): out = diagnoser(samples[0][at], samples[1][at])
-    assert (affinity.numbers(slot=2, guest=6)['prediction'] == pytest.approx(
-                out.ens[0].softmax(0).tolist(), abs=1e-5))
+    with torch.no_grad():
+        out = diagnoser(samples[0][at], samples[1][at])
+    assert affinity.numbers(slot=2, guest=6)['prediction'] == pytest.approx(
+        out.ens[0].softmax(0).tolist(), abs=1e-5
+    )
 
 
 def test_temperature_levels_the_matrices_and_leaves_the_diagnosis(affinity):
@@ -286,19 +343,23 @@ def test_temperature_levels_the_matrices_and_leaves_the_diagnosis(affinity):
 
 
 def test_context_compares_with_the_references(affinity):
-    assert [tuple(m.shape) for m in affinity.matrices(mode='context')] == [(5, 4)]*3
+    assert [tuple(m.shape) for m in affinity.matrices(mode='context')] == [(5, 4)] * 3
     assert isinstance(affinity.figure(mode='context', guest=6), Figure)
 
 
 def test_a_shut_gate_is_no_diagnosis(diagnoser, samples):
     bias = diagnoser.ensemble.gate[-1].bias
     was = bias.detach().clone()
-    torch.nn.init.constant_(bias, -100.)
+    torch.nn.init.constant_(bias, -100.0)
     try:
         shut = AffinityExplorer(diagnoser, *samples, ['coarse', 'fine'], batch=5)
-        assert (shut.numbers(guest=6)['prediction'] is None and 'no diagnosis' in shut.sentence()
-                and isinstance(shut.figure(), Figure))
-    finally: bias.data.copy_(was)
+        assert (
+            shut.numbers(guest=6)['prediction'] is None
+            and 'no diagnosis' in shut.sentence()
+            and isinstance(shut.figure(), Figure)
+        )
+    finally:
+        bias.data.copy_(was)
 
 
 def test_affinity_refuses_what_cannot_be_shown(diagnoser, samples):
@@ -307,10 +368,12 @@ def test_affinity_refuses_what_cannot_be_shown(diagnoser, samples):
     with pytest.raises(ValueError, match='mode is one of batch, solo'):
         AffinityExplorer(diagnoser, *samples, ['a', 'b'], batch=4).set(mode='context')
     plain = DiagnosisNetwork(2, sai=False, lr_stem='3x3', sr_stem='3x3s2').eval()
-    with pytest.raises(ModelError, match='sai=False'): AffinityExplorer(plain, *samples, ['a', 'b'], batch=4)
+    with pytest.raises(ModelError, match='sai=False'):
+        AffinityExplorer(plain, *samples, ['a', 'b'], batch=4)
 
 
 # --- gate -------------------------------------------------------------------------------------------------
+
 
 def test_a_head_alone_speaks_in_its_own_voice(gate):
     n = gate.numbers(g_sr=3, g_lr=-1, g_aux=0)
@@ -341,39 +404,50 @@ def test_heads_must_know_the_same_classes():
 
 # --- degradation ------------------------------------------------------------------------------------------
 
+
 @pytest.mark.parametrize('kernel', KERNELS)
 def test_kernels_keep_what_is_constant(kernel):
     for scale in (2, 3, 4):
-        torch.testing.assert_close(shrink(torch.full((3, 24, 36), 0.3), scale, kernel),
-                                   torch.full((3, 24//scale, 36//scale), 0.3))
+        torch.testing.assert_close(
+            shrink(torch.full((3, 24, 36), 0.3), scale, kernel),
+            torch.full((3, 24 // scale, 36 // scale), 0.3),
+        )
 
 
 def test_kernels_are_what_their_names_say(hr):
     torch.testing.assert_close(shrink(hr, 2, 'MATLAB bicubic'), degrade(hr, 2))
     assert torch.equal(shrink(hr, 3, 'nearest'), hr[:, ::3, ::3])
-    torch.testing.assert_close(shrink(hr, 4, 'box'),
-                               hr.unflatten(1, (12, 4)).unflatten(3, (12, 4)).mean((2, 4)))
+    torch.testing.assert_close(
+        shrink(hr, 4, 'box'), hr.unflatten(1, (12, 4)).unflatten(3, (12, 4)).mean((2, 4))
+    )
     # at x3 it reads the middle pixel alone
     torch.testing.assert_close(shrink(hr, 3, 'bilinear, not widened'), hr[:, 1::3, 1::3])
-    with pytest.raises(ValueError, match='kernel is one of'): shrink(hr, 2, 'lanczos')
+    with pytest.raises(ValueError, match='kernel is one of'):
+        shrink(hr, 2, 'lanczos')
 
 
 def test_the_network_wins_for_the_kernel_of_its_training_and_loses_for_another(journey):
-    gain = ({k: journey.numbers(kernel=k, restore='histology_x2')['psnr'] - journey.numbers(kernel=k)['psnr']
-             for k in ('MATLAB bicubic', 'bicubic, not widened')})
+    gain = {
+        k: journey.numbers(kernel=k, restore='histology_x2')['psnr'] - journey.numbers(kernel=k)['psnr']
+        for k in ('MATLAB bicubic', 'bicubic, not widened')
+    }
     assert gain['MATLAB bicubic'] > 1 and gain['bicubic, not widened'] < -1
 
 
 def test_larger_scales_lose_more(journey):
     scores = [journey.numbers(scale=s) for s in (2, 3, 4)]
     assert scores[0]['psnr'] > scores[1]['psnr'] > scores[2]['psnr'] and scores[0]['ssim'] > scores[2]['ssim']
-    assert ([n['convention'][:10] for n in scores] == ['RGB, 2 px ', 'RGB, 3 px ', 'RGB, 4 px ']
-            and 'RGB, 3 px border cropped' in journey.sentence(scale=3))
+    assert [n['convention'][:10] for n in scores] == [
+        'RGB, 2 px ',
+        'RGB, 3 px ',
+        'RGB, 4 px ',
+    ] and 'RGB, 3 px border cropped' in journey.sentence(scale=3)
 
 
 def test_a_network_is_offered_for_its_scale_only(journey):
     journey.set(restore='histology_x2')
-    with pytest.raises(ValueError, match='enlarges 2 times, but the scale is 3'): journey.set(scale=3)
+    with pytest.raises(ValueError, match='enlarges 2 times, but the scale is 3'):
+        journey.set(scale=3)
     assert journey.values['scale'] == 2
     controls, _, text = parts(journey.live())
     controls['scale'].value = 4
@@ -383,4 +457,5 @@ def test_a_network_is_offered_for_its_scale_only(journey):
 def test_grey_images_have_no_luma_choice(hr):
     grey = DegradationExplorer(hr[:1])
     assert grey.sentence().endswith('(grey, 2 px border cropped, 8-bit, SSIM 11x11 Gaussian).')
-    with pytest.raises(ValueError): grey.set(colour='y_bt601')
+    with pytest.raises(ValueError):
+        grey.set(colour='y_bt601')
