@@ -64,6 +64,7 @@ class Answers:
 METRICS = ('accuracy', 'f1', 'sensitivity', 'specificity', 'kappa', 'mcc', 'auc')
 _KEPT = ('best_epoch', 'valid_accuracy', 'gate_closed', 'steps', 'seconds', 'parameters')
 
+# %% ../../nbs/bench/answers.ipynb #c016
 def diagnosis_results(
     store: DiagnosisStore, # of an experiment
     rows, # whose runs are listed
@@ -81,7 +82,7 @@ def diagnosis_results(
                         'first.')
     return pd.DataFrame(lines).astype({k: float for k in METRICS})
 
-# %% ../../nbs/bench/answers.ipynb #c016
+# %% ../../nbs/bench/answers.ipynb #c018
 def diagnosis_summary(
     answers: Answers, # of the rows
     results: pd.DataFrame, # from diagnosis_results
@@ -100,7 +101,7 @@ def diagnosis_summary(
                      | dict(gate_closed=found.gate_closed.sum(), seconds=found.seconds.mean()))
     return pd.DataFrame(lines)
 
-# %% ../../nbs/bench/answers.ipynb #c019
+# %% ../../nbs/bench/answers.ipynb #c021
 MODE_COLUMNS = ['key', 'label', 'mode', 'accuracy', 'low', 'high', 'gain', 'gain_low', 'gain_high']
 
 def modes_table(
@@ -117,7 +118,7 @@ def modes_table(
             lines.append([r.key, r.label, mode, *share, *paired_gain(own.right, by.right, by.group)])
     return pd.DataFrame(lines, columns=MODE_COLUMNS)
 
-# %% ../../nbs/bench/answers.ipynb #c021
+# %% ../../nbs/bench/answers.ipynb #c023
 GAIN_COLUMNS = ['key', 'against_key', 'label', 'against', 'gain', 'low', 'high', 'seeds', 'seed_low',
                 'seed_high', 'images', 'groups']
 
@@ -137,7 +138,7 @@ def diagnosis_gains(
                       *seed_interval(by_seed), len(groups), len(set(groups))])
     return pd.DataFrame(lines, columns=GAIN_COLUMNS)
 
-# %% ../../nbs/bench/answers.ipynb #c025
+# %% ../../nbs/bench/answers.ipynb #c027
 GAP_COLUMNS = ['key', 'label', 'base', 'gap', 'gap_low', 'gap_high', 'clear', 'closed', 'low', 'high']
 
 def gap_table(
@@ -154,7 +155,7 @@ def gap_table(
                 lines.append(dict(key=r.key, label=r.label, base=base) | gap_closed(*right, groups))
     return pd.DataFrame(lines, columns=GAP_COLUMNS)
 
-# %% ../../nbs/bench/answers.ipynb #c028
+# %% ../../nbs/bench/answers.ipynb #c030
 def confusion_of(
     store: DiagnosisStore, # of an experiment
     row: Row, # with complete runs

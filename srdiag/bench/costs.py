@@ -46,6 +46,7 @@ def costs_of(
     check_written(path, misfit(known, dict.fromkeys(known, _COST)), remedy)
     return known
 
+# %% ../../nbs/bench/costs.ipynb #c012
 def ensure_costs(
     job: DiagnosisJob, # images, device
     store: DiagnosisStore, # where cost.json belongs

@@ -59,6 +59,7 @@ def tables_of(
         if sum(bool(store.complete(r)) for r in rows) >= min(2, len(rows)): out[name] = rows
     return out
 
+# %% ../../nbs/bench/diagnosis_report.ipynb #c014
 def part_of(
     store: DiagnosisStore, # of an experiment
     name: str, # of a table
@@ -74,7 +75,7 @@ def part_of(
     return Part(name, answers.rows, diagnosis_summary(answers, results),
                 diagnosis_gains(answers, pairs_of(rows)), gaps, modes_table(answers), missing)
 
-# %% ../../nbs/bench/diagnosis_report.ipynb #c015
+# %% ../../nbs/bench/diagnosis_report.ipynb #c017
 def part_text(
     store: DiagnosisStore, # of an experiment
     part: Part, # of a table
@@ -94,7 +95,7 @@ def part_text(
         modes=modes_markdown(part.modes) if len(part.modes) else '',
         beside=beside_table(name, part.summary)) + '\n'
 
-# %% ../../nbs/bench/diagnosis_report.ipynb #c017
+# %% ../../nbs/bench/diagnosis_report.ipynb #c019
 def draw_part(
     store: DiagnosisStore, # of an experiment
     part: Part, # of a table
@@ -109,12 +110,13 @@ def draw_part(
     title = f'{title_of(part.name).split(":")[0]}, {about["data"]}'
     return {part.name: figures.accuracy_bars(bars, title=title)}
 
-# %% ../../nbs/bench/diagnosis_report.ipynb #c022
+# %% ../../nbs/bench/diagnosis_report.ipynb #c024
 def _caption(name): # of a figure
     if has(name, 'confusion'): return 'All folds together.'
     if has(name, 'panels'): return 'A test image of fold 0.'
     return 'Pooled accuracy with 95 % intervals over groups.'
 
+# %% ../../nbs/bench/diagnosis_report.ipynb #c026
 def _add_section(page, part, drawn):
     shown = ['pooled', 'low', 'high', *METRICS]
     page.section(title_of(part.name), f'{len(part.missing)} runs are missing yet.' if part.missing else '')
@@ -132,7 +134,7 @@ def _add_section(page, part, drawn):
                    'Share of the gap to HR that is closed; without a clear gap there is no interval.',
                    dict.fromkeys(('gap', 'gap_low', 'gap_high', 'closed', 'low', 'high'), '.3f'))
 
-# %% ../../nbs/bench/diagnosis_report.ipynb #c024
+# %% ../../nbs/bench/diagnosis_report.ipynb #c028
 def page_of(
     head: dict, # of a store
     lead: str, # what was done
@@ -147,7 +149,7 @@ def page_of(
     return page.section('How it was made').facts({k: 'none' if v is None else v
                                                   for k, v in head['fixed'].items()})
 
-# %% ../../nbs/bench/diagnosis_report.ipynb #c027
+# %% ../../nbs/bench/diagnosis_report.ipynb #c031
 def _frames(results, parts): # the CSV files
     frames = {'results.csv': results.drop_duplicates(['key', 'seed', 'fold'])}
     for name in ('summary', 'gains', 'gaps', 'modes'):
@@ -155,7 +157,7 @@ def _frames(results, parts): # the CSV files
         if found: frames[f'{name}.csv'] = pd.concat(found, ignore_index=True)
     return frames
 
-# %% ../../nbs/bench/diagnosis_report.ipynb #c029
+# %% ../../nbs/bench/diagnosis_report.ipynb #c033
 def report_diagnosis(
     store: DiagnosisStore, # of an experiment
 ) -> Path: # the README.md
@@ -171,10 +173,11 @@ def report_diagnosis(
     drawn, seeds = [draw_part(store, part) for part in parts], results.seed.nunique()
     lead = fill('diagnosis_lead.md.j2', f=head['fixed'], a=head['about'], seeds=seeds)
     limits = diagnosis_limits(head, seeds, store.networks())
-    page_of(head, lead, parts, drawn, limits).write(store.folder/'report.html')
     texts = {f'{p.name}.md': part_text(store, p, names) for p, names in zip(parts, drawn)}
     texts['README.md'] = fill('diagnosis_readme.md.j2', head=head, lead=lead, limits=limits, tables=parts,
                               titles={p.name: title_of(p.name) for p in parts},
                               session=next(iter(store.sessions()[-1:]), None)) + '\n'
     pictures = {f'{name}.png': figure for one in drawn for name, figure in one.items()}
-    return write_findings(store.folder, Findings(_frames(results, parts), pictures, texts))
+    readme = write_findings(store.folder, Findings(_frames(results, parts), pictures, texts))
+    page_of(head, lead, parts, drawn, limits).write(store.folder/'report.html')
+    return readme

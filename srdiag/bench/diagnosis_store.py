@@ -14,7 +14,6 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from .networks import Network
 from .settings import Design
 from .store import Store, StoreForm, check_free, compare
 from ..core.errors import DataError, ModelError
@@ -67,16 +66,17 @@ def read_predictions(
     if wrong is not None: raise DataError(f'{path} is not what srdiag wrote{wrong}: {remedy}.')
     return p
 
+# %% ../../nbs/bench/diagnosis_store.ipynb #c014
 def said_of(p, classes, head='ens'): # the positions of the classes that predictions name
     return p[[f'{head}_{c}' for c in classes]].to_numpy().argmax(1)
 
-# %% ../../nbs/bench/diagnosis_store.ipynb #c016
+# %% ../../nbs/bench/diagnosis_store.ipynb #c018
 def _odd_scores(m): # a clause about a score that cannot be, or ''
     odd = [k for k, v in m['metrics'].items()
            if k != 'n' and v is not None and not (isinstance(v, _NUMBER) and -1 <= v <= 1)]
     return f'{odd[0]} is {m["metrics"][odd[0]]}' if odd else ''
 
-# %% ../../nbs/bench/diagnosis_store.ipynb #c018
+# %% ../../nbs/bench/diagnosis_store.ipynb #c020
 class DiagnosisRecords(Store):
     "What an experiment has recorded, without its predictions; nothing is written"
     form = EXPERIMENT
@@ -113,7 +113,7 @@ class DiagnosisRecords(Store):
 
     def network_folder(self, name, scale): return self.folder/'networks'/f'{name}_x{scale}'
 
-# %% ../../nbs/bench/diagnosis_store.ipynb #c023
+# %% ../../nbs/bench/diagnosis_store.ipynb #c025
 class DiagnosisStore(DiagnosisRecords):
     "The folder of an experiment"
     _parts = None # file → group and the part of each fold, once it has been read
@@ -144,7 +144,7 @@ class DiagnosisStore(DiagnosisRecords):
         check_fold(p, self.parts(), fold, path)
         return p
 
-# %% ../../nbs/bench/diagnosis_store.ipynb #c025
+# %% ../../nbs/bench/diagnosis_store.ipynb #c027
 def check_fold(
     p: pd.DataFrame, # predictions
     parts: pd.DataFrame, # file → group and fold, as text
@@ -159,7 +159,7 @@ def check_fold(
                     f'{path.parents[4]/"setup"/"split.csv"}: one of the two was changed. Restore it from a '
                     f'copy, or remove the folder {path.parent} to have this run made again.')
 
-# %% ../../nbs/bench/diagnosis_store.ipynb #c028
+# %% ../../nbs/bench/diagnosis_store.ipynb #c030
 def _check_network(store, network): # ModelError if its name stands for other weights
     for known in store.networks():
         if (known['name'], known['scale']) != (network.name, network.scale): continue
@@ -168,6 +168,7 @@ def _check_network(store, network): # ModelError if its name stands for other we
                              f'than those in {network.folder}: give the old ones, or another name with --sr '
                              'NAME=FOLDER.')
 
+# %% ../../nbs/bench/diagnosis_store.ipynb #c032
 def check_experiment(
     store: DiagnosisStore, # that is to be opened
     fixed: dict, # what must not change
@@ -179,7 +180,7 @@ def check_experiment(
     for network in networks: _check_network(store, network)
     return fixed
 
-# %% ../../nbs/bench/diagnosis_store.ipynb #c030
+# %% ../../nbs/bench/diagnosis_store.ipynb #c036
 def _register(store, network, groups):
     folder = store.network_folder(network.name, network.scale)
     if not (folder/'network.json').is_file():
@@ -188,6 +189,7 @@ def _register(store, network, groups):
         with placing(folder, 'network.json') as new: write_text(new/'network.json', json_text(known))
     _check_network(store, network)
 
+# %% ../../nbs/bench/diagnosis_store.ipynb #c038
 def open_experiment(
     store: DiagnosisStore, # to start, or to go on with
     job, # DiagnosisJob

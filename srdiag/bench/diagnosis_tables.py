@@ -51,6 +51,7 @@ def gain_points(gains): # of diagnosis_gains
         ('>95 % over seeds', lambda g: points(g.seed_low, g.seed_high)),
         ('what it says', lambda g: verdict(g.gain, g.low, g.high, g.seed_low, g.seed_high))])
 
+# %% ../../nbs/bench/diagnosis_tables.ipynb #c018
 def closed_table(gaps): # of gap_table
     return column_table(gaps.itertuples(), [
         ('row', lambda g: g.label), ('gap', lambda g: f'HR − {g.base}'),
@@ -59,7 +60,7 @@ def closed_table(gaps): # of gap_table
         ('>closed', lambda g: f'{g.closed:.0%}' if g.clear else 'no clear gap'),
         ('>95 % over groups', lambda g: f'{g.low:.0%} to {g.high:.0%}' if g.clear else '–')])
 
-# %% ../../nbs/bench/diagnosis_tables.ipynb #c019
+# %% ../../nbs/bench/diagnosis_tables.ipynb #c021
 WAYS = dict(context='with references', solo='alone', batch='in mixed batches')
 
 def modes_markdown(modes): # of modes_table
@@ -71,7 +72,7 @@ def modes_markdown(modes): # of modes_table
         ('>against the first in points', lambda r: f'{100*r[0].gain:+.2f}' if r[1] else '–'),
         ('>95 % over groups', lambda r: points(r[0].gain_low, r[0].gain_high) if r[1] else '–')])
 
-# %% ../../nbs/bench/diagnosis_tables.ipynb #c022
+# %% ../../nbs/bench/diagnosis_tables.ipynb #c024
 def cost_table(
     store: DiagnosisStore, # of an experiment
     rows, # that were measured, or not
@@ -87,7 +88,7 @@ def cost_table(
         ('>peak memory in MB', lambda x: number(x[1]['peak_bytes'] and x[1]['peak_bytes']/1e6, '{:.0f}')),
         ('>printed', lambda x: number(x[2].get('memory_mb'), '{:.0f}'))])
 
-# %% ../../nbs/bench/diagnosis_tables.ipynb #c025
+# %% ../../nbs/bench/diagnosis_tables.ipynb #c027
 def image_table(
     store: DiagnosisStore, # of an experiment
     name: str, # of a table
@@ -107,7 +108,7 @@ def image_table(
             printed_row(printed, row=x[0].label, data=d).get('psnr'))))
     return column_table(scored, columns) if scored else ''
 
-# %% ../../nbs/bench/diagnosis_tables.ipynb #c028
+# %% ../../nbs/bench/diagnosis_tables.ipynb #c030
 def confusion_markdown(
     store: DiagnosisStore, # of an experiment
     row, # with complete runs

@@ -58,6 +58,7 @@ CARN = Entry('CARN', 'carn')
 EDSR = Entry('EDSR-baseline', 'edsr_baseline')
 EDSR_DOUBLE = Entry('EDSR-baseline, double', 'edsr_baseline', 'scratch2x')
 
+# %% ../../nbs/bench/entries.ipynb #c012
 PRESETS = dict(
     light=(BICUBIC, CARN, EDSR, SCRATCH, DOUBLE, RECURSIVE, STUDENT),
     table1=(BICUBIC, Entry('SRCNN', 'srcnn'), Entry('VDSR', 'vdsr'), CARN, EDSR, EDSR_DOUBLE,
@@ -67,7 +68,7 @@ PRESETS = dict(
             Entry('Recursive w/o RCF', 'mrcnet_recursive_no_rcf'), SCRATCH, STUDENT,
             Entry('DRCN', 'drcn'), Entry('DRRN', 'drrn'), Entry('SRRFN', 'srrfn')))
 
-# %% ../../nbs/bench/entries.ipynb #c012
+# %% ../../nbs/bench/entries.ipynb #c014
 def with_teachers(
     entries, # of a benchmark
 ) -> tuple: # the same without repetitions, each teacher before its student
@@ -79,7 +80,7 @@ def with_teachers(
             raise ValueError(f'Two entries would share the folder {x.key}: {first} and {x}.')
     return tuple(out.values())
 
-# %% ../../nbs/bench/entries.ipynb #c016
+# %% ../../nbs/bench/entries.ipynb #c018
 def _without_scale(name, scale):
     for other in (2, 3, 4, 8):
         if not name.endswith(f'_x{other}'): continue
@@ -89,12 +90,13 @@ def _without_scale(name, scale):
         name = name.removesuffix(f'_x{other}')
     return name
 
+# %% ../../nbs/bench/entries.ipynb #c020
 def _known_entry(name, training): # one of the presets, with its label; or None
     known = {e.key: e for preset in PRESETS.values() for e in preset}
     entry = known.get(name + (f'-{training}' if training not in ('', 'scratch', 'none') else ''))
     return entry if entry and training in ('', entry.training) else None
 
-# %% ../../nbs/bench/entries.ipynb #c018
+# %% ../../nbs/bench/entries.ipynb #c022
 def parse_entry(
     text: str, # 'carn', 'carn_x2', 'mrcnet:distilled' or 'mrcnet-distilled'
     scale: int, # of the benchmark
@@ -111,7 +113,7 @@ def parse_entry(
     try: return Entry(label, name, training or 'scratch')
     except ValueError as e: raise ModelError(f'{text.strip()!r} cannot take part: {e}') from e
 
-# %% ../../nbs/bench/entries.ipynb #c021
+# %% ../../nbs/bench/entries.ipynb #c025
 def entries_of(
     scale: int, # of the benchmark
     preset: str = 'light', # a key of PRESETS

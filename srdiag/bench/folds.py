@@ -24,6 +24,7 @@ def _check_apart(parts, groups): # no group may be in two parts
     seen = [set(np.asarray(groups)[idx]) for idx in parts.values()]
     assert sum(map(len, seen)) == len(set.union(*seen)), 'two parts share a group'
 
+# %% ../../nbs/bench/folds.ipynb #c009
 def make_folds(
     labels, # N class names
     groups, # N names of groups, or None: each image on its own
@@ -44,7 +45,7 @@ def make_folds(
         out.append(parts)
     return out
 
-# %% ../../nbs/bench/folds.ipynb #c013
+# %% ../../nbs/bench/folds.ipynb #c015
 class FoldedImages:
     "Labelled images in folds, and the parts that rows train and test on"
     def __init__(self,
@@ -77,7 +78,7 @@ class FoldedImages:
         groups = None if self.groups is None else self.groups[idx]
         return choose_references(self.data.table.labels[idx], groups, self.design.references, seed)
 
-# %% ../../nbs/bench/folds.ipynb #c015
+# %% ../../nbs/bench/folds.ipynb #c017
 def split_frame(
     images: FoldedImages, # of an experiment
 ): # DataFrame: file, label, group, fold (where it is tested), fold0, fold1, ... (its part in each)
@@ -89,6 +90,7 @@ def split_frame(
         for name, idx in parts.items(): frame.loc[idx, f'fold{k}'] = name
     return frame.astype(dict(fold=int))
 
+# %% ../../nbs/bench/folds.ipynb #c019
 def fixed_images(images): # what must not change within one folder, in JSON's types
     return {'data hash': images.data.hash, 'split hash': table_hash(split_frame(images)),
             'channels': images.data.channels}

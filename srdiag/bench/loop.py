@@ -22,6 +22,7 @@ class Job:
     def run(self, store, folder, row, *numbers): raise NotImplementedError # trains; metrics for JSON
     def outcome(self, metrics): return '' # said after a run
 
+# %% ../../nbs/bench/loop.ipynb #c007
 def those(
     n: int, # how many there are
     only: int|None, # one of them, or None: all
@@ -29,7 +30,7 @@ def those(
     "The numbers that are asked for"
     return range(n) if only is None else [only]
 
-# %% ../../nbs/bench/loop.ipynb #c007
+# %% ../../nbs/bench/loop.ipynb #c010
 def do_run(
     job: Job, # what a run does
     store: Store, # where its results go
@@ -47,7 +48,7 @@ def do_run(
     say(job.outcome(metrics))
     return True
 
-# %% ../../nbs/bench/loop.ipynb #c009
+# %% ../../nbs/bench/loop.ipynb #c012
 def run_all(
     job: Job, # what a run does
     store: Store, # open
@@ -69,7 +70,7 @@ def run_all(
                 say(f'{job.name(row, *numbers)}, failed and is not recorded: {e}')
     return done
 
-# %% ../../nbs/bench/loop.ipynb #c018
+# %% ../../nbs/bench/loop.ipynb #c021
 def say_left(
     store: Store, # that was opened
 ):

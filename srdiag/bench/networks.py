@@ -45,6 +45,7 @@ def _of_benchmark(folder): # texts NAME=FOLDER, of the first seed of each traine
         for seed in store.seeds(e)[:1]:
             if (model := store.path(e, seed)/'model').is_dir(): yield f'{name}={model}'
 
+# %% ../../nbs/bench/networks.ipynb #c012
 def _name_and_folder(text):
     name, sep, folder = text.partition('=')
     if not sep: name, folder = 'mrcnet', text
@@ -55,7 +56,7 @@ def _name_and_folder(text):
                          'another name, as --sr NAME=FOLDER.')
     return name, folder
 
-# %% ../../nbs/bench/networks.ipynb #c012
+# %% ../../nbs/bench/networks.ipynb #c014
 def networks_of(
     sources: Sources, # the networks and the benchmark that were named
 ) -> dict: # (name, scale) → folder
@@ -71,7 +72,7 @@ def networks_of(
         out[name, scale] = folder
     return out
 
-# %% ../../nbs/bench/networks.ipynb #c015
+# %% ../../nbs/bench/networks.ipynb #c017
 def check_networks(
     networks: dict, # (name, scale) → Network
     rows, # that are to be trained

@@ -63,6 +63,7 @@ def _ensure_scale(job, store, rows, scale): # score the networks of one scale
                                                                                      job.device)[0]
         write_text(path, json_text(mean_scores(network, pairs) | said))
 
+# %% ../../nbs/bench/pictures.ipynb #c015
 def ensure_scores(
     job: DiagnosisJob, # images, networks
     store: DiagnosisStore, # with runs
@@ -74,7 +75,7 @@ def ensure_scores(
         if min(job.images.pairs(scale).hr.shape[-2:]) >= 11 + 2*scale: _ensure_scale(job, store, rows, scale)
         else: say(f'Note: the images are too small for SSIM at scale {scale}, so networks are not scored.')
 
-# %% ../../nbs/bench/pictures.ipynb #c015
+# %% ../../nbs/bench/pictures.ipynb #c019
 _SCORES = dict(psnr=(int, float, type(None)), ssim=(int, float, type(None)), n=int)
 
 def scores_of(
@@ -88,7 +89,7 @@ def scores_of(
             else store.network_folder(name, row.scale)/'scores.json')
     if path.is_file(): return read_json(path, _SCORES, 'remove it to have it made again')
 
-# %% ../../nbs/bench/pictures.ipynb #c019
+# %% ../../nbs/bench/pictures.ipynb #c023
 def median_image(
     lr: torch.Tensor, # N×C×h×w, uint8
     hr: torch.Tensor, # N×C×H×W, uint8
@@ -98,6 +99,7 @@ def median_image(
     scores = psnr(upsample(as_float(lr), scale).clamp(0, 1), as_float(hr), convention(scale))
     return int(scores.argsort()[(len(lr)-1)//2])
 
+# %% ../../nbs/bench/pictures.ipynb #c025
 def save_panels(
     job: DiagnosisJob, # images
     store: DiagnosisStore, # where panels/<k>_lr.png and <k>_hr.png belong
@@ -113,7 +115,7 @@ def save_panels(
             one = of_class[median_image(pairs.lr[of_class], pairs.hr[of_class], scale)]
             for name, x in (('lr', pairs.lr), ('hr', pairs.hr)): save_png(x[one], new/f'{k}_{name}.png')
 
-# %% ../../nbs/bench/pictures.ipynb #c021
+# %% ../../nbs/bench/pictures.ipynb #c027
 @torch.no_grad()
 def draw_panels(
     store: DiagnosisStore, # with panels and runs

@@ -29,6 +29,7 @@ def number(
     "A number as text"
     return form.format(x) if known(x) else '–'
 
+# %% ../../nbs/bench/report.ipynb #c007
 def count(x): return format_count(x) if known(x) else '–' # parameters, FLOPs
 
 def spread(
@@ -39,7 +40,7 @@ def spread(
     "A mean with its spread"
     return number(mean, form) + (f' ± {form.format(sd)}' if known(mean) and known(sd) else '')
 
-# %% ../../nbs/bench/report.ipynb #c008
+# %% ../../nbs/bench/report.ipynb #c010
 def interval(
     low, # lower end, NaN where there is none
     high, # upper end
@@ -54,7 +55,7 @@ def percent(x, sd=None): # a share, with its spread
 def points(low, high, form='{:+.2f}'): # an interval of shares or of their differences, in percent
     return interval(100*low, 100*high, form)
 
-# %% ../../nbs/bench/report.ipynb #c011
+# %% ../../nbs/bench/report.ipynb #c013
 @cache
 def _templates():
     def load(name): return (resources.files('srdiag.templates')/name).read_text(encoding='utf-8')
@@ -70,7 +71,7 @@ def fill(
     "A template with its facts filled in"
     return _templates().get_template(name).render(**facts).strip('\n')
 
-# %% ../../nbs/bench/report.ipynb #c016
+# %% ../../nbs/bench/report.ipynb #c018
 def column_table(
     rows, # anything, such as the itertuples of a DataFrame
     columns, # pairs of a heading and a function of a row; a leading '>' aligns to the right
@@ -78,7 +79,7 @@ def column_table(
     "A markdown table"
     return markdown_table([head for head, _ in columns], [[cell(row) for _, cell in columns] for row in rows])
 
-# %% ../../nbs/bench/report.ipynb #c019
+# %% ../../nbs/bench/report.ipynb #c021
 @dataclass
 class Findings:
     "What a report consists of, by the names of its files"
@@ -86,6 +87,7 @@ class Findings:
     figures: dict = field(default_factory=dict) # 'fig4.png' → Figure
     texts: dict = field(default_factory=dict) # 'README.md' → markdown
 
+# %% ../../nbs/bench/report.ipynb #c023
 def write_findings(
     folder: str|Path, # of a store
     findings: Findings, # what was found

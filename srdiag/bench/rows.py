@@ -99,6 +99,7 @@ def check_name(name): check_choice('experiment', name, (*TABLES, 'all'))
 
 def names_of(name): return list(TABLES) if name == 'all' else [name] # of tables
 
+# %% ../../nbs/bench/rows.ipynb #c019
 def _rows_of_one(table, design, networks): # of one table
     rows = TABLES[table]
     if not has(table, 'scales'): rows = [replace(r, scale=design.scale) for r in rows]
@@ -106,6 +107,7 @@ def _rows_of_one(table, design, networks): # of one table
         rows = [*rows, *(Row(n, 'LR+SR', True, scale=s, network=n) for n, s in networks if s == design.scale)]
     return [r for r in rows if design.images == 'hr' or not r.inputs.endswith('HR')]
 
+# %% ../../nbs/bench/rows.ipynb #c021
 def rows_of(
     name: str, # a key of TABLES, or 'all'
     design: Design, # images, scale
@@ -120,7 +122,7 @@ def rows_of(
                 out.setdefault(r.key, r)
     return tuple(out.values())
 
-# %% ../../nbs/bench/rows.ipynb #c019
+# %% ../../nbs/bench/rows.ipynb #c024
 def chosen_rows(
     rows, # of an experiment
     only: str|None, # keys or labels with commas in between, or one label; None: all
@@ -135,11 +137,12 @@ def chosen_rows(
                         f'{", ".join(r.key for r in rows)}.')
     return tuple(r for r in rows if r.key in wanted or r.label in wanted)
 
-# %% ../../nbs/bench/rows.ipynb #c022
+# %% ../../nbs/bench/rows.ipynb #c027
 def _is_ours(r): # the paper's own configuration
     return (r.has_sr and r.sai and r.sac and r.sar and r.start == 'pretrained' and not r.fixed
             and r.network == 'mrcnet')
 
+# %% ../../nbs/bench/rows.ipynb #c029
 def pairs_of(
     rows, # of one table
 ) -> list: # (row, against)

@@ -143,8 +143,8 @@ def is_whole(
 class Sources:
     "What an experiment reads beside the images"
     labels: str|None = None # table whose files are relative to --data
-    # [NAME=]FOLDER: model folder of a super-resolution network, or the name of one of the package; several for
-    # table10 and fig6
+    # [NAME=]FOLDER: model folder of a super-resolution network, or the name of one of the package; several
+    # for table10 and fig6
     sr: tuple[str, ...] = ()
     benchmark: str|None = None # a benchmark whose trained networks take part in fig6
 

@@ -64,6 +64,7 @@ BESIDE = ( # columns: heading, and cell of a row of the summary and its printed 
     ('>printed', lambda r, p: number(p['memory_mb'], '{:.0f}')),
     ('table', lambda r, p: f'{p["table"]} ({p["data"]})'))
 
+# %% ../../nbs/bench/sr_report.ipynb #c018
 def beside_paper(
     summary: pd.DataFrame, # from sr_summary
     scale: int, # of the benchmark
@@ -74,7 +75,7 @@ def beside_paper(
     columns = [(head, lambda pair, cell=cell: cell(*pair)) for head, cell in BESIDE]
     return column_table(pairs, columns) if pairs else ''
 
-# %% ../../nbs/bench/sr_report.ipynb #c019
+# %% ../../nbs/bench/sr_report.ipynb #c021
 def _costs(store, summary): # Fig. 4
     about, scale = store.head()['about'], store.head()['fixed']['scale']
     rows = [dict(name=r.label, psnr=r.psnr, sd=0. if math.isnan(r.psnr_sd) else r.psnr_sd, flops=r.flops,
@@ -89,7 +90,7 @@ def _panel(store, complete): # Fig. 5
                      as_float(read_image(folder/'hr.png')))
     return figures.sr_panel(images, truth, convention(scale), width=max(7, 1.35*(len(images) + 1)))
 
-# %% ../../nbs/bench/sr_report.ipynb #c021
+# %% ../../nbs/bench/sr_report.ipynb #c023
 def _curves(store, complete): # of PSNR on validation images; None without a log
     logs = {e.label: store.path(e, k)/'log.csv' for e, k in complete}
     curves = {label: _validation(path) for label, path in logs.items() if path.is_file()}
@@ -102,6 +103,7 @@ def _validation(path): # PSNR after each epoch
         raise DataError(f'{path} is not a log of a training ({e}): restore it from a copy, or remove the '
                         f'folder {path.parent} to have this run made again.') from e
 
+# %% ../../nbs/bench/sr_report.ipynb #c025
 def draw_benchmark(
     store: SRStore, # of a benchmark
     summary: pd.DataFrame, # from sr_summary
@@ -113,7 +115,7 @@ def draw_benchmark(
     if curves := _curves(store, complete): drawn['curves'] = curves
     return drawn
 
-# %% ../../nbs/bench/sr_report.ipynb #c024
+# %% ../../nbs/bench/sr_report.ipynb #c028
 DEVIATIONS = dict( # departure → networks, setting that undoes it
     bicubic=(('srcnn', 'edsr_baseline', 'carn', 'srrfn'), ('skip', False)),
     skip=(('mrcnet', 'mrcnet_stack', 'mrcnet_recursive', 'mrcnet_recursive_no_lstm',
@@ -121,6 +123,7 @@ DEVIATIONS = dict( # departure → networks, setting that undoes it
     no_batch_norm=(('drrn',), None), no_ensemble=(('drcn',), ('ensemble', True)),
     no_supervision=(('drcn',), None), later_layout=(('mwcnn',), None))
 
+# %% ../../nbs/bench/sr_report.ipynb #c030
 def deviations(
     entries, # that are in the report
 ) -> list: # of sentences
@@ -133,7 +136,7 @@ def deviations(
     own = not any('skip' in dict(e.config) for e in entries)
     return fill('sr_deviations.md.j2', who=who, all_bicubic=own).splitlines()
 
-# %% ../../nbs/bench/sr_report.ipynb #c028
+# %% ../../nbs/bench/sr_report.ipynb #c034
 UNKNOWN = 'groups unknown: each image stands for itself; the split may separate frames of one patient'
 
 def sr_limits(
@@ -145,6 +148,7 @@ def sr_limits(
                 distilled=any(e.training == 'distilled' for e in entries),
                 doubles=[e.label for e in entries if e.training == 'scratch2x'])
 
+# %% ../../nbs/bench/sr_report.ipynb #c036
 def about_intervals(
     grouped: bool, # are the groups of images known?
     seeds: int, # at most so many trainings of an entry
@@ -153,11 +157,12 @@ def about_intervals(
     "What the intervals of paired differences speak of"
     return fill('sr_intervals.md.j2', grouped=grouped, seeds=seeds, groups=groups, unknown=UNKNOWN)
 
-# %% ../../nbs/bench/sr_report.ipynb #c031
+# %% ../../nbs/bench/sr_report.ipynb #c039
 def _missing(store): # entries and seeds that others have and they have not
     seeds = sorted({k for e in store.entries() for k in store.seeds(e)})
     return [f'{e.label}, seed {k}' for e in store.entries() for k in seeds if k not in store.seeds(e)]
 
+# %% ../../nbs/bench/sr_report.ipynb #c041
 def sr_readme(
     store: SRStore, # of a benchmark
     summary: pd.DataFrame, # from sr_summary
@@ -176,7 +181,7 @@ def sr_readme(
                 main=column_table(summary.itertuples(), MAIN), gains=gain_table(gains, grouped),
                 intervals=intervals, beside=beside_paper(summary, scale)) + '\n'
 
-# %% ../../nbs/bench/sr_report.ipynb #c033
+# %% ../../nbs/bench/sr_report.ipynb #c043
 def report_sr(
     store: SRStore, # of a benchmark
 ) -> Path: # the README.md

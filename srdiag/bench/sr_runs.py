@@ -211,13 +211,14 @@ def check_images(
                                 'and data.')
     _check_panel(images.pairs['test'], store.head()['about'].get('panel'), store.folder/'panel'/'hr.png')
 
+# %% ../../nbs/bench/sr_runs.ipynb #c034
 def _check_panel(test, name, truth):
     if not (truth.is_file() and name in test.names): return
     if not torch.equal(read_image(truth), to_uint8(test[test.names.index(name)][1])):
         raise DataError(f'The test image {name} is not the one in {truth}: choose another output folder, or '
                         'the old --size and --channels.')
 
-# %% ../../nbs/bench/sr_runs.ipynb #c034
+# %% ../../nbs/bench/sr_runs.ipynb #c036
 def save_truth(
     images: SRImages, # of a job; its panel becomes that of the store
     store: SRStore, # open

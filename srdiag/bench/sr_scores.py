@@ -32,6 +32,7 @@ def are_grouped(
     "Whether groups are known: not if every file is its own"
     return any(f != g for f, g in zip(files, groups, strict=True))
 
+# %% ../../nbs/bench/sr_scores.ipynb #c013
 def groups_known(
     store: SRStore, # with a complete run
 ) -> bool:
@@ -41,7 +42,7 @@ def groups_known(
     images = next(store.metrics(e, k)['images'] for e in store.entries() for k in store.seeds(e))
     return are_grouped(images['file'], images['group'])
 
-# %% ../../nbs/bench/sr_scores.ipynb #c014
+# %% ../../nbs/bench/sr_scores.ipynb #c016
 def _check_same(store, tables): # DataError if runs are of different images
     (first, seed), one = next(iter(tables.items()))
     for (key, k), table in tables.items():
@@ -50,6 +51,7 @@ def _check_same(store, tables): # DataError if runs are of different images
                             f'than {first} with seed {seed}, so no row can be compared: keep the runs of '
                             f'one kind and remove the folders of the others in {store.folder/"runs"}.')
 
+# %% ../../nbs/bench/sr_scores.ipynb #c018
 def image_scores(
     store: SRStore, # of a benchmark
 ) -> tuple: # {(key of the entry, seed): table with file, group, psnr, ssim}, and the names of images left out
@@ -66,7 +68,7 @@ def image_scores(
                         'error by at least one run, so no PSNR can be averaged: use other test images.')
     return tables, out
 
-# %% ../../nbs/bench/sr_scores.ipynb #c018
+# %% ../../nbs/bench/sr_scores.ipynb #c022
 def _result(entry, seed, metrics, scores): # the line of a run
     kept = ('seconds', 'seconds_per_step', 'parameters', 'flops', 'input_size')
     return dict(entry=entry.key, label=entry.label, training=entry.training, seed=seed,
@@ -74,6 +76,7 @@ def _result(entry, seed, metrics, scores): # the line of a run
                 **{k: metrics[k] for k in kept}, steps=metrics['steps']['own'],
                 steps_with_teacher=metrics['steps']['with_teacher'])
 
+# %% ../../nbs/bench/sr_scores.ipynb #c024
 def sr_results(
     store: SRStore, # of a benchmark
 ) -> pd.DataFrame: # a row per entry and seed
@@ -82,7 +85,7 @@ def sr_results(
     return pd.DataFrame([_result(e, k, store.metrics(e, k), tables[e.key, k])
                          for e in store.entries() for k in store.seeds(e)])
 
-# %% ../../nbs/bench/sr_scores.ipynb #c020
+# %% ../../nbs/bench/sr_scores.ipynb #c026
 TIMED = dict(latency_ms=('median', 1e3), latency_low_ms=('low', 1e3), latency_high_ms=('high', 1e3),
              peak_mb=('peak_bytes', 1e-6)) # column → what was measured, factor
 
@@ -102,7 +105,7 @@ def sr_summary(
         out[column] = [np.nan if v is None else v*factor for v in values]
     return out.reset_index()
 
-# %% ../../nbs/bench/sr_scores.ipynb #c032
+# %% ../../nbs/bench/sr_scores.ipynb #c038
 REFERENCES = ('mrcnet', 'edsr_baseline')
 
 def _compared(entries, references): # pairs: an entry, and the reference that it is set against
@@ -112,7 +115,7 @@ def _compared(entries, references): # pairs: an entry, and the reference that it
         yield from ((e, ref) for e in entries
                     if e != ref and (ref.training not in twice or e.training in twice))
 
-# %% ../../nbs/bench/sr_scores.ipynb #c034
+# %% ../../nbs/bench/sr_scores.ipynb #c040
 GAINS = ['label', 'against', 'gain', 'low', 'high', 'sd', 'seed_low', 'seed_high', 'seeds', 'groups']
 
 def sr_gains(

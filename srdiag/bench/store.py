@@ -15,7 +15,7 @@ import pandas as pd
 
 from ..core.errors import DataError
 from ..core.files import placing
-from ..core.records import json_text, misfit, read_json
+from ..core.records import json_text, read_json
 
 # %% ../../nbs/bench/store.ipynb #c005
 @dataclass(frozen=True)
@@ -73,13 +73,14 @@ def check_written(
     "DataError with the clause, if there is one"
     if wrong: raise DataError(f'{path} is not what srdiag wrote ({wrong}): {remedy}.')
 
+# %% ../../nbs/bench/store.ipynb #c016
 def table_hash(
     table: pd.DataFrame, # such as file, group and part
 ) -> str: # 16 hexadecimal digits
     "A fingerprint of a table, by which a changed split is noticed"
     return hashlib.sha256(table.to_csv(index=False).encode()).hexdigest()[:16]
 
-# %% ../../nbs/bench/store.ipynb #c017
+# %% ../../nbs/bench/store.ipynb #c019
 class Store(RunFolders):
     "A folder of runs with a head that says what must not change. DataError for what is damaged"
     @property
@@ -111,7 +112,7 @@ class Store(RunFolders):
     def wrong_run(self, found, row, *numbers): return ''
     def whose(self, found, row): return None # the label of the run that metrics are of, if they tell
 
-# %% ../../nbs/bench/store.ipynb #c019
+# %% ../../nbs/bench/store.ipynb #c021
 HINTS = dict(split_seed=' (see --split-seed)', size=' (see --size)')
 
 def check_free(
@@ -124,6 +125,7 @@ def check_free(
     if not (folder.is_dir() and may_begin({p.name for p in folder.iterdir()})):
         raise DataError(f'{folder} exists and holds no {store.form.kind}: choose another output folder.')
 
+# %% ../../nbs/bench/store.ipynb #c023
 def compare(
     store: Store, # that is to be opened
     fixed: dict, # what must not change
