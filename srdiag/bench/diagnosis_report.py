@@ -11,11 +11,13 @@ from pathlib import Path
 
 import pandas as pd
 
-from .answers import (METRICS, Answers, confusion_of, diagnosis_gains, diagnosis_results,
-                                  diagnosis_summary, gap_table, modes_table)
+from srdiag.bench.answers import (
+    METRICS, Answers, confusion_of, diagnosis_gains, diagnosis_results, diagnosis_summary, gap_table,
+    modes_table)
 from .diagnosis_store import DiagnosisStore
-from .diagnosis_tables import (beside_table, closed_table, confusion_markdown, cost_table,
-                                           gain_points, image_table, main_table, modes_markdown)
+from srdiag.bench.diagnosis_tables import (
+    beside_table, closed_table, confusion_markdown, cost_table, gain_points, image_table, main_table,
+    modes_markdown)
 from .pictures import draw_panels
 from .report import Findings, fill, write_findings
 from .rows import TABLES, has, pairs_of, rows_of, title_of

@@ -13,8 +13,7 @@ from pathlib import Path
 import pandas as pd
 
 from .published import printed_row, published_sr
-from .report import (Findings, column_table, count, fill, interval, number, spread,
-                                 write_findings)
+from .report import Findings, column_table, count, fill, interval, number, spread, write_findings
 from .sr_scores import groups_known, image_scores, sr_gains, sr_results, sr_summary
 from .sr_store import REPORTED, SRStore, read_speed
 from ..core.errors import DataError

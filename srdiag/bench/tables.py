@@ -16,8 +16,8 @@ from .loop import run_all, say_left
 from .networks import check_networks, networks_of
 from .pictures import ensure_scores, save_panels
 from .rows import chosen_rows, has, names_of, rows_of
-from .settings import (DIAGNOSIS_BUDGETS, Design, DiagnosisBudget, ExperimentShare, Sources,
-                                   is_whole)
+from .settings import (
+    DIAGNOSIS_BUDGETS, Design, DiagnosisBudget, ExperimentShare, Sources, is_whole)
 from ..core.errors import DataError, ModelError
 from ..core.files import check_apart
 from ..core.precision import pick_place

@@ -23,8 +23,8 @@ from tyro.constructors import ConstructorRegistry
 from .. import __version__
 from .comparisons import BenchmarkSR, Cost, Experiment
 from .options import Demo, Distill, Evaluate, Predict, TrainDiagnosis, TrainSR
-from .sets import (BuildEndoSR, BuildHistoSR, Check, ImportCadcap, ImportKagglePCam,
-                                  ImportKvasirCapsule, ImportPCam)
+from .sets import (
+    BuildEndoSR, BuildHistoSR, Check, ImportCadcap, ImportKagglePCam, ImportKvasirCapsule, ImportPCam)
 from ..core.errors import DataError, SrdiagError
 from ..core.settings import check_choice
 

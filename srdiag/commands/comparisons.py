@@ -13,8 +13,9 @@ from typing import Annotated, Literal
 
 from tyro.conf import Positional, Suppress, arg
 
-from ..bench.settings import (TABLE_NAMES, BenchmarkShare, BudgetName, Design, ExperimentShare, Preset,
-                                   Recipe, Sources, diagnosis_budget, sr_budget)
+from ..bench.settings import (
+    TABLE_NAMES, BenchmarkShare, BudgetName, Design, ExperimentShare, Preset, Recipe, Sources,
+    diagnosis_budget, sr_budget)
 from ..core.errors import DataError
 from ..core.settings import Natural, Positive, Share, Weight, check_choice, check_settings
 from ..core.words import say

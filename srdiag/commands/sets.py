@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..core.words import say
-from ..datasets.settings import (BuildOptions, CadcapSettings, EndoSRSettings, FoldOptions,
-                                      HistoSRSettings, ImportOptions, KagglePCamSettings, KvasirSettings,
-                                      PCamSettings)
+from ..datasets.settings import (
+    BuildOptions, CadcapSettings, EndoSRSettings, FoldOptions, HistoSRSettings, ImportOptions,
+    KagglePCamSettings, KvasirSettings, PCamSettings)
 
 # %% ../../nbs/commands/sets.ipynb #c005
 def _progress(every, what): # → a function of what is done, and of all

@@ -15,8 +15,7 @@ from ..core.errors import DataError
 from ..core.words import counted, listed
 from ..data.images import EXTENSIONS, find_images
 from ..data.labelled import groups_from_names
-from .downloads import (check_labelled_rows, pixels_of_files, read_columns,
-                                       some_of_each_class)
+from .downloads import check_labelled_rows, pixels_of_files, read_columns, some_of_each_class
 from .folders import check_place
 from .imported import About, ImportedSet, imported_strangers, name_leftovers, save_set
 from .settings import CadcapSettings, FoldOptions, FrameSettings, KvasirSettings

@@ -22,8 +22,8 @@ import torch
 
 from ..core.errors import DataError
 from ..core.words import counted, listed
-from .downloads import (GZIP, HDF5, check_download, check_labelled_rows, pixels_of_files,
-                                       read_columns, some_of_each_class)
+from .downloads import (
+    GZIP, HDF5, check_download, check_labelled_rows, pixels_of_files, read_columns, some_of_each_class)
 from .folders import check_place
 from .imported import About, ImportedSet, imported_strangers, name_leftovers, save_set
 from .settings import FoldOptions, ImportOptions, KagglePCamSettings, PCamSettings

@@ -14,11 +14,11 @@ import numpy as np
 from ..core.errors import DataError, ModelError
 from ..core.moved import moved_names
 from .diagnostic import checked_groups, checked_probabilities
-from .reliability import (apply_temperature, brier_score, calibration_interval,
-                                           expected_calibration_error, fit_temperature,
-                                           negative_log_likelihood)
-from .thresholds import (Abstention, OperatingPoint, abstention_threshold, decide,
-                                          operating_point)
+from srdiag.evaluation.reliability import (
+    apply_temperature, brier_score, calibration_interval, expected_calibration_error, fit_temperature,
+    negative_log_likelihood)
+from .thresholds import (
+    Abstention, OperatingPoint, abstention_threshold, decide, operating_point)
 
 # %% ../../nbs/evaluation/calibration.ipynb #c010
 @dataclass(frozen=True)

@@ -10,8 +10,8 @@ import math
 
 import numpy as np
 
-from .diagnostic import (checked_groups, group_index, percentile_interval, resampled_means,
-                                          wilson_interval)
+from .diagnostic import (
+    checked_groups, group_index, percentile_interval, resampled_means, wilson_interval)
 
 # %% ../../nbs/evaluation/gains.ipynb #c005
 def _checked_scores(values, groups): # → K×N

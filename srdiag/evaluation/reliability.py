@@ -12,8 +12,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .diagnostic import (checked_probabilities, group_index, percentile_interval,
-                                          resampled_means, wilson_interval)
+from .diagnostic import (
+    checked_probabilities, group_index, percentile_interval, resampled_means, wilson_interval)
 
 # %% ../../nbs/evaluation/reliability.ipynb #c012
 @dataclass(frozen=True)

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from ..core.errors import DataError
-from .diagnostic import (bootstrap_interval, checked_groups, checked_probabilities,
-                                          wilson_interval)
+from .diagnostic import (
+    bootstrap_interval, checked_groups, checked_probabilities, wilson_interval)
 
 # %% ../../nbs/evaluation/thresholds.ipynb #c012
 @dataclass(frozen=True)

@@ -14,8 +14,8 @@ from torch import nn
 from ..core.precision import check_floats
 from ..data.degradation import upsample
 from .convlstm import ConvLSTMCell, GateInput, LSTMState
-from .layers import (PixelShuffleUpsampler, ResidualBlock, check_config, conv_prelu, in_bands,
-                              initialise_)
+from .layers import (
+    PixelShuffleUpsampler, ResidualBlock, check_config, conv_prelu, in_bands, initialise_)
 from .mrc import MRCModule
 
 # %% ../../nbs/sr/mrcnet.ipynb #c007
