@@ -14,7 +14,7 @@ from srdiag.bench.entries import (BICUBIC, CARN, DOUBLE, EDSR_DOUBLE, PRESETS, S
                                   entries_of, with_teachers)
 from srdiag.bench.published import published_sr
 from srdiag.bench.settings import BenchmarkShare, sr_budget
-from srdiag.bench.sr import benchmark_sr
+from srdiag.bench.benchmark import benchmark_sr
 from srdiag.bench.sr_report import UNKNOWN, deviations, report_sr, sr_limits
 from srdiag.bench.sr_runs import SRImages, steps_of
 from srdiag.bench.sr_scores import groups_known, sr_gains, sr_results

@@ -20,7 +20,7 @@ from srdiag.bench.networks import networks_of
 from srdiag.bench.published import NUMERALS, published_confusion, published_diagnosis
 from srdiag.bench.rows import OURS, TABLES, Row, pairs_of, rows_of
 from srdiag.bench.settings import DIAGNOSIS_BUDGETS, Design, ExperimentShare, Sources, diagnosis_budget
-from srdiag.bench.tables import run_experiment
+from srdiag.bench.experiment import run_experiment
 from srdiag.core.errors import DataError, ModelError
 from srdiag.evaluation.gains import gap_closed, group_means, mean_interval, paired_gain, verdict
 from srdiag.training.options import RunOptions

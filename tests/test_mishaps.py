@@ -15,7 +15,7 @@ from srdiag.bench.diagnosis_store import DiagnosisStore
 from srdiag.bench.pictures import mean_scores
 from srdiag.bench.rows import Row
 from srdiag.bench.settings import Design, ExperimentShare, diagnosis_budget
-from srdiag.bench.tables import run_experiment
+from srdiag.bench.experiment import run_experiment
 from srdiag.models.split import read_split
 from srdiag.training.options import RunOptions
 from srdiag.data.degradation import upsample

@@ -72,7 +72,7 @@ class BenchmarkSR:
 
     def run(self):
         from srdiag.bench.entries import entries_of
-        from srdiag.bench.sr import SRStore, benchmark_sr, report_sr
+        from srdiag.bench.benchmark import SRStore, benchmark_sr, report_sr
         if self.report_only: return say(f'Report: {report_sr(SRStore(self.out))}')
         if self.data is None:
             raise DataError('The benchmark needs images: name their folder with --data, or use '
@@ -140,7 +140,7 @@ class Experiment:
     def __post_init__(self): check_choice('experiment', self.name, (*TABLE_NAMES, 'all'))
 
     def run(self):
-        from srdiag.bench.tables import DiagnosisStore, report_diagnosis, run_experiment
+        from srdiag.bench.experiment import DiagnosisStore, report_diagnosis, run_experiment
         if self.report_only: return say(f'Report: {report_diagnosis(DiagnosisStore(self.out))}')
         if self.data is None:
             raise DataError('The experiment needs labelled images: name them with --data, or use '

@@ -18,7 +18,7 @@ MOVED = { # old module → where to look for its names: rooms or modules, the li
     'data.datasets': 'datasets',
     'figures': 'show', 'method': 'show', 'report': 'show', 'assessment': 'show', 'caution': 'show',
     'widgets': 'show', 'diagnosis.interpretation': 'show', 'diagnosis.dependence': 'show',
-    'benchmark': 'bench.sr bench', 'experiment': 'bench.tables bench.diagnosis bench', 'catalogue': 'bench',
+    'benchmark': 'bench.benchmark bench', 'experiment': 'bench.experiment bench.diagnosis bench', 'catalogue': 'bench',
     'cli': 'commands', 'demo': 'commands bench',
     'commands': 'commands datasets diagnosis models training core',
     # these are still there, and have given names away
