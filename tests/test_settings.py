@@ -2,6 +2,7 @@
 folder made."""
 
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from srdiag.bench.settings import Design, DiagnosisBudget, SRBudget
 from srdiag.commands.train_diagnosis import train_diagnosis_command
 from srdiag.commands.train_sr import train_sr_command
 from srdiag.core.errors import DataError
+from srdiag.datasets.settings import EndoSRSettings, FoldOptions, HistoSRSettings, PCamSettings
 from srdiag.diagnosis.losses import DiagnosisLoss
 from srdiag.diagnosis.network import SREnhancedDiagnosis
 from srdiag.diagnosis.settings import Caution, FrameworkSettings
@@ -35,6 +37,10 @@ NAN = float('nan')
         (dict(precision='half'), 'bf16, fp16, fp32'),
         (dict(channels='green'), 'auto, rgb, grey'),
         (dict(size=0), 'size to be a whole number of 1 or more'),
+        (dict(strict='yes'), "A run needs strict to be true or false, not 'yes'"),
+        (dict(overwrite=1), 'overwrite to be true or false, not 1'),
+        (dict(device=3), 'device to be a text, not 3'),
+        (dict(device=None), 'device to be a text, not None'),
     ],
 )
 def test_options_of_a_run(wrong, naming):
@@ -108,11 +114,41 @@ def test_rows(wrong):
         (dict(sac=-1), 'sac to be a number of 0 or more'),
         (dict(affinity_norm='l1'), 'frobenius'),
         (dict(sac='high'), "not 'high'"),
+        (dict(sai='no'), "sai to be true or false, not 'no'"),
+        (dict(fixed='false'), "fixed to be true or false, not 'false'"),
+        (dict(sr=3), 'sr to be a text, not 3'),
     ],
 )
 def test_settings_of_a_framework(wrong, naming):
     with pytest.raises(DataError, match=naming):
         FrameworkSettings(**wrong)
+
+
+def test_a_text_may_be_a_path():
+    assert FrameworkSettings(sr=Path('a folder')).sr == Path('a folder')
+
+
+@pytest.mark.parametrize(
+    'make, naming',
+    [
+        (lambda: HistoSRSettings(per_slide='x'), "per_slide to be a whole number of 1 or more, not 'x'"),
+        (lambda: HistoSRSettings(per_slide=0), '1 crop or more'),
+        (lambda: HistoSRSettings(mpp='a'), "mpp to be a number.*, not 'a'"),
+        (lambda: HistoSRSettings(mpp=-1), 'more than 0'),
+        (lambda: HistoSRSettings(tissue='all'), "tissue.*, not 'all'"),
+        (lambda: HistoSRSettings(crop='96'), "crop.*, not '96'"),
+        (lambda: EndoSRSettings(test_fraction=None), 'test_fraction.*, not None'),
+        (lambda: EndoSRSettings(test_fraction=1), 'between 0 and 1, but is 1'),
+        (lambda: EndoSRSettings(scale=0), 'scale to be a whole number of 1 or more'),
+        (lambda: FoldOptions(folds='2'), "folds.*, not '2'"),
+        (lambda: FoldOptions(folds=-1), 'folds'),
+        (lambda: FoldOptions(folds=1), '2 folds or more'),
+        (lambda: PCamSettings(meta='no'), "meta to be true or false, not 'no'"),
+    ],
+)
+def test_settings_of_data_sets(make, naming):
+    with pytest.raises(DataError, match=naming):
+        make()
 
 
 @pytest.mark.parametrize(
