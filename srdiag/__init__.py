@@ -39,25 +39,29 @@ _ROOMS = ('core', 'data', 'training', 'evaluation', 'datasets', 'sr', 'diagnosis
 __all__ = [*_FACE]
 
 if TYPE_CHECKING: # the same names for editors and type checkers, which do not run code
-    from .core.errors import SrdiagError
-    from .core.weights import list_pretrained
-    from .data.degradation import degrade, upsample
-    from .data.images import read_image, save_png
-    from .data.samples import tissue
-    from .diagnosis.losses import (DiagnosisLoss, RankLoss, SampleAffinityConsistencyLoss,
-                                   SampleAffinityRegularizationLoss)
-    from .diagnosis.network import SREnhancedDiagnosis
-    from .diagnosis.sai import SampleAffinityInteraction
-    from .diagnosis.settings import FrameworkSettings
-    from .evaluation.image_quality import psnr, ssim
-    from .models.apply import diagnose, enlarge
-    from .models.info import ModelInfo
-    from .models.saving import load_model, save_model
-    from .sr.distillation import DistillationLoss
-    from .sr.mrcnet import MRCNet
-    from .sr.settings import SRSettings
-    from .sr.zoo import create_model, list_models
-    from .training.options import RunOptions
+    from .core.errors import SrdiagError as SrdiagError
+    from .core.weights import list_pretrained as list_pretrained
+    from .data.degradation import degrade as degrade, upsample as upsample
+    from .data.images import read_image as read_image, save_png as save_png
+    from .data.samples import tissue as tissue
+    from .diagnosis.losses import (
+        DiagnosisLoss as DiagnosisLoss,
+        RankLoss as RankLoss,
+        SampleAffinityConsistencyLoss as SampleAffinityConsistencyLoss,
+        SampleAffinityRegularizationLoss as SampleAffinityRegularizationLoss,
+    )
+    from .diagnosis.network import SREnhancedDiagnosis as SREnhancedDiagnosis
+    from .diagnosis.sai import SampleAffinityInteraction as SampleAffinityInteraction
+    from .diagnosis.settings import FrameworkSettings as FrameworkSettings
+    from .evaluation.image_quality import psnr as psnr, ssim as ssim
+    from .models.apply import diagnose as diagnose, enlarge as enlarge
+    from .models.info import ModelInfo as ModelInfo
+    from .models.saving import load_model as load_model, save_model as save_model
+    from .sr.distillation import DistillationLoss as DistillationLoss
+    from .sr.mrcnet import MRCNet as MRCNet
+    from .sr.settings import SRSettings as SRSettings
+    from .sr.zoo import create_model as create_model, list_models as list_models
+    from .training.options import RunOptions as RunOptions
 
 
 def __getattr__(name):

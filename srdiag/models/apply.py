@@ -8,8 +8,7 @@ __all__ = ['NOT_FOR_USE', 'Picture', 'picture', 'network_of', 'enlarge', 'Diagno
 # %% ../../nbs/models/apply.ipynb #c008
 import os
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from pathlib import Path
+from dataclasses import dataclass
 
 import numpy as np
 import torch

@@ -11,7 +11,7 @@ import warnings
 
 with warnings.catch_warnings():
     warnings.filterwarnings('ignore', '`torch.jit.script` is deprecated', FutureWarning)
-    import fastai.layers # noqa: F401; the part that compiles
+    import fastai.layers # the part that compiles # noqa: F401
 
 # %% ../../nbs/training/loop.ipynb #c008
 import csv
