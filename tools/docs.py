@@ -223,7 +223,7 @@ def reference_index(modules, leads):
         rows = [f'| [srdiag.{m}]({m}.md) | {leads[page_of(m)][1]} |' for m in modules
                 if m.partition('.')[0] == room]
         text.append('\n'.join([f'## srdiag.{room}', '', '| module | what it holds |', '|---|---|', *rows]))
-    return '\n\n'.join([*text, toctree(modules)]) + '\n'
+    return '\n\n'.join([*text, toctree([f'{m} <{m}>' for m in modules])]) + '\n'
 
 
 def shown_number(text):
