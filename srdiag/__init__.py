@@ -21,6 +21,7 @@ _FACE = { # name: module in which it lives
     'read_image': 'data.images', 'save_png': 'data.images', 'tissue': 'data.samples',
     'degrade': 'data.degradation', 'upsample': 'data.degradation',
     'psnr': 'evaluation.image_quality', 'ssim': 'evaluation.image_quality',
+    'convention': 'evaluation.image_quality', 'Convention': 'evaluation.image_quality',
     # the networks and the losses of the paper, and the networks that it compares with
     'MRCNet': 'sr.mrcnet', 'SREnhancedDiagnosis': 'diagnosis.network',
     'SampleAffinityInteraction': 'diagnosis.sai',
@@ -53,7 +54,12 @@ if TYPE_CHECKING: # the same names for editors and type checkers, which do not r
     from .diagnosis.network import SREnhancedDiagnosis as SREnhancedDiagnosis
     from .diagnosis.sai import SampleAffinityInteraction as SampleAffinityInteraction
     from .diagnosis.settings import FrameworkSettings as FrameworkSettings
-    from .evaluation.image_quality import psnr as psnr, ssim as ssim
+    from .evaluation.image_quality import (
+        Convention as Convention,
+        convention as convention,
+        psnr as psnr,
+        ssim as ssim,
+    )
     from .models.apply import diagnose as diagnose, enlarge as enlarge
     from .models.info import ModelInfo as ModelInfo
     from .models.saving import load_model as load_model, save_model as save_model

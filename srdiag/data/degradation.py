@@ -31,7 +31,11 @@ def _as_batch(
     scale: int, # a whole number, 1 or more
     who: str, # the calling function, for the message
 ) -> torch.Tensor: # B×C×H×W in float32 (float64 stays)
-    "`x` as a batch in float32 or float64; ValueError for a wrong type, number of dimensions or scale"
+    """`x` as a batch in float32 or float64; TypeError for what is no tensor, ValueError for a wrong type,
+    number of dimensions or scale"""
+    if not isinstance(x, torch.Tensor):
+        raise TypeError(f'{who} needs a tensor C×H×W or B×C×H×W of floats in [0, 1], not an object of the '
+                        f'type {type(x).__name__}.')
     if isinstance(scale, bool) or not isinstance(scale, int) or scale < 1:
         raise ValueError(f'{who} needs a scale that is a whole number, 1 or more, but got {scale!r}.')
     if not torch.is_floating_point(x):

@@ -85,8 +85,11 @@ def save_png(
     overwrite: bool = False, # replace an existing file
 ) -> Path: # where it was written
     """Write an 8-bit PNG, whole or not at all; DataError if the name is taken or cannot be written,
-    ValueError for a wrong shape"""
+    TypeError for what is no tensor, ValueError for a wrong shape"""
     path = Path(path)
+    if not isinstance(x, torch.Tensor):
+        raise TypeError('save_png needs a tensor C×H×W with 1 or 3 channels, not an object of the type '
+                        f'{type(x).__name__}.')
     if x.dim() != 3 or x.shape[0] not in (1, 3):
         raise ValueError(f'save_png needs C×H×W with 1 or 3 channels, but got the shape {tuple(x.shape)}.')
     if path.suffix.lower() != '.png':

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
-from ..core.precision import check_floats
+from ..core.precision import check_batch
 from ..data.degradation import upsample
 from .branches import ResNet18Branch
 from .gate import GatedEnsemble, gate_closed
@@ -267,7 +267,8 @@ class SREnhancedDiagnosis(FrameworkParts):
 
     def forward(self, lr, hr=None, mode=None, context=None):
         # B×C×h×w in [0, 1] → DiagnosisOutput; mode None: its own, in training by `solo_share`
-        large = self.large_image(check_floats(lr, 'SREnhancedDiagnosis'), hr)
+        lr = check_batch(lr, 'SREnhancedDiagnosis', self.config['channels'])
+        large = self.large_image(lr, hr)
         if not self.two: return self.network(large)
         if mode is None and not self.training: mode = self.mode
         elif mode is None: mode = 'solo' if torch.rand(()).item() < self.solo_share else 'batch'

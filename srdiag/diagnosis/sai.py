@@ -62,7 +62,7 @@ def weigh_rows(
     if how == 'printed': return mutual
     if how == 'l2': return F.normalize(mutual, dim=-1)
     if how == 'mean': return F.normalize(mutual, p=1, dim=-1)
-    raise ValueError(f"mutual must be 'printed', 'l2' or 'mean', not {how!r}.")
+    raise ValueError(f"how must be 'printed', 'l2' or 'mean', not {how!r}.")
 
 # %% ../../nbs/diagnosis/sai.ipynb #c022
 def _conv_bn(channels):
@@ -113,8 +113,11 @@ class SampleAffinityInteraction(nn.Module):
     def _transferred(self, e_sr, e_lr, mode, references): # → what each branch hears; A_SR, A_LR, M
         if mode == 'solo': return e_lr, e_sr, [torch.eye(len(e_sr), device=e_sr.device)]*3
         if mode == 'batch': return self._among(e_sr, e_lr)
-        if mode == 'context' and references is not None: return self._in_context(e_sr, e_lr, *references)
-        raise ValueError(f"mode is 'batch', 'solo', or 'context' with references, not {mode!r}.")
+        if mode != 'context': raise ValueError(f"mode is 'batch', 'solo' or 'context', not {mode!r}.")
+        if references is None:
+            raise ValueError("The mode 'context' needs references to compare with: hand over the embedded "
+                             "features of reference samples, or choose 'batch' or 'solo'.")
+        return self._in_context(e_sr, e_lr, *references)
 
     def _among(self, e_sr, e_lr): # as published
         a_sr, a_lr = affinity(e_sr), affinity(e_lr)

@@ -27,7 +27,7 @@ INPUTS, MODES, ROW_WEIGHTS, NORMS = (get_args(kind) for kind in (Inputs, Mode, M
 class FrameworkSettings:
     "What a framework reads, and how it compares, weighs and learns. Raises DataError for what cannot be"
     inputs: Inputs = 'LR+SR' # a row of Table V; ILR: bicubic enlargement
-    sai: bool = True # sample affinity interaction; without it features are concatenated
+    sai: bool = True # sample affinity interaction; --no-sai concatenates features instead
     scale: Literal[2, 4] = 4 # enlargement by the super-resolution network
     images: Files = 'lr' # what the files are: lr, read as they are; hr, reduced by the scale first
     # model folder of an MRC-Net, or the name of one that comes with the package (Pretrain); default: start it
@@ -43,12 +43,12 @@ class FrameworkSettings:
     # rows of the mutual affinity M in Eq. (7): printed grows with the batch; l2 as in the released code; mean
     # does not depend on the batch size
     mutual: Mutual = 'mean'
-    # of prediction: each image compared with reference images that the model keeps, with nobody, or with its
+    # how to predict: each image compared with reference images that the model keeps, with nobody, or with its
     # batch as published
     mode: Mode = 'context'
     references: Positive = 32 # training images that a model of the mode context keeps, as many of each class
-    # training batches without affinity between samples; default: 0.5 for the mode solo, otherwise 0 as
-    # published
+    # share of training batches without affinity between samples; default: 0.5 for the mode solo, otherwise 0
+    # as published
     solo_share: Share|None = None
     rank: Weight = 1. # λ1 of the rank loss; 0 switches it off
     sac: Weight = 100. # λ2 of the consistency loss; 0 switches it off
@@ -77,10 +77,10 @@ class FrameworkSettings:
 @dataclass(frozen=True)
 class Caution:
     "What the thresholds of a model are to reach on validation images. Raises DataError for impossible shares"
-    # of wrong ones among the answered images that is bearable: below some confidence no answer
+    # share of wrong ones among the answered images that is bearable; below some confidence no answer
     risk: Share = 0.05
     positive: str|None = None # the class that must not be missed; sets an operating point
-    sensitivity: Share = 0.95 # of the positive class that the operating point is to reach
+    sensitivity: Share = 0.95 # share of the positive class that the operating point is to reach
 
     def __post_init__(self):
         for name in ('risk', 'sensitivity'):

@@ -45,6 +45,8 @@ def _check_shape(name, shape, last):
     if 0 in shape: raise DataError(f'{name} has no pixels: its shape is {tuple(shape)}.')
 
 # %% ../../nbs/models/apply.ipynb #c012
+_ROUNDING = 1e-3 # floats may leave [0, 1] by so much, as resizing and half precision do; they are clamped
+
 def _check_values(name, x): # uint8, or a float tensor in [0, 1]
     if x.dtype == torch.uint8: return x
     if not x.is_floating_point():
@@ -53,10 +55,10 @@ def _check_values(name, x): # uint8, or a float tensor in [0, 1]
     x = x.detach().float()
     low, high = torch.aminmax(x)
     if not (low > -torch.inf and high < torch.inf): raise DataError(f'{name} holds NaN or infinite values.')
-    if low < 0 or high > 1:
+    if low < -_ROUNDING or high > 1 + _ROUNDING:
         raise DataError(f'{name} has values from {low:.3g} to {high:.3g}, but floats lie in [0, 1]: scale '
                         'them, or hand over bytes (uint8).')
-    return x
+    return x.clamp(0, 1)
 
 # %% ../../nbs/models/apply.ipynb #c014
 def _of_array(a, name): # H×W or H×W×C → C×H×W
@@ -274,7 +276,7 @@ def diagnose(
     info = _described(network, info, model)
     found, many = _pictures(images)
     lr, hr = _stacked([_small(p, network, info, resolution) for p in found])
-    if network.mixes and (mode or modes_of(network)[0]) == 'batch':
+    if len(found) > 1 and network.mixes and (mode or modes_of(network)[0]) == 'batch':
         say('Note: the model predicts as published, so each answer depends on the other images of its batch.')
     predictions = predict(network, lr, info.classes, hr, mode=mode)
     answers = _answers(predictions, [p.name for p in found], calibration_for(network, info, mode))

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
-from ..core.precision import check_floats
+from ..core.precision import check_batch
 from ..data.degradation import upsample
 from .convlstm import ConvLSTMCell, GateInput, LSTMState
 from .layers import (
@@ -128,7 +128,8 @@ class MRCParts(nn.Module):
         return [self.reconstruction.image(y) + skip for y, _, _ in self.recursion(self.head(lr))]
 
     def forward(self, lr): # B×C×H×W → B×C×sH×sW
-        y, _, _ = self.recursion(self.head(check_floats(lr, 'MRCNet')))[-1]
+        lr = check_batch(lr, 'MRCNet', self.config['image_channels'], self.min_size)
+        y, _, _ = self.recursion(self.head(lr))[-1]
         return self.reconstruction.image(y) + self._skip(lr) # in the precision of `lr`, as the skip is
 
 # %% ../../nbs/sr/mrcnet.ipynb #c026
