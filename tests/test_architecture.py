@@ -180,6 +180,26 @@ def test_private_names_stay_in_their_module(module):
                     'both need a module of its own.')
 
 
+TWO_HOMES = {} # name → why it may stand in two modules
+
+
+def public_names(path): # what stands in __all__ of a module
+    for node in ast.parse(path.read_text(encoding='utf-8')).body:
+        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == '__all__':
+            return ast.literal_eval(node.value)
+    return []
+
+
+def test_no_public_name_has_two_homes():
+    homes = {}
+    for module, path in FILES.items():
+        for name in public_names(path): homes.setdefault(name, []).append(module)
+    twice = {name: where for name, where in homes.items() if len(where) > 1}
+    for name, where in twice.items():
+        assert name in TWO_HOMES, f'{name} means one thing in srdiag.{" and another in srdiag.".join(where)}.'
+    assert twice.keys() == TWO_HOMES.keys(), 'TWO_HOMES names what has one home.'
+
+
 # --- the map and the way of one image, in CONTRIBUTING.md -------------------------------------------------
 
 GUIDE = (ROOT/'CONTRIBUTING.md').read_text(encoding='utf-8')

@@ -9,12 +9,12 @@ import pandas as pd
 import pytest
 import torch
 
-from srdiag.bench import sr as benchmark, sr_runs, sr_speed
-from srdiag.bench.entries import (BICUBIC, CARN, DOUBLE, EDSR_DOUBLE, PRESETS, SCRATCH, STUDENT, Entry,
-                                  entries_of, with_teachers)
+from srdiag.bench import benchmark, sr_runs, sr_speed
+from srdiag.bench.benchmark import benchmark_sr
+from srdiag.bench.entries import (BICUBIC, CARN_SCRATCH, DOUBLE, EDSR_DOUBLE, PRESETS, SCRATCH, STUDENT,
+                                  Entry, entries_of, with_teachers)
 from srdiag.bench.published import published_sr
 from srdiag.bench.settings import BenchmarkShare, sr_budget
-from srdiag.bench.benchmark import benchmark_sr
 from srdiag.bench.sr_report import UNKNOWN, deviations, report_sr, sr_limits
 from srdiag.bench.sr_runs import SRImages, steps_of
 from srdiag.bench.sr_scores import groups_known, sr_gains, sr_results
@@ -511,8 +511,8 @@ def test_seed_beyond_the_generators_and_no_entries(slides, tmp_path):
 
 def test_entry_of_another_label_keeps_its_row(tmp_path):
     store = SRStore(tmp_path/'bench')
-    for label in ('CARN', 'ours'): store.open({}, [replace(CARN, label=label)], {}, {})
-    assert store.entries() == (CARN,)
+    for label in ('CARN', 'ours'): store.open({}, [replace(CARN_SCRATCH, label=label)], {}, {})
+    assert store.entries() == (CARN_SCRATCH,)
 
 
 # Statistics
@@ -593,7 +593,7 @@ def test_deviations_are_those_of_the_networks():
     assert 'DRCN' not in said['light'] and all('searched for none' in x for x in said.values())
     plain = ' '.join(deviations([Entry('CARN as published', 'carn', config=(('skip', False),))]))
     assert 'bicubic' not in plain and 'searched for none' in plain
-    assert 'teacher' not in sr_limits([BICUBIC, CARN])
+    assert 'teacher' not in sr_limits([BICUBIC, CARN_SCRATCH])
     assert 'Scratch, double' not in sr_limits([SCRATCH, STUDENT])
 
 
@@ -629,9 +629,10 @@ def test_unknown_entries_are_refused(names, words):
 
 def test_entries_by_name():
     assert (entries_of(2, models='carn_x2, mrcnet,mrcnet:distilled,bicubic') == (
-                    CARN, SCRATCH, STUDENT, BICUBIC))
+                    CARN_SCRATCH, SCRATCH, STUDENT, BICUBIC))
     assert entries_of(4, 'table2') == PRESETS['table2'] and entries_of(2, models='bicubic:none') == (BICUBIC,)
-    assert with_teachers([CARN, replace(CARN, label='ours'), CARN]) == (CARN,), 'one folder, one entry'
+    ours = replace(CARN_SCRATCH, label='ours')
+    assert with_teachers([CARN_SCRATCH, ours, CARN_SCRATCH]) == (CARN_SCRATCH,), 'one folder, one entry'
 
 
 # The command line

@@ -15,12 +15,12 @@ from srdiag.bench import costs, diagnosis_runs
 from srdiag.bench.answers import Answers, confusion_of
 from srdiag.bench.diagnosis_report import diagnosis_limits, report_diagnosis, tables_of
 from srdiag.bench.diagnosis_store import DiagnosisStore
+from srdiag.bench.experiment import run_experiment
 from srdiag.bench.folds import make_folds
 from srdiag.bench.networks import networks_of
 from srdiag.bench.published import NUMERALS, published_confusion, published_diagnosis
 from srdiag.bench.rows import OURS, TABLES, Row, pairs_of, rows_of
 from srdiag.bench.settings import DIAGNOSIS_BUDGETS, Design, ExperimentShare, Sources, diagnosis_budget
-from srdiag.bench.experiment import run_experiment
 from srdiag.core.errors import DataError, ModelError
 from srdiag.evaluation.gains import gap_closed, group_means, mean_interval, paired_gain, verdict
 from srdiag.training.options import RunOptions

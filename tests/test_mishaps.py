@@ -12,10 +12,10 @@ import torch
 
 from srdiag.bench.costs import costs_of
 from srdiag.bench.diagnosis_store import DiagnosisStore
+from srdiag.bench.experiment import run_experiment
 from srdiag.bench.pictures import mean_scores
 from srdiag.bench.rows import Row
 from srdiag.bench.settings import Design, ExperimentShare, diagnosis_budget
-from srdiag.bench.experiment import run_experiment
 from srdiag.models.split import read_split
 from srdiag.training.options import RunOptions
 from srdiag.data.degradation import upsample

@@ -12,7 +12,7 @@ from pathlib import Path
 import pandas as pd
 
 from srdiag.bench.answers import (
-    METRICS, Answers, confusion_of, diagnosis_gains, diagnosis_results, diagnosis_summary, gap_table,
+    Answers, confusion_of, diagnosis_gains, diagnosis_results, diagnosis_summary, gap_table,
     modes_table)
 from .diagnosis_store import DiagnosisStore
 from srdiag.bench.diagnosis_tables import (
@@ -22,6 +22,7 @@ from .pictures import draw_panels
 from .report import Findings, fill, write_findings
 from .rows import TABLES, has, pairs_of, rows_of, title_of
 from ..core.errors import DataError
+from ..evaluation.diagnostic import METRICS
 from ..evaluation.gains import verdict
 from ..show import figures
 from ..show.report import Report

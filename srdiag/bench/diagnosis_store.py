@@ -21,10 +21,11 @@ from ..core.files import placing, write_text
 from ..core.records import json_text, misfit, read_json
 from ..diagnosis.settings import MODES
 from ..evaluation.cost import count_parameters
+from ..evaluation.diagnostic import METRICS
 
 # %% ../../nbs/bench/diagnosis_store.ipynb #c007
 _NUMBER, _MAYBE = (int, float), (int, float, type(None))
-_SCORES = dict.fromkeys(('f1', 'sensitivity', 'specificity', 'kappa', 'mcc', 'auc'), _MAYBE)
+_SCORES = dict.fromkeys(METRICS, _MAYBE)
 
 EXPERIMENT = StoreForm(
     kind='experiment', format='srdiag experiment 1', file='setup/config.json', levels=('seed', 'fold'),
@@ -141,7 +142,7 @@ class DiagnosisStore(DiagnosisRecords):
         if m['n'] != len(p) or not abs(m['accuracy'] - right) <= 1.5/len(p):
             raise DataError(f'{path} and metrics.json beside it do not belong together: remove the folder '
                             f'{path.parent} to have this run made again.')
-        check_fold(p, self.parts(), fold, path)
+        check_fold(p, self.parts(), fold, path, self.folder)
         return p
 
 # %% ../../nbs/bench/diagnosis_store.ipynb #c027
@@ -149,14 +150,15 @@ def check_fold(
     p: pd.DataFrame, # predictions
     parts: pd.DataFrame, # file → group and fold, as text
     fold: int, # that the predictions are of
-    path: Path, # where they stand: setup/split.csv is five folders higher
+    path: Path, # where they stand
+    folder: Path, # of the experiment
 ):
     "DataError if predictions are of other images or groups than those of the fold"
     test = parts[parts.fold == str(fold)]
     same = set(p.file) == set(test.index)
     if same and (test.group.reindex(p.file).to_numpy() == p.group.to_numpy()).all(): return
     raise DataError(f'{path} is not of the images and groups of fold {fold} in '
-                    f'{path.parents[4]/"setup"/"split.csv"}: one of the two was changed. Restore it from a '
+                    f'{folder/"setup"/"split.csv"}: one of the two was changed. Restore it from a '
                     f'copy, or remove the folder {path.parent} to have this run made again.')
 
 # %% ../../nbs/bench/diagnosis_store.ipynb #c030

@@ -9,13 +9,14 @@ __all__ = ['WAYS', 'main_table', 'beside_table', 'gain_points', 'closed_table', 
 # %% ../../nbs/bench/diagnosis_tables.ipynb #c005
 import pandas as pd
 
-from .answers import METRICS, confusion_of
+from .answers import confusion_of
 from .costs import costs_of
 from .diagnosis_store import DiagnosisStore
 from .pictures import scores_of
 from .published import NUMERALS, printed_row, published_confusion, published_diagnosis
 from .report import column_table, count, number, percent, points, spread
 from ..core.words import markdown_table
+from ..evaluation.diagnostic import METRICS
 from ..evaluation.gains import verdict
 
 # %% ../../nbs/bench/diagnosis_tables.ipynb #c010

@@ -21,7 +21,7 @@ import tyro
 from tyro.constructors import ConstructorRegistry
 
 from .. import __version__
-from .comparisons import BenchmarkSR, Cost, Experiment
+from .comparisons import BenchmarkSR, Experiment, NetworkCosts
 from .options import Demo, Distill, Evaluate, Predict, TrainDiagnosis, TrainSR
 from .sets import (
     BuildEndoSR, BuildHistoSR, Check, ImportCadcap, ImportKagglePCam, ImportKvasirCapsule, ImportPCam)
@@ -39,7 +39,7 @@ COMMANDS = {
     'evaluate': Evaluate, 'predict': Predict, 'build endosr': BuildEndoSR, 'build histosr': BuildHistoSR,
     'import pcam': ImportPCam, 'import kaggle-pcam': ImportKagglePCam, 'import cadcap': ImportCadcap,
     'import kvasir-capsule': ImportKvasirCapsule, 'import check': Check, 'benchmark sr': BenchmarkSR,
-    'experiment': Experiment, 'cost': Cost}
+    'experiment': Experiment, 'cost': NetworkCosts}
 
 def _members(family=''): # name → its line; of a family, or of the first level
     if family: return {n.split()[1]: c.__doc__ for n, c in COMMANDS.items() if n.startswith(f'{family} ')}

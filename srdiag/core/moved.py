@@ -18,14 +18,17 @@ MOVED = { # old module → where to look for its names: rooms or modules, the li
     'data.datasets': 'datasets',
     'figures': 'show', 'method': 'show', 'report': 'show', 'assessment': 'show', 'caution': 'show',
     'widgets': 'show', 'diagnosis.interpretation': 'show', 'diagnosis.dependence': 'show',
-    'benchmark': 'bench.benchmark bench', 'experiment': 'bench.experiment bench.diagnosis bench', 'catalogue': 'bench',
+    'benchmark': 'bench.benchmark bench', 'experiment': 'bench.experiment bench.diagnosis bench',
+    'catalogue': 'bench',
     'cli': 'commands', 'demo': 'commands bench',
     'commands': 'commands datasets diagnosis models training core',
     # these are still there, and have given names away
     'sr.zoo': 'sr', 'diagnosis.training': 'data diagnosis', 'evaluation.calibration': 'evaluation',
 }
-RENAMED = { # old module and name → the name today; two modules had a Budget each
+RENAMED = { # old module and name → the name today; a name has one home
     ('benchmark', 'Budget'): 'SRBudget', ('experiment', 'Budget'): 'DiagnosisBudget',
+    ('benchmark', 'CARN'): 'CARN_SCRATCH', ('benchmark', 'EDSR'): 'EDSR_SCRATCH',
+    ('demo', 'part_of'): 'split_of', ('sr.zoo', 'Entry'): 'ZooEntry',
 }
 
 # %% ../../nbs/core/moved.ipynb #c007
@@ -135,8 +138,10 @@ def moved_names(
 ): # for its `__getattr__`
     "For names that a module does not have: ImportError with the place where a name lives now"
     def __getattr__(name):
-        if name[0] == '_' or not homes_of(name):
-            raise AttributeError(f'module {module!r} has no attribute {name!r}', name=name)
         old = module.removeprefix('srdiag.')
-        raise ImportError(moved_sentence(f'{module}.{name}', [name], MOVED.get(old, old.partition('.')[0])))
+        today = RENAMED.get((old, name), name)
+        if name[0] == '_' or not homes_of(today):
+            raise AttributeError(f'module {module!r} has no attribute {name!r}', name=name)
+        near = MOVED.get(old, old.partition('.')[0])
+        raise ImportError(moved_sentence(f'{module}.{name}', [today], near))
     return __getattr__

@@ -13,13 +13,13 @@ from skimage.color import rgb2hsv
 from skimage.filters import gaussian, threshold_otsu
 
 from ..core.errors import ImageError
-from .slides import Picture, Slide
+from .slides import Photograph, Slide
 
 # %% ../../nbs/datasets/tissue.ipynb #c010
 LARGEST_LEVEL = 100_000_000 # pixels that are unpacked at once for a thumbnail
 
 # %% ../../nbs/datasets/tissue.ipynb #c012
-def _small_level(slide: Slide|Picture,
+def _small_level(slide: Slide|Photograph,
                  longest: int) -> torch.Tensor: # uint8 C×h×w, the smallest level that is large enough
     "A whole level; ImageError if it is too large to be unpacked"
     shrink = max(slide.height, slide.width)/longest
@@ -32,7 +32,7 @@ def _small_level(slide: Slide|Picture,
 
 # %% ../../nbs/datasets/tissue.ipynb #c014
 def thumbnail(
-    slide: Slide|Picture, # opened
+    slide: Slide|Photograph, # opened
     longest: int = 1024, # its longer side in pixels; never enlarged
 ) -> torch.Tensor: # uint8 C×h×w
     "The whole slide, small; ImageError if no level is small enough to be unpacked or the level is damaged"
@@ -91,7 +91,7 @@ def _throw(rng: np.random.Generator, crop: int, size: tuple, mask: np.ndarray|No
     return list(zip(y.tolist(), x.tolist()))
 
 # %% ../../nbs/datasets/tissue.ipynb #c030
-def _find_tissue(slide: Slide|Picture, longest: int) -> np.ndarray: # h×w of bool, True somewhere
+def _find_tissue(slide: Slide|Photograph, longest: int) -> np.ndarray: # h×w of bool, True somewhere
     "The tissue mask of a slide; ImageError if there is none, or no colour to tell it by"
     small = thumbnail(slide, longest)
     if small.shape[0] != 3 or (small == small[:1]).all():
@@ -105,7 +105,7 @@ def _find_tissue(slide: Slide|Picture, longest: int) -> np.ndarray: # h×w of bo
 
 # %% ../../nbs/datasets/tissue.ipynb #c032
 def sample_places(
-    slide: Slide|Picture, # opened
+    slide: Slide|Photograph, # opened
     crop: int, # side of a crop in pixels of the level
     n: int, # how many are wanted
     level: int = 0, # that the crops will be read from

@@ -16,7 +16,7 @@ from ..core.words import counted
 from ..diagnosis.inference import Predictions, modes_of
 from ..diagnosis.network import SREnhancedDiagnosis
 from ..evaluation.calibration import Calibration
-from ..evaluation.diagnostic import confusion
+from ..evaluation.diagnostic import METRICS, confusion
 from .affinities import affinity_stages_figure, gate_figure, gate_table
 from .calibration import operating_figure, reliability_figure, risk_coverage_figure
 from .embeddings import branch_features, embedding_figure
@@ -59,10 +59,8 @@ class Assessed:
         return np.concatenate(queues)
 
 # %% ../../nbs/show/assessment.ipynb #c013
-_SHOWN = 'accuracy', 'f1', 'sensitivity', 'specificity', 'kappa', 'mcc', 'auc'
-
 def _metrics_row(m): # metrics → what the table shows
-    shown, low, high = {k: m[k] for k in _SHOWN}, m['accuracy_low'], m['accuracy_high']
+    shown, low, high = {k: m[k] for k in METRICS}, m['accuracy_low'], m['accuracy_high']
     return shown if low != low else {'accuracy, 95 % interval': f'{low:.3f} – {high:.3f}'} | shown
 
 def add_numbers(
@@ -73,7 +71,7 @@ def add_numbers(
     m, names = a.metrics, dict(sr='SR branch', lr='LR branch', aux='auxiliary head')
     report.section('Right and wrong',
                    f'{counted(m["n"], "test image")}; {m["convention"]}. Interval: {m["interval"]}.')
-    report.table([_metrics_row(m)], 'Macro averages over classes.', dict.fromkeys(_SHOWN, '.3f'))
+    report.table([_metrics_row(m)], 'Macro averages over classes.', dict.fromkeys(METRICS, '.3f'))
     matrix = confusion(a.labels, a.predictions.labels, a.classes)
     report.figure(confusion_figure(matrix, a.classes), 'Rows are true classes; percentages of the row.',
                   'Confusion matrix')

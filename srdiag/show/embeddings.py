@@ -18,7 +18,9 @@ from sklearn.metrics import balanced_accuracy_score, silhouette_score
 
 from ..core.errors import DataError
 from ..diagnosis.network import SREnhancedDiagnosis
-from .interpretation import branches_of, diagnose, images_for, mode_for, network_of, watch
+from srdiag.show.interpretation import (
+    branches_of, diagnosing_part, images_for, mode_for, run_network, watch,
+)
 from .style import PALETTE, finished, plain, style
 
 # %% ../../nbs/show/embeddings.ipynb #c009
@@ -30,7 +32,8 @@ def _pooling_hooks(model, found): # found: (branch, stage, when) → list of N×
             for name, x in zip(('sr', 'lr'), output): pool((name, k, 'after'), x)
         return hook
     hooks = [(b.stages[k-1], before(name, k)) for name, b in branches_of(model).items() for k in (1, 2, 3, 4)]
-    return hooks + [(m, after(k)) for k, m in enumerate(getattr(network_of(model), 'interactions', []), 1)]
+    exchanges = getattr(diagnosing_part(model), 'interactions', [])
+    return hooks + [(m, after(k)) for k, m in enumerate(exchanges, 1)]
 
 # %% ../../nbs/show/embeddings.ipynb #c011
 @torch.no_grad()
@@ -46,7 +49,7 @@ def branch_features(
     with watch(model, _pooling_hooks(model, found)):
         for i in range(0, len(lr), batch_size):
             images = (None if t is None else t[i:i+batch_size] for t in (lr, hr))
-            diagnose(model, *images_for(model, *images), *mode)
+            run_network(model, *images_for(model, *images), *mode)
     return {key: torch.cat(v).numpy() for key, v in found.items()}
 
 # %% ../../nbs/show/embeddings.ipynb #c014

@@ -21,7 +21,9 @@ from torch import nn
 from ..core.errors import ModelError
 from ..diagnosis.inference import Predictions
 from ..diagnosis.network import SREnhancedDiagnosis
-from .interpretation import branches_of, diagnose, images_for, mode_for, network_of, watch
+from srdiag.show.interpretation import (
+    branches_of, diagnosing_part, images_for, mode_for, run_network, watch,
+)
 from .style import finished, plain, style
 
 # %% ../../nbs/show/saliency.ipynb #c011
@@ -75,7 +77,7 @@ def stage_heat(
 
 # %% ../../nbs/show/saliency.ipynb #c020
 def _features_and_gradients(model, images, target, stage, head, mode):
-    # → output, branch: features and gradients, N class numbers; `images` and `mode` as `diagnose` wants them
+    # → output, branch: features and gradients, N class numbers; `images` and `mode` as for `run_network`
     seen = {}
     def keep(name):
         def hook(module, args, output):
@@ -84,7 +86,7 @@ def _features_and_gradients(model, images, target, stage, head, mode):
         return hook
     hooks = [(b.stages[stage-1], keep(name)) for name, b in branches_of(model).items()]
     with torch.enable_grad(), watch(model, hooks):
-        out = diagnose(model, *images, *mode)
+        out = run_network(model, *images, *mode)
         if target is None: target = out.answers()[0][head].argmax(1)
         score = getattr(out, head).gather(1, target[:, None]).sum()
         gradients = torch.autograd.grad(score, list(seen.values()), allow_unused=True)
@@ -118,7 +120,7 @@ def readable_stage(
     sides = {}
     def measure(k): return lambda module, args, output: sides.setdefault(k, []).append(min(output.shape[-2:]))
     hooks = [(b.stages[k-1], measure(k)) for b in branches_of(model).values() for k in (1, 2, 3, 4)]
-    with watch(model, hooks): diagnose(model, *images_for(model, lr, hr), 'solo')
+    with watch(model, hooks): run_network(model, *images_for(model, lr, hr), 'solo')
     return max((k for k, s in sides.items() if min(s) >= cells), default=1)
 
 # %% ../../nbs/show/saliency.ipynb #c029
@@ -242,7 +244,7 @@ def _fresh(module, seed): # new random weights and statistics, in place
 
 # %% ../../nbs/show/saliency.ipynb #c053
 def _layers(model): # → from the top down: name and the modules that are randomised at this step
-    network, branches = network_of(model), branches_of(model).values()
+    network, branches = diagnosing_part(model), branches_of(model).values()
     heads = [m for name, m in network.named_children() if name.startswith(('head', 'ensemble'))]
     steps, interactions = [('heads', heads)], getattr(network, 'interactions', [None]*4)
     for k in reversed(range(4)):
