@@ -505,6 +505,10 @@ def test_the_face_says_what_the_command_says(models, labelled, succeeds, tmp_pat
         ('from srdiag.cli import *', 'srdiag.commands'),
         ('from srdiag.benchmark import Budget', 'import SRBudget'),
         ('from srdiag.experiment import Budget', 'import DiagnosisBudget'),
+        ('from srdiag.benchmark import CARN', 'from srdiag.bench.entries import CARN_SCRATCH'),
+        ('from srdiag.data.slides import Picture', 'from srdiag.datasets.slides import Photograph'),
+        ('from srdiag.demo import part_of', 'from srdiag.commands.demo import split_of'),
+        ('from srdiag.experiment import METRICS', 'from srdiag.evaluation.diagnostic import METRICS'),
         ('from srdiag.runs import no_such_thing', 'There is no no_such_thing any more'),
     ],
 )
@@ -543,6 +547,7 @@ def test_old_attributes(path, new):
     'line, new',
     [
         ('from srdiag.sr.zoo import SRNetwork', 'from srdiag.sr.'),
+        ('from srdiag.sr.zoo import Entry', 'from srdiag.sr.zoo import ZooEntry'),
         ('from srdiag.diagnosis.training import PairAugment', 'from srdiag.data.pairs import PairAugment'),
     ],
 )

@@ -29,6 +29,7 @@ RENAMED = { # old module and name → the name today; a name has one home
     ('benchmark', 'Budget'): 'SRBudget', ('experiment', 'Budget'): 'DiagnosisBudget',
     ('benchmark', 'CARN'): 'CARN_SCRATCH', ('benchmark', 'EDSR'): 'EDSR_SCRATCH',
     ('demo', 'part_of'): 'split_of', ('sr.zoo', 'Entry'): 'ZooEntry',
+    ('data.slides', 'Picture'): 'Photograph',
 }
 
 # %% ../../nbs/core/moved.ipynb #c007
