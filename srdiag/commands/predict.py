@@ -86,8 +86,8 @@ def _check_sizes(lr, found, info, images): # DataError for a small image that th
     if not wrong: return
     p, x = wrong[0]
     raise DataError(f'{p} gives a low-resolution image of {x.shape[1]}×{x.shape[2]} px, but the model was '
-                    f'trained on {info.lr_size[0]}×{info.lr_size[1]} ({counted(len(wrong), "such file")}): use '
-                    '--size, '
+                    f'trained on {info.lr_size[0]}×{info.lr_size[1]} '
+                    f'({counted(len(wrong), "such file")}): use --size, '
                     f'or --images {"lr" if images == "hr" else "hr"} if that is what the files are.')
 
 # %% ../../nbs/commands/predict.ipynb #c025
