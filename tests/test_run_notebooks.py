@@ -20,8 +20,13 @@ lib_path = "small"
 nbs_path = "nbs"
 tst_flags = "slow cuda"
 '''
+OWN_CLASS = '''import torch
+class Own(torch.utils.data.Dataset):
+    def __len__(self): return 4
+    def __getitem__(self, i): return i''' # workers of a DataLoader must find it
 GOOD = ["from pathlib import Path", "#| slow\nPath('slow.txt').write_text('ran')",
-        "import os\nassert os.environ['IN_TEST'] == '1'", "Path('ran.txt').write_text('in its own folder')"]
+        "import os\nassert os.environ['IN_TEST'] == '1'", "Path('ran.txt').write_text('in its own folder')",
+        OWN_CLASS, "assert len(list(torch.utils.data.DataLoader(Own(), 2, num_workers=1))) == 2"]
 BAD = ["apples = 3", "assert apples == 4, 'an apple is missing'"]
 KILLED = ["import os, signal\nos.kill(os.getpid(), signal.SIGKILL)"]
 
