@@ -69,7 +69,6 @@ def check_batch(
     x: torch.Tensor, # what a network is to read
     who: str, # its name, for the message
     channels: int, # that it reads
-    least: int = 1, # px, the smallest side that it reads
 ) -> torch.Tensor: # the same
     "TypeError and ValueError as `check_floats`; ValueError for a shape that the network cannot read"
     check_floats(x, who)
@@ -77,8 +76,6 @@ def check_batch(
     what = f'{who} reads B×{channels}×H×W, but got the shape {tuple(x.shape)}'
     if x.dim() == 3: raise ValueError(f'{what}: make a batch of one image with x[None].')
     if x.dim() != 4 or x.shape[1] != channels: raise ValueError(f'{what}.')
-    if min(x.shape[2:]) < least:
-        raise ValueError(f'{what}: each side needs {least} px or more.')
     return x
 
 # %% ../../nbs/core/precision.ipynb #c021

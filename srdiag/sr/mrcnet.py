@@ -128,7 +128,7 @@ class MRCParts(nn.Module):
         return [self.reconstruction.image(y) + skip for y, _, _ in self.recursion(self.head(lr))]
 
     def forward(self, lr): # B×C×H×W → B×C×sH×sW
-        lr = check_batch(lr, 'MRCNet', self.config['image_channels'], self.min_size)
+        lr = check_batch(lr, 'MRCNet', self.config['image_channels'])
         y, _, _ = self.recursion(self.head(lr))[-1]
         return self.reconstruction.image(y) + self._skip(lr) # in the precision of `lr`, as the skip is
 
