@@ -60,7 +60,7 @@ test: $(VENV)/.installed
 	$(say) 'Running all notebooks, $(WORKERS) at a time'
 	@$(BIN)/python tools/run_notebooks.py --workers $(WORKERS)
 	$(say) 'Running the tests, $(WORKERS) files at a time'
-	@MPLBACKEND=agg OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
+	@MPLBACKEND=agg OMP_NUM_THREADS=1 MALLOC_ARENA_MAX=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
 
 docs: $(VENV)/.installed
 	$(say) 'Making the site'
