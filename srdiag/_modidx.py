@@ -600,6 +600,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                       'srdiag/commands/train_sr.py'),
                                           'srdiag.commands.train_sr._copying': ( 'commands/train_sr.html#_copying',
                                                                                  'srdiag/commands/train_sr.py'),
+                                          'srdiag.commands.train_sr._course_of': ( 'commands/train_sr.html#_course_of',
+                                                                                   'srdiag/commands/train_sr.py'),
                                           'srdiag.commands.train_sr._distilling': ( 'commands/train_sr.html#_distilling',
                                                                                     'srdiag/commands/train_sr.py'),
                                           'srdiag.commands.train_sr._finish_sr': ( 'commands/train_sr.html#_finish_sr',

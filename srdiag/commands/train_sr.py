@@ -91,26 +91,30 @@ def train_sr_command(
     options: RunOptions = RunOptions(), # how long, from which seed, where
 ) -> dict: # test metrics
     "Train an MRC-Net, or another network of the zoo, on a folder of images; SrdiagError for what cannot be"
-    start, s, recipe = time.time(), settings, SR_RECIPES[options.recipe]
+    start, s = time.time(), settings
     device, precision = pick_place(options.device, options.precision)
     check_output(out, options.overwrite)
     name = _trainable(s)
     found = read_sr_folder(data, _smallest(s.patch, s.scale), options)
     torch.manual_seed(options.seed)
     network, title = _new_network(name, found.channels, s)
-    info = _Informant(title, found, start, _recorded(options, precision, recipe, model=name, steps=s.steps,
-                                                     patch=s.patch))
-    schedule = Schedule(options.epochs, s.steps, s.patch, options.seed)
-    def train(**kw):
-        return train_sr(network, found.pairs('train', s.scale), found.pairs('valid', s.scale).few(VALIDATED),
-                        recipe, schedule, s.supervise_steps, precision=precision, **kw)
+    info = _Informant(title, found, start,
+                      _recorded(options, precision, model=name, steps=s.steps, patch=s.patch))
+    course = _course_of(found, s.scale, s, options)
+    def train(**kw): return train_sr(network, *course, s.supervise_steps, precision=precision, **kw)
     saver = ModelSaver(out, network.to(device), options.overwrite, found.table)
     train_in(saver, train, info.early)
     return _finish_sr(saver, network, found, info)
 
 # %% ../../nbs/commands/train_sr.ipynb #c024
-def _recorded(options, precision, recipe, **more): # → for ModelInfo.training
-    return asdict(options) | dict(command=command_line(), precision=precision, recipe=repr(recipe), **more)
+def _course_of(found, scale, settings, options): # → pairs to learn from, pairs that choose, recipe, schedule
+    schedule = Schedule(options.epochs, settings.steps, settings.patch, options.seed)
+    pairs = found.pairs('train', scale), found.pairs('valid', scale).few(VALIDATED)
+    return *pairs, SR_RECIPES[options.recipe], schedule
+
+def _recorded(options, precision, **more): # → for ModelInfo.training
+    recipe = repr(SR_RECIPES[options.recipe])
+    return asdict(options) | dict(command=command_line(), precision=precision, recipe=recipe, **more)
 
 # %% ../../nbs/commands/train_sr.ipynb #c030
 def _teacher(folder, device): # → network, what is known about it, its split
@@ -142,7 +146,7 @@ def distill_command(
     options: RunOptions = RunOptions(), # how long, from which seed, where
 ) -> dict: # test metrics
     "Recursion distillation (Algorithm 1); the student is tested on the images the teacher never saw"
-    start, s, recipe = time.time(), settings, SR_RECIPES[options.recipe]
+    start, s = time.time(), settings
     device, precision = pick_place(options.device, options.precision)
     check_output(out, options.overwrite)
     master, known, split = _teacher(teacher, device)
@@ -151,7 +155,7 @@ def distill_command(
     _compare_data(data, teacher, found, known, split)
     network = MRCNet(**(master.config | dict(steps=1)))
     info = _Informant(f'MRC-Net x{master.scale}, distilled', found, start,
-                      _recorded(options, precision, recipe, teacher=str(teacher), **asdict(s)))
+                      _recorded(options, precision, teacher=str(teacher), **asdict(s)))
     saver = ModelSaver(out, network, options.overwrite, found.table)
     train = _distilling(master, network, found, s, options, precision)
     network.load_state_dict(train_in(saver, train, info.early)[0].state_dict())
@@ -159,10 +163,8 @@ def distill_command(
 
 # %% ../../nbs/commands/train_sr.ipynb #c035
 def _distilling(teacher, network, found, settings, options, precision): # → train(folder of logs, save)
-    s, recipe = settings, SR_RECIPES[options.recipe]
-    schedule = Schedule(options.epochs, s.steps, s.patch, options.seed)
-    pairs = found.pairs('train', teacher.scale), found.pairs('valid', teacher.scale).few(VALIDATED)
+    course = _course_of(found, teacher.scale, settings, options)
     def train(folder, save):
-        return distil(teacher, *pairs, recipe, schedule, s.phase1, s.weight, folder=folder,
+        return distil(teacher, *course, settings.phase1, settings.weight, folder=folder,
                       precision=precision, save=_copying(network, save))
     return train
