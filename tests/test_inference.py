@@ -216,11 +216,8 @@ def test_prelu_is_prelu(dtype):
             out.backward(g)
             got.append((out, y.grad, act.weight.grad))
         for a, b in zip(*got):
-            (
-                torch.testing.assert_close(
-                    a, b, **({} if dtype != torch.bfloat16 else dict(rtol=2e-2, atol=5e-2))
-                )
-            )
+            close = {} if dtype != torch.bfloat16 else dict(rtol=2e-2, atol=5e-2)
+            torch.testing.assert_close(a, b, **close)
 
 
 def test_a_copy_in_another_precision_computes_alike(awake, image):

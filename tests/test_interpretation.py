@@ -163,14 +163,8 @@ def test_map_does_not_depend_on_the_neighbours_or_on_frozen_weights(model, image
     with torch.no_grad():
         alone = [grad_cam(network, lr[i : i + 1], large[i : i + 1], stage=2) for i in range(12)]
     for branch in ('lr', 'sr'):
-        (
-            torch.testing.assert_close(
-                getattr(together, branch),
-                torch.cat([getattr(a, branch) for a in alone]),
-                rtol=1e-8,
-                atol=1e-10,
-            )
-        )
+        one_by_one = torch.cat([getattr(a, branch) for a in alone])
+        torch.testing.assert_close(getattr(together, branch), one_by_one, rtol=1e-8, atol=1e-10)
 
 
 def test_model_trained_as_published_is_explained_one_image_at_a_time(images):

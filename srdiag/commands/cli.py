@@ -11,7 +11,6 @@ import io
 import os
 import sys
 import textwrap
-import warnings
 from dataclasses import is_dataclass, replace
 from difflib import get_close_matches
 from types import UnionType
@@ -140,14 +139,12 @@ def completion(
     return printed.getvalue()
 
 # %% ../../nbs/commands/cli.ipynb #c029
-def _prepare(): # the terminal, and what PyTorch and fastai look for when they are imported
+def _prepare(): # the terminal, and what PyTorch looks for when it is imported
     # where the terminal is not UTF-8: a question mark, not a traceback
     if getattr(sys.stdout, 'errors', '') == 'strict' and hasattr(sys.stdout, 'reconfigure'):
         sys.stdout.reconfigure(errors='replace')
     # PyTorch on Linux: large blocks in large pages, a third off each layer of an enlarged image
     os.environ.setdefault('THP_MEM_ALLOC_ENABLE', '1')
-    # of fastai's own imports; python -W default shows them
-    if not sys.warnoptions: warnings.filterwarnings('ignore', category=FutureWarning)
 
 # %% ../../nbs/commands/cli.ipynb #c031
 def _answer(words): # what is answered without a command, or None

@@ -20,7 +20,7 @@ from ..core.errors import DataError
 from ..core.files import write_text
 from ..core.settings import Natural, Positive, Share, Weight, check_choice, check_settings
 from ..core.words import say
-from ..diagnosis.settings import Norm
+from ..diagnosis.settings import FrameworkSettings, Norm
 from ..training.options import RunOptions
 
 # %% ../../nbs/commands/comparisons.ipynb #c005
@@ -116,7 +116,7 @@ class Rows(Design):
     sar: Suppress[Weight] = 100.
 
     def decided(self): # the design itself
-        solo = self.solo_share if self.solo_share is not None else 0.5 if self.mode == 'solo' else 0.
+        solo = FrameworkSettings(mode=self.mode, solo_share=self.solo_share).solo
         return Design(**asdict(self) | dict(solo_share=solo))
 
 # %% ../../nbs/commands/comparisons.ipynb #c018
