@@ -25,11 +25,12 @@ class GatedEnsemble(nn.Module):
         features: int, # of one branch after pooling (512)
         classes: int, # K
         hidden: int = 32, # width between the two layers of gate and auxiliary head
+        norm: bool = True, # batch norm after each layer of the gate; False: Eq. (8) as printed
     ):
         super().__init__()
         self.aux = nn.Sequential(nn.Linear(2*features, hidden), nn.ReLU(), nn.Linear(hidden, classes))
-        self.gate = nn.Sequential(nn.Linear(2*features, hidden), nn.BatchNorm1d(hidden), nn.ReLU(),
-                                  nn.Linear(hidden, 3), nn.BatchNorm1d(3))
+        first, second = (nn.BatchNorm1d(n) if norm else nn.Identity() for n in (hidden, 3))
+        self.gate = nn.Sequential(nn.Linear(2*features, hidden), first, nn.ReLU(), nn.Linear(hidden, 3), second)
 
     def forward(self,
         x_sr: torch.Tensor, # B×features, pooled
