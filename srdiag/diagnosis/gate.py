@@ -30,7 +30,8 @@ class GatedEnsemble(nn.Module):
         super().__init__()
         self.aux = nn.Sequential(nn.Linear(2*features, hidden), nn.ReLU(), nn.Linear(hidden, classes))
         first, second = (nn.BatchNorm1d(n) if norm else nn.Identity() for n in (hidden, 3))
-        self.gate = nn.Sequential(nn.Linear(2*features, hidden), first, nn.ReLU(), nn.Linear(hidden, 3), second)
+        self.gate = nn.Sequential(nn.Linear(2*features, hidden), first, nn.ReLU(),
+                                  nn.Linear(hidden, 3), second)
 
     def forward(self,
         x_sr: torch.Tensor, # B×features, pooled
