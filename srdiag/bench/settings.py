@@ -109,7 +109,8 @@ class Design:
     def settings(self, row): # FrameworkSettings of a row
         return FrameworkSettings(row.inputs, row.sai, row.scale, self.images, fixed=row.fixed,
                                  affinity_norm=self.norm, mutual=self.mutual, mode=self.mode,
-                                 references=self.references, solo_share=self.solo_share, rank=self.rank,
+                                 references=self.references, solo_share=self.solo_share or None,
+                                 train_mode='alternate' if self.solo_share else 'batch', rank=self.rank,
                                  sac=self.sac if row.sac else 0., sar=self.sar if row.sar else 0.)
 
 # %% ../../nbs/bench/settings.ipynb #c024

@@ -44,7 +44,7 @@ def _stems(side, settings): # of the images in px → stem of the small image an
 
 def build_framework(
     found: LabelledData, # its images decide stems and channels
-    settings: FrameworkSettings, # inputs, sai, scale, images, mutual, mode, solo_share
+    settings: FrameworkSettings, # what is read, compared and how wide the branches are
     network: nn.Module|None = None, # the super-resolution network; None: an MRCNet of the default size
     pretrained: bool = True, # start from the weights of `network`, not from fresh ones
 ) -> SREnhancedDiagnosis: # untrained, but for its super-resolution network
@@ -52,6 +52,9 @@ def build_framework(
     s, (lr_stem, sr_stem) = settings, _stems(found.side, settings)
     own = {} if network is None else dict(sr=network.config, sr_architecture=architecture_of(network))
     mode, solo_share = (s.mode, s.solo) if s.mixes else ('solo', 0.)
+    kind = 'none' if not s.standardise else 'each' if '+' in s.inputs else 'shared'
+    own |= dict(width=s.width, statistics=kind, gate_norm=s.gate_norm,
+                both_ways=s.mixes and s.trains == 'both')
     model = SREnhancedDiagnosis(len(found.classes), s.scale, s.inputs, s.sai, found.channels, lr_stem,
                                 sr_stem, mutual=s.mutual, mode=mode, solo_share=solo_share, **own)
     if pretrained and network is not None and model.sr_network is not None:

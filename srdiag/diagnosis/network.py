@@ -17,13 +17,13 @@ from ..data.degradation import upsample
 from .branches import ResNet18Branch
 from .gate import GatedEnsemble, gate_closed
 from .sai import SampleAffinityInteraction, resized_like
-from .settings import INPUTS, MODES, ROW_WEIGHTS
+from .settings import INPUTS, MODES, ROW_WEIGHTS, STATISTICS
 from ..sr.zoo import ARCHITECTURES
 
 # %% ../../nbs/diagnosis/network.ipynb #c007
 class DiagnosisOutput(NamedTuple):
     "What `DiagnosisNetwork` returns; scores are logits"
-    ens: torch.Tensor # y_ens: B×K
+    ens: torch.Tensor # y_ens: B×K; 2B×K in the mode 'both'
     sr: torch.Tensor # y_SR: B×K
     lr: torch.Tensor # y_LR: B×K
     aux: torch.Tensor # y_aux: B×K
@@ -69,20 +69,23 @@ class Normalise(nn.Module):
     "(x − mean)/sd per channel; both are buffers that `fit` sets from training images"
     def __init__(self,
         channels: int, # 3 for RGB, 1 for grey
+        on: bool = True, # False: images stay as they are, as in the released code
     ):
         super().__init__()
-        self.register_buffer('mean', torch.full((channels, 1, 1), 0.5))
-        self.register_buffer('sd', torch.full((channels, 1, 1), 0.25))
+        self.on = on
+        self.register_buffer('mean', torch.full((channels, 1, 1), 0.5 if on else 0.))
+        self.register_buffer('sd', torch.full((channels, 1, 1), 0.25 if on else 1.))
 
     @torch.no_grad()
     def fit(self, images): # N×C×H×W float in [0, 1]
+        if not self.on: return
         self.mean.copy_(images.mean((0, 2, 3))[:, None, None])
         self.sd.copy_(images.std((0, 2, 3)).clamp(min=1e-3)[:, None, None])
 
     def forward(self, x): # B×C×H×W → B×C×H×W
         return (x-self.mean)/self.sd
 
-# %% ../../nbs/diagnosis/network.ipynb #c015
+# %% ../../nbs/diagnosis/network.ipynb #c016
 class DiagnosisNetwork(nn.Module):
     """Two ResNet-18 branches with sample affinity interaction after each of four stages, and the gate
     (section III-B, Fig. 2)"""
@@ -93,21 +96,37 @@ class DiagnosisNetwork(nn.Module):
         sr_stem: str = '7x7', # stem of the branch with the large image, see `STEMS`
         lr_stem: str = '7x7', # stem of the branch with the small image
         mutual: str = 'printed', # weights of Eq. (7), see `weigh_rows`
+        width: int = 64, # of both branches, see ResNet18Branch
+        statistics: str = 'shared', # for the normalisation of the images, one of STATISTICS
+        gate_norm: bool = True, # batch norm in the gate, see GatedEnsemble
     ):
         super().__init__()
-        self.normalise = Normalise(channels)
-        self.branch_sr, self.branch_lr = ResNet18Branch(channels, sr_stem), ResNet18Branch(channels, lr_stem)
-        self.interactions = nn.ModuleList(StageInteraction(c, sai, mutual) for c in ResNet18Branch.widths)
-        n = ResNet18Branch.widths[-1]
+        self.normalise = Normalise(channels, statistics != 'none')
+        if statistics == 'each': self.normalise_sr = Normalise(channels)
+        self.branch_sr, self.branch_lr = (ResNet18Branch(channels, s, width) for s in (sr_stem, lr_stem))
+        *_, n = widths = self.branch_sr.widths
+        self.interactions = nn.ModuleList(StageInteraction(c, sai, mutual) for c in widths)
         self.head_sr, self.head_lr = nn.Linear(n, classes), nn.Linear(n, classes)
-        self.ensemble = GatedEnsemble(n, classes)
+        self.ensemble = GatedEnsemble(n, classes, norm=gate_norm)
+
+    @property
+    def normalisers(self): # of the LR branch and of the SR branch; they may be one and the same
+        return self.normalise, getattr(self, 'normalise_sr', self.normalise)
+
+    def fit_statistics(self, images): # N×C×H×W float in [0, 1]
+        "Set what normalises the images, for both branches"
+        for norm in self.normalisers: norm.fit(images)
+
+    def stem(self, x_lr, x_sr): # both images → features before the first stage, of the SR and the LR branch
+        norm_lr, norm_sr = self.normalisers
+        return self.branch_sr.stem(norm_sr(x_sr)), self.branch_lr.stem(norm_lr(x_lr))
 
     def _stages(self, x_lr, x_sr, mode, context):
-        # → pooled features of both branches, B×512 each, and an SAIOutput or None per stage
-        s, l = self.branch_sr.stem(self.normalise(x_sr)), self.branch_lr.stem(self.normalise(x_lr))
-        seen = []
+        # → pooled features of both branches, B×8·width each, and an SAIOutput or None per stage
+        (s, l), seen = self.stem(x_lr, x_sr), []
         for k, interact in enumerate(self.interactions):
             s, l = self.branch_sr.stages[k](s), self.branch_lr.stages[k](l)
+            if mode == 'both' and k == 0: s, l = torch.cat([s, s]), torch.cat([l, l])
             s, l, out = interact(s, l, mode, None if context is None else context[k])
             seen.append(out)
         return s.mean((2, 3)), l.mean((2, 3)), seen
@@ -129,24 +148,31 @@ class DiagnosisNetwork(nn.Module):
         return DiagnosisOutput(gated.ens, y_sr, y_lr, gated.aux, gated.gate, [o.a_sr for o in seen],
                                [o.a_lr for o in seen], [o.mutual for o in seen])
 
-# %% ../../nbs/diagnosis/network.ipynb #c023
+# %% ../../nbs/diagnosis/network.ipynb #c024
 class SingleBranch(nn.Module):
     "One ResNet-18 on one image: the baselines of Table V"
     def __init__(self,
         classes: int, # K
         channels: int = 3, # of the images
         stem: str = '7x7', # see `STEMS`
+        width: int = 64, # see ResNet18Branch
+        standardise: bool = True, # centre and scale the images
     ):
         super().__init__()
-        self.normalise, self.branch = Normalise(channels), ResNet18Branch(channels, stem)
-        self.head = nn.Linear(ResNet18Branch.widths[-1], classes)
+        self.normalise = Normalise(channels, standardise)
+        self.branch = ResNet18Branch(channels, stem, width)
+        self.head = nn.Linear(self.branch.widths[-1], classes)
+
+    def fit_statistics(self, images): # N×C×H×W float in [0, 1]
+        "Set what normalises the images"
+        self.normalise.fit(images)
 
     def forward(self, x):
         # B×C×H×W in [0, 1] → DiagnosisOutput: the same scores in `ens` and `lr`, None for the other heads
         y = self.head(self.branch(self.normalise(x)))
         return DiagnosisOutput(y, None, y, None, None, [], [], [])
 
-# %% ../../nbs/diagnosis/network.ipynb #c025
+# %% ../../nbs/diagnosis/network.ipynb #c026
 class ReferenceImages(nn.Module):
     "R images as bytes: `lr` R×C×h×w and, for a framework that reads the true HR image, `hr` R×C×sh×sw"
     def __init__(self,
@@ -176,17 +202,18 @@ class ReferenceImages(nn.Module):
     def floats(self): # → the images in [0, 1]: lr, or lr and hr
         return [x.float()/255 for x in (self.lr, self.hr) if x is not None]
 
-# %% ../../nbs/diagnosis/network.ipynb #c028
+# %% ../../nbs/diagnosis/network.ipynb #c029
 def _check_framework(config): # ValueError for what cannot be
     for what, value, known in (('input', config['inputs'], INPUTS), ('mode', config['mode'], MODES),
                                ('way to weigh rows', config['mutual'], ROW_WEIGHTS),
+                               ('kind of statistics', config['statistics'], STATISTICS),
                                ('architecture', config['sr_architecture'], ARCHITECTURES)):
         if value not in known:
             raise ValueError(f'There is no {what} {value!r}: choose one of {", ".join(known)}.')
     if not 0 <= config['solo_share'] <= 1:
         raise ValueError(f'solo_share lies between 0 and 1, not at {config["solo_share"]}.')
 
-# %% ../../nbs/diagnosis/network.ipynb #c030
+# %% ../../nbs/diagnosis/network.ipynb #c031
 def _sr_network(c): # configuration → super-resolution network, or None if no branch wants it
     if not c['inputs'].endswith('SR'): return None
     own = dict(scale=c['scale'], image_channels=c['channels'])
@@ -194,22 +221,25 @@ def _sr_network(c): # configuration → super-resolution network, or None if no 
 
 def _diagnosis_network(c): # configuration → two branches or one
     stem = c['lr_stem'] if c['inputs'].split('+')[-1] == 'LR' else c['sr_stem']
-    if '+' not in c['inputs']: return SingleBranch(c['classes'], c['channels'], stem)
-    return DiagnosisNetwork(c['classes'], c['sai'], c['channels'], stem, c['lr_stem'], c['mutual'])
+    if '+' not in c['inputs']:
+        return SingleBranch(c['classes'], c['channels'], stem, c['width'], c['statistics'] != 'none')
+    return DiagnosisNetwork(c['classes'], c['sai'], c['channels'], stem, c['lr_stem'], c['mutual'],
+                            c['width'], c['statistics'], c['gate_norm'])
 
-# %% ../../nbs/diagnosis/network.ipynb #c033
+# %% ../../nbs/diagnosis/network.ipynb #c034
 class _Modules(nn.Module):
     "What a configuration is made into: super-resolution network, diagnosis network, references"
     def __init__(self, c): # all settings by name
         super().__init__()
         _check_framework(c)
         self.scale, self.large, self.two = c['scale'], c['inputs'].split('+')[-1], '+' in c['inputs']
-        self.solo_share = c['solo_share']
+        self.joined = False # were the branches trained alone, and joined?
+        self.solo_share, self.both_ways = c['solo_share'], c['both_ways']
         self.sr_network, self.network = _sr_network(c), _diagnosis_network(c)
         self.references = ReferenceImages(c['references'], self.scale, self.large == 'HR')
         self.config = c | dict(sr=getattr(self.sr_network, 'config', None))
 
-# %% ../../nbs/diagnosis/network.ipynb #c035
+# %% ../../nbs/diagnosis/network.ipynb #c036
 class FrameworkParts(_Modules):
     "The settings and modules of `SREnhancedDiagnosis`, by name. ValueError for settings that do not exist"
     def __init__(self,
@@ -226,12 +256,17 @@ class FrameworkParts(_Modules):
         solo_share: float = 0., # of the training batches without affinity between samples; 0 as published
         references: list|None = None, # shape [R, C, h, w] of the reference images; None: there are none
         sr_architecture: str = 'mrcnet', # a key of ARCHITECTURES
+        width: int = 64, # of the branches, see ResNet18Branch; 16 is a quarter
+        statistics: str = 'shared', # of the images, one of STATISTICS: 'each' branch, 'shared', 'none'
+        gate_norm: bool = True, # False: Eq. (8) without batch norm
+        both_ways: bool = False, # each training batch with and without affinity between its samples
     ):
         super().__init__(dict(classes=classes, scale=scale, inputs=inputs, sai=sai, channels=channels,
                               lr_stem=lr_stem, sr_stem=sr_stem, sr=sr, mutual=mutual, mode=mode,
-                              solo_share=solo_share, references=references, sr_architecture=sr_architecture))
+                              solo_share=solo_share, references=references, sr_architecture=sr_architecture,
+                              width=width, statistics=statistics, gate_norm=gate_norm, both_ways=both_ways))
 
-# %% ../../nbs/diagnosis/network.ipynb #c037
+# %% ../../nbs/diagnosis/network.ipynb #c038
 class SREnhancedDiagnosis(FrameworkParts):
     "Super-resolution network and diagnosis network in one (Fig. 2); `inputs` selects a row of Table V"
     @property
@@ -256,6 +291,10 @@ class SREnhancedDiagnosis(FrameworkParts):
         images = [x.to(next(self.parameters()).dtype) for x in self.references.floats()]
         return self.network.context(images[0], self.large_image(*images))
 
+    def training_mode(self): # of the next training batch
+        if self.both_ways and self.mixes: return 'both'
+        return 'solo' if torch.rand(()).item() < self.solo_share else 'batch'
+
     def large_image(self, lr, hr=None): # B×C×h×w, and B×C×H×W where inputs has HR → B×C×H×W
         if self.large == 'SR': return self.sr_network(lr).float()
         if self.large == 'ILR': return upsample(lr, self.scale)
@@ -266,11 +305,10 @@ class SREnhancedDiagnosis(FrameworkParts):
         return hr
 
     def forward(self, lr, hr=None, mode=None, context=None):
-        # B×C×h×w in [0, 1] → DiagnosisOutput; mode None: its own, in training by `solo_share`
+        # B×C×h×w in [0, 1] → DiagnosisOutput; mode None: its own, in training that of `training_mode`
         lr = check_batch(lr, 'SREnhancedDiagnosis', self.config['channels'])
         large = self.large_image(lr, hr)
         if not self.two: return self.network(large)
-        if mode is None and not self.training: mode = self.mode
-        elif mode is None: mode = 'solo' if torch.rand(()).item() < self.solo_share else 'batch'
+        if mode is None: mode = self.training_mode() if self.training else self.mode
         if mode == 'context' and self.mixes and context is None: context = self.context()
         return self.network(lr, large, mode, context)

@@ -101,7 +101,7 @@ class SampleAffinityInteraction(nn.Module):
     def forward(self,
         f_sr: torch.Tensor, # B×C×H×W
         f_lr: torch.Tensor, # B×C×H'×W'
-        mode: str = 'batch', # one of MODES
+        mode: str = 'batch', # one of MODES, or 'both'
         references: tuple|None = None, # for 'context': F_SR and F_LR of R reference samples, as `embedded`
     ) -> SAIOutput:
         "Transferred features of both branches, matrices for the losses. ValueError for an unknown mode"
@@ -113,6 +113,7 @@ class SampleAffinityInteraction(nn.Module):
     def _transferred(self, e_sr, e_lr, mode, references): # → what each branch hears; A_SR, A_LR, M
         if mode == 'solo': return e_lr, e_sr, [torch.eye(len(e_sr), device=e_sr.device)]*3
         if mode == 'batch': return self._among(e_sr, e_lr)
+        if mode == 'both': return self._both_ways(e_sr, e_lr)
         if mode != 'context': raise ValueError(f"mode is 'batch', 'solo' or 'context', not {mode!r}.")
         if references is None:
             raise ValueError("The mode 'context' needs references to compare with: hand over the embedded "
@@ -124,6 +125,11 @@ class SampleAffinityInteraction(nn.Module):
         m = a_sr@a_lr.T
         return (transfer(weigh_rows(m, self.mutual), e_lr), transfer(weigh_rows(m.T, self.mutual), e_sr),
                 (a_sr, a_lr, m))
+
+    def _both_ways(self, e_sr, e_lr): # 2B samples: the first B among themselves, then B by themselves
+        n = len(e_sr)//2
+        to_sr, to_lr, matrices = self._among(e_sr[:n], e_lr[:n])
+        return torch.cat([to_sr, e_lr[n:]]), torch.cat([to_lr, e_sr[n:]]), matrices
 
     def _in_context(self, e_sr, e_lr, r_sr, r_lr):
         a_sr, a_lr = affinity_in_context(e_sr, r_sr), affinity_in_context(e_lr, r_lr)

@@ -137,15 +137,18 @@ class KeepBest(Callback):
         self.best = self.best_epoch = self.state = None
 
     def after_epoch(self):
-        value = dict(zip(self.recorder.metric_names[1:], self.recorder.values[-1]))[self.monitor]
+        values = dict(zip(self.recorder.metric_names[1:], self.recorder.values[-1]))
+        self.offer(self.model, values[self.monitor], self.epoch)
+
+    def offer(self, model, value, epoch): # keep these weights if they are the best so far; epoch -1: the start
         if value is None or value != value: return # NaN is no improvement
         if self.best is not None and (value > self.best) != self.higher: return
-        self.best, self.best_epoch = value, self.epoch
-        self.state = {k: v.detach().cpu().clone() for k, v in self.model.state_dict().items()}
+        self.best, self.best_epoch = value, epoch
+        self.state = {k: v.detach().cpu().clone() for k, v in model.state_dict().items()}
         if self.save is None: return
-        try: self.save(self.model, value, self.epoch)
+        try: self.save(model, value, epoch)
         except Exception as e:
-            print(f'The best model of epoch {self.epoch} could not be saved yet ({e}); training goes on.')
+            print(f'The best model of epoch {epoch} could not be saved yet ({e}); training goes on.')
 
     def restore(self):
         if self.state is not None: self.model.load_state_dict(self.state)

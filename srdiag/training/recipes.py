@@ -30,6 +30,9 @@ class Recipe:
     halve_every: int = 100 # epochs between halvings, for 'halving'
     weight_decay: float = 0. # L2 penalty, as torch.optim.Adam adds it to the gradient
     sr_factor: float = 0.01 # learning rate of MRC-Net relative to the diagnosis network's
+    branch_factor: float = 0.1 # the same of branches that were trained alone before they were joined
+    steps: int|None = None # of the diagnosis in an epoch; None: one pass over the images
+    settle: bool = True # measure batch norm's statistics before each validation of the diagnosis
 
     def __post_init__(self):
         if self.schedule not in ('one_cycle', 'halving'):
@@ -39,7 +42,8 @@ class Recipe:
 
 # %% ../../nbs/training/recipes.ipynb #c007
 SR_RECIPES = {'published': Recipe(1e-4, 4, 'halving', 100, 1e-5), 'fast': Recipe(1e-3, 8)}
-DIAGNOSIS_RECIPES = {'published': Recipe(1e-4, 8, 'halving', 30), 'fast': Recipe(1e-3, 32, weight_decay=1e-4)}
+DIAGNOSIS_RECIPES = {'published': Recipe(1e-4, 8, 'halving', 30, settle=False),
+                     'fast': Recipe(1e-3, 32, weight_decay=1e-4)}
 
 # %% ../../nbs/training/recipes.ipynb #c010
 class Halving:
@@ -66,7 +70,7 @@ class InTurn:
         if pos < self.at - 1e-9: return self.first(pos/self.at)
         return self.second((pos - self.at)/(1 - self.at))
 
-# %% ../../nbs/training/recipes.ipynb #c017
+# %% ../../nbs/training/recipes.ipynb #c016
 class StartAnew(Callback):
     "The optimiser forgets, before one epoch, the moments of what was learned before"
     order = 5
@@ -77,14 +81,14 @@ class StartAnew(Callback):
     def before_epoch(self):
         if self.epoch == self.at: self.opt.clear_state()
 
-# %% ../../nbs/training/recipes.ipynb #c019
+# %% ../../nbs/training/recipes.ipynb #c018
 def adam(
     recipe: Recipe, # for its weight decay
 ): # an optimiser factory for fastai's Learner
     "torch.optim.Adam (β = 0.9, 0.999) in its fused form, as `opt_func`"
     return partial(OptimWrapper, opt=torch.optim.Adam, fused=True, weight_decay=recipe.weight_decay)
 
-# %% ../../nbs/training/recipes.ipynb #c021
+# %% ../../nbs/training/recipes.ipynb #c020
 def _line(names, values): # of a log: what was measured in an epoch
     said = (f'{k} {v:.4g}' if isinstance(v, float) else f'{k} {v}'
             for k, v in zip(names, values) if v is not None)
@@ -101,7 +105,7 @@ def _for_log_files(learn): # no progress bar, and one readable line per epoch, u
         with learn.no_bar(): yield
     finally: learn.logger = before
 
-# %% ../../nbs/training/recipes.ipynb #c024
+# %% ../../nbs/training/recipes.ipynb #c023
 def _course(recipe, lr, moms, epochs): # of so many epochs: hyperparameter → its schedule
     if recipe.schedule == 'halving': return dict(lr=Halving(lr, epochs, recipe.halve_every))
     return dict(lr=combined_cos(0.2, lr/10, lr, lr/1e5), mom=combined_cos(0.2, *moms))
@@ -112,22 +116,20 @@ def _callbacks(recipe, lr, moms, epochs, restart): # that carry the recipe out
     course = {k: InTurn(schedule, second[k], restart/epochs) for k, schedule in first.items()}
     return [ParamScheduler(course), StartAnew(restart)]
 
-# %% ../../nbs/training/recipes.ipynb #c026
+# %% ../../nbs/training/recipes.ipynb #c025
 def fit(
     learn, # a fastai Learner whose opt_func came from `adam`
     recipe: Recipe, # what to do
     epochs: int, # passes over the training data
     restart: int = 0, # epoch before which schedule and optimiser begin anew; 0: never
+    factors: tuple = (1,), # of the learning rate, one for each parameter group
 ): # the same Learner, trained
-    """Train by the recipe, MRC-Net (the first of two parameter groups) `sr_factor` times as fast;
-    TrainingError on a non-finite loss"""
+    "Train by the recipe; TrainingError on a non-finite loss"
     if not 0 <= restart < epochs: raise ValueError(f'restart must be an epoch below {epochs}, not {restart}.')
     if learn.opt is None: learn.create_opt()
-    groups = len(learn.opt.hypers)
-    lr = np.array([recipe.lr*(recipe.sr_factor if groups > 1 and k == 0 else 1) for k in range(groups)])
+    lr = recipe.lr*np.array(factors, float)
     callbacks = _callbacks(recipe, lr, learn.moms, epochs, restart)
-    with _for_log_files(learn):
-        learn.fit(epochs, lr=slice(float(lr[0]), float(lr[-1])), wd=recipe.weight_decay, cbs=callbacks)
+    with _for_log_files(learn): learn.fit(epochs, lr=lr, wd=recipe.weight_decay, cbs=callbacks)
     for cb in learn.cbs.filter(lambda cb: isinstance(cb, StopOnNonFinite)):
         if cb.error is not None: raise cb.error
     return learn
