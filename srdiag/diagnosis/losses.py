@@ -14,7 +14,8 @@ import torch.nn.functional as F
 from torch import nn
 
 from .network import DiagnosisOutput
-from .settings import FrameworkSettings, NORMS
+from .sai import weigh_rows
+from .settings import FrameworkSettings, NORMS, ROW_WEIGHTS
 
 # %% ../../nbs/diagnosis/losses.ipynb #c009
 def soften(
@@ -57,11 +58,25 @@ class SampleAffinityConsistencyLoss(SoftenedDistance):
 # %% ../../nbs/diagnosis/losses.ipynb #c021
 class SampleAffinityRegularizationLoss(SoftenedDistance):
     "L_SAR (Eq. 11): distance of the softened M of neighbouring stages, mean of both directions, summed"
+    def __init__(self,
+        temperature: float = 1., # T of Eq. (10)
+        norm: str = 'frobenius', # see `matrix_distance`
+        mutual: str = 'printed', # 'l2': rows of length one; 'printed' and 'mean': the raw M
+    ):
+        super().__init__(temperature, norm)
+        if mutual not in ROW_WEIGHTS:
+            raise ValueError(f'mutual must be one of {ROW_WEIGHTS}, not {mutual!r}.')
+        self.mutual = mutual
+
+    def distance(self, p, q): # B×B each → a number
+        if self.mutual == 'l2': p, q = (weigh_rows(m, 'l2') for m in (p, q))
+        return super().distance(p, q)
+
     def forward(self, mutual): # list of M_{L→S}, B×B, one per stage → a number
         return sum((self.distance(deep, shallow) + self.distance(deep.T, shallow.T))/2
                    for shallow, deep in zip(mutual[:-1], mutual[1:]))
 
-# %% ../../nbs/diagnosis/losses.ipynb #c024
+# %% ../../nbs/diagnosis/losses.ipynb #c027
 class RankLoss(nn.Module):
     "L_rank (Eq. 13): hinge on the true class's score above the ensemble's, sum over heads, mean over samples"
     def __init__(self,
@@ -79,7 +94,7 @@ class RankLoss(nn.Module):
         best = true_class(ens)
         return sum(F.relu(true_class(y) - best + self.margin).mean() for y in others)
 
-# %% ../../nbs/diagnosis/losses.ipynb #c027
+# %% ../../nbs/diagnosis/losses.ipynb #c030
 def _check_weights(weights, temperature, norm): # name → number
     for name, value in weights.items():
         if not isinstance(value, (int, float)) or not 0 <= value < math.inf:
@@ -88,7 +103,11 @@ def _check_weights(weights, temperature, norm): # name → number
     if not isinstance(temperature, (int, float)) or not 0 < temperature < math.inf:
         raise ValueError(f'temperature is a positive number, not {temperature!r}.')
 
-# %% ../../nbs/diagnosis/losses.ipynb #c029
+def _terms(margin, rank_on, temperature, norm, mutual): # → L_rank, L_SAC, L_SAR
+    return (RankLoss(margin, rank_on), SampleAffinityConsistencyLoss(temperature, norm),
+            SampleAffinityRegularizationLoss(temperature, norm, mutual))
+
+# %% ../../nbs/diagnosis/losses.ipynb #c032
 class DiagnosisLoss(nn.Module):
     "L (Eq. 14); `components` holds its weighted terms. ValueError for a negative weight or an unknown norm"
     names = 'ce', 'rank', 'sac', 'sar'
@@ -101,14 +120,15 @@ class DiagnosisLoss(nn.Module):
         norm: str = 'frobenius', # of SAC and SAR, see `matrix_distance`
         rank_on: str = 'probabilities', # see `RankLoss`
         ens_weight: float = 1., # of the ensemble's cross entropy; the released code has 2
+        mutual: str = 'printed', # of SAR, see `SampleAffinityRegularizationLoss`
     ):
         super().__init__()
         self.weights, self.ens_weight = dict(rank=rank, sac=sac, sar=sar), ens_weight
         _check_weights(self.weights | dict(ens_weight=ens_weight, margin=margin), temperature, norm)
-        self.rank, self.sac = RankLoss(margin, rank_on), SampleAffinityConsistencyLoss(temperature, norm)
-        self.sar = SampleAffinityRegularizationLoss(temperature, norm)
+        self.rank, self.sac, self.sar = _terms(margin, rank_on, temperature, norm, mutual)
 
     def forward(self, out: DiagnosisOutput, target): # B class indices → a number
+        target = target.repeat(len(out.ens)//len(target)) # twice in the training mode 'both'
         preliminary = [out.sr, out.lr, out.aux] if out.gate is not None else []
         w, others = self.weights, sum(F.cross_entropy(y, target) for y in preliminary)
         terms = dict(ce=self.ens_weight*F.cross_entropy(out.ens, target) + others)
@@ -118,9 +138,11 @@ class DiagnosisLoss(nn.Module):
         self.components = dict.fromkeys(self.names, 0.) | {k: v.detach() for k, v in terms.items()}
         return sum(terms.values())
 
-# %% ../../nbs/diagnosis/losses.ipynb #c031
+# %% ../../nbs/diagnosis/losses.ipynb #c034
 def loss_of(
-    settings: FrameworkSettings, # rank, sac, sar, affinity_norm
+    settings: FrameworkSettings, # its LossSettings, and mutual
 ) -> DiagnosisLoss:
-    "Eq. (14) with the weights of the settings"
-    return DiagnosisLoss(settings.rank, settings.sac, settings.sar, norm=settings.affinity_norm)
+    "Eq. (14) with the weights and readings of the settings"
+    s = settings
+    return DiagnosisLoss(s.rank, s.sac, s.sar, s.temperature, s.margin, s.affinity_norm, s.rank_on,
+                         s.ens_weight, s.mutual)
