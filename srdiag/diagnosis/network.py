@@ -212,6 +212,8 @@ def _check_framework(config): # ValueError for what cannot be
             raise ValueError(f'There is no {what} {value!r}: choose one of {", ".join(known)}.')
     if not 0 <= config['solo_share'] <= 1:
         raise ValueError(f'solo_share lies between 0 and 1, not at {config["solo_share"]}.')
+    if type(config['batch_size']) is not int or config['batch_size'] < 1:
+        raise ValueError(f'batch_size is a whole number of 1 or more, not {config["batch_size"]!r}.')
 
 # %% ../../nbs/diagnosis/network.ipynb #c031
 def _sr_network(c): # configuration → super-resolution network, or None if no branch wants it
@@ -260,11 +262,9 @@ class FrameworkParts(_Modules):
         statistics: str = 'shared', # of the images, one of STATISTICS: 'each' branch, 'shared', 'none'
         gate_norm: bool = True, # False: Eq. (8) without batch norm
         both_ways: bool = False, # each training batch with and without affinity between its samples
+        batch_size: int = 32, # images that meet in the mode 'batch': as many as in training
     ):
-        super().__init__(dict(classes=classes, scale=scale, inputs=inputs, sai=sai, channels=channels,
-                              lr_stem=lr_stem, sr_stem=sr_stem, sr=sr, mutual=mutual, mode=mode,
-                              solo_share=solo_share, references=references, sr_architecture=sr_architecture,
-                              width=width, statistics=statistics, gate_norm=gate_norm, both_ways=both_ways))
+        super().__init__({k: v for k, v in locals().items() if k not in ('self', '__class__')})
 
 # %% ../../nbs/diagnosis/network.ipynb #c038
 class SREnhancedDiagnosis(FrameworkParts):

@@ -197,7 +197,8 @@ def _offer_start(learn, model, valid): # to the callback that keeps the best wei
     # a tie goes to what was trained
     for keep in learn.cbs.filter(lambda cb: isinstance(cb, KeepBest)): keep.offer(model, accuracy - 1e-6, -1)
 
-def _prepare(model, train, fixed, references, seed): # statistics, references, what is trained
+def _prepare(model, train, size, fixed, references, seed): # batch size, statistics, references
+    model.config |= dict(batch_size=min(size, len(train)))
     if model.sr_network is not None: model.sr_network.requires_grad_(not fixed)
     if not model.joined: model.network.fit_statistics(as_float(train.lr))
     if model.mixes and model.mode == 'context':
@@ -219,7 +220,7 @@ def train_diagnosis(
     "Train the framework (or a baseline) on labels; TrainingError on a non-finite loss"
     set_seed(seed, reproducible=True)
     size, device = recipe.batch_size, next(model.parameters()).device
-    _prepare(model, train, fixed, references, seed)
+    _prepare(model, train, size, fixed, references, seed)
     alone = not model.mixes or model.mode != 'batch' # then validation may take larger batches
     dls = diagnosis_dataloaders(train, valid, size, seed, device, size*(4 if alone else 1), recipe.steps)
     learn = diagnosis_learner(dls, model, recipe, **kwargs)
