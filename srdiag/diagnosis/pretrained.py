@@ -72,17 +72,17 @@ def _download(path): # ModelError says how to get the file by hand
 # %% ../../nbs/diagnosis/pretrained.ipynb #c014
 def _read(path): # what the file holds; nothing in it is executed
     if not path.is_file():
-        raise ModelError(f'There is no file {path}: check the path, or write {IMAGENET} alone for the weights '
-                         'of torchvision.')
+        raise ModelError(f'There is no file {path}: check the path, or write {IMAGENET} alone for the '
+                         'weights of torchvision.')
     try:
         if path.suffix == '.safetensors':
             from safetensors.torch import load_file
             return load_file(path)
         return torch.load(path, map_location='cpu', weights_only=True)
     except Exception as e: # whatever torch, pickle and zipfile raise
-        raise ModelError(f'{path} cannot be read as weights ({type(e).__name__}; nothing in it was executed): '
-                         f'it is damaged, or holds more than a state dict. Remove it and get {WEIGHTS_FILE} '
-                         'again, or save your state dict alone.') from e
+        raise ModelError(f'{path} cannot be read as weights ({type(e).__name__}; nothing in it was executed)'
+                         ': it is damaged, or holds more than a state dict. Remove it and get '
+                         f'{WEIGHTS_FILE} again, or save your state dict alone.') from e
 
 # %% ../../nbs/diagnosis/pretrained.ipynb #c019
 def _shapes(): # name → shape of all that is loaded, with the published stem
@@ -97,7 +97,7 @@ def _check_resnet18(path, state): # ModelError unless it is the state dict of on
     shapes = [k for k in due if k in names and tuple(state[k].shape) != due[k]]
     for what, keys in (('lacks', [k for k in due if k not in names]), ('has the wrong shape for', shapes),
                        ('has the unknown', sorted(names - due.keys()))):
-        if keys: raise ModelError(f'{path} {what} {listed(keys)}: it is no ResNet-18 as torchvision names it.')
+        if keys: raise ModelError(f'{path} {what} {listed(keys)}: it is no ResNet-18 of torchvision.')
     odd = [k for k in due if not (state[k].is_floating_point() and state[k].isfinite().all())]
     if odd: raise ModelError(f'{path} has no finite numbers in {listed(odd)}: it is damaged; get it again.')
 
@@ -141,7 +141,7 @@ def start_from_imagenet(
     path: str|Path|None = None, # as for `imagenet_weights`
 ) -> ResNet18Branch: # the same branch
     """Start a branch from torchvision's ResNet-18 instead of from noise; the first kernel is adapted to its
-    stem and channels. ModelError if the branch is narrower or the weights cannot be had; it stays as it was"""
+    stem and channels. ModelError if it is narrower or the weights cannot be had; it stays as it was"""
     conv = branch.conv1
     if conv.out_channels != 64:
         raise ModelError(f'The ImageNet weights are for branches 64 channels wide, not {conv.out_channels}: '
