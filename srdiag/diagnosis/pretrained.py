@@ -64,7 +64,7 @@ def _download(path): # ModelError says how to get the file by hand
         path.parent.mkdir(parents=True, exist_ok=True)
         with _patience(): torch.hub.download_url_to_file(address, str(path), hash_prefix=digits)
     except (OSError, RuntimeError, HTTPException) as e:
-        why = (str(e).strip() or type(e).__name__).splitlines()[0].rstrip('.')
+        why = (str(getattr(e, 'reason', e)).strip() or type(e).__name__).splitlines()[0].rstrip('.')
         raise ModelError(f'The ImageNet weights of ResNet-18 could not be downloaded ({why}): get {address} '
                          f'on a machine with a network and put it into {path.parent}, or name it with '
                          f'{IMAGENET}:FILE. To do without, start the branch from scratch.') from e
