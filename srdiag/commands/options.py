@@ -15,7 +15,7 @@ from tyro.conf import Positional, Suppress, arg
 from ..core.errors import DataError
 from ..core.settings import Natural, Positive
 from ..diagnosis.settings import Caution, Files, FrameworkSettings, Mode
-from ..sr.settings import DistilSettings, SRSettings
+from ..sr.settings import DistilSettings, SRSettings, as_published
 from ..training.options import RunOptions
 
 # %% ../../nbs/commands/options.ipynb #c005
@@ -26,26 +26,38 @@ class TrainSR:
     out: Path # model folder to make
     network: SRSettings = SRSettings() # which network, and on which patches it is trained
     training: RunOptions = RunOptions() # how long, from which seed, where, and how files are read
+    # as in section IV-A: recipe published, batches of 4, epochs that are passes over the training images
+    as_published: bool = False
 
     def run(self):
         from srdiag.commands.train_sr import train_sr_command
-        train_sr_command(self.data, self.out, self.network, self.training)
+        train_sr_command(self.data, self.out, *self.decided())
 
-# %% ../../nbs/commands/options.ipynb #c013
+    def decided(self): # → settings and options, as published where that was asked for
+        chosen = self.network, self.training
+        return as_published(*chosen) if self.as_published else chosen
+
+# %% ../../nbs/commands/options.ipynb #c015
 @dataclass(frozen=True)
 class Distill:
     "Distil a recursive MRC-Net into a single-forward one (Algorithm 1)"
     data: Path # the folder of images the teacher was trained on; its split is followed
     out: Path # model folder to make
     teacher: Path # model folder of a recursive MRC-Net
-    distillation: DistilSettings = DistilSettings() # phases, weight, steps and patches
+    distillation: DistilSettings = DistilSettings() # phases, weights, steps and patches
     training: RunOptions = RunOptions() # how long, from which seed, where, and how files are read
+    # as in section IV-A: recipe published, batches of 4, epochs that are passes, a schedule for each phase
+    as_published: bool = False
 
     def run(self):
         from srdiag.commands.train_sr import distill_command
-        distill_command(self.data, self.teacher, self.out, self.distillation, self.training)
+        distill_command(self.data, self.teacher, self.out, *self.decided())
 
-# %% ../../nbs/commands/options.ipynb #c015
+    def decided(self): # → settings and options, as published where that was asked for
+        chosen = self.distillation, self.training
+        return as_published(*chosen) if self.as_published else chosen
+
+# %% ../../nbs/commands/options.ipynb #c017
 @dataclass(frozen=True)
 class TrainDiagnosis:
     "Train the diagnosis framework, or a baseline, on labelled images"
@@ -61,7 +73,7 @@ class TrainDiagnosis:
         from srdiag.commands.train_diagnosis import train_diagnosis_command
         train_diagnosis_command(self.data, self.out, self.framework, self.labels, self.caution, self.training)
 
-# %% ../../nbs/commands/options.ipynb #c019
+# %% ../../nbs/commands/options.ipynb #c021
 @dataclass(frozen=True)
 class Reading(RunOptions):
     "How files are read, and where a model computes; what belongs to a training is not asked"
@@ -71,7 +83,7 @@ class Reading(RunOptions):
     precision: Suppress[Literal['auto', 'bf16', 'fp16', 'fp32']] = 'auto'
     channels: Suppress[Literal['auto', 'rgb', 'grey']] = 'auto'
 
-# %% ../../nbs/commands/options.ipynb #c021
+# %% ../../nbs/commands/options.ipynb #c023
 @dataclass(frozen=True)
 class Evaluate:
     "Test a model folder on images"
@@ -95,7 +107,7 @@ class Evaluate:
         from srdiag.commands.evaluate import evaluate_command
         evaluate_command(self.model, self.data, self.out, self.labels, self.split, self.mode, self.reading)
 
-# %% ../../nbs/commands/options.ipynb #c023
+# %% ../../nbs/commands/options.ipynb #c025
 @dataclass(frozen=True)
 class Predict:
     "Super-resolve images and, with a diagnosis model, predict their class. Not for diagnostic use"
@@ -119,7 +131,7 @@ class Predict:
         predict_command(self.model, self.files, self.out, self.images, not self.no_images, self.mode,
                         self.reading)
 
-# %% ../../nbs/commands/options.ipynb #c028
+# %% ../../nbs/commands/options.ipynb #c030
 @dataclass(frozen=True)
 class Demo:
     "Train, distil and use everything on one real micrograph, and write a report (a few minutes)"

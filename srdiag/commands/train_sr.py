@@ -40,7 +40,15 @@ def _trainable(settings): # the full name in the zoo
     if (settings.recursions > 1 or settings.supervise_steps) and model != 'mrcnet':
         raise ModelError('Recursions are a matter of mrcnet: leave --recursions and --supervise-steps out '
                          f'for {model}.')
+    if _form(settings) and entry_of(name)[0].architecture != 'mrcnet':
+        raise ModelError(f'{", ".join(f"--{k}" for k in _form(settings))}: these are settings of mrcnet, leave '
+                         f'them out for {model}.')
     return name
+
+def _form(settings): # what differs from an MRC-Net as the zoo builds it
+    usual = SRSettings()
+    chosen = {k: getattr(settings, k) for k in ('stages', 'blocks', 'peepholes', 'skip')}
+    return {k: v for k, v in chosen.items() if v != getattr(usual, k)}
 
 # %% ../../nbs/commands/train_sr.ipynb #c011
 def _smallest(patch, scale): # side in px of an image that holds a patch, and that a network can read
@@ -50,7 +58,8 @@ def _smallest(patch, scale): # side in px of an image that holds a patch, and th
 def _new_network(name, channels, settings):
     recursive = settings.recursions > 1
     kind = f', {"recursive" if recursive else "single-forward"}' if settings.model == 'mrcnet' else ''
-    network = create_model(name, channels, **(dict(steps=settings.recursions) if recursive else {}))
+    form = _form(settings) | (dict(steps=settings.recursions) if recursive else {})
+    network = create_model(name, channels, **form)
     return network, f'{entry_of(name)[0].title} x{settings.scale}{kind}'
 
 # %% ../../nbs/commands/train_sr.ipynb #c017
@@ -98,9 +107,9 @@ def train_sr_command(
     found = read_sr_folder(data, _smallest(s.patch, s.scale), options)
     torch.manual_seed(options.seed)
     network, title = _new_network(name, found.channels, s)
-    info = _Informant(title, found, start,
-                      _recorded(options, precision, model=name, steps=s.steps, patch=s.patch))
     course = _course_of(found, s.scale, s, options)
+    info = _Informant(title, found, start, _recorded(options, precision, model=name,
+                                                     steps=course[-1].steps, patch=s.patch))
     def train(**kw): return train_sr(network, *course, s.supervise_steps, precision=precision, **kw)
     saver = ModelSaver(out, network.to(device), options.overwrite, found.table)
     train_in(saver, train, info.early)
@@ -108,11 +117,16 @@ def train_sr_command(
 
 # %% ../../nbs/commands/train_sr.ipynb #c024
 def _course_of(found, scale, settings, options): # → pairs to learn from, pairs that choose, recipe, schedule
-    schedule = Schedule(options.epochs, settings.steps, settings.patch, options.seed)
     pairs = found.pairs('train', scale), found.pairs('valid', scale).few(VALIDATED)
-    return *pairs, SR_RECIPES[options.recipe], schedule
+    recipe, steps = SR_RECIPES[options.recipe], settings.steps
+    if steps is None and options.recipe == 'published':
+        say(f'An epoch is a pass over {counted(len(pairs[0]), "training image")} in batches of '
+            f'{recipe.batch_size}, one patch of each; --steps gives epochs another length.')
+    elif steps is None: steps = 100
+    return *pairs, recipe, Schedule(options.epochs, steps, settings.patch, options.seed)
 
 def _recorded(options, precision, **more): # → for ModelInfo.training
+    if more['steps'] is None: more['steps'] = 'a pass'
     recipe = repr(SR_RECIPES[options.recipe])
     return asdict(options) | dict(command=command_line(), precision=precision, recipe=recipe, **more)
 
@@ -154,17 +168,11 @@ def distill_command(
     found = read_sr_folder(data, _smallest(s.patch, master.scale), options, split)
     _compare_data(data, teacher, found, known, split)
     network = MRCNet(**(master.config | dict(steps=1)))
-    info = _Informant(f'MRC-Net x{master.scale}, distilled', found, start,
-                      _recorded(options, precision, teacher=str(teacher), **asdict(s)))
+    course = _course_of(found, master.scale, s, options)
+    recorded = _recorded(options, precision, teacher=str(teacher), **asdict(replace(s, steps=course[-1].steps)))
+    info = _Informant(f'MRC-Net x{master.scale}, distilled', found, start, recorded)
     saver = ModelSaver(out, network, options.overwrite, found.table)
-    train = _distilling(master, network, found, s, options, precision)
+    def train(folder, save):
+        return distil(master, *course, s, folder=folder, precision=precision, save=_copying(network, save))
     network.load_state_dict(train_in(saver, train, info.early)[0].state_dict())
     return _finish_sr(saver, network, found, info)
-
-# %% ../../nbs/commands/train_sr.ipynb #c035
-def _distilling(teacher, network, found, settings, options, precision): # → train(folder of logs, save)
-    course = _course_of(found, teacher.scale, settings, options)
-    def train(folder, save):
-        return distil(teacher, *course, settings.phase1, settings.weight, folder=folder,
-                      precision=precision, save=_copying(network, save))
-    return train

@@ -94,16 +94,19 @@ class _Places:
         side: int, # of the LR patch in pixels
         seed: int, # of the generator
         augment: bool, # draw turns 1..7 too
+        passes: bool = False, # all images in turn, in a new order each time; False: the larger, the oftener
     ):
-        self.sizes, self.side, self.augment = torch.tensor(sizes), side, augment
+        self.sizes, self.side, self.augment, self.passes = torch.tensor(sizes), side, augment, passes
         area = self.sizes.double().prod(1).cumsum(0)
         self.area = area/area[-1]
         self.gen, self.worker, self.drawn = torch.Generator().manual_seed(seed), None, []
 
     def draw(self) -> None:
-        "A thousand more places"
-        u = torch.rand(1000, 4, generator=self.gen, dtype=torch.float64)
-        i = torch.bucketize(u[:, 0].contiguous(), self.area, right=True).clamp_(max=len(self.sizes) - 1)
+        "A thousand more places, or one in each image"
+        images = len(self.sizes)
+        u = torch.rand(images if self.passes else 1000, 4, generator=self.gen, dtype=torch.float64)
+        if self.passes: i = torch.randperm(images, generator=self.gen)
+        else: i = torch.bucketize(u[:, 0].contiguous(), self.area, right=True).clamp_(max=images - 1)
         yx = (u[:, 1:3]*(self.sizes[i] - self.side + 1)).long()
         k = (u[:, 3]*8).long()*self.augment
         self.drawn = torch.cat([i[:, None], yx, k[:, None]], 1).tolist()
@@ -144,18 +147,20 @@ def _check_patch(pairs: SRPairs, patch: int) -> None:
 
 # %% ../../nbs/data/pairs.ipynb #c030
 class PatchSampler(Dataset):
-    "`n` random pairs of matching patches per epoch, other ones in each epoch; see `batch` for many at once"
+    """`n` random pairs of matching patches per epoch, or one of each image; other ones in each epoch. See
+    `batch` for many at once"""
     def __init__(self,
         pairs: SRPairs, # where to cut from
         patch: int, # side of the HR patch in pixels, a multiple of the scale
-        n: int, # patches in an epoch
+        n: int|None, # patches in an epoch, large images giving more; None: a pass, one patch of each image
         seed: int = 0, # of the sampler's own generator
         augment: bool = True, # flip and turn at random
     ):
         _check_patch(pairs, patch)
-        self.pairs, self.patch, self.n, self.scale = pairs, patch, n, pairs.scale
+        self.pairs, self.patch, self.n, self.scale = pairs, patch, len(pairs) if n is None else n, pairs.scale
         self.lr, self.hr = [x.numpy() for x in pairs.lr], [x.numpy() for x in pairs.hr]
-        self.places = _Places([x.shape[1:] for x in self.lr], patch//self.scale, seed, augment)
+        sizes = [x.shape[1:] for x in self.lr]
+        self.places = _Places(sizes, patch//self.scale, seed, augment, passes=n is None)
 
     def __len__(self): return self.n
 
@@ -184,7 +189,7 @@ class PatchSampler(Dataset):
         if not -self.n <= i < self.n: raise IndexError(i)
         return tuple(as_float(torch.from_numpy(v.copy())) for v in self._views())
 
-# %% ../../nbs/data/pairs.ipynb #c042
+# %% ../../nbs/data/pairs.ipynb #c044
 class PairAugment:
     "Random flips, quarter turns, brightness and contrast, the same for all images of a sample"
     def __init__(self,
@@ -212,7 +217,7 @@ class PairAugment:
         mean = x.mean((1, 2, 3), keepdim=True)
         return ((x - mean)*contrast + mean + brightness).clamp(0, 1)
 
-# %% ../../nbs/data/pairs.ipynb #c045
+# %% ../../nbs/data/pairs.ipynb #c047
 def _in_one_block(images: list) -> torch.Tensor: # N×C×H×W, uint8
     "DataError if they have different sizes"
     if len(sizes := {tuple(x.shape) for x in images}) > 1:
@@ -220,7 +225,7 @@ def _in_one_block(images: list) -> torch.Tensor: # N×C×H×W, uint8
                         'common size to cut them to (--size).')
     return torch.stack([x if x.dtype == torch.uint8 else to_uint8(x) for x in images])
 
-# %% ../../nbs/data/pairs.ipynb #c047
+# %% ../../nbs/data/pairs.ipynb #c049
 def _reduced(hr: torch.Tensor, scale: int) -> torch.Tensor: # N×C×H/scale×W/scale, uint8
     "256 at a time; DataError if the sides cannot be divided by the scale"
     h, w = hr.shape[-2:]
@@ -229,7 +234,7 @@ def _reduced(hr: torch.Tensor, scale: int) -> torch.Tensor: # N×C×H/scale×W/s
                         f'{scale} (--size).')
     return torch.cat([to_uint8(degrade(as_float(part), scale)) for part in hr.split(256)])
 
-# %% ../../nbs/data/pairs.ipynb #c049
+# %% ../../nbs/data/pairs.ipynb #c051
 class LabelledPairs:
     """In-memory images with labels, in whole batches: (lr, y), or (lr, hr, y) when the high-resolution image
     is known"""

@@ -136,7 +136,8 @@ class DRCN(SRNetwork):
         image_channels: int = 3, # 3 for RGB, 1 for grey
         channels: int = 256, # features of each layer
         recursions: int = 16, # uses of the shared convolution
-        ensemble: bool = False, # weighted mean of all images (original); False: the last one (Table II)
+        ensemble: bool = False, # weighted sum of all images (original); False: the last one (Table II)
+        weigh_skip: bool = False, # in it the enlarged image is weighed, too (original); False: added once
     ):
         super().__init__(locals(), reach_after_enlarging(recursions + 4, scale))
         self.embed = nn.Sequential(*conv_relus([image_channels, channels, channels]))
@@ -159,9 +160,10 @@ class DRCN(SRNetwork):
         big = upsample(lr, self.scale)
         features = self._features(big)
         if self.weights is None: return big + self.paint(features[-1])
-        return big + sum(w*self.paint(h) for w, h in zip(self.weights, features))
+        residual = sum(w*self.paint(h) for w, h in zip(self.weights, features))
+        return residual + (self.weights.sum()*big if self.config['weigh_skip'] else big)
 
-# %% ../../nbs/sr/pre_upsampling.ipynb #c039
+# %% ../../nbs/sr/pre_upsampling.ipynb #c041
 class RecursiveBlock(nn.Module):
     "A convolution, then one residual unit used `units` times, always added to the first features [41]"
     def __init__(self,
@@ -180,7 +182,7 @@ class RecursiveBlock(nn.Module):
         for _ in range(self.units): h = first + self.conv2(F.relu(self.conv1(F.relu(h))))
         return h
 
-# %% ../../nbs/sr/pre_upsampling.ipynb #c041
+# %% ../../nbs/sr/pre_upsampling.ipynb #c043
 class DRRN(SRNetwork):
     "Recursive residual blocks on the enlarged image, B1U9 without batch norm [41]"
     def __init__(self,
@@ -199,7 +201,7 @@ class DRRN(SRNetwork):
         big = upsample(lr, self.scale)
         return big + self.body(big)
 
-# %% ../../nbs/sr/pre_upsampling.ipynb #c046
+# %% ../../nbs/sr/pre_upsampling.ipynb #c048
 def haar(
     x: torch.Tensor, # B×C×H×W, H and W even
 ) -> torch.Tensor: # B×4C×H/2×W/2: all means, then all differences left-right, top-bottom and diagonal
@@ -207,7 +209,7 @@ def haar(
     a, b, c, d = x[..., ::2, ::2], x[..., ::2, 1::2], x[..., 1::2, ::2], x[..., 1::2, 1::2]
     return torch.cat([a+b+c+d, a-b+c-d, a+b-c-d, a-b-c+d], 1)/2
 
-# %% ../../nbs/sr/pre_upsampling.ipynb #c048
+# %% ../../nbs/sr/pre_upsampling.ipynb #c050
 def inverse_haar(
     y: torch.Tensor, # B×4C×H×W, as `haar` returns it
 ) -> torch.Tensor: # B×C×2H×2W
@@ -217,7 +219,7 @@ def inverse_haar(
     c, d = mean+across-down-diagonal, mean-across-down+diagonal
     return F.pixel_shuffle(torch.stack([a, b, c, d], 2).flatten(1, 2)/2, 2)
 
-# %% ../../nbs/sr/pre_upsampling.ipynb #c053
+# %% ../../nbs/sr/pre_upsampling.ipynb #c055
 def _stages(image_channels, n, levels): # of MWCNN: down and up, in the order of their use, and the bottom
     widths, down, up = [n*2**k for k in range(levels + 1)], [], []
     for k, width in enumerate(widths[:-1]):
@@ -228,7 +230,7 @@ def _stages(image_channels, n, levels): # of MWCNN: down and up, in the order of
     bottom = conv_relus([4*widths[-2], *[widths[-1]]*5, 4*widths[-2]], [1, 2, 3, 3, 2, 1])
     return nn.ModuleList(down), nn.ModuleList(reversed(up)), nn.Sequential(*bottom)
 
-# %% ../../nbs/sr/pre_upsampling.ipynb #c056
+# %% ../../nbs/sr/pre_upsampling.ipynb #c058
 class MWCNN(SRNetwork):
     "A U-shaped network on the enlarged image that reduces by Haar transforms; any size, padded inside [7]"
     def __init__(self,

@@ -61,17 +61,17 @@ def sr_dataloaders(
     valid: SRPairs, # pairs to validate on, whole
     patch: int = 64, # side of a high-resolution patch in px
     batch_size: int = 8, # patches per step
-    steps: int = 100, # steps per epoch
+    steps: int|None = 100, # steps per epoch; None: a pass over the images, one patch of each
     seed: int = 0, # of the patches
     augment: bool = True, # flips and 90° rotations
     device=None, # None: fastai's default
 ) -> DataLoaders: # of (lr, hr)
     "Random patches for training, whole images for validation"
-    sampler = PatchSampler(train, patch, batch_size*steps, seed=seed, augment=augment)
+    sampler = PatchSampler(train, patch, steps and batch_size*steps, seed=seed, augment=augment)
     return DataLoaders(BatchLoader(PatchBatches(sampler), bs=batch_size),
                        BatchLoader(WholeImages(valid), bs=1), device=device)
 
-# %% ../../nbs/sr/training.ipynb #c017
+# %% ../../nbs/sr/training.ipynb #c019
 class SRLoss(nn.Module):
     "Mean absolute error of one image, or the mean over a list of them (one per recursion step)"
     def forward(self, sr, hr): # B×C×sH×sW, or a list of such; B×C×sH×sW → a number
@@ -80,7 +80,7 @@ class SRLoss(nn.Module):
         self.components = dict(mae=loss.detach())
         return loss
 
-# %% ../../nbs/sr/training.ipynb #c020
+# %% ../../nbs/sr/training.ipynb #c022
 class SuperviseSteps(nn.Module):
     "An MRCNet that returns the image of every recursion step while it trains, and the last one otherwise"
     def __init__(self,
@@ -90,7 +90,7 @@ class SuperviseSteps(nn.Module):
         self.network = network
     def forward(self, lr): return self.network.forward_steps(lr) if self.training else self.network(lr)
 
-# %% ../../nbs/sr/training.ipynb #c023
+# %% ../../nbs/sr/training.ipynb #c025
 class ImageMetric(Metric):
     "The mean over images of psnr or ssim, for fastai"
     def __init__(self,
@@ -108,7 +108,7 @@ class ImageMetric(Metric):
     @property
     def name(self): return self.function.__name__
 
-# %% ../../nbs/sr/training.ipynb #c025
+# %% ../../nbs/sr/training.ipynb #c027
 @torch.no_grad()
 def score_images(
     enlarge, # a function from B×C×H×W in [0, 1] to B×C×sH×sW: a network, or interpolation
@@ -132,7 +132,7 @@ def score_images(
     rows = [(pairs.names[k], p, s) for k, p, s in sorted(rows)]
     return pd.DataFrame(rows, columns=['file', 'psnr', 'ssim'])
 
-# %% ../../nbs/sr/training.ipynb #c027
+# %% ../../nbs/sr/training.ipynb #c029
 def evaluate_sr(
     enlarge, # as for `score_images`
     pairs: SRPairs, # what to evaluate on, whole images
@@ -142,7 +142,7 @@ def evaluate_sr(
     return dict(psnr=float(scores.psnr.mean()), ssim=float(scores.ssim.mean()), n=len(scores),
                 convention=convention(pairs.scale).describe(pairs.hr[0].shape[0]))
 
-# %% ../../nbs/sr/training.ipynb #c030
+# %% ../../nbs/sr/training.ipynb #c032
 def sr_learner(
     dls: DataLoaders, # from sr_dataloaders
     network: nn.Module, # from B×C×H×W to B×C×sH×sW
@@ -159,7 +159,7 @@ def sr_learner(
     return log_both(Learner(dls, network, loss_func=SRLoss() if loss is None else loss,
                             opt_func=adam(recipe), metrics=metrics, cbs=callbacks))
 
-# %% ../../nbs/sr/training.ipynb #c032
+# %% ../../nbs/sr/training.ipynb #c034
 def train_sr(
     network: MRCNet, # changed in place
     train: SRPairs, # pairs to train on

@@ -1,0 +1,203 @@
+"Super-resolution as section IV-A prints it, by one switch; and each choice that it leaves, as an option"
+import json
+from dataclasses import replace
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from srdiag.commands.cli import parse
+from srdiag.commands.train_sr import distill_command, train_sr_command
+from srdiag.core.errors import DataError, ModelError
+from srdiag.data.images import save_png
+from srdiag.data.pairs import PatchSampler, SRPairs
+from srdiag.data.samples import tissue
+from srdiag.models.saving import load_model
+from srdiag.sr.distillation import distil, loss_of
+from srdiag.sr.mrcnet import MRCNet
+from srdiag.sr.pre_upsampling import DRCN
+from srdiag.sr.settings import Distillation, DistilSettings, Schedule, SRSettings, as_published
+from srdiag.sr.training import train_sr
+from srdiag.training.options import RunOptions
+from srdiag.training.recipes import SR_RECIPES, Recipe
+
+WHERE = ['--data', 'd', '--out', 'o']
+QUICK = RunOptions(epochs=1, device='cpu', precision='fp32')
+
+
+@pytest.fixture(scope='module')
+def pieces(tmp_path_factory):
+    folder = tmp_path_factory.mktemp('tissue')
+    for k in range(12): save_png(tissue()[:, :64, 40 * k : 40 * k + 40], folder / f'slide{k}__a.png')
+    return folder
+
+
+def slim(steps=1):
+    torch.manual_seed(0)
+    return MRCNet(2, steps=steps, channels=8, blocks=1, stages=1)
+
+
+def pairs(n=7, side=32):
+    return SRPairs([tissue()[:, 32 * k : 32 * k + side, :side] for k in range(n)], 2)
+
+
+# --- the switch -------------------------------------------------------------------------------------------
+
+def test_the_recipe_is_that_of_section_4a():
+    assert SR_RECIPES['published'] == Recipe(1e-4, 4, 'halving', 100, 1e-5)
+
+
+def test_as_published_from_the_command_line_and_from_python():
+    settings, options = parse(['train-sr', *WHERE, '--as-published']).decided()
+    assert (settings, options) == as_published(SRSettings()) and options.recipe == 'published'
+    assert settings.steps is None and not settings.supervise_steps
+    settings, options = parse(['distill', *WHERE, '--teacher', 't', '--as-published']).decided()
+    assert (settings, options) == as_published(DistilSettings()) and settings.two_schedules
+    gammas = settings.gamma_cell, settings.gamma_hidden, settings.gamma_f_lr, settings.gamma_f_sr
+    assert gammas == (2, 2, 2, 0.5) and settings.weight == 1 and options.recipe == 'published'
+
+
+def test_as_published_leaves_what_the_paper_leaves_open():
+    chosen = parse(['train-sr', *WHERE, '--as-published', '--epochs', '300', '--patch', '128', '--recursions', '3'])
+    settings, options = chosen.decided()
+    assert (options.epochs, settings.patch, settings.recursions) == (300, 128, 3)
+
+
+@pytest.mark.parametrize('argv, name', [
+    (['train-sr', *WHERE, '--supervise-steps'], 'supervise_steps'),
+    (['distill', *WHERE, '--teacher', 't', '--gamma-cell', '1'], 'gamma_cell'),
+    (['distill', *WHERE, '--teacher', 't', '--weight', '2'], 'weight')])
+def test_what_contradicts_the_paper_is_a_sentence(argv, name):
+    with pytest.raises(DataError, match=f'As published, {name} is .*leave one of the two out'):
+        parse([*argv, '--as-published']).decided()
+
+
+def test_without_the_switch_nothing_changes():
+    made = parse(['train-sr', *WHERE])
+    assert made.decided() == (SRSettings(), RunOptions())
+
+
+# --- epochs that are passes -------------------------------------------------------------------------------
+
+def test_a_pass_has_one_patch_of_each_image():
+    images = [torch.full((1, side, side), k, dtype=torch.uint8) for k, side in enumerate((16, 16, 160, 24, 16))]
+    sampler = PatchSampler(SRPairs(images, 2), 16, None)
+    orders = []
+    for _ in range(4):
+        drawn = torch.cat([sampler.batch(2)[1], sampler.batch(3)[1]])[:, 0, 0, 0]
+        orders.append((drawn * 255).round().int().tolist())
+    assert len(sampler) == 5 and all(sorted(order) == [0, 1, 2, 3, 4] for order in orders)
+    assert len({tuple(order) for order in orders}) > 1, 'each pass has an order of its own'
+
+
+def test_the_rate_is_halved_after_so_many_passes(tmp_path):
+    recipe = replace(SR_RECIPES['published'], halve_every=2)
+    train_sr(slim(), pairs(7), pairs(1), recipe, Schedule(6, None, 16), folder=tmp_path, precision='fp32')
+    steps = pd.read_csv(tmp_path / 'steps.csv')
+    assert len(steps) == 6 * 2, 'seven images in batches of four: two steps per pass'
+    assert np.allclose(steps.lr, np.repeat([1e-4, 5e-5, 2.5e-5], 4))
+
+
+@pytest.mark.parametrize('recipe, steps, expected', [
+    ('published', None, 3), ('published', 5, 5), ('fast', None, 100), ('fast', 3, 3)])
+def test_steps_of_an_epoch_on_the_command_line(recipe, steps, expected, pieces, capsys, monkeypatch):
+    from srdiag.commands.train_sr import _course_of
+    from srdiag.datasets.reading import read_sr_folder
+    options = replace(QUICK, recipe=recipe)
+    found = read_sr_folder(pieces, 32, options)
+    train, _, used, schedule = _course_of(found, 2, SRSettings(scale=2, patch=32, steps=steps), options)
+    passes = recipe == 'published' and steps is None
+    assert schedule.steps == (None if passes else expected) and used == SR_RECIPES[recipe]
+    assert ('An epoch is a pass over' in capsys.readouterr().out) == passes
+    if passes: assert -(-len(train) // 4) == expected
+
+
+def test_train_sr_as_published_records_what_it_did(pieces, tmp_path):
+    settings, options = as_published(SRSettings(scale=2, patch=32, blocks=1), QUICK)
+    train_sr_command(pieces, tmp_path / 'model', settings, options)
+    training = json.loads((tmp_path / 'model' / 'config.json').read_text())['training']
+    assert training['recipe'] == repr(SR_RECIPES['published']) and training['steps'] == 'a pass'
+    assert len(pd.read_csv(tmp_path / 'model' / 'steps.csv')) == 3
+
+
+# --- the form of MRC-Net ----------------------------------------------------------------------------------
+
+def test_stages_blocks_peepholes_and_skip_are_options(pieces, tmp_path):
+    made = parse(['train-sr', '--data', str(pieces), '--out', str(tmp_path / 'model'), '--scale', '2', '--stages', '2',
+                  '--blocks', '1', '--no-peepholes', '--skip', 'nearest', '--recursions', '2', '--steps', '1',
+                  '--patch', '32', '--epochs', '1', '--device', 'cpu'])
+    made.run()
+    config = load_model(tmp_path / 'model', 'sr')[0].config
+    assert {k: config[k] for k in ('stages', 'blocks', 'peepholes', 'skip', 'steps')} == dict(
+        stages=2, blocks=1, peepholes=False, skip='nearest', steps=2)
+
+
+def test_the_form_of_mrcnet_is_no_matter_of_other_networks(tmp_path):
+    with pytest.raises(ModelError, match='--blocks, --skip: these are settings of mrcnet, leave them out for carn'):
+        train_sr_command(tmp_path, tmp_path / 'out', SRSettings('carn', blocks=2, skip='nearest'))
+
+
+# --- Algorithm 1 ------------------------------------------------------------------------------------------
+
+def test_the_weights_of_eq_4_are_options():
+    made = parse(['distill', *WHERE, '--teacher', 't', '--gamma-cell', '0', '--gamma-hidden', '1', '--gamma-f-lr', '3',
+                  '--gamma-f-sr', '4', '--weight', '0.5', '--two-schedules']).distillation
+    assert loss_of(made).gamma == dict(cell=0, hidden=1, f_lr=3, f_sr=4)
+    assert made.weight == 0.5 and made.two_schedules
+
+
+def test_the_weights_reach_the_loss(tmp_path):
+    how = Distillation(1.0, weight=0.5, gamma_cell=0.0, gamma_hidden=4.0)
+    distil(slim(2), pairs(2), pairs(1), Recipe(1e-12, 2), Schedule(1, 2, 16), how, folder=tmp_path, precision='fp32')
+    steps = pd.read_csv(tmp_path / 'steps.csv')
+    assert (steps.distil_cell == 0).all() and (steps.distil_hidden > 0).all()
+    assert np.allclose(steps.loss, steps.mae + 0.5 * steps.filter(like='distil_').sum(axis=1), rtol=1e-4)
+
+
+def rates(tmp_path, name, recipe, epochs, how):
+    (tmp_path / name).mkdir()
+    distil(slim(2), pairs(4), pairs(1), recipe, Schedule(epochs, 4, 16), how, folder=tmp_path / name,
+           precision='fp32')
+    return pd.read_csv(tmp_path / name / 'steps.csv').lr.to_numpy()
+
+
+def test_two_schedules_begin_anew(tmp_path):
+    halving = Recipe(1e-4, 2, 'halving', 2)
+    one = rates(tmp_path, 'one', halving, 6, Distillation(0.5))
+    two = rates(tmp_path, 'two', halving, 6, Distillation(0.5, two_schedules=True))
+    assert np.allclose(one, np.repeat([1, 1, 0.5, 0.5, 0.25, 0.25], 4) * 1e-4)
+    assert np.allclose(two, np.repeat([1, 1, 0.5, 1, 1, 0.5], 4) * 1e-4)
+
+
+@pytest.mark.parametrize('phase1', [0.0, 1.0])
+def test_one_loop_has_one_schedule(phase1, tmp_path):
+    one, two = (rates(tmp_path, str(two), Recipe(1e-3, 2), 3, Distillation(phase1, two_schedules=two))
+                for two in (False, True))
+    assert np.array_equal(one, two)
+
+
+def test_distill_as_published_runs(pieces, tmp_path):
+    train_sr_command(pieces, tmp_path / 'teacher', SRSettings(scale=2, recursions=2, steps=1, patch=32, blocks=1),
+                     QUICK)
+    how = as_published(DistilSettings(patch=32), replace(QUICK, epochs=2))
+    distill_command(pieces, tmp_path / 'teacher', tmp_path / 'student', *how)
+    network, known = load_model(tmp_path / 'student', 'sr')
+    assert network.config['steps'] == 1 and network.config['blocks'] == 1
+    assert known.training['two_schedules'] is True and known.training['steps'] == 'a pass'
+
+
+# --- DRCN -------------------------------------------------------------------------------------------------
+
+def test_drcn_weighs_whole_images_as_published():
+    torch.manual_seed(0)
+    old = DRCN(2, channels=8, recursions=3, ensemble=True)
+    new = DRCN(2, channels=8, recursions=3, ensemble=True, weigh_skip=True)
+    new.load_state_dict(old.state_dict())
+    lr = torch.rand(2, 3, 9, 11)
+    with torch.no_grad():
+        torch.testing.assert_close(new(lr), old(lr))
+        for network in (old, new): network.weights.copy_(torch.tensor([0.2, 0.3, 0.9]))
+        images = new.forward_steps(lr)
+        torch.testing.assert_close(new(lr), sum(w * image for w, image in zip(new.weights, images)))
+        assert not torch.allclose(new(lr), old(lr))
