@@ -1,11 +1,12 @@
 "Super-resolution as section IV-A prints it, by one switch; and each choice that it leaves, as an option"
-import json
 from dataclasses import replace
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
+import torch.nn.functional as F
+from torch import nn
 
 from srdiag.commands.cli import parse
 from srdiag.commands.train_sr import distill_command, train_sr_command
@@ -17,6 +18,7 @@ from srdiag.models.saving import load_model
 from srdiag.sr.distillation import distil, loss_of
 from srdiag.sr.mrcnet import MRCNet
 from srdiag.sr.pre_upsampling import DRCN
+from srdiag.sr.release import load_release, name_in_release
 from srdiag.sr.settings import Distillation, DistilSettings, Schedule, SRSettings, as_published
 from srdiag.sr.training import train_sr
 from srdiag.training.options import RunOptions
@@ -116,7 +118,7 @@ def test_steps_of_an_epoch_on_the_command_line(recipe, steps, expected, pieces, 
 def test_train_sr_as_published_records_what_it_did(pieces, tmp_path):
     settings, options = as_published(SRSettings(scale=2, patch=32, blocks=1), QUICK)
     train_sr_command(pieces, tmp_path / 'model', settings, options)
-    training = json.loads((tmp_path / 'model' / 'config.json').read_text())['training']
+    training = load_model(tmp_path / 'model', 'sr')[1].training
     assert training['recipe'] == repr(SR_RECIPES['published']) and training['steps'] == 'a pass'
     assert len(pd.read_csv(tmp_path / 'model' / 'steps.csv')) == 3
 
@@ -201,3 +203,141 @@ def test_drcn_weighs_whole_images_as_published():
         images = new.forward_steps(lr)
         torch.testing.assert_close(new(lr), sum(w * image for w, image in zip(new.weights, images)))
         assert not torch.allclose(new(lr), old(lr))
+
+
+# --- weights of the authors' release ----------------------------------------------------------------------
+# Its names and shapes, read by functions of PyTorch alone: nothing here knows our network
+
+def shapes():
+    "name → shape of each tensor of the released MRC-Net"
+    made = {}
+    def conv(name, n_in, n_out, k, bias=True):
+        made[f'{name}.weight'] = (n_out, n_in, k, k)
+        if bias: made[f'{name}.bias'] = (n_out,)
+    def slope(name, n): made[f'{name}.weight'] = (n,)
+    def block(name, n):
+        for k in (1, 2):
+            conv(f'{name}.conv{k}', n, n, 3, bias=False)
+            slope(f'{name}.relu{k}', n)
+    def rcf(name):
+        for k, (n_in, n_out) in {0: (32, 16), 2: (16, 32)}.items():
+            made[f'{name}.se_backone.fc.{k}.weight'], made[f'{name}.se_backone.fc.{k}.bias'] = (n_out, n_in), (n_out,)
+            conv(f'{name}.channel_add_conv.{k}', n_in, n_out, 1)
+        conv(f'{name}.conv_mask', 32, 1, 1)
+    for name, n_in, n_out, k in (
+            ('conv1', 3, 64, 3), ('conv2', 64, 32, 3), ('conv_concate1', 64, 32, 1), ('conv_concate2', 32, 32, 3),
+            ('conv_i.0', 32, 32, 3), ('conv_f.0', 32, 32, 3), ('conv_g.0', 32, 32, 3), ('conv_o.0', 32, 32, 3),
+            ('ps1_conv', 32, 128, 3), ('ps2_conv', 32, 128, 3), ('conv_inter_ps1', 32, 32, 3),
+            ('conv_inter_ps2', 32, 32, 3), ('conv_sr1', 32, 32, 3), ('conv_sr2', 32, 32, 1), ('conv_final', 32, 3, 3),
+            ('mrc.transition1.1.0.0', 32, 32, 3)):
+        conv(name, n_in, n_out, k)
+    for name in ('relu1', 'relu2', 'relu_concate1', 'relu_concate2', 'relu_inter_ps1', 'relu_inter_ps2', 'relu_sr1',
+                 'relu_sr2', 'mrc.transition1.1.0.1'):
+        slope(name, 64 if name == 'relu1' else 32)
+    for name in ('resbk1', 'resbk2', 'resbk_concate', 'resbk_inter_ps'): block(name, 64 if name == 'resbk1' else 32)
+    for k in (2, 3, 4):
+        stage = f'mrc.stage{k}.0'
+        for path in (0, 1):
+            for i in range(4): block(f'{stage}.branches.{path}.{i}', 32)
+            rcf(f'{stage}.rcf{path + 1}')
+        conv(f'{stage}.fuse_layers.0.1.0', 32, 32, 1)
+        if k < 4: conv(f'{stage}.fuse_layers.1.0.0.0', 32, 32, 3)
+    return made
+
+
+@pytest.fixture(scope='module')
+def released():
+    torch.manual_seed(0)
+    return {name: torch.randn(shape) * (0.25 if len(shape) < 2 else (torch.tensor(shape[1:]).prod() ** -0.5).item())
+            for name, shape in shapes().items()}
+
+
+def run_released(state, image, steps):
+    "The image that the released network makes; what it computes and drops is left out"
+    def conv(name, x):
+        weight = state[f'{name}.weight']
+        return F.conv2d(x, weight, state.get(f'{name}.bias'), padding=weight.shape[-1] // 2)
+    def act(name, x): return F.prelu(x, state[f'{name}.weight'])
+    def block(name, x):
+        inner = act(f'{name}.relu1', conv(f'{name}.conv1', x))
+        return act(f'{name}.relu2', x + conv(f'{name}.conv2', inner))
+    def linear(name, x): return F.linear(x, state[f'{name}.weight'], state[f'{name}.bias'])
+    def stage(name, x):
+        for i in range(4): x = block(f'{name}.branches.0.{i}', x)
+        gate = linear(f'{name}.rcf1.se_backone.fc.2', linear(f'{name}.rcf1.se_backone.fc.0', x.mean((2, 3))).relu())
+        return F.leaky_relu(x * gate.sigmoid()[..., None, None], 0.1)
+    x = block('resbk1', act('relu1', conv('conv1', image)))
+    x = block('resbk2', act('relu2', conv('conv2', x)))
+    y = c = torch.zeros_like(x)
+    for _ in range(steps):
+        z = block('resbk_concate', act('relu_concate1', conv('conv_concate1', torch.cat([x, y], 1))))
+        z = act('relu_concate2', conv('conv_concate2', z))
+        i, f, g, o = (conv(f'conv_{k}.0', z) for k in 'ifgo')
+        c = f.sigmoid() * c + i.sigmoid() * g.tanh()
+        h = y = o.sigmoid() * c.tanh()
+        for k in (2, 3, 4): y = stage(f'mrc.stage{k}.0', y)
+        y = y + h
+    up = act('relu_inter_ps1', conv('conv_inter_ps1', F.pixel_shuffle(conv('ps1_conv', y), 2)))
+    up = act('relu_inter_ps2', conv('conv_inter_ps2', block('resbk_inter_ps', up)))
+    up = F.pixel_shuffle(conv('ps2_conv', up), 2)
+    made = act('relu_sr2', conv('conv_sr2', act('relu_sr1', conv('conv_sr1', up))))
+    return conv('conv_final', made) + F.interpolate(image, scale_factor=4, mode='nearest')
+
+
+def test_the_layout_has_the_published_count():
+    assert sum(torch.Size(shape).numel() for shape in shapes().values()) == 789_769
+
+
+@pytest.mark.parametrize('steps', [1, 3])
+@pytest.mark.parametrize('size', [(16, 16), (19, 30)])
+def test_released_weights_give_the_released_image(steps, size, released):
+    image = torch.rand(2, 3, *size)
+    with torch.no_grad():
+        ours, theirs = load_release(released, steps)(image), run_released(released, image, steps)
+    torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
+    assert (theirs - F.interpolate(image, scale_factor=4)).abs().mean() > 0.01, 'the weights do something'
+
+
+def test_one_step_and_three_are_different(released):
+    image = torch.rand(1, 3, 16, 16)
+    with torch.no_grad(): assert not torch.allclose(load_release(released)(image), load_release(released, 3)(image))
+
+
+def test_prefixes_half_precision_and_unused_tensors(released):
+    image = torch.rand(1, 3, 16, 16)
+    with torch.no_grad():
+        expected = load_release(released)(image)
+        parallel = {f'module.{name}': t for name, t in released.items()}
+        assert torch.equal(load_release(parallel)(image), expected)
+        used = {name: t for name, t in released.items() if '.stage4.0.rcf2.' not in name}
+        assert torch.equal(load_release(used)(image), expected)
+        half = load_release({name: t.half() for name, t in released.items()})
+        assert half(image).dtype == torch.float32 and torch.allclose(half(image), expected, atol=0.05)
+
+
+def test_every_name_has_one_counterpart(released):
+    network = MRCNet(4)
+    plain = [name for name in network.state_dict() if not any(
+        part in name for part in ('.gates.', '.from_', 'peepholes', 'gate.1.', 'value.2.'))]
+    assert len({name_in_release(name) for name in plain}) == len(plain)
+    assert all(name_in_release(name) in released for name in plain)
+
+
+@pytest.mark.parametrize('change, sentence', [
+    (lambda state: {}, 'conv1.weight is missing'),
+    (lambda state: {name: t for name, t in state.items() if name != 'conv_g.0.bias'}, 'conv_g.0.bias is missing'),
+    (lambda state: state | {'fc.weight': torch.zeros(1)}, 'fc.weight is not known'),
+    (lambda state: state | {'conv2.weight': torch.zeros(16, 64, 3, 3)}, 'have the shape'),
+    (lambda state: nn.Linear(2, 2).state_dict(), r'Give the state_dict of a released network')])
+def test_other_weights_are_refused(change, sentence, released):
+    with pytest.raises(ModelError, match=sentence): load_release(change(released))
+
+
+def test_a_loaded_network_is_saved_and_distilled_like_any_other(released, tmp_path):
+    from srdiag.models.info import ModelInfo
+    from srdiag.models.saving import save_model
+    teacher = load_release(released, 3)
+    save_model(tmp_path / 'model', teacher, ModelInfo('released'))
+    image = torch.rand(1, 3, 16, 16)
+    with torch.no_grad():
+        assert torch.equal(load_model(tmp_path / 'model', 'sr')[0](image), teacher(image))

@@ -86,7 +86,7 @@ def load_release(
     network = MRCNet(4, steps=steps, skip=skip)
     ours = network.state_dict()
     sources = {name: _sources(name) for name in ours}
-    _check_names(state, {source for names in sources.values() for source in names})
+    _check_names(state, dict.fromkeys(source for names in sources.values() for source in names))
     network.load_state_dict({name: _fitting([state[s] for s in sources[name]], name, tensor)
                              for name, tensor in ours.items()})
     return network.eval()
