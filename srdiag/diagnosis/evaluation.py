@@ -11,11 +11,11 @@ import torch
 
 from ..core.words import counted, say
 from ..data.pairs import LabelledPairs
-from .inference import Predictions, modes_of, predict
+from .inference import Predictions, batch_of, modes_of, predict
 from .network import SREnhancedDiagnosis
 from ..evaluation.calibration import Calibration
 from ..evaluation.reliability import brier_score, expected_calibration_error
-from ..evaluation.diagnostic import diagnostic_metrics
+from ..evaluation.diagnostic import averages_sentence, diagnostic_metrics, positive_class
 from ..evaluation.gains import share_interval
 
 # %% ../../nbs/diagnosis/evaluation.ipynb #c005
@@ -55,8 +55,19 @@ def caution_metrics(
 
 # %% ../../nbs/diagnosis/evaluation.ipynb #c013
 _MODE_WORDS = dict(context='each image compared with the reference images of the model',
-                   solo='each image by itself', batch='batches of 32 in random order')
+                   solo='each image by itself', batch='batches of {} in random order')
 
+def _positive(classes, named, calibration): # → the class that sensitivity is of, or None
+    operating = None if calibration is None else calibration.operating
+    return positive_class(classes, named if operating is None else operating.positive)
+
+def _convention(model, mode, positive): # what is recorded beside the numbers
+    size = batch_of(model, mode)
+    return (dict(mode=mode, convention=f'{averages_sentence(positive)}; {_MODE_WORDS[mode].format(size)}')
+            | (dict(batch_size=size) if mode == 'batch' else {})
+            | (dict(positive=positive) if positive is not None else {}))
+
+# %% ../../nbs/diagnosis/evaluation.ipynb #c015
 def evaluate_labelled(
     model: SREnhancedDiagnosis, # trained
     data: LabelledPairs, # without augmentation
@@ -64,22 +75,23 @@ def evaluate_labelled(
     groups=None, # of each image, for the interval
     mode: str|None = None, # 'context', 'solo' or 'batch'; None: the model's own
     calibration: Calibration|None = None, # of the model
+    positive: str|None = None, # of two classes the one that is looked for; None: by `positive_class`
 ) -> tuple[dict, Predictions]: # metrics by name as Python's own numbers and texts; predictions in order
     "Metrics of a framework with a bootstrap interval over groups. ModelError for a mode that it cannot do"
     hr, y = data.hr if model.large == 'HR' else None, data.labels.numpy()
     mode = mode if mode is not None and model.mixes else modes_of(model)[0]
     order = torch.randperm(len(y), generator=torch.Generator().manual_seed(0))
     p = predict(model, data.lr, classes, hr, mode=mode, order=order)
-    metrics = diagnostic_metrics(y, p.probabilities['ens'], classes)
+    positive = _positive(classes, positive, calibration)
+    metrics = diagnostic_metrics(y, p.probabilities['ens'], classes, positive=positive)
     _, low, high, how = share_interval(p.labels == y, groups, n=1000)
-    metrics |= dict(accuracy_low=low, accuracy_high=high, interval=how, gate_closed=int(p.closed.sum()),
-                    mode=mode, convention='macro averages; ' + _MODE_WORDS[mode])
-    metrics |= caution_metrics(y, p, calibration)
+    metrics |= dict(accuracy_low=low, accuracy_high=high, interval=how, gate_closed=int(p.closed.sum()))
+    metrics |= _convention(model, mode, positive) | caution_metrics(y, p, calibration)
     for head, v in p.probabilities.items():
         if head != 'ens': metrics[f'accuracy_{head}'] = float((v.argmax(1) == y).mean())
     return {k: v.item() if isinstance(v, np.generic) else v for k, v in metrics.items()}, p
 
-# %% ../../nbs/diagnosis/evaluation.ipynb #c017
+# %% ../../nbs/diagnosis/evaluation.ipynb #c019
 def calibration_for(
     network, # SREnhancedDiagnosis, or a super-resolution network
     info, # ModelInfo of its folder
@@ -91,7 +103,7 @@ def calibration_for(
     say(f'Note: temperature and thresholds were set in the mode {network.mode}, so they are not used in the '
         f'mode {mode}.')
 
-# %% ../../nbs/diagnosis/evaluation.ipynb #c019
+# %% ../../nbs/diagnosis/evaluation.ipynb #c021
 def say_if_ignored(
     network, # SREnhancedDiagnosis, or a super-resolution network
     labels, # path of the labels, or None
@@ -104,7 +116,7 @@ def say_if_ignored(
     if mode is not None and (sr or not network.mixes):
         say(f'Note: this model compares no images with each other, so the mode {mode} makes no difference.')
 
-# %% ../../nbs/diagnosis/evaluation.ipynb #c023
+# %% ../../nbs/diagnosis/evaluation.ipynb #c025
 def _known(m, key): return m.get(key, float('nan')) == m.get(key, float('nan')) # there, and not nan
 
 def _caution_sentence(m): # what the thresholds did, or ''
@@ -116,7 +128,7 @@ def _caution_sentence(m): # what the thresholds did, or ''
                  f'{100*m["decision_undecided"]:.0f} % undecided, {100*m["decision_missed"]:.0f} % missed')
     return text
 
-# %% ../../nbs/diagnosis/evaluation.ipynb #c025
+# %% ../../nbs/diagnosis/evaluation.ipynb #c027
 def diagnosis_sentence(
     m: dict, # metrics of `evaluate_labelled`
 ) -> str:
@@ -126,7 +138,8 @@ def diagnosis_sentence(
         how = f'95 % interval {m["accuracy_low"]:.3f}–{m["accuracy_high"]:.3f}, {how}'
     text = f'test, {counted(m["n"], "image")}: accuracy {m["accuracy"]:.3f} ({how})'
     if m['mode'] == 'batch':
-        text += '; as published, so each prediction depends on the other images of its batch of 32'
+        text += ('; as published, so each prediction depends on the other images of its batch of '
+                 f'{m["batch_size"]}')
     text += _caution_sentence(m)
     if m.get('gate_closed'): text += f'; the gate shut all heads for {counted(m["gate_closed"], "image")}'
     return text + '. Not for diagnostic use.'
