@@ -21,6 +21,7 @@ from tyro.constructors import ConstructorRegistry
 
 from .. import __version__
 from .comparisons import BenchmarkSR, Experiment, NetworkCosts
+from .labels import Labels
 from .options import Demo, Distill, Evaluate, Predict, TrainDiagnosis, TrainSR
 from .sets import (
     BuildEndoSR, BuildHistoSR, Check, ImportCadcap, ImportKagglePCam, ImportKvasirCapsule, ImportPCam)
@@ -38,7 +39,7 @@ COMMANDS = {
     'evaluate': Evaluate, 'predict': Predict, 'build endosr': BuildEndoSR, 'build histosr': BuildHistoSR,
     'import pcam': ImportPCam, 'import kaggle-pcam': ImportKagglePCam, 'import cadcap': ImportCadcap,
     'import kvasir-capsule': ImportKvasirCapsule, 'import check': Check, 'benchmark sr': BenchmarkSR,
-    'experiment': Experiment, 'cost': NetworkCosts}
+    'experiment': Experiment, 'experiment labels': Labels, 'cost': NetworkCosts}
 
 def _members(family=''): # name → its line; of a family, or of the first level
     if family: return {n.split()[1]: c.__doc__ for n, c in COMMANDS.items() if n.startswith(f'{family} ')}
@@ -82,6 +83,7 @@ def _find(argv): # → name of the command, the words after it
         word = words.pop(0)
         if word in ('-h', '--help'): raise _Answered(_overview(family))
         name = f'{family} {word}'.strip()
+        if (longer := ' '.join([name, *words[:1]])) in COMMANDS: return longer, words[1:]
         if name in COMMANDS: return name, words
         if name not in FAMILIES: raise _unknown(word, known, family)
         family = word
@@ -131,6 +133,7 @@ def completion(
     app, families = tyro.extras.SubcommandApp(), {f: tyro.extras.SubcommandApp() for f in FAMILIES}
     for name, command in COMMANDS.items():
         *family, word = name.split()
+        if family and family[0] not in FAMILIES: continue # `experiment labels` beside `experiment table5`
         (families[family[0]] if family else app).command(command, name=word)
     for family, members in families.items(): app.command(members, name=family, help=FAMILIES[family])
     printed = io.StringIO()
