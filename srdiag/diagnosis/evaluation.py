@@ -139,7 +139,7 @@ def diagnosis_sentence(
     text = f'test, {counted(m["n"], "image")}: accuracy {m["accuracy"]:.3f} ({how})'
     if m['mode'] == 'batch':
         text += ('; as published, so each prediction depends on the other images of its batch of '
-                 f'{m["batch_size"]}')
+                 f'{m.get("batch_size", 32)}')
     text += _caution_sentence(m)
     if m.get('gate_closed'): text += f'; the gate shut all heads for {counted(m["gate_closed"], "image")}'
     return text + '. Not for diagnostic use.'

@@ -120,7 +120,8 @@ def _auc(targets, p, weights=None):
                           for c in range(p.shape[1])]))
 
 # %% ../../nbs/evaluation/diagnostic.ipynb #c029
-HEALTHY = frozenset('healthy normal negative benign uninfected unaffected control no non none not without'.split())
+HEALTHY = frozenset(('healthy', 'normal', 'negative', 'benign', 'uninfected', 'unaffected', 'control', 'no',
+                     'non', 'none', 'not', 'without')) # words of a name by which a class is the absence
 
 def positive_class(
     classes, # K names
