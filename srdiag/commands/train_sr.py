@@ -41,8 +41,8 @@ def _trainable(settings): # the full name in the zoo
         raise ModelError('Recursions are a matter of mrcnet: leave --recursions and --supervise-steps out '
                          f'for {model}.')
     if _form(settings) and entry_of(name)[0].architecture != 'mrcnet':
-        raise ModelError(f'{", ".join(f"--{k}" for k in _form(settings))}: these are settings of mrcnet, leave '
-                         f'them out for {model}.')
+        named = ', '.join(f'--{k}' for k in _form(settings))
+        raise ModelError(f'{named}: these are settings of mrcnet, leave them out for {model}.')
     return name
 
 def _form(settings): # what differs from an MRC-Net as the zoo builds it
@@ -116,7 +116,7 @@ def train_sr_command(
     return _finish_sr(saver, network, found, info)
 
 # %% ../../nbs/commands/train_sr.ipynb #c024
-def _course_of(found, scale, settings, options): # → pairs to learn from, pairs that choose, recipe, schedule
+def _course_of(found, scale, settings, options): # → pairs to learn from, those that choose, recipe, schedule
     pairs = found.pairs('train', scale), found.pairs('valid', scale).few(VALIDATED)
     recipe, steps = SR_RECIPES[options.recipe], settings.steps
     if steps is None and options.recipe == 'published':
@@ -126,9 +126,9 @@ def _course_of(found, scale, settings, options): # → pairs to learn from, pair
     return *pairs, recipe, Schedule(options.epochs, steps, settings.patch, options.seed)
 
 def _recorded(options, precision, **more): # → for ModelInfo.training
-    if more['steps'] is None: more['steps'] = 'a pass'
-    recipe = repr(SR_RECIPES[options.recipe])
-    return asdict(options) | dict(command=command_line(), precision=precision, recipe=recipe, **more)
+    recipe, steps = repr(SR_RECIPES[options.recipe]), more.pop('steps') or 'a pass'
+    own = dict(command=command_line(), precision=precision, recipe=recipe, steps=steps)
+    return asdict(options) | own | more
 
 # %% ../../nbs/commands/train_sr.ipynb #c030
 def _teacher(folder, device): # → network, what is known about it, its split
@@ -169,7 +169,8 @@ def distill_command(
     _compare_data(data, teacher, found, known, split)
     network = MRCNet(**(master.config | dict(steps=1)))
     course = _course_of(found, master.scale, s, options)
-    recorded = _recorded(options, precision, teacher=str(teacher), **asdict(replace(s, steps=course[-1].steps)))
+    chosen = asdict(s) | dict(steps=course[-1].steps)
+    recorded = _recorded(options, precision, teacher=str(teacher), **chosen)
     info = _Informant(f'MRC-Net x{master.scale}, distilled', found, start, recorded)
     saver = ModelSaver(out, network, options.overwrite, found.table)
     def train(folder, save):

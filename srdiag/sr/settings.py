@@ -76,7 +76,7 @@ def as_published(
     settings: SRSettings|DistilSettings, # what is trained
     options: RunOptions = RunOptions(), # how long, from which seed, where
 ) -> tuple: # both, changed where section IV-A says something
-    "As in section IV-A; epochs are passes unless `steps` is given. DataError for a choice that contradicts it"
+    "Section IV-A; epochs are passes unless `steps` is given. DataError for a choice that contradicts it"
     fixed, usual = _FIXED[type(settings)], type(settings)()
     for name, value in fixed.items():
         given = getattr(settings, name)
