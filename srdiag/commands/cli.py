@@ -116,12 +116,17 @@ def _as_typed(sentence): # 'A run needs batch_size to be …' → 'A run needs -
     return f'{who} --{name.replace("_", "-")}{found}{rest}' if found and name.isidentifier() else sentence
 
 # %% ../../nbs/commands/cli.ipynb #c023
+def _defaults(command, words): # for tyro: those of the paper if they are asked for
+    asked = any(w.replace('_', '-') == '--as-published' for w in words)
+    return dict(default=command.published()) if asked and hasattr(command, 'published') else {}
+
 def parse(
     argv: list, # words after `srdiag`
 ): # a command, to be run
     "The command that the words mean; DataError for senseless values, SystemExit for what is no option"
     name, words = _find(argv)
-    try: return tyro.cli(COMMANDS[name], prog=f'srdiag {name}', args=words, config=_FLAT, registry=_REGISTRY)
+    try: return tyro.cli(COMMANDS[name], prog=f'srdiag {name}', args=words, config=_FLAT, registry=_REGISTRY,
+                         **_defaults(COMMANDS[name], words))
     except DataError as e: raise DataError(_as_typed(str(e))) from e
 
 # %% ../../nbs/commands/cli.ipynb #c026
