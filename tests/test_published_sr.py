@@ -315,6 +315,9 @@ def test_prefixes_half_precision_and_unused_tensors(released):
         expected = load_release(released)(image)
         parallel = {f'module.{name}': t for name, t in released.items()}
         assert torch.equal(load_release(parallel)(image), expected)
+        framework = {f'module.sr_net.{name}': t for name, t in released.items()}
+        framework['module.dual_classifiers.conv1.weight'] = torch.ones(1)
+        assert torch.equal(load_release(framework)(image), expected)
         used = {name: t for name, t in released.items() if '.stage4.0.rcf2.' not in name}
         assert torch.equal(load_release(used)(image), expected)
         half = load_release({name: t.half() for name, t in released.items()})

@@ -76,14 +76,19 @@ def _fitting(sources, name, ours):
                      'due: the release has 32 features, 3 stages of 4 blocks and RGB images.')
 
 # %% ../../nbs/sr/release.ipynb #c025
+def _of_mrcnet(state): # name → tensor, of MRC-Net alone
+    state = {name.removeprefix('module.'): tensor for name, tensor in state.items()}
+    own = {name.removeprefix('sr_net.'): tensor for name, tensor in state.items()
+           if name.startswith('sr_net.')}
+    return own or state
+
 def load_release(
     state: dict, # state_dict of the release's student or recursive teacher
     steps: int = 1, # 1: the student, 3: the recursive teacher. The tensors are the same
     skip: str = 'nearest', # of the global skip connection; the release's diagnosis script asks for bicubic
 ) -> MRCNet: # ×4, in eval mode; its outputs are those of the release
     "Read weights in the layout of the authors' release. ModelError for weights of anything else"
-    state = {name.removeprefix('module.'): tensor for name, tensor in state.items()}
-    network = MRCNet(4, steps=steps, skip=skip)
+    state, network = _of_mrcnet(state), MRCNet(4, steps=steps, skip=skip)
     ours = network.state_dict()
     sources = {name: _sources(name) for name in ours}
     _check_names(state, dict.fromkeys(source for names in sources.values() for source in names))
