@@ -13,7 +13,7 @@ import pandas as pd
 from .diagnosis_store import DiagnosisStore, said_of
 from .rows import Row
 from ..core.errors import DataError
-from ..evaluation.diagnostic import METRICS, confusion
+from ..evaluation.diagnostic import METRICS, confusion, diagnostic_metrics
 from ..evaluation.gains import gap_closed, paired_gain, seed_interval, share_interval
 
 # %% ../../nbs/bench/answers.ipynb #c007
@@ -63,6 +63,14 @@ class Answers:
 # %% ../../nbs/bench/answers.ipynb #c014
 _KEPT = ('best_epoch', 'valid_accuracy', 'gate_closed', 'steps', 'seconds', 'parameters')
 
+def _of_positive(store, row, seed, fold, m): # what a run of two classes has not recorded in this way, or {}
+    known = (store.path(row, seed, fold)/'predictions.csv').is_file() # not in a copy for the public
+    if store.positive in (None, m.get('positive')) or not known: return {}
+    p, classes = store.predictions(row, seed, fold), store.head()['about']['classes']
+    y, ens = p.true.map(classes.index).to_numpy(), p[[f'ens_{c}' for c in classes]].to_numpy()
+    found = diagnostic_metrics(y, ens, classes, positive=store.positive)
+    return {k: found[k] for k in ('sensitivity', 'specificity')}
+
 # %% ../../nbs/bench/answers.ipynb #c016
 def diagnosis_results(
     store: DiagnosisStore, # of an experiment
@@ -75,7 +83,8 @@ def diagnosis_results(
             m = store.metrics(r, seed, fold)
             lines.append(dict(key=r.key, label=r.label, seed=seed, fold=fold, mode=m['mode'],
                               n=m['metrics']['n'])
-                         | {k: m['metrics'].get(k) for k in METRICS} | {k: m.get(k) for k in _KEPT})
+                         | {k: m['metrics'].get(k) for k in METRICS} | {k: m.get(k) for k in _KEPT}
+                         | _of_positive(store, r, seed, fold, m))
     if not lines:
         raise DataError(f'{store.folder} holds no complete run of these rows yet: let the experiment train '
                         'first.')

@@ -32,10 +32,11 @@ def diagnosis_limits(
     head: dict, # of a store
     seeds: int, # trainings of each row and fold
     networks=(), # from DiagnosisStore.networks
+    positive: str|None = None, # the class that sensitivity is of; None: averages are over classes
 ) -> str: # a list in markdown
     "What the tables do not say"
     sizes = head['about']['images'].values()
-    return fill('diagnosis_limits.md.j2', f=head['fixed'], a=head['about'], seeds=seeds,
+    return fill('diagnosis_limits.md.j2', f=head['fixed'], a=head['about'], seeds=seeds, positive=positive,
                 majority=100*max(sizes)/sum(sizes), shared=[n for n in networks if n.get('shared')])
 
 # %% ../../nbs/bench/diagnosis_report.ipynb #c010
@@ -175,7 +176,7 @@ def report_diagnosis(
     parts = [part_of(store, name, rs, results) for name, rs in tables.items()]
     drawn, seeds = [draw_part(store, part) for part in parts], results.seed.nunique()
     lead = fill('diagnosis_lead.md.j2', f=head['fixed'], a=head['about'], seeds=seeds)
-    limits = diagnosis_limits(head, seeds, store.networks())
+    limits = diagnosis_limits(head, seeds, store.networks(), store.positive)
     texts = {f'{p.name}.md': part_text(store, p, names) for p, names in zip(parts, drawn)}
     texts['README.md'] = fill('diagnosis_readme.md.j2', head=head, lead=lead, limits=limits, tables=parts,
                               titles={p.name: title_of(p.name) for p in parts},

@@ -26,9 +26,10 @@ from ..diagnosis.build import build_framework
 from ..diagnosis.inference import modes_of, predict
 from ..diagnosis.losses import loss_of
 from ..diagnosis.network import SREnhancedDiagnosis
+from ..diagnosis.settings import Caution
 from ..diagnosis.training import train_diagnosis
 from ..evaluation.cost import count_parameters
-from ..evaluation.diagnostic import diagnostic_metrics
+from ..evaluation.diagnostic import diagnostic_metrics, positive_class
 from ..models.info import ModelInfo
 from ..models.saving import save_model
 from ..training.options import RunOptions
@@ -80,8 +81,13 @@ class DiagnosisJob(Job):
     ):
         self.design, self.budget, self.options, self.keep_models = design, budget, options, keep_models
         self.images = FoldedImages(data, design, budget.folds)
+        Caution(positive=design.positive).check(self.images.classes)
         self.device, self.precision = pick_place(options.device, options.precision)
         self.networks = {k: Network(*k, folder) for k, folder in (networks or {}).items()}
+
+    @property
+    def positive(self): # of two classes the one that sensitivity is of
+        return positive_class(self.images.classes, self.design.positive)
 
     @property
     def split(self): return split_frame(self.images) # which image is in which part
@@ -155,10 +161,11 @@ def test_row(
     found = {mode: predict_by(model, mode, test, images.classes, job.budget.batch_size)
              for mode in modes_of(model)}
     write_text(folder/'predictions.csv', predictions_frame(images, fold, found).to_csv(index=False))
-    scores = {mode: diagnostic_metrics(test.labels.numpy(), p.probabilities['ens'], images.classes)
-              for mode, p in found.items()}
+    scores = {mode: diagnostic_metrics(test.labels.numpy(), p.probabilities['ens'], images.classes,
+                                       positive=job.positive) for mode, p in found.items()}
     own = next(iter(scores))
-    return dict(metrics=scores[own], mode=own, modes=scores, gate_closed=int(found[own].closed.sum()))
+    return dict(metrics=scores[own], mode=own, modes=scores, positive=job.positive,
+                gate_closed=int(found[own].closed.sum()))
 
 # %% ../../nbs/bench/diagnosis_runs.ipynb #c024
 def _model_info(job, run, mode, metrics):

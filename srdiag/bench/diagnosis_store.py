@@ -8,7 +8,7 @@ __all__ = ['EXPERIMENT', 'read_predictions', 'said_of', 'DiagnosisRecords', 'Dia
 
 # %% ../../nbs/bench/diagnosis_store.ipynb #c005
 import uuid
-from dataclasses import fields
+from dataclasses import asdict, fields
 from pathlib import Path
 
 import numpy as np
@@ -19,9 +19,9 @@ from .store import Store, StoreForm, check_free, compare
 from ..core.errors import DataError, ModelError
 from ..core.files import placing, write_text
 from ..core.records import json_text, misfit, read_json
-from ..diagnosis.settings import MODES
+from ..diagnosis.settings import MODES, Caution
 from ..evaluation.cost import count_parameters
-from ..evaluation.diagnostic import METRICS
+from ..evaluation.diagnostic import METRICS, positive_class
 
 # %% ../../nbs/bench/diagnosis_store.ipynb #c007
 _NUMBER, _MAYBE = (int, float), (int, float, type(None))
@@ -87,10 +87,20 @@ class DiagnosisRecords(Store):
         fixed = head['fixed']
         return Design(**{f.name: fixed[f.name] for f in fields(Design) if f.name in fixed})
 
+    def head(self, form=None): # settings that it is too old to have recorded: their defaults
+        found = super().head(form)
+        return found | dict(fixed=found['fixed'] | {k: v for k, v in asdict(self.design(found)).items()
+                                                    if k not in found['fixed']})
+
+    @property
+    def positive(self): # of two classes the one that sensitivity is of
+        head = self.head()
+        return positive_class(head['about']['classes'], head['fixed']['positive'])
+
     def wrong_head(self, found):
         if wrong := misfit(found, _FACTS): return wrong
         about = found['about']
-        try: self.design(found) # says what does not exist
+        try: Caution(positive=self.design(found).positive).check(about['classes']) # says what does not exist
         except DataError as e: return str(e).rstrip('.')
         return misfit(about['images'], dict.fromkeys(about['classes'], int))
 

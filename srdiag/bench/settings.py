@@ -14,7 +14,7 @@ from typing import Annotated, Literal, get_args
 from ..core.errors import DataError
 from ..core.settings import Between, Natural, Positive, Share, Weight, check_settings, named_budget
 from ..core.words import counted
-from ..diagnosis.settings import Files, FrameworkSettings, Mode, Mutual, Norm
+from ..diagnosis.settings import Files, FrameworkSettings, Mode, Mutual, Norm, RankOn, TrainMode
 
 # %% ../../nbs/bench/settings.ipynb #c005
 Preset = Literal['light', 'table1', 'table2'] # networks: a light selection, or the rows of Table I or II
@@ -99,19 +99,36 @@ class Design:
     rank: Weight = 1. # λ1 of the rank loss; 0 switches it off
     sac: Weight = 100. # λ2 of the consistency loss; 0 switches it off
     sar: Weight = 100. # λ3 of the regularization loss; 0 switches it off
+    # how training batches go through: batch, as published, or with a solo_share; both, each with and without
+    train_mode: TrainMode = 'batch'
+    width: Positive = 64 # channels of a branch's first stage, as in train-diagnosis
+    gate_norm: bool = True # batch norm in the gate; Eq. (8) is printed without
+    standardise: bool = True # centre and scale the images of each branch
+    temperature: Annotated[float, Between(0.001)] = 1. # T of Eq. (10)
+    margin: Weight = 0.05 # m of Eq. (13)
+    rank_on: RankOn = 'probabilities' # what Eq. (13) compares; logits as in the released code
+    ens_weight: Weight = 1. # weight of the ensemble's cross entropy in Eq. (12); the released code has 2
+    # of two classes the one that sensitivity is of; default: the one whose name does not sound healthy, else
+    # the second
+    positive: str|None = None
 
     def __post_init__(self):
         check_settings(self, 'The design')
+        if self.solo_share and self.train_mode == 'both':
+            raise DataError('Batches go through with and without affinity, so there is no share of those '
+                            'without: leave solo_share or train_mode out.')
         if self.valid_share in (0, 1):
             raise DataError('A part of the images validates and another trains: valid_share lies between 0 '
                             'and 1.')
 
     def settings(self, row): # FrameworkSettings of a row
+        same = ('mutual', 'mode', 'references', 'rank', 'width', 'gate_norm', 'standardise', 'temperature',
+                'margin', 'rank_on', 'ens_weight')
         return FrameworkSettings(row.inputs, row.sai, row.scale, self.images, fixed=row.fixed,
-                                 affinity_norm=self.norm, mutual=self.mutual, mode=self.mode,
-                                 references=self.references, solo_share=self.solo_share or None,
-                                 train_mode='alternate' if self.solo_share else 'batch', rank=self.rank,
-                                 sac=self.sac if row.sac else 0., sar=self.sar if row.sar else 0.)
+                                 affinity_norm=self.norm, solo_share=self.solo_share or None,
+                                 train_mode='alternate' if self.solo_share else self.train_mode,
+                                 sac=self.sac if row.sac else 0., sar=self.sar if row.sar else 0.,
+                                 **{name: getattr(self, name) for name in same})
 
 # %% ../../nbs/bench/settings.ipynb #c024
 @dataclass(frozen=True)

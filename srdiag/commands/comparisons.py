@@ -20,7 +20,7 @@ from ..core.errors import DataError
 from ..core.files import write_text
 from ..core.settings import Natural, Positive, Share, Weight, check_choice, check_settings
 from ..core.words import say
-from ..diagnosis.settings import FrameworkSettings, Norm
+from ..diagnosis.settings import FrameworkSettings, Norm, TrainMode
 from ..training.options import RunOptions
 
 # %% ../../nbs/commands/comparisons.ipynb #c005
@@ -106,18 +106,21 @@ class DiagnosisLength:
 class Rows(Design):
     "What all rows have in common beside the budget. Raises DataError for what does not exist"
     valid_share: Suppress[Share] = 0.15
-    # share of training batches without affinity between samples; default: 0.5 for the mode solo, otherwise 0
-    # as published
+    # share of training batches without affinity, for --train-mode alternate; default: 0.5
     solo_share: Share|None = None
     # norm in Eq. (9) and (11), as in train-diagnosis
     norm: Annotated[Norm, arg(name='affinity-norm')] = 'mean_square'
     rank: Suppress[Weight] = 1.
     sac: Suppress[Weight] = 100.
     sar: Suppress[Weight] = 100.
+    # how training batches go through, as in train-diagnosis: batch, as published; both, each of them with and
+    # without affinity; alternate, a share of them without; default: both for the mode solo, otherwise batch
+    train_mode: TrainMode|None = None
 
     def decided(self): # the design itself
-        solo = FrameworkSettings(mode=self.mode, solo_share=self.solo_share).solo
-        return Design(**asdict(self) | dict(solo_share=solo))
+        s = FrameworkSettings(mode=self.mode, train_mode=self.train_mode, solo_share=self.solo_share)
+        way = 'both' if s.trains == 'both' else 'batch' # a share says the third by itself
+        return Design(**asdict(self) | dict(solo_share=s.solo, train_mode=way))
 
 # %% ../../nbs/commands/comparisons.ipynb #c018
 @dataclass(frozen=True)
