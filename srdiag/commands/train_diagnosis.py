@@ -7,26 +7,30 @@ __all__ = ['train_diagnosis_command']
 
 # %% ../../nbs/commands/train_diagnosis.ipynb #c003
 import time
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from ..core.errors import DataError
+from ..core.errors import DataError, ModelError
 from ..core.precision import pick_place
 from ..core.records import command_line
-from ..core.words import say
+from ..core.words import counted, say
 from ..data.pairs import PairAugment
-from ..datasets.reading import read_labelled
+from ..datasets.reading import LabelledData, read_labelled
 from ..diagnosis.build import build_framework, check_channels, say_if_recursive
 from ..diagnosis.evaluation import diagnosis_sentence, evaluate_labelled
+from ..diagnosis.joining import BRANCHES, check_branch, join, single_of
+from ..diagnosis.joint_training import share_epochs
 from ..diagnosis.losses import loss_of
+from ..diagnosis.pretrained import imagenet_file, start_from_imagenet
 from ..diagnosis.settings import Caution, FrameworkSettings
 from ..diagnosis.training import choose_references, train_diagnosis
 from ..evaluation.calibration import calibrate
 from ..models.info import ModelInfo
 from ..models.saving import ModelSaver, check_not_a_class, load_model, train_in
+from ..models.split import read_split
 from ..sr.mrcnet import MRCNet
 from ..training.options import RunOptions
 from ..training.recipes import DIAGNOSIS_RECIPES
@@ -39,6 +43,13 @@ def _check_inputs(settings, data):
     if settings.fixed and settings.has_sr and not settings.sr:
         say('Note: without --sr the super-resolution network starts from random weights, and --fixed keeps '
             'it so.')
+    for option, said in (('--lr-branch', settings.lr_branch), ('--sr-branch', settings.sr_branch)):
+        if said and '+' not in settings.inputs:
+            raise DataError(f'{settings.inputs} is a single branch: leave out {option} {said}, or choose '
+                            '--inputs LR+SR.')
+    if settings.sr and settings.start('sr') == 'folder':
+        raise DataError(f'The model in {settings.sr_branch} brings its own super-resolution network: leave '
+                        f'out --sr {settings.sr}.')
     if settings.sr and not settings.has_sr:
         raise DataError(f'{settings.inputs} has no super-resolution network: leave out --sr {settings.sr}, '
                         'or choose --inputs LR+SR.')
@@ -55,7 +66,8 @@ def _say_if_without_a_class(found): # `check_split` has seen to the training par
                 'another --seed or a split column of your own would help.')
 
 # %% ../../nbs/commands/train_diagnosis.ipynb #c014
-def _sr_network(settings, channels): # the network to start from, or None
+def _sr_network(settings, channels, branches): # the network to start from, or None
+    if settings.has_sr and 'sr' in branches: return branches['sr'].sr_network
     if not settings.sr: return None
     network = load_model(settings.sr, 'sr', settings.scale)[0]
     check_channels(network, settings.sr, channels)
@@ -67,17 +79,19 @@ def _sets_of(found, settings, seed): # the three parts as pairs, the training pa
                               PairAugment(seed) if part == 'train' else None) for part in found.parts}
 
 # %% ../../nbs/commands/train_diagnosis.ipynb #c020
-def _recorded(settings, options, model, references): # → for ModelInfo.training
+def _recorded(settings, options, model, references, images): # → for ModelInfo.training
     s, (_, precision) = settings, pick_place(options.device, options.precision)
+    recipe = _recipe_of(s, options)
     return asdict(options) | dict(
-        command=command_line(), precision=precision, recipe=repr(_recipe_of(s, options)),
+        steps=options.epochs*(recipe.steps or max(1, images//recipe.batch_size)),
+        command=command_line(), precision=precision, recipe=repr(recipe),
         sr=str(s.sr or 'from scratch'), images=s.images, fixed=s.fixed,
         loss=dict(rank=s.rank, sac=s.sac, sar=s.sar, norm=s.affinity_norm), mutual=s.mutual, mode=model.mode,
         solo_share=model.solo_share, references=len(references) if model.mode == 'context' else 0)
 
 def _recipe_of(settings, options): # with the batch size that was asked for
     recipe = DIAGNOSIS_RECIPES[options.recipe]
-    return replace(recipe, batch_size=settings.batch_size or recipe.batch_size)
+    return replace(recipe, batch_size=settings.batch_size or recipe.batch_size, steps=settings.steps)
 
 # %% ../../nbs/commands/train_diagnosis.ipynb #c022
 def _info_of(found, model, lr_size, training): # what is known before the first metric
@@ -108,6 +122,104 @@ def _finish(saver, model, found, sets, caution, info): # → test metrics
     return metrics
 
 # %% ../../nbs/commands/train_diagnosis.ipynb #c031
+@dataclass
+class _Run:
+    "What all trainings of one command have in common"
+    found: LabelledData
+    settings: FrameworkSettings
+    caution: Caution
+    options: RunOptions
+    device: torch.device
+
+    def __post_init__(self):
+        self.start, self.sets = time.time(), _sets_of(self.found, self.settings, self.options.seed)
+        train = self.found.parts['train']
+        self.chosen = choose_references(self.found.table.labels[train], self.found.groups('train'),
+                                        self.settings.references, self.options.seed)
+
+    def frame(self, model): # the split, with the references of a model marked
+        keeps = model.mixes and model.mode == 'context'
+        return self.found.frame(self.found.parts['train'][self.chosen] if keeps else ())
+
+    def known(self, model, more): # ModelInfo before the first metric; `more` of its training
+        train = self.sets['train']
+        recorded = _recorded(self.settings, self.options, model, self.chosen, len(train)) | more
+        return _info_of(self.found, model, list(train.lr.shape[-2:]), recorded)
+
+# %% ../../nbs/commands/train_diagnosis.ipynb #c033
+def _train(run, model, saver, **more): # → test metrics; `more` for the record
+    known, s = run.known(model, more), run.settings
+    def info(**what):
+        seconds = dict(seconds=round(time.time() - run.start, 1))
+        return replace(known, training=known.training | seconds, **what)
+    def early(value, epoch):
+        return info(metrics=dict(valid_accuracy=value, epoch=epoch),
+                    notes='Training had not finished when this was saved.')
+    def train_it(**kw):
+        return train_diagnosis(model, run.sets['train'], run.sets['valid'], _recipe_of(s, run.options),
+                               run.options.epochs, s.fixed, run.options.seed, run.chosen, loss=loss_of(s),
+                               precision=known.training['precision'], **kw)
+    train_in(saver, train_it, early)
+    return _finish(saver, model, run.found, run.sets, run.caution, info)
+
+# %% ../../nbs/commands/train_diagnosis.ipynb #c035
+def _read_branches(settings, found): # 'lr', 'sr' → single network, of those that come from a folder
+    branches = {}
+    for b in BRANCHES:
+        if '+' not in settings.inputs or settings.start(b) != 'folder': continue
+        folder = getattr(settings, f'{b}_branch')
+        branches[b], info = load_model(folder, 'diagnosis')
+        if list(info.classes) != found.classes:
+            raise ModelError(f'The model in {folder} knows the classes {", ".join(info.classes)}, but the '
+                             f'images have {", ".join(found.classes)}: a branch is trained for the same '
+                             'classes in the same order.')
+        _say_if_seen(folder, found)
+    return branches
+
+def _say_if_seen(folder, found): # were images of the test part learned from?
+    split, own = read_split(folder), found.frame()
+    if split is None or 'sha256' not in split: return
+    learned = split[split.split != 'test'].sha256
+    n = int(own[own.split == 'test'].sha256.isin(learned).sum())
+    if n: say(f'Note: the branch in {folder} has learned from {counted(n, "image")} of the test part, which '
+              'will flatter the result. Train it with the same --seed and the same images.')
+
+# %% ../../nbs/commands/train_diagnosis.ipynb #c037
+def _own_branch(run, model, branch): # the single network, ready to be trained
+    torch.manual_seed(run.options.seed + BRANCHES.index(branch))
+    single = single_of(model, branch)
+    if run.settings.start(branch) == 'imagenet':
+        said = getattr(run.settings, f'{branch}_branch')
+        start_from_imagenet(single.network.branch, imagenet_file(said))
+    return single.to(run.device)
+
+def _train_branch(run, model, branch, epochs, folder): # → trained single network, saved in `folder`
+    single = _own_branch(run, model, branch)
+    inputs, more = single.config['inputs'], {}
+    if inputs != 'SR': more = dict(sr=None, fixed=False)
+    own = replace(run, settings=replace(run.settings, inputs=inputs, lr_branch=None, sr_branch=None, **more),
+                  options=replace(run.options, epochs=epochs))
+    say(f'The {branch.upper()} branch alone ({inputs}), {counted(epochs, "epoch")}:')
+    saver = ModelSaver(folder, single, run.options.overwrite, own.frame(single))
+    _train(own, single, saver, start=run.settings.start(branch))
+    return single
+
+# %% ../../nbs/commands/train_diagnosis.ipynb #c039
+def _joined(run, model, branches, folder): # → the run of the joint training, and what it records
+    s, epochs = run.settings, run.options.epochs
+    todo = [b for b in BRANCHES if b not in branches and s.start(b) != 'scratch']
+    record = {f'{b}_branch': getattr(s, f'{b}_branch') or 'trained alone first' for b in BRANCHES}
+    if not todo and not branches: return run, record
+    each, together = share_epochs(epochs, len(todo))
+    for b, single in branches.items(): check_branch(model, single, b, getattr(s, f'{b}_branch'))
+    for b in todo:
+        branches[b] = _train_branch(run, model, b, each, folder/'branches'/b.upper())
+    join(model, branches.get('lr'), branches.get('sr'), run.sets['train'])
+    say(f'Both branches together, {counted(together, "epoch")}:')
+    record |= dict(epochs_of_branches=each*len(todo))
+    return replace(run, options=replace(run.options, epochs=together)), record
+
+# %% ../../nbs/commands/train_diagnosis.ipynb #c041
 def train_diagnosis_command(
     data: str|Path, # a folder with one sub-folder per class, or a CSV
     out: str|Path, # the model folder to make
@@ -124,28 +236,16 @@ def train_diagnosis_command(
     found = read_labelled(data, labels, options, MRCNet.min_size*settings.reduction).split(options.seed)
     _say_if_without_a_class(found)
     caution.check(found.classes)
+    branches = _read_branches(settings, found)
     torch.manual_seed(options.seed)
-    model = build_framework(found, settings, _sr_network(settings, found.channels)).to(device)
-    return _train(model, found, settings, caution, options, out)
+    network = _sr_network(settings, found.channels, branches)
+    model = build_framework(found, settings, network).to(device)
+    return _train_all(_Run(found, settings, caution, options, device), model, branches, out)
 
-# %% ../../nbs/commands/train_diagnosis.ipynb #c033
-def _train(model, found, settings, caution, options, out): # → test metrics
-    start, sets, train = time.time(), _sets_of(found, settings, options.seed), found.parts['train']
-    chosen = choose_references(found.table.labels[train], found.groups('train'), settings.references,
-                               options.seed)
-    known = _info_of(found, model, list(sets['train'].lr.shape[-2:]),
-                     _recorded(settings, options, model, chosen))
-    def info(**what):
-        seconds = dict(seconds=round(time.time() - start, 1))
-        return replace(known, training=known.training | seconds, **what)
-    def early(value, epoch):
-        return info(metrics=dict(valid_accuracy=value, epoch=epoch),
-                    notes='Training had not finished when this was saved.')
-    def train_it(**kw):
-        return train_diagnosis(model, sets['train'], sets['valid'], _recipe_of(settings, options),
-                               options.epochs, settings.fixed, options.seed, chosen, loss=loss_of(settings),
-                               precision=known.training['precision'], **kw)
-    saver = ModelSaver(out, model, options.overwrite,
-                       found.frame(train[chosen] if model.mode == 'context' else ()))
-    train_in(saver, train_it, early)
-    return _finish(saver, model, found, sets, caution, info)
+# %% ../../nbs/commands/train_diagnosis.ipynb #c042
+def _train_all(run, model, branches, out): # → test metrics of the framework, or of a single network
+    record, saver = {}, ModelSaver(out, model, run.options.overwrite, run.frame(model))
+    if model.two:
+        saver.claim()
+        run, record = _joined(run, model, branches, saver.folder)
+    return _train(run, model, saver, **record)
