@@ -19,7 +19,7 @@ from ..core.words import counted, say
 from ..data.degradation import crop_to_multiple, degrade
 from ..data.images import as_float, find_images, read_images, save_png, to_uint8
 from ..diagnosis.evaluation import calibration_for, say_if_ignored
-from ..diagnosis.inference import modes_of, predict
+from ..diagnosis.inference import batch_of, modes_of, predict
 from ..diagnosis.network import SREnhancedDiagnosis
 from ..models.info import check_described
 from ..models.saving import check_output, load_model
@@ -102,7 +102,7 @@ def _predict_rows(network, info, found, images, mode): # → a table, a row for 
           if network.large == 'HR' else None)
     if network.mixes and (mode or modes_of(network)[0]) == 'batch':
         say('Note: the model predicts as published, so each prediction depends on the other images of its '
-            'batch of 32.')
+            f'batch of {batch_of(network, "batch")}.')
     p = predict(network, lr, info.classes, hr, mode=mode)
     return p.to_frame(found.paths, calibration_for(network, info, mode))
 
