@@ -35,7 +35,8 @@ class SRSettings:
     supervise_steps: bool = False # compare the image of every recursion with the truth, not only the last
     stages: Positive = 3 # groups in an MRC module: 3 as the published counts say, 4 as section IV-A does
     blocks: Positive = 4 # residual blocks in a group, per path
-    peepholes: bool = True # the gates see the cell state, Eq. (1); the released code leaves them out
+    # the gates see the cell state, Eq. (1); --no-peepholes takes that from them, like the released code
+    peepholes: bool = True
     # how the global skip connection enlarges; the paper does not say, the released code takes nearest
     skip: Literal['bicubic', 'bilinear', 'nearest'] = 'bicubic'
     # training steps per epoch; default: 100, and with the recipe published a pass over the training images
