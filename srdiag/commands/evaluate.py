@@ -109,7 +109,7 @@ def _evaluate_diagnosis(a): # _Asked → metrics, name of a file → table, func
     found, rows, left = _labelled(a)
     pairs, groups, classes = _labelled_pairs(a, found, rows), found.groups(rows), a.info.classes
     calibration = calibration_for(a.network, a.info, a.mode)
-    named = a.info.training.get('positive')
+    named = a.info.metrics.get('positive') # of the test after training
     metrics, p = evaluate_labelled(a.network, pairs, classes, groups, a.mode, calibration,
                                    named if named in classes else None)
     if left: metrics['left_out'] = left

@@ -86,8 +86,9 @@ def _recorded(settings, options, model, references, images): # → for ModelInfo
         steps=options.epochs*(recipe.steps or max(1, images//recipe.batch_size)),
         command=command_line(), precision=precision, recipe=repr(recipe),
         sr=str(s.sr or 'from scratch'), images=s.images, fixed=s.fixed,
-        loss=dict(rank=s.rank, sac=s.sac, sar=s.sar, norm=s.affinity_norm), mutual=s.mutual, mode=model.mode,
-        solo_share=model.solo_share, references=len(references) if model.mode == 'context' else 0)
+        loss=dict(rank=s.rank, sac=s.sac, sar=s.sar, norm=s.affinity_norm, temperature=s.temperature,
+                  margin=s.margin, rank_on=s.rank_on, ens_weight=s.ens_weight),
+        mutual=s.mutual, mode=model.mode, solo_share=model.solo_share, references=len(references) if model.mode == 'context' else 0)
 
 def _recipe_of(settings, options): # with the batch size that was asked for
     recipe = DIAGNOSIS_RECIPES[options.recipe]
@@ -116,7 +117,7 @@ def _finish(saver, model, found, sets, caution, info): # → test metrics
     _, p = evaluate_labelled(model, sets['valid'], found.classes, found.groups('valid'))
     calibration = _calibrated(found, p, caution)
     metrics, _ = evaluate_labelled(model, sets['test'], found.classes, found.groups('test'),
-                                   calibration=calibration)
+                                   calibration=calibration, positive=caution.positive)
     saver(info(metrics=metrics, calibration=calibration.to_dict() if calibration is not None else {}))
     say(diagnosis_sentence(metrics), f'Saved to {saver.folder}.')
     return metrics
