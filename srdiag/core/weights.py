@@ -87,10 +87,13 @@ def load_weights(
     return network
 
 # %% ../../nbs/core/weights.ipynb #c018
-def list_pretrained() -> list[str]: # sorted names
+def list_pretrained(
+    kind: str|None = None, # one of KINDS: 'sr' enlarges images, 'diagnosis' classifies them; None: both
+) -> list[str]: # sorted names
     "The trained networks that come with the package"
     folders = (resources.files('srdiag')/'pretrained').iterdir()
-    return sorted(p.name for p in folders if (p/'config.json').is_file())
+    found = sorted(p.name for p in folders if (p/'config.json').is_file())
+    return [n for n in found if kind is None or read_config(pretrained_folder(n))['kind'] == kind]
 
 def pretrained_folder(
     name: str, # e.g. 'histology_x2'

@@ -36,8 +36,12 @@ def _made(): # when, where and with what
                 python=platform.python_version(), torch=torch.__version__, srdiag=version('srdiag'))
 
 # %% ../../nbs/models/saving.ipynb #c007
-def _write_files(folder, kind, network, info, files):
-    state = {k: v.detach().cpu().contiguous().clone() for k, v in network.state_dict().items()}
+def _as_saved(v, half): # a tensor as it is written; weights in half precision, statistics never
+    v = v.half() if half and v.is_floating_point() and v.dim() > 1 else v
+    return v.detach().cpu().contiguous().clone()
+
+def _write_files(folder, kind, network, info, files, half):
+    state = {k: _as_saved(v, half) for k, v in network.state_dict().items()}
     save_file(state, folder/'model.safetensors')
     digest = hashlib.sha256((folder/'model.safetensors').read_bytes()).hexdigest()
     config = dict(format=FORMAT, kind=kind, network=network.config, info=asdict(info), weights_sha256=digest)
@@ -110,6 +114,7 @@ def save_model(
     info: ModelInfo, # what is known about it
     overwrite: bool = False, # replace a model that is there
     files: dict|None = None, # name → text of further files that belong to it, e.g. split.csv
+    half: bool = False, # weights with 16 bits: half the size, and scores that differ in the third digit
 ) -> Path: # the folder
     """Save a model folder; ModelError if it exists, the disk is full or a weight is not finite: the old model
     then stays as it was"""
@@ -120,7 +125,7 @@ def save_model(
         raise ModelError(f'The network has non-finite weights ({bad[0]} and {len(bad)-1} more): it is not '
                          'saved.')
     info.made = _made()
-    try: _written(folder, kind, network, info, files or {})
+    try: _written(folder, kind, network, info, files or {}, half)
     except (OSError, SafetensorError) as e:
         raise ModelError(f'The model could not be saved to {folder} ({e}): free some space or choose another '
                          'folder. What was there is unchanged.') from e

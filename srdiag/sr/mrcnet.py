@@ -105,9 +105,13 @@ class Pretrained:
     ) -> nn.Module: # of this class, in eval mode
         "A trained network that comes with the package; ModelError lists the known ones"
         # safetensors is needed here alone
-        from srdiag.core.weights import load_weights, pretrained_folder, read_config
+        from srdiag.core.errors import ModelError
+        from srdiag.core.weights import list_pretrained, load_weights, pretrained_folder, read_config
         folder = pretrained_folder(name)
         config = read_config(folder)
+        if config['kind'] != 'sr':
+            raise ModelError(f'{name} is no super-resolution network: choose one of '
+                             f'{", ".join(list_pretrained("sr"))}.')
         return load_weights(folder, cls(**config['network']), config['weights_sha256']).eval()
 
 # %% ../../nbs/sr/mrcnet.ipynb #c024
