@@ -88,7 +88,8 @@ def _recorded(settings, options, model, references, images): # → for ModelInfo
         sr=str(s.sr or 'from scratch'), images=s.images, fixed=s.fixed,
         loss=dict(rank=s.rank, sac=s.sac, sar=s.sar, norm=s.affinity_norm, temperature=s.temperature,
                   margin=s.margin, rank_on=s.rank_on, ens_weight=s.ens_weight),
-        mutual=s.mutual, mode=model.mode, solo_share=model.solo_share, references=len(references) if model.mode == 'context' else 0)
+        mutual=s.mutual, mode=model.mode, solo_share=model.solo_share,
+        references=len(references) if model.mode == 'context' else 0)
 
 def _recipe_of(settings, options): # with the batch size that was asked for
     recipe = DIAGNOSIS_RECIPES[options.recipe]

@@ -143,6 +143,14 @@ def _copy(model, single, branch): # weights of a single network into its place
     if branch == 'sr' and model.sr_network is not None:
         model.sr_network.load_state_dict(single.sr_network.state_dict())
 
+def _check_shared(model, lr, sr): # ModelError if one normalisation cannot serve both branches
+    norms = model.network.normalisers
+    if None in (lr, sr) or norms[0] is not norms[1]: return
+    a, b = lr.network.normalise, sr.network.normalise
+    if torch.allclose(a.mean, b.mean, atol=1e-4) and torch.allclose(a.sd, b.sd, atol=1e-4): return
+    raise ModelError('The two branches were trained on images of another mean or spread, but this framework '
+                     "normalises both alike: build it with statistics='each'.")
+
 @torch.no_grad()
 def join(
     model: SREnhancedDiagnosis, # two branches, untrained; changed in place
@@ -154,13 +162,14 @@ def join(
 ) -> SREnhancedDiagnosis: # the same model, in eval mode
     """Put trained branches into a framework so that each head answers as its network did alone; ModelError
     for a branch that does not fit"""
-    for branch, single in zip(BRANCHES, (lr, sr)):
-        if single is None: continue
-        check_branch(model, single, branch)
-        _copy(model, single, branch)
+    given = {b: single for b, single in zip(BRANCHES, (lr, sr)) if single is not None}
+    for branch, single in given.items(): check_branch(model, single, branch)
+    _check_shared(model, lr, sr)
+    model.network.fit_statistics(as_float(images.lr)) # of a branch that is not given
+    for branch, single in given.items(): _copy(model, single, branch)
     _measure(model, images, batch_size, batches)
     for interact in model.network.interactions:
         for bottleneck in (interact.bottleneck_sr, interact.bottleneck_lr): start_as_identity(bottleneck)
     open_gate(model.network.ensemble)
-    model.joined = True
+    model.joined = tuple(given)
     return model

@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from ..data.pairs import LabelledPairs
-from .joining import BRANCHES, join, single_of
+from .joining import BRANCHES, check_branch, join, single_of
 from .network import SREnhancedDiagnosis
 from .training import train_diagnosis # fastai, without its warning
 from ..training.recipes import Recipe
@@ -66,6 +66,7 @@ def train_joined(
     """Train each branch alone, join them, train both together. The joined start is kept where training does
     not improve on it"""
     singles = dict(branches or {})
+    for b, single in singles.items(): check_branch(model, single, b)
     missing = [b for b in BRANCHES if b not in singles]
     each, together = share_epochs(epochs, len(missing))
     plain = {k: v for k, v in kwargs.items() if k not in ('save', 'references')}

@@ -235,7 +235,7 @@ class _Modules(nn.Module):
         super().__init__()
         _check_framework(c)
         self.scale, self.large, self.two = c['scale'], c['inputs'].split('+')[-1], '+' in c['inputs']
-        self.joined = False # were the branches trained alone, and joined?
+        self.joined = () # of its branches, 'lr' and 'sr', those that were trained alone
         self.solo_share, self.both_ways = c['solo_share'], c['both_ways']
         self.sr_network, self.network = _sr_network(c), _diagnosis_network(c)
         self.references = ReferenceImages(c['references'], self.scale, self.large == 'HR')

@@ -80,14 +80,12 @@ class HeadAccuracy(Metric):
     def name(self): return 'accuracy' if self.head == 'ens' else f'accuracy_{self.head}'
 
 # %% ../../nbs/diagnosis/training.ipynb #c015
-_JOINED = 'branch_sr.', 'branch_lr.', 'head_sr.', 'head_lr.'
-
 def _groups(model): # → name → trainable parameters, for each rate
-    known = model.joined and model.two
+    joined = tuple(f'network.{part}_{b}.' for b in model.joined for part in ('branch', 'head'))
     parts = dict(sr=[], branches=[], others=[])
     for name, p in model.named_parameters():
         if not p.requires_grad: continue
-        of_branch = known and name.removeprefix('network.').startswith(_JOINED)
+        of_branch = name.startswith(joined)
         parts['sr' if name.startswith('sr_network.') else 'branches' if of_branch else 'others'].append(p)
     return {name: group for name, group in parts.items() if group}
 
@@ -181,8 +179,12 @@ class SettleStatistics(Callback):
         recalibrate(self.model, self.images, self.batch_size, self.batches, None, self.epoch)
 
 # %% ../../nbs/diagnosis/training.ipynb #c028
-def _measure_again(model, train, size, seed): # as the last section says
-    if not model.mixes: return
+def _kept_start(learn): # is the joined start the best there was?
+    return any(cb.best_epoch == -1 for cb in learn.cbs.filter(lambda cb: isinstance(cb, KeepBest)))
+
+def _measure_again(learn, train, size, seed): # as the last section says
+    model = learn.model
+    if not model.mixes or _kept_start(learn): return
     if model.mode == 'context' and model.config['mutual'] != 'mean':
         n = model.config['references'][0] + 1 # a sample and its references: sums over a batch grow with it
         recalibrate(model, train, n, mode='batch', seed=seed)
@@ -227,7 +229,7 @@ def train_diagnosis(
     if recipe.settle: learn.add_cb(SettleStatistics(train, size))
     if model.joined: _offer_start(learn, model, valid)
     fit(learn, recipe, epochs, factors=rate_factors(model, recipe))
-    _measure_again(model, train, size, seed)
+    _measure_again(learn, train, size, seed)
     return learn
 
 # %% ../../nbs/diagnosis/training.ipynb #c044
