@@ -71,7 +71,10 @@ def add_numbers(
     m, names = a.metrics, dict(sr='SR branch', lr='LR branch', aux='auxiliary head')
     report.section('Right and wrong',
                    f'{counted(m["n"], "test image")}; {m["convention"]}. Interval: {m["interval"]}.')
-    report.table([_metrics_row(m)], 'Macro averages over classes.', dict.fromkeys(METRICS, '.3f'))
+    of = f'those of {m["positive"]}' if len(a.classes) == 2 else 'macro averages, too'
+    report.table([_metrics_row(m)],
+                 f'F1 is a macro average over classes; sensitivity and specificity are {of}.',
+                 dict.fromkeys(METRICS, '.3f'))
     matrix = confusion(a.labels, a.predictions.labels, a.classes)
     report.figure(confusion_figure(matrix, a.classes), 'Rows are true classes; percentages of the row.',
                   'Confusion matrix')
@@ -219,8 +222,8 @@ def assessment_report(
     "Everything on one page; write it with `.write(path)`"
     report, mode = Report(title, _lead(a.metrics)), a.metrics['mode']
     if mode == 'batch':
-        report.notice('Predicted as published: each answer depends on the other images of its batch of 32. '
-                      'Another order of the images gives other answers.')
+        report.notice('Predicted as published: each answer depends on the other images of its batch of '
+                      f'{a.metrics["batch_size"]}. Another order of the images gives other answers.')
     if mode != a.own_mode:
         report.notice(f'Predicted in the mode {mode}, which is not the one that this model was trained for '
                       f'({a.own_mode}).')
