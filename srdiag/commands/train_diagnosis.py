@@ -40,7 +40,7 @@ def _check_inputs(settings, data):
     if settings.inputs.endswith('HR') and settings.images != 'hr':
         raise DataError(f'{settings.inputs} needs high-resolution files: use --images hr if that is what '
                         f'{data} holds.')
-    if settings.fixed and settings.has_sr and not settings.sr:
+    if settings.fixed and settings.has_sr and not settings.sr and settings.start('sr') != 'folder':
         say('Note: without --sr the super-resolution network starts from random weights, and --fixed keeps '
             'it so.')
     for option, said in (('--lr-branch', settings.lr_branch), ('--sr-branch', settings.sr_branch)):
@@ -66,13 +66,20 @@ def _say_if_without_a_class(found): # `check_split` has seen to the training par
                 'another --seed or a split column of your own would help.')
 
 # %% ../../nbs/commands/train_diagnosis.ipynb #c014
-def _sr_network(settings, channels, branches): # the network to start from, or None
+def _sr_network(settings, channels, branches): # the network that the framework has, or None
     if settings.has_sr and 'sr' in branches: return branches['sr'].sr_network
     if not settings.sr: return None
     network = load_model(settings.sr, 'sr', settings.scale)[0]
     check_channels(network, settings.sr, channels)
     say_if_recursive(network, settings.sr)
     return network
+
+def _framework(found, settings, branches): # untrained; ModelError for a branch that does not fit
+    network = _sr_network(settings, found.channels, branches)
+    # the network of a branch comes with it, when the two are joined
+    model = build_framework(found, settings, network, pretrained='sr' not in branches)
+    for b, single in branches.items(): check_branch(model, single, b, getattr(settings, f'{b}_branch'))
+    return model
 
 def _sets_of(found, settings, seed): # the three parts as pairs, the training part augmented
     return {part: found.pairs(part, settings.scale, settings.images,
@@ -195,28 +202,28 @@ def _own_branch(run, model, branch): # the single network, ready to be trained
         start_from_imagenet(single.network.branch, imagenet_file(said))
     return single.to(run.device)
 
-def _train_branch(run, model, branch, epochs, folder): # → trained single network, saved in `folder`
-    single = _own_branch(run, model, branch)
+def _train_branch(run, single, branch, epochs, saver): # a single network
     inputs, more = single.config['inputs'], {}
     if inputs != 'SR': more = dict(sr=None, fixed=False)
     own = replace(run, settings=replace(run.settings, inputs=inputs, lr_branch=None, sr_branch=None, **more),
                   options=replace(run.options, epochs=epochs))
     say(f'The {branch.upper()} branch alone ({inputs}), {counted(epochs, "epoch")}:')
-    saver = ModelSaver(folder, single, run.options.overwrite, own.frame(single))
     _train(own, single, saver, start=run.settings.start(branch))
-    return single
 
 # %% ../../nbs/commands/train_diagnosis.ipynb #c039
-def _joined(run, model, branches, folder): # → the run of the joint training, and what it records
-    s, epochs = run.settings, run.options.epochs
-    todo = [b for b in BRANCHES if b not in branches and s.start(b) != 'scratch']
+def _to_train(run, model, branches, folder): # 'lr', 'sr' → single network and its saver
+    todo = {b: _own_branch(run, model, b) for b in BRANCHES
+            if model.two and b not in branches and run.settings.start(b) != 'scratch'}
+    return {b: (single, ModelSaver(folder/'branches'/b.upper(), single, run.options.overwrite,
+                                   run.frame(single))) for b, single in todo.items()}
+
+def _joined(run, model, branches, todo): # → the run of the joint training, and what it records
+    s, (each, together) = run.settings, share_epochs(run.options.epochs, len(todo))
     record = {f'{b}_branch': getattr(s, f'{b}_branch') or 'trained alone first' for b in BRANCHES}
-    if not todo and not branches: return run, record
-    each, together = share_epochs(epochs, len(todo))
-    for b, single in branches.items(): check_branch(model, single, b, getattr(s, f'{b}_branch'))
-    for b in todo:
-        branches[b] = _train_branch(run, model, b, each, folder/'branches'/b.upper())
-    join(model, branches.get('lr'), branches.get('sr'), run.sets['train'])
+    for b, (single, saver) in todo.items(): _train_branch(run, single, b, each, saver)
+    known = branches | {b: single for b, (single, _) in todo.items()}
+    if not known: return run, record
+    join(model, known.get('lr'), known.get('sr'), run.sets['train'])
     say(f'Both branches together, {counted(together, "epoch")}:')
     record |= dict(epochs_of_branches=each*len(todo))
     return replace(run, options=replace(run.options, epochs=together)), record
@@ -240,14 +247,14 @@ def train_diagnosis_command(
     caution.check(found.classes)
     branches = _read_branches(settings, found)
     torch.manual_seed(options.seed)
-    network = _sr_network(settings, found.channels, branches)
-    model = build_framework(found, settings, network).to(device)
+    model = _framework(found, settings, branches).to(device)
     return _train_all(_Run(found, settings, caution, options, device), model, branches, out)
 
 # %% ../../nbs/commands/train_diagnosis.ipynb #c042
 def _train_all(run, model, branches, out): # → test metrics of the framework, or of a single network
     record, saver = {}, ModelSaver(out, model, run.options.overwrite, run.frame(model))
+    todo = _to_train(run, model, branches, saver.folder)
     if model.two:
         saver.claim()
-        run, record = _joined(run, model, branches, saver.folder)
+        run, record = _joined(run, model, branches, todo)
     return _train(run, model, saver, **record)
