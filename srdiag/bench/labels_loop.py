@@ -18,6 +18,7 @@ from .labels_settings import LabelsBudget
 from ..core.errors import TrainingError
 from ..core.precision import computing_in
 from ..data.pairs import LabelledPairs
+from ..diagnosis.training import recalibrate
 
 # %% ../../nbs/bench/labels_loop.ipynb #c005
 def power_average(
@@ -26,9 +27,7 @@ def power_average(
     "The update of a power-law average: β_t = (1 − 1/t)^(γ+1)"
     def update(averaged, current, count): # lists of tensors; how many were averaged before
         keep = (1 - 1/(int(count) + 1))**(gamma + 1)
-        for a, c in zip(averaged, current):
-            if a.is_floating_point(): a.lerp_(c, 1 - keep)
-            else: a.copy_(c)
+        for a, c in zip(averaged, current): a.lerp_(c, 1 - keep)
     return update
 
 # %% ../../nbs/bench/labels_loop.ipynb #c009
@@ -74,7 +73,7 @@ def train_steps(
     "Train with a constant rate, and average. TrainingError if the loss is not finite"
     device = next(model.parameters()).device
     optimiser = torch.optim.Adam(groups or model.parameters(), lr=budget.rate, fused=True)
-    averaged = AveragedModel(model, multi_avg_fn=power_average(budget.gamma), use_buffers=True)
+    averaged = AveragedModel(model, multi_avg_fn=power_average(budget.gamma))
     batches, seconds = endless_batches(len(part), budget.batch_size, seed), 0.
     for step in range(1, max(at) + 1):
         start = time.perf_counter()
@@ -83,4 +82,5 @@ def train_steps(
         if not math.isfinite(value): raise TrainingError(f'The loss is {value} after {step} steps.')
         averaged.update_parameters(model)
         seconds += time.perf_counter() - start
-        if step in at: yield Reached(step, averaged.module.eval(), seconds)
+        if step in at:
+            yield Reached(step, recalibrate(averaged.module, part, budget.batch_size, 20, None, step), seconds)

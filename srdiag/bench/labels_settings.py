@@ -54,7 +54,7 @@ class LabelsBudget:
     seeds: Positive = 5 # trainings of each row, number of labels and fold, with the seeds 0, 1, ...
     batch_size: Annotated[int, Between(2)] = 16 # images per step
     rate: Annotated[float, Between(1e-7, 1)] = 1e-3 # of Adam, the same at every step
-    gamma: Weight = 16. # of the average over weights: the larger, the shorter its memory
+    gamma: Weight = 7. # of the average over weights: the larger, the shorter its memory
 
     def __post_init__(self):
         check_settings(self, 'The budget')
