@@ -90,7 +90,7 @@ def test_switches_repetitions_and_files_without_an_option():
     made = parse(['train-diagnosis', *OUTPUT, '--no-sai', '--affinity-norm', 'frobenius', '--fixed'])
     assert not made.framework.sai and made.framework.affinity_norm == 'frobenius' and made.framework.fixed
     made = parse(['experiment', 'fig6', *OUTPUT, '--sr', 'one', '--sr', 'two=there', '--mode', 'solo'])
-    assert made.sources.sr == ('one', 'two=there') and made.design.decided().solo_share == 0.5
+    assert made.sources.sr == ('one', 'two=there') and made.design.decided().train_mode == 'both'
     for argv in (['a', 'b', '--no-images', '--model', 'm', '--out', 'o'],
                  ['--out=o', '--no-images', '--model=m', 'a', 'b'],
                  ['--model', 'm', '--out', 'o', 'a', 'b', '--no-images']):
