@@ -223,7 +223,7 @@ def _joined(run, model, branches, todo): # → the run of the joint training, an
     for b, (single, saver) in todo.items(): _train_branch(run, single, b, each, saver)
     known = branches | {b: single for b, (single, _) in todo.items()}
     if not known: return run, record
-    join(model, known.get('lr'), known.get('sr'), run.sets['train'])
+    join(model, known.get('lr'), known.get('sr'), run.sets['train'], run.sets['valid'])
     say(f'Both branches together, {counted(together, "epoch")}:')
     record |= dict(epochs_of_branches=each*len(todo))
     return replace(run, options=replace(run.options, epochs=together)), record

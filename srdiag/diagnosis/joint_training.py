@@ -72,6 +72,6 @@ def train_joined(
     plain = {k: v for k, v in kwargs.items() if k not in ('save', 'references')}
     for b in missing:
         singles[b] = train_branch(model, b, train, valid, recipe, each, seed, **_within(plain, b))
-    join(model, singles['lr'], singles['sr'], train)
+    join(model, singles['lr'], singles['sr'], train, valid)
     learn = train_diagnosis(model, train, valid, recipe, together, seed=seed, **_within(kwargs, 'joint'))
     return learn, singles
