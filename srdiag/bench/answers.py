@@ -106,7 +106,8 @@ def diagnosis_summary(
         lines.append(dict(key=r.key, label=r.label, mode=found['mode'].iloc[0], seeds=found.seed.nunique(),
                           folds=len(folds), images=len(right), pooled=pooled, low=low, high=high)
                      | {k: folds[k].mean() for k in METRICS} | {f'{k}_sd': folds[k].std() for k in METRICS}
-                     | dict(gate_closed=found.gate_closed.sum(), seconds=found.seconds.mean()))
+                     | dict(gate_closed=found.gate_closed.sum(), steps=pd.to_numeric(found.steps).mean(),
+                            seconds=found.seconds.mean()))
     return pd.DataFrame(lines)
 
 # %% ../../nbs/bench/answers.ipynb #c021

@@ -24,6 +24,7 @@ from ..data.pairs import LabelledPairs, PairAugment
 from ..datasets.reading import LabelledData
 from ..diagnosis.build import build_framework
 from ..diagnosis.inference import modes_of, predict
+from ..diagnosis.joint_training import train_joined
 from ..diagnosis.losses import loss_of
 from ..diagnosis.network import SREnhancedDiagnosis
 from ..diagnosis.settings import Caution
@@ -134,18 +135,19 @@ def train_row(
     row: Row, # what to train
     seed: int, # of weights, order and augmentation
     fold: int, # whose test part is left out
-    folder, # for log.csv and steps.csv
+    folder, # for log.csv and steps.csv; where branches are joined, in logs/lr, logs/sr and logs/joint
 ) -> tuple: # the framework, and best_epoch, valid_accuracy, epochs, steps
-    "Train the framework of a row"
+    "Train the framework of a row, in three parts if it has two branches and the design says join"
     recipe, best = replace(DIAGNOSIS_RECIPES[job.budget.recipe], batch_size=job.budget.batch_size), {}
     def keep(model, value, epoch): best.update(best_epoch=epoch, valid_accuracy=value)
     torch.manual_seed(seed)
-    model, epochs = build_row(row, job), job.budget.epochs
+    model, epochs = build_row(row, job), job.design.epochs(job.budget)
     train = job.images.part(row, fold, 'train', PairAugment(seed))
     valid = job.images.part(row, fold, 'valid')
-    train_diagnosis(model, train, valid, recipe, epochs, row.fixed, seed,
-                    job.images.references(row, fold, seed), loss=loss_of(job.design.settings(row)),
-                    precision=job.precision, folder=folder, save=keep)
+    fit, logs = (train_joined, folder/'logs') if job.design.join and model.two else (train_diagnosis, folder)
+    fit(model, train, valid, recipe, epochs, seed=seed, fixed=row.fixed,
+        references=job.images.references(row, fold, seed), loss=loss_of(job.design.settings(row)),
+        precision=job.precision, folder=logs, save=keep)
     return model, best | dict(epochs=epochs, steps=epochs*max(1, len(train)//recipe.batch_size))
 
 # %% ../../nbs/bench/diagnosis_runs.ipynb #c021

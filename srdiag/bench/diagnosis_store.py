@@ -85,7 +85,8 @@ class DiagnosisRecords(Store):
     @staticmethod
     def design(head): # that it was started with
         fixed = head['fixed']
-        return Design(**{f.name: fixed[f.name] for f in fields(Design) if f.name in fixed})
+        known = {f.name: fixed[f.name] for f in fields(Design) if f.name in fixed}
+        return Design(**dict(join=False) | known) # nothing was joined in the oldest
 
     def head(self, form=None): # settings that it is too old to have recorded: their defaults
         found = super().head(form)

@@ -111,6 +111,9 @@ class Design:
     # of two classes the one that sensitivity is of; default: the one whose name does not sound healthy, else
     # the second
     positive: str|None = None
+    # rows with two branches: each branch alone first, then both together, in as many epochs as other rows
+    # have; --no-join trains them as one from noise
+    join: bool = True
 
     def __post_init__(self):
         check_settings(self, 'The design')
@@ -120,6 +123,9 @@ class Design:
         if self.valid_share in (0, 1):
             raise DataError('A part of the images validates and another trains: valid_share lies between 0 '
                             'and 1.')
+
+    def epochs(self, budget): # that each row gets: three parts need one each
+        return max(3, budget.epochs) if self.join else budget.epochs
 
     def settings(self, row): # FrameworkSettings of a row
         same = ('mutual', 'mode', 'references', 'rank', 'width', 'gate_norm', 'standardise', 'temperature',

@@ -113,7 +113,7 @@ class Store(RunFolders):
     def whose(self, found, row): return None # the label of the run that metrics are of, if they tell
 
 # %% ../../nbs/bench/store.ipynb #c021
-HINTS = dict(split_seed=' (see --split-seed)', size=' (see --size)')
+HINTS = dict(split_seed=' (see --split-seed)', size=' (see --size)', join=' (see --no-join)')
 
 def check_free(
     store: Store, # that is to be opened
