@@ -27,7 +27,7 @@ from srdiag.training.options import RunOptions
 
 CPU = RunOptions(device='cpu', precision='fp32')
 TINY = diagnosis_budget('smoke')
-HALF = Design(scale=2, references=4)
+HALF = Design(scale=2, references=4, width=16)
 FOUR = 'LR-x2,ILR-x2,HR-x2,LR+SR-sai-x2'
 
 
@@ -55,7 +55,7 @@ def quick(monkeypatch):
         return Predictions(classes, {'ens': p}, None, np.zeros(len(part), bool))
 
     def train_diagnosis(model, *args, save=None, **kw): save(model, 0.5, 0)
-    monkeypatch.setattr(diagnosis_runs, 'train_diagnosis', train_diagnosis)
+    for name in ('train_diagnosis', 'train_joined'): monkeypatch.setattr(diagnosis_runs, name, train_diagnosis)
     monkeypatch.setattr(diagnosis_runs, 'predict_by', predict_by)
     monkeypatch.setattr(diagnosis_runs, 'save_model', lambda *_: None)
     monkeypatch.setattr(costs, 'peak_memory', lambda *_: 10**6)
@@ -204,7 +204,8 @@ def test_the_table_says_what_it_is_not(finished):
 # Going on
 
 def test_a_second_start_trains_nothing(finished, labelled, sr_model, monkeypatch):
-    monkeypatch.setattr(diagnosis_runs, 'train_diagnosis', lambda *_, **__: pytest.fail('trained again'))
+    for name in ('train_diagnosis', 'train_joined'):
+        monkeypatch.setattr(diagnosis_runs, name, lambda *_, **__: pytest.fail('trained again'))
     before = {p: p.stat().st_mtime_ns for p in finished.rglob('metrics.json')}
     run(labelled, finished, sr_model, only=FOUR)
     assert len(before) == 8 and before == {p: p.stat().st_mtime_ns for p in finished.rglob('metrics.json')}
@@ -255,6 +256,44 @@ def test_a_failed_training_ends_its_run_alone(labelled, sr_model, tmp_path, quic
     assert (DiagnosisStore(tmp_path/'x').complete(Row('ILR', 'ILR', scale=2)) == []
             and len([*(tmp_path/'x').rglob('metrics.json')]) == 4)
     assert 'not recorded' in capsys.readouterr().out
+
+
+# Frameworks are made of branches
+
+def test_every_row_has_the_same_steps_in_all(finished):
+    store, steps = DiagnosisStore(finished), {}
+    for row in rows_of('table5', HALF, [('mrcnet', 2)]):
+        for seed, fold in store.complete(row):
+            m, folder = store.metrics(row, seed, fold), store.path(row, seed, fold)
+            logs = [folder/'logs'/k for k in ('lr', 'sr', 'joint')] if '+' in row.inputs else [folder]
+            made = sum(len(pd.read_csv(p/'steps.csv')) for p in logs)
+            assert m['steps'] == made and m['epochs'] == 3 and m['seconds'] > 0
+            steps.setdefault(fold, set()).add(made)
+    assert steps.keys() == {0, 1} and all(len(found) == 1 for found in steps.values())
+    said = (finished/'table5.md').read_text()
+    assert 'steps' in said and 'seconds' in said and '3 epochs' in said
+    assert 'trained alone for a third of the epochs' in (finished/'README.md').read_text()
+
+
+def test_without_join_a_framework_is_trained_as_one(labelled, sr_model, tmp_path, quick, monkeypatch):
+    monkeypatch.setattr(diagnosis_runs, 'train_joined', lambda *_, **__: pytest.fail('joined'))
+    run(labelled, tmp_path/'x', sr_model, 'table6', design=replace(HALF, join=False))
+    m = json.loads(next((tmp_path/'x').rglob('metrics.json')).read_text())
+    assert m['epochs'] == TINY.epochs == 1
+    assert 'as one from noise' in (tmp_path/'x'/'README.md').read_text()
+
+
+def test_a_folder_of_before_was_not_joined_and_goes_on_so(labelled, sr_model, tmp_path, quick):
+    old, without = tmp_path/'x', replace(HALF, join=False)
+    run(labelled, old, sr_model, only='LR-x2,ILR-x2', design=without)
+    head = json.loads((old/'setup'/'config.json').read_text())
+    del head['fixed']['join']
+    (old/'setup'/'config.json').write_text(json.dumps(head))
+    assert DiagnosisStore(old).head()['fixed']['join'] is False and report_diagnosis(DiagnosisStore(old)).is_file()
+    with pytest.raises(DataError, match='join was False, now it is True .see --no-join'):
+        run(labelled, old, sr_model, only='HR-x2')
+    run(labelled, old, sr_model, only='HR-x2', design=without)
+    assert DiagnosisStore(old).complete(Row('HR', 'HR', scale=2)) == [(0, 0), (0, 1)]
 
 
 # Refused
