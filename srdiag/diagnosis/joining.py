@@ -34,7 +34,6 @@ def single_of(
     c = model.config
     plain = dict(inputs=_inputs_of(model, branch), mode='solo', both_ways=False, solo_share=0., references=None,
                  statistics='none' if c['statistics'] == 'none' else 'shared')
-    if plain['inputs'] == 'LR' and branch == 'sr': plain['lr_stem'] = c['sr_stem'] # LR+LR
     single = SREnhancedDiagnosis(**c | plain)
     if single.sr_network is not None: single.sr_network.load_state_dict(model.sr_network.state_dict())
     return single
