@@ -134,7 +134,7 @@ def test_bicubic_needs_no_parameters(image):
     )
 
 
-@pytest.mark.parametrize('name', list_pretrained())
+@pytest.mark.parametrize('name', list_pretrained('sr'))
 def test_bfloat16_costs_less_than_two_hundredths_of_a_decibel(name, tile):
     net, info = load_model(name, 'sr')
     assert 'Not for diagnostic use' in (pretrained_folder(name) / 'README.md').read_text(encoding='utf-8')

@@ -40,10 +40,14 @@ assert info.made['srdiag'] == srdiag.__version__
 
 from srdiag.core.weights import list_pretrained, pretrained_folder
 assert list_pretrained(), 'no trained network came with the package'
-for name in list_pretrained():
-    assert pretrained_folder(name).is_relative_to(target)
+for name in list_pretrained(): assert pretrained_folder(name).is_relative_to(target)
+for name in list_pretrained('sr'):
     trained = MRCNet.from_pretrained(name)
     with torch.inference_mode(): assert torch.isfinite(trained(image)).all()
+assert list_pretrained('diagnosis'), 'no trained diagnosis came with the package'
+for name in list_pretrained('diagnosis'):
+    trained, known = load_model(name, 'diagnosis')
+    with torch.inference_mode(): assert torch.isfinite(trained(torch.rand(2, 3, *known.lr_size)).ens).all()
 print('works')
 '''
 

@@ -1,14 +1,20 @@
 """Put a trained model folder into the package: `python tools/ship.py runs/histology_student histology_x2
-teacher=runs/histology_teacher`.
+teacher=runs/histology_teacher`, or, with the experiment that tells how it does with fewer labels,
+`python tools/ship.py runs/redcells redcells_x4 super_resolution=runs/redcells_sr
+labels=runs/labels_redcells`.
 
-The weights and the split stay as they are; title, notes, data source and licence are filled in from
-SOURCES, and paths in the recorded commands are shortened."""
+The split stays as it is; title, notes, data source and licence are filled in from SOURCES, and paths in the
+recorded commands are shortened. Weights of a diagnosis model are written with 16 bits."""
 import re
 import sys
 from pathlib import Path
 
+import pandas as pd
+
+from srdiag.core.weights import read_config
 from srdiag.models.saving import load_model, save_model
 
+MEASURES = 'psnr', 'ssim', 'accuracy'
 PACKAGE = Path(__file__).resolve().parent.parent/'srdiag'/'pretrained'
 SOURCES = {
     'histology_x2': dict(
@@ -19,6 +25,15 @@ SOURCES = {
                '10.7937/tcia.2019.bvhjhdas, CC BY 3.0)',
         notes='Enlarges stained tissue twice. It has learned what bicubic reduction takes away, and the JPEG '
               'artefacts of a part of its images with it; it has not seen other stains, scanners or blur.'),
+    'redcells_x4': dict(
+        title='Malaria in single red cells of 16 px, LR+SR',
+        source='NIH/NLM malaria cell images (Rajaraman et al., PeerJ 2018), published for free use by a US '
+               'government library; 64x64 px by 2x2 means, reduced to 16x16 px (MATLAB bicubic, 8 bits)',
+        notes='Says whether a single, cut-out red blood cell of 16 px (thin smear, Giemsa stain, 64 px '
+              'reduced four times) is parasitized. It shows how the method works. It is not for diagnosis, not for '
+              'whole fields or thick smears, and it has seen one laboratory, one microscope and phone. '
+              'Colour alone tells many of these cells apart. It predicts each image by itself, and holds no image '
+              'of a patient.'),
     'endoscopy_x4': dict(
         title='MRC-Net x4 for colonoscopy frames, distilled',
         source='Kvasir-SEG (Jha et al., 2020; research and education use; the frames are also in '
@@ -33,9 +48,18 @@ def short(command):
                   lambda m: {'ship': 'runs', 'data': 'DATA'}.get(m[1], m[1]) + '/', command)
 
 
+def with_fewer_labels(folder, row='LR+SR'): # what the experiment measured for this row → for the metrics
+    table = pd.read_csv(Path(folder)/'accuracy.csv')
+    best = table[table.row == row].sort_values('steps').groupby('labels', sort=False).tail(1)
+    return {f'cross_validated_{r.labels}_labels': f'{r.accuracy:.3f} ({r.low:.3f} to {r.high:.3f}, '
+            f'{r.steps} steps, patients apart)' for r in best.itertuples()}
+
+
 def ship(folder, name, others):
-    network, info = load_model(folder, 'sr')
+    kind = read_config(folder)['kind']
+    network, info = load_model(folder, kind)
     facts = SOURCES[name]
+    if 'labels' in others: info.metrics |= with_fewer_labels(others.pop('labels'))
     info.title, info.notes = facts['title'], facts['notes']
     info.data |= dict(source=facts['source'])
     info.training['command'] = short(info.training['command'])
@@ -44,8 +68,8 @@ def ship(folder, name, others):
         _, known = load_model(other)
         info.training[key] = dict(command=short(known.training['command']),
                                   seconds=known.training.get('seconds'),
-                                  **{k: known.metrics[k] for k in ('psnr', 'ssim')})
-    save_model(PACKAGE/name, network, info, overwrite=True,
+                                  **{k: known.metrics[k] for k in MEASURES if k in known.metrics})
+    save_model(PACKAGE/name, network, info, overwrite=True, half=kind == 'diagnosis',
                files={'split.csv': (Path(folder)/'split.csv').read_text(encoding='utf-8')})
     print(PACKAGE/name, info.metrics)
 

@@ -110,7 +110,8 @@ class Reading(RunOptions):
 @dataclass(frozen=True)
 class Evaluate:
     "Test a model folder on images"
-    # model folder, or the name of a network that comes with the package: histology_x2, endoscopy_x4
+    # model folder, or the name of a network of the package: histology_x2, endoscopy_x4,
+    # redcells_x4
     model: Path
     # images; for a diagnosis model: a folder with one sub-folder per class, or a CSV with columns file, label
     # and, if known, group and split
@@ -136,7 +137,8 @@ class Predict:
     "Super-resolve images and, with a diagnosis model, predict their class. Not for diagnostic use"
     # images or folders
     files: Annotated[Positional[tuple[Path, ...]], arg(metavar='FILE ...', help_behavior_hint='(1 or more)')]
-    # model folder, or the name of a network that comes with the package: histology_x2, endoscopy_x4
+    # model folder, or the name of a network of the package: histology_x2, endoscopy_x4,
+    # redcells_x4
     model: Path
     out: Path # where predictions.csv, predictions.json and sr/*.png go
     images: Files = 'lr' # what the files are: lr, read as they are; hr, reduced by the scale first
@@ -157,7 +159,7 @@ class Predict:
 # %% ../../nbs/commands/options.ipynb #c033
 @dataclass(frozen=True)
 class Demo:
-    "Train, distil and use everything on one real micrograph, and write a report (a few minutes)"
+    "Train, distil, diagnose and join on lesions in a real micrograph, and write a report (minutes)"
     out: Path = Path('runs/demo') # where the report and the models go
     seed: Natural = 0 # of everything
     quick: bool = False # a few steps only, to see that it runs; the numbers mean nothing
