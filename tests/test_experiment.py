@@ -55,7 +55,8 @@ def quick(monkeypatch):
         return Predictions(classes, {'ens': p}, None, np.zeros(len(part), bool))
 
     def train_diagnosis(model, *args, save=None, **kw): save(model, 0.5, 0)
-    for name in ('train_diagnosis', 'train_joined'): monkeypatch.setattr(diagnosis_runs, name, train_diagnosis)
+    for name in ('train_diagnosis', 'train_joined'):
+        monkeypatch.setattr(diagnosis_runs, name, train_diagnosis)
     monkeypatch.setattr(diagnosis_runs, 'predict_by', predict_by)
     monkeypatch.setattr(diagnosis_runs, 'save_model', lambda *_: None)
     monkeypatch.setattr(costs, 'peak_memory', lambda *_: 10**6)
@@ -289,7 +290,8 @@ def test_a_folder_of_before_was_not_joined_and_goes_on_so(labelled, sr_model, tm
     head = json.loads((old/'setup'/'config.json').read_text())
     del head['fixed']['join']
     (old/'setup'/'config.json').write_text(json.dumps(head))
-    assert DiagnosisStore(old).head()['fixed']['join'] is False and report_diagnosis(DiagnosisStore(old)).is_file()
+    assert (DiagnosisStore(old).head()['fixed']['join'] is False
+            and report_diagnosis(DiagnosisStore(old)).is_file())
     with pytest.raises(DataError, match='join was False, now it is True .see --no-join'):
         run(labelled, old, sr_model, only='HR-x2')
     run(labelled, old, sr_model, only='HR-x2', design=without)

@@ -1,5 +1,5 @@
-"""Two networks that were trained alone become branches of one framework: nothing they know is lost, what does not
-fit is said before anything is trained, and what was trained is kept."""
+"""Two networks that were trained alone become branches of one framework: nothing they know is lost, what does
+not fit is said before anything is trained, and what was trained is kept."""
 import csv
 import json
 import shutil
@@ -56,16 +56,19 @@ def same(a, b): torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4)
 
 # The join does no harm
 
-CASES = [('LR+SR', True, 3, True, 'each'), ('LR+SR', False, 1, False, 'none'), ('LR+SR', True, 1, False, 'shared'),
-         ('LR+ILR', True, 1, True, 'none'), ('LR+ILR', False, 3, True, 'each'), ('LR+HR', True, 3, False, 'each'),
-         ('LR+HR', False, 1, True, 'shared'), ('LR+LR', True, 1, True, 'each'), ('LR+LR', False, 3, False, 'none')]
+CASES = [('LR+SR', True, 3, True, 'each'), ('LR+SR', False, 1, False, 'none'),
+         ('LR+SR', True, 1, False, 'shared'), ('LR+ILR', True, 1, True, 'none'),
+         ('LR+ILR', False, 3, True, 'each'), ('LR+HR', True, 3, False, 'each'),
+         ('LR+HR', False, 1, True, 'shared'), ('LR+LR', True, 1, True, 'each'),
+         ('LR+LR', False, 3, False, 'none')]
 
 
 @pytest.mark.parametrize('inputs,sai,channels,gate_norm,statistics', CASES)
 def test_each_head_answers_as_its_network_did(inputs, sai, channels, gate_norm, statistics):
     model = framework(inputs, channels, sai=sai, gate_norm=gate_norm, statistics=statistics)
     train, new = pairs(24, channels), pairs(7, channels, seed=9)
-    singles = {b: train_branch(model, b, train, pairs(8, channels, 1), SHORT, 2, precision='fp32') for b in BRANCHES}
+    singles = ({b: train_branch(model, b, train, pairs(8, channels, 1), SHORT, 2, precision='fp32')
+                for b in BRANCHES})
     join(model, singles['lr'], singles['sr'], train)
     assert not model.training
     if sai: model.remember(train.lr[:4], train.hr[:4])
@@ -81,9 +84,10 @@ def test_training_mode_is_hardly_disturbed_either():
     singles = {b: train_branch(model, b, train, pairs(8, 1, 1), SHORT, 2, precision='fp32') for b in BRANCHES}
     join(model, singles['lr'], singles['sr'], train)
     before = {b: answers(singles[b], train).ens for b in BRANCHES}
-    norms = [n for k in model.network.interactions for b in (k.bottleneck_sr, k.bottleneck_lr) for n in (b[2],)]
-    for n in norms: n.train()
-    with torch.no_grad(): out = model.network(as_float(train.lr), model.large_image(as_float(train.lr)), 'solo')
+    for k in model.network.interactions:
+        for bottleneck in (k.bottleneck_sr, k.bottleneck_lr): bottleneck[2].train()
+    small = as_float(train.lr)
+    with torch.no_grad(): out = model.network(small, model.large_image(small), 'solo')
     for b in BRANCHES: torch.testing.assert_close(getattr(out, b), before[b], rtol=0.02, atol=0.02)
 
 
@@ -95,8 +99,8 @@ def test_one_branch_alone_leaves_the_other_fresh():
     new = pairs(5, seed=9)
     same(answers(model, new).lr, answers(lr, new).ens)
     assert torch.equal(model.network.branch_sr.conv1.weight, fresh) and model.joined == ('lr',)
-    mean, _ = as_float(train.lr).mean((0, 2, 3)), None
-    torch.testing.assert_close(model.network.normalise_sr.mean.flatten(), mean) # it sees its images normalised
+    mean = as_float(train.lr).mean((0, 2, 3))
+    same(model.network.normalise_sr.mean.flatten(), mean) # it sees its images normalised
     names = {id(p): name for name, p in model.named_parameters()}
     slow, others = parameter_groups(model)
     assert {names[id(p)].split('.')[1] for p in slow} == {'branch_lr', 'head_lr'}
@@ -107,7 +111,8 @@ def test_shared_statistics_of_two_kinds_of_images():
     model, train = framework('LR+ILR', statistics='shared'), pairs(12)
     singles = {b: single_of(model, b) for b in BRANCHES}
     singles['lr'].network.fit_statistics(torch.rand(4, 1, 8, 8))
-    with pytest.raises(ModelError, match="statistics='each'"): join(model, singles['lr'], singles['sr'], train)
+    with pytest.raises(ModelError, match="statistics='each'"):
+        join(model, singles['lr'], singles['sr'], train)
     assert model.joined == ()
 
 
@@ -123,8 +128,8 @@ def test_images_without_any_difference():
 
 # Three trainings with one budget
 
-@pytest.mark.parametrize('epochs,alone,each,together', [(9, 2, 3, 3), (10, 2, 3, 4), (3, 2, 1, 1), (9, 1, 3, 6),
-                                                        (9, 0, 3, 9), (1, 2, 1, 1)])
+@pytest.mark.parametrize('epochs,alone,each,together', [(9, 2, 3, 3), (10, 2, 3, 4), (3, 2, 1, 1),
+                                                        (9, 1, 3, 6), (9, 0, 3, 9), (1, 2, 1, 1)])
 def test_thirds(epochs, alone, each, together): assert share_epochs(epochs, alone) == (each, together)
 
 
@@ -133,11 +138,13 @@ def steps_in(folder):
 
 
 def test_total_of_the_steps_and_a_folder_of_logs_each(tmp_path):
-    learn, singles = train_joined(framework(), pairs(24), pairs(8, seed=1), SHORT, 6, folder=tmp_path, precision='fp32')
+    learn, singles = train_joined(framework(), pairs(24), pairs(8, seed=1), SHORT, 6, folder=tmp_path,
+                                  precision='fp32')
     assert sorted(p.name for p in tmp_path.iterdir()) == ['joint', 'lr', 'sr']
     assert [steps_in(tmp_path/k) for k in ('lr', 'sr', 'joint')] == [8, 8, 8] # 6 epochs of 4 steps in all
     assert all((p/'log.csv').is_file() for p in tmp_path.iterdir())
-    assert [singles[b].config['inputs'] for b in BRANCHES] == ['LR', 'SR'] and learn.model.joined == ('lr', 'sr')
+    assert ([singles[b].config['inputs'] for b in BRANCHES] == ['LR', 'SR']
+            and learn.model.joined == ('lr', 'sr'))
 
 
 def test_branches_from_outside_are_checked_first_and_get_no_steps(tmp_path, monkeypatch):
@@ -147,7 +154,8 @@ def test_branches_from_outside_are_checked_first_and_get_no_steps(tmp_path, monk
     _, singles = train_joined(model, train, valid, SHORT, 6, {'lr': lr}, folder=tmp_path, precision='fp32')
     assert singles['lr'] is lr and [steps_in(tmp_path/k) for k in ('sr', 'joint')] == [8, 16]
     assert not (tmp_path/'lr').exists() and all(torch.equal(v, before[k]) for k, v in lr.state_dict().items())
-    monkeypatch.setattr(joint_training, 'train_diagnosis', lambda *_, **__: pytest.fail('trained before it looked'))
+    monkeypatch.setattr(joint_training, 'train_diagnosis',
+                        lambda *_, **__: pytest.fail('trained before it looked'))
     for b, other in (('sr', lr), ('lr', model), ('lr', single_of(framework(width=4), 'lr'))):
         with pytest.raises(ModelError): train_joined(framework(), train, valid, SHORT, 6, {b: other})
 
@@ -158,7 +166,8 @@ def test_twins_differ(monkeypatch):
         seeds.append(seed)
         return real(*args, seed=seed, **kw)
     monkeypatch.setattr(joint_training, 'train_diagnosis', noted)
-    _, singles = train_joined(framework('LR+LR'), pairs(24), pairs(8, seed=1), SHORT, 3, seed=5, precision='fp32')
+    _, singles = train_joined(framework('LR+LR'), pairs(24), pairs(8, seed=1), SHORT, 3, seed=5,
+                              precision='fp32')
     assert seeds == [5, 6, 5]
     a, b = (singles[b].network.branch.conv1.weight for b in BRANCHES)
     assert a.shape == b.shape and (a - b).abs().max() > 0.05
@@ -192,7 +201,8 @@ def test_groups_and_their_rates():
     groups, names = parameter_groups(model), {id(p): name for name, p in model.named_parameters()}
     assert rate_factors(model, SHORT) == (0.01, 0.1, 1.)
     first = [{names[id(p)].removeprefix('network.').split('.')[0] for p in g} for g in groups]
-    assert first == [{'sr_network'}, {'branch_sr', 'branch_lr', 'head_sr', 'head_lr'}, {'interactions', 'ensemble'}]
+    assert (first == [{'sr_network'}, {'branch_sr', 'branch_lr', 'head_sr', 'head_lr'},
+                      {'interactions', 'ensemble'}])
     assert sum(map(len, groups)) == len(names)
     model.sr_network.requires_grad_(False)
     assert rate_factors(model, SHORT) == (0.1, 1.) and len(parameter_groups(model)) == 2
@@ -224,7 +234,8 @@ def test_solo_does_not_care_who_else_is_there():
 
 # Folders
 
-def save_single(folder, inputs='LR', classes=('healthy', 'ill'), **changes): # of a network that fits `labelled`
+def save_single(folder, inputs='LR', classes=('healthy', 'ill'), **changes):
+    # of a network that fits `labelled`
     torch.manual_seed(3)
     plain = dict(lr_stem='3x3', sr_stem='3x3', sr=SR, width=8, mode='solo')
     model = SREnhancedDiagnosis(len(classes), inputs=inputs, **dict(scale=2) | plain | changes)
@@ -235,8 +246,8 @@ def save_single(folder, inputs='LR', classes=('healthy', 'ill'), **changes): # o
 def argv(labelled, tmp_path, tiny_diagnosis):
     "A function: options → those of a training of a framework of width 8 into tmp_path/x"
     def argv(*more):
-        return ['train-diagnosis', '--data', labelled, '--out', tmp_path/'x', '--images', 'hr', '--width', 8, '--mode',
-                'solo', *tiny_diagnosis, *more]
+        return ['train-diagnosis', '--data', labelled, '--out', tmp_path/'x', '--images', 'hr', '--width', 8,
+                '--mode', 'solo', *tiny_diagnosis, *more]
     return argv
 
 
@@ -244,8 +255,8 @@ def argv(labelled, tmp_path, tiny_diagnosis):
 def joined(labelled, models, tmp_path_factory, tiny_diagnosis, succeeds):
     "A framework and its branches, trained by the command; tests may read it"
     out = tmp_path_factory.mktemp('joined')/'x'
-    printed = succeeds('train-diagnosis', '--data', labelled, '--out', out, '--images', 'hr', '--sr', models.sr,
-                       '--width', 8, *tiny_diagnosis, '--epochs', 3)
+    printed = succeeds('train-diagnosis', '--data', labelled, '--out', out, '--images', 'hr', '--sr',
+                       models.sr, '--width', 8, *tiny_diagnosis, '--epochs', 3)
     return out, printed
 
 
@@ -255,14 +266,17 @@ def test_branches_are_models_of_their_own(joined, labelled, tile, tmp_path, succ
             and 'Both branches together, 1 epoch' in printed)
     for b in ('LR', 'SR'):
         model, info = load_model(folder := out/'branches'/b, 'diagnosis')
-        assert model.config['inputs'] == b and info.metrics['n'] and info.calibration and info.training['seconds'] > 0
+        assert (model.config['inputs'] == b and info.metrics['n'] and info.calibration
+                and info.training['seconds'] > 0)
         assert {'README.md', 'split.csv', 'log.csv', 'steps.csv'} <= {p.name for p in folder.iterdir()}
-        assert f'inputs: {b}' in (folder/'README.md').read_text() or f'# {b}' in (folder/'README.md').read_text()
+        assert (f'inputs: {b}' in (folder/'README.md').read_text()
+                or f'# {b}' in (folder/'README.md').read_text())
         assert read_split(folder).equals(read_split(out).drop(columns='reference', errors='ignore')
                                          [read_split(folder).columns])
         said = succeeds('evaluate', '--model', folder, '--data', labelled, '--device', 'cpu')
         assert f'{info.metrics["accuracy"]:.3f}'[:5] in said.replace('%', '') or 'ccuracy' in said
-        succeeds('predict', '--model', folder, '--input', labelled/'ill', '--out', tmp_path/b, '--device', 'cpu')
+        succeeds('predict', '--model', folder, '--input', labelled/'ill', '--out', tmp_path/b, '--device',
+                 'cpu')
         assert [*(tmp_path/b).rglob('*.csv')]
     _, info = load_model(out)
     assert info.training['epochs_of_branches'] == 2 and info.training['epochs'] == 1
@@ -308,7 +322,8 @@ def test_from_imagenet(labelled, tmp_path, argv, succeeds, refused):
         return branch
     with pytest.MonkeyPatch.context() as m:
         m.setattr(command, 'start_from_imagenet', noted)
-        succeeds(*argv('--width', 64, '--inputs', 'LR+ILR', '--lr-branch', imagenet, '--sr-branch', 'scratch'))
+        succeeds(*argv('--width', 64, '--inputs', 'LR+ILR', '--lr-branch', imagenet, '--sr-branch',
+                       'scratch'))
     assert torch.equal(made['kernel'], state['layer4.1.conv2.weight'])
     assert load_model(tmp_path/'x'/'branches'/'LR')[1].training['start'] == 'imagenet'
 
@@ -320,17 +335,25 @@ def nothing_trains(monkeypatch):
     monkeypatch.setattr(command, 'train_diagnosis', lambda *_, **__: pytest.fail('trained before it looked'))
 
 
-@pytest.mark.parametrize('option,single,words', [
-    ('lr', dict(classes=('a', 'b')), ['knows the classes a, b', 'healthy, ill']),
-    ('lr', dict(classes=('ill', 'healthy')), ['same order']),
-    ('lr', dict(classes=('healthy', 'ill', 'unclear')), ['unclear']),
-    ('lr', dict(channels=1), ['channels is 1, but 3']), ('lr', dict(width=16), ['width is 16, but 8']),
-    ('lr', dict(lr_stem='7x7'), ['stem is 7x7, but 3x3']), ('lr', dict(inputs='ILR'), ['input is ILR, but LR']),
-    ('lr', dict(inputs='LR+ILR'), ['not a network with one branch', 'reads LR alone']),
-    ('sr', dict(), ['input is LR, but SR']), ('sr', dict(inputs='LR+SR'), ['not a network with one branch']),
-    ('sr', dict(inputs='SR', channels=1), ['channels is 1, but 3']),
-    ('sr', dict(inputs='SR', scale=4), ['scale is 4, but 2']),
-    ('sr', dict(inputs='SR', sr_stem='3x3s2'), ['stem is 3x3s2, but 3x3'])])
+@pytest.mark.parametrize('option,single,words', [('lr', dict(classes=('a', 'b')),
+                                                  ['knows the classes a, b', 'healthy, ill']),
+                                                 ('lr', dict(classes=('ill', 'healthy')), ['same order']),
+                                                 ('lr', dict(classes=('healthy', 'ill', 'unclear')),
+                                                  ['unclear']),
+                                                 ('lr', dict(channels=1), ['channels is 1, but 3']),
+                                                 ('lr', dict(width=16), ['width is 16, but 8']),
+                                                 ('lr', dict(lr_stem='7x7'), ['stem is 7x7, but 3x3']),
+                                                 ('lr', dict(inputs='ILR'), ['input is ILR, but LR']),
+                                                 ('lr', dict(inputs='LR+ILR'),
+                                                  ['not a network with one branch', 'reads LR alone']),
+                                                 ('sr', dict(), ['input is LR, but SR']),
+                                                 ('sr', dict(inputs='LR+SR'),
+                                                  ['not a network with one branch']),
+                                                 ('sr', dict(inputs='SR', channels=1),
+                                                  ['channels is 1, but 3']),
+                                                 ('sr', dict(inputs='SR', scale=4), ['scale is 4, but 2']),
+                                                 ('sr', dict(inputs='SR', sr_stem='3x3s2'),
+                                                  ['stem is 3x3s2, but 3x3'])])
 def test_a_branch_that_does_not_fit(argv, tmp_path, refused, nothing_trains, option, single, words):
     folder = save_single(tmp_path/'single', **single)
     refused(*argv(f'--{option}-branch', folder), naming=[folder, *words])
@@ -343,7 +366,8 @@ def test_models_in_each_others_place(argv, tmp_path, models, refused, nothing_tr
     refused(*argv('--sr', single), naming=[single, 'a model for diagnosis, but one for sr'])
     refused(*argv('--lr-branch', tmp_path/'none'), naming=[tmp_path/'none'])
     refused(*argv('--inputs', 'LR', '--lr-branch', single), naming=['LR is a single branch', '--lr-branch'])
-    refused(*argv('--inputs', 'SR', '--sr-branch', 'scratch'), naming=['SR is a single branch', '--sr-branch'])
+    refused(*argv('--inputs', 'SR', '--sr-branch', 'scratch'),
+            naming=['SR is a single branch', '--sr-branch'])
     sr = save_single(tmp_path/'sr', 'SR')
     refused(*argv('--sr', models.sr, '--sr-branch', sr), naming=[sr, 'leave out --sr'])
 
@@ -404,14 +428,16 @@ def test_foreign_files(interrupted, argv, tmp_path, refused, succeeds, nothing_t
     for p in (interrupted, interrupted/'branches'): assert (p/'notes.txt').read_text() == 'mine'
     (tmp_path/'y').mkdir()
     (tmp_path/'y'/'notes.txt').write_text('mine')
-    refused(*argv('--inputs', 'LR+ILR', '--out', tmp_path/'y', '--overwrite'), naming=['was not made by srdiag'])
+    refused(*argv('--inputs', 'LR+ILR', '--out', tmp_path/'y', '--overwrite'),
+            naming=['was not made by srdiag'])
 
 
 # Models of before
 
 def test_old_folders_mean_the_old_behaviour(diagnosis_model, joined, tmp_path):
     torch.manual_seed(1)
-    old = SREnhancedDiagnosis(2, 2, lr_stem='3x3', sr_stem='3x3', sr=SR, mode='solo') # all that is new: as it was
+    # all that is new: as it was
+    old = SREnhancedDiagnosis(2, 2, lr_stem='3x3', sr_stem='3x3', sr=SR, mode='solo')
     save_model(tmp_path/'old', old.eval(), ModelInfo('old', 'hr', None, [8, 8], ['a', 'b']))
     config = json.loads((tmp_path/'old'/'config.json').read_text())
     for key in ('width', 'statistics', 'gate_norm', 'both_ways', 'batch_size'): del config['network'][key]
