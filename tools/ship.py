@@ -30,10 +30,10 @@ SOURCES = {
         source='NIH/NLM malaria cell images (Rajaraman et al., PeerJ 2018), published for free use by a US '
                'government library; 64x64 px by 2x2 means, reduced to 16x16 px (MATLAB bicubic, 8 bits)',
         notes='Says whether a single, cut-out red blood cell of 16 px (thin smear, Giemsa stain, 64 px '
-              'reduced four times) is parasitized. It shows how the method works. It is not for diagnosis, not for '
-              'whole fields or thick smears, and it has seen one laboratory, one microscope and phone. '
-              'Colour alone tells many of these cells apart. It predicts each image by itself, and holds no image '
-              'of a patient.'),
+              'reduced four times) is parasitized. It shows how the method works. It is not for '
+              'diagnosis, not for whole fields or thick smears, and it has seen one laboratory, one '
+              'microscope and phone. Colour alone tells many of these cells apart. It predicts each '
+              'image by itself, and holds no image of a patient.'),
     'endoscopy_x4': dict(
         title='MRC-Net x4 for colonoscopy frames, distilled',
         source='Kvasir-SEG (Jha et al., 2020; research and education use; the frames are also in '

@@ -6,7 +6,6 @@
 __all__ = ['share_epochs', 'train_branch', 'train_single', 'train_joined']
 
 # %% ../../nbs/diagnosis/joint_training.ipynb #c005
-from dataclasses import replace
 from pathlib import Path
 
 from ..data.pairs import LabelledPairs
@@ -14,8 +13,6 @@ from .joining import BRANCHES, check_branch, join, single_of
 from .network import SREnhancedDiagnosis
 from .training import train_diagnosis # fastai, without its warning
 from ..training.recipes import Recipe
-
-from fastai.learner import Learner
 
 # %% ../../nbs/diagnosis/joint_training.ipynb #c007
 def share_epochs(
