@@ -25,6 +25,7 @@ class LabelRow:
     tuned: bool = False # the super-resolution network learns, too, at 0.01 times the rate
     augment: Literal['light', 'strong'] = 'light' # flips and turns; strong: any angle, size and place
     pretrained: bool = False # the branch has learned to enlarge the unlabelled images before
+    watched: bool = False # the gate of a joined row opens by what the watched images say of each head
 
     def __post_init__(self): check_settings(self, 'A row')
 
@@ -34,6 +35,7 @@ class LabelRow:
 # %% ../../nbs/bench/labels_rows.ipynb #c007
 _ALL = (LabelRow('LR', 'LR'), LabelRow('ILR', 'ILR'), LabelRow('SR', 'SR'), LabelRow('HR', 'HR'),
         LabelRow('LR+SR', 'SR', joined=True), LabelRow('LR+ILR', 'ILR', joined=True),
+        LabelRow('LR+SR-watched', 'SR', joined=True, watched=True),
         LabelRow('SR-tuned', 'SR', tuned=True), LabelRow('LR+SR-tuned', 'SR', joined=True, tuned=True),
         LabelRow('SR-foreign', 'foreign'), LabelRow('SR-untrained', 'untrained'),
         LabelRow('ILR-pretrained', 'ILR', pretrained=True),
@@ -44,6 +46,7 @@ MAIN = 'LR', 'ILR', 'SR', 'HR', 'LR+SR'
 MEANINGS = {
     'LR': 'the small image', 'ILR': 'enlarged by bicubic interpolation', 'SR': 'enlarged by the network',
     'HR': 'the true image', 'LR+SR': 'two branches with SAI, joined', 'LR+ILR': 'the same without a network',
+    'LR+SR-watched': 'its gate opens by the watched images',
     'SR-tuned': 'the network learns with the branch', 'LR+SR-tuned': 'the network learns with both branches',
     'SR-foreign': 'a network that learned from other images', 'SR-untrained': 'a network with fresh weights',
     'ILR-pretrained': 'the branch learned to enlarge first', 'ILR-augmented': 'more augmentation',
