@@ -18,12 +18,14 @@ TINY_DIAGNOSIS = ['--epochs', 1, '--batch-size', 8, '--scale', 2, '--device', 'c
 
 
 def pytest_collection_modifyitems(items):
-    "Tests marked `data` need the folder of real images"
-    if os.environ.get('SRDIAG_DATA'): return
-    skip = pytest.mark.skip(reason='SRDIAG_DATA is not set: it names the folder with bloodsmear, histology '
-                                   'and endoscopy')
-    for item in items:
-        if item.get_closest_marker('data'): item.add_marker(skip)
+    "Tests marked `data` need the folder of real images; those marked `nightly` need time"
+    why = dict(data=('SRDIAG_DATA', 'it names the folder with bloodsmear, histology and endoscopy'),
+               nightly=('SRDIAG_NIGHTLY', 'it runs what takes longer than a test may'))
+    for mark, (variable, meaning) in why.items():
+        if os.environ.get(variable): continue
+        skip = pytest.mark.skip(reason=f'{variable} is not set: {meaning}')
+        for item in items:
+            if item.get_closest_marker(mark): item.add_marker(skip)
 
 
 # The command line

@@ -37,10 +37,18 @@ def test_the_report_says_what_it_is_not_for(html):
         assert re.search(r'alt="[^"]+"', image), 'an image without a description'
 
 
+def test_the_first_thing_to_see_is_the_picture_with_the_bars(html):
+    body = html.index('<main>')
+    assert body < html.index('<img', body) < html.index('<h2', body)
+    assert 'Lesions as LR, bicubic, SR and HR, and bars of accuracy' in html
+
+
 def test_the_results_are_json(demo):
     def fail(name): raise AssertionError(f'{name} is not JSON')
     results = json.loads((demo[0]/'results.json').read_text(encoding='utf-8'), parse_constant=fail)
-    assert results
+    rows = results['diagnosis']
+    assert len(rows) == 2 and all(set(r) == {'LR', 'ILR', 'SR', 'LR+SR', 'HR'} for r in rows.values())
+    assert set(results['joined']) == set(rows)
 
 
 def test_every_model_can_be_used(demo):
@@ -53,3 +61,15 @@ def test_every_model_can_be_used(demo):
 def test_it_runs_again_only_if_allowed(demo, run_cli):
     code, _, err = run_cli('demo', '--quick', '--out', demo[0])
     assert code == 2 and '--overwrite' in err
+
+
+@pytest.mark.nightly
+@pytest.mark.parametrize('seed', range(5))
+def test_the_bars_stand_in_order(seed, tmp_path):
+    "The full demonstration: LR < ILR < SR ≤ LR+SR, HR, with margin, at both numbers of labels"
+    from srdiag.commands.demo import demo
+    for n, rows in demo(tmp_path/'run', seed=seed, device='cpu')['diagnosis'].items():
+        got = {name: m['accuracy'] for name, m in rows.items()}
+        assert got['LR'] + 0.03 < got['ILR'] and got['ILR'] + 0.03 < got['SR'] < got['HR'], (n, got)
+        # the same within the noise of a test of a thousand lesions, or better
+        assert got['SR'] - 0.015 <= got['LR+SR'] < got['HR'] + 0.005, (n, got)

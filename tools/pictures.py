@@ -3,6 +3,7 @@
 method.png is the map of the method; enlarged.png is made by the lines of Python that README.md shows; with
 --demo, demo.png is drawn from a finished demonstration."""
 import argparse
+import json
 import os
 import re
 import tempfile
@@ -48,15 +49,13 @@ def enlarged():
 
 
 def demonstration(folder):
-    from srdiag.commands.demo import DemoSettings, blocks
-    from srdiag.data.pairs import SRPairs
-    from srdiag.sr.inference import super_resolve
-    scale = DemoSettings().scale
-    lr, hr = SRPairs(blocks()['test'], scale)[0]
-    images = {'LR': lr, 'bicubic': srdiag.upsample(lr, scale, clip=True)}
-    for name in ('scratch', 'recursive', 'distilled'):
-        images[name] = super_resolve(srdiag.load_model(folder/'models'/name)[0], lr)
-    return figures.sr_panel(images, hr, convention(scale), width=10)
+    from srdiag.commands.demo import ROWS, DemoSettings, labelled_lesions
+    from srdiag.commands.demo_report import first_screen, lesion_versions
+    test = labelled_lesions(DemoSettings(), 2, 0)['test']
+    network = srdiag.load_model(folder/'models'/'distilled')[0]
+    versions = lesion_versions(as_float(test.lr), as_float(test.hr), test.labels, network)
+    saved = json.loads((folder/'results.json').read_text(encoding='utf-8'))['diagnosis']
+    return first_screen(*versions, {n: {row: (rows[row],) for row in ROWS} for n, rows in saved.items()})
 
 
 if __name__ == '__main__':
