@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['Preset', 'TableName', 'BudgetName', 'RecipeName', 'TABLE_NAMES', 'SR_BUDGETS', 'DIAGNOSIS_BUDGETS', 'SRBudget',
-           'sr_budget', 'DiagnosisBudget', 'diagnosis_budget', 'Design', 'BenchmarkShare', 'ExperimentShare',
-           'is_whole', 'Sources']
+           'sr_budget', 'DiagnosisBudget', 'diagnosis_budget', 'LaterChoices', 'Design', 'BenchmarkShare',
+           'ExperimentShare', 'is_whole', 'Sources']
 
 # %% ../../nbs/bench/settings.ipynb #c003
 from dataclasses import dataclass, fields
@@ -83,8 +83,25 @@ def diagnosis_budget(
     return named_budget(DIAGNOSIS_BUDGETS, name, **changes)
 
 # %% ../../nbs/bench/settings.ipynb #c021
+@dataclass(frozen=True, kw_only=True)
+class LaterChoices:
+    "What the oldest folders have not recorded, and what they mean by that"
+    # how training batches go through: batch, as published, or with a solo_share; both, each with and without
+    train_mode: TrainMode = 'batch'
+    width: Positive = 64 # channels of a branch's first stage, as in train-diagnosis
+    gate_norm: bool = True # batch norm in the gate; Eq. (8) is printed without
+    standardise: bool = True # centre and scale the images of each branch
+    temperature: Annotated[float, Between(0.001)] = 1. # T of Eq. (10)
+    margin: Weight = 0.05 # m of Eq. (13)
+    rank_on: RankOn = 'probabilities' # what Eq. (13) compares; logits as in the released code
+    ens_weight: Weight = 1. # weight of the ensemble's cross entropy in Eq. (12); the released code has 2
+    # of two classes the one that sensitivity is of; default: the one whose name does not sound healthy, else
+    # the second
+    positive: str|None = None
+
+# %% ../../nbs/bench/settings.ipynb #c023
 @dataclass(frozen=True)
-class Design:
+class Design(LaterChoices):
     "What all rows of one folder have in common beside the budget. Raises DataError for what does not exist"
     # what the files are: hr, reduced by the scale first; lr, read as they are, without the rows that need HR
     images: Files = 'hr'
@@ -99,18 +116,6 @@ class Design:
     rank: Weight = 1. # λ1 of the rank loss; 0 switches it off
     sac: Weight = 100. # λ2 of the consistency loss; 0 switches it off
     sar: Weight = 100. # λ3 of the regularization loss; 0 switches it off
-    # how training batches go through: batch, as published, or with a solo_share; both, each with and without
-    train_mode: TrainMode = 'batch'
-    width: Positive = 64 # channels of a branch's first stage, as in train-diagnosis
-    gate_norm: bool = True # batch norm in the gate; Eq. (8) is printed without
-    standardise: bool = True # centre and scale the images of each branch
-    temperature: Annotated[float, Between(0.001)] = 1. # T of Eq. (10)
-    margin: Weight = 0.05 # m of Eq. (13)
-    rank_on: RankOn = 'probabilities' # what Eq. (13) compares; logits as in the released code
-    ens_weight: Weight = 1. # weight of the ensemble's cross entropy in Eq. (12); the released code has 2
-    # of two classes the one that sensitivity is of; default: the one whose name does not sound healthy, else
-    # the second
-    positive: str|None = None
     # rows with two branches: each branch alone first, then both together, in as many epochs as other rows
     # have; --no-join trains them as one from noise
     join: bool = True
@@ -136,7 +141,7 @@ class Design:
                                  sac=self.sac if row.sac else 0., sar=self.sar if row.sar else 0.,
                                  **{name: getattr(self, name) for name in same})
 
-# %% ../../nbs/bench/settings.ipynb #c024
+# %% ../../nbs/bench/settings.ipynb #c026
 @dataclass(frozen=True)
 class BenchmarkShare:
     "The runs of a benchmark that this process makes. Raises DataError for what is no seed"
@@ -145,7 +150,7 @@ class BenchmarkShare:
 
     def __post_init__(self): check_settings(self, 'The share')
 
-# %% ../../nbs/bench/settings.ipynb #c026
+# %% ../../nbs/bench/settings.ipynb #c028
 @dataclass(frozen=True)
 class ExperimentShare:
     "The runs of an experiment that this process makes. Raises DataError for what is no fold or seed"
@@ -162,7 +167,7 @@ def is_whole(
     "Whether a process makes all runs"
     return all(getattr(share, f.name) is None for f in fields(share) if f.name.startswith('only'))
 
-# %% ../../nbs/bench/settings.ipynb #c029
+# %% ../../nbs/bench/settings.ipynb #c031
 @dataclass(frozen=True)
 class Sources:
     "What an experiment reads beside the images"
