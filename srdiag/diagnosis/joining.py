@@ -120,7 +120,7 @@ def share_of_sr(
     return min(loss, key=lambda w: (loss[w], abs(w - 0.5)))
 
 def trust(
-    model: SREnhancedDiagnosis, # joined, with a gate half open
+    model: SREnhancedDiagnosis, # with branches that were trained; its gate does not matter
     valid: LabelledPairs, # images that neither branch has learned from
 ) -> tuple: # weights of SR, LR, aux
     "How far the gate is to open for each head, by its answers on validation images"
@@ -196,7 +196,7 @@ def join(
     _measure(model, images, batch_size, batches)
     for interact in model.network.interactions:
         for bottleneck in (interact.bottleneck_sr, interact.bottleneck_lr): start_as_identity(bottleneck)
-    open_gate(model.network.ensemble)
-    if valid is not None and len(given) == 2: open_gate(model.network.ensemble, trust(model, valid))
+    known = valid is not None and len(given) == 2 # then its answers say how far
+    open_gate(model.network.ensemble, trust(model, valid) if known else OPEN)
     model.joined = tuple(given)
     return model
