@@ -584,6 +584,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                   'srdiag/bench/settings.py'),
                                        'srdiag.bench.settings.ExperimentShare.__post_init__': ( 'bench/settings.html#experimentshare.__post_init__',
                                                                                                 'srdiag/bench/settings.py'),
+                                       'srdiag.bench.settings.LaterChoices': ( 'bench/settings.html#laterchoices',
+                                                                               'srdiag/bench/settings.py'),
                                        'srdiag.bench.settings.SRBudget': ('bench/settings.html#srbudget', 'srdiag/bench/settings.py'),
                                        'srdiag.bench.settings.SRBudget.__post_init__': ( 'bench/settings.html#srbudget.__post_init__',
                                                                                          'srdiag/bench/settings.py'),

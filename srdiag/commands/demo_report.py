@@ -56,19 +56,22 @@ def lesion_versions(
     hr: torch.Tensor, # N×C×sh×sw, the truth
     labels, # N class numbers
     network, # that enlarges
-    each: int = 4, # of both kinds
+    each: int = 3, # of both kinds
 ): # name → images of the lesions that are kept, and their kinds
-    "The same lesions as LR, bicubic, SR and HR"
+    "The same lesions as LR, bicubic, SR and HR; the middle of each tile"
     keep = [k for kind in (0, 1) for k in np.flatnonzero(np.asarray(labels) == kind)[:each]]
     small, scale = lr[keep], hr.shape[-1]//lr.shape[-1]
-    return {'LR': small, 'bicubic': upsample(small, scale, clip=True),
-            'SR': torch.stack([super_resolve(network, x) for x in small]),
-            'HR': hr[keep]}, [KINDS[int(labels[k])] for k in keep]
+    large = {'bicubic': upsample(small, scale, clip=True), 'HR': hr[keep],
+             'SR': torch.stack([super_resolve(network, x) for x in small])}
+    edge = small.shape[-1]//5
+    def middle(x, edge): return x[..., edge:-edge, edge:-edge]
+    return {'LR': middle(small, edge)} | {name: middle(large[name], edge*scale) for name in
+                                          ('bicubic', 'SR', 'HR')}, [KINDS[int(labels[k])] for k in keep]
 
 # %% ../../nbs/commands/demo_report.ipynb #c012
 def _draw_row(axes, name, images): # one version
     for ax, x in zip(axes, images):
-        ax.imshow(x.cpu().clamp(0, 1).permute(1, 2, 0), aspect='auto')
+        ax.imshow(x.cpu().clamp(0, 1).permute(1, 2, 0))
         ax.set(xticks=[], yticks=[])
         ax.spines[:].set_visible(False)
     axes[0].set_ylabel(name, rotation=0, ha='right', va='center', color=colour_of(name), fontweight='bold')
@@ -100,8 +103,9 @@ def draw_bars(fig, results): # labels → row → (metrics, ...), with accuracy,
 def first_screen(versions, kinds, results): # from `lesion_versions`; as for `draw_bars`
     "Lesions on the left, bars on the right"
     with style():
-        fig = plt.figure(figsize=(9.2, 3.2), layout='constrained')
-        left, right = fig.subfigures(1, 2, width_ratios=(1.12, 1))
+        fig = plt.figure(figsize=(9.2, 3.7))
+        fig.set_layout_engine('constrained', w_pad=0.015, h_pad=0.015)
+        left, right = fig.subfigures(1, 2, width_ratios=(1, 0.82), wspace=0.03)
         draw_lesions(left, versions, kinds)
         draw_bars(right, results)
     return finished(fig)
