@@ -1,5 +1,6 @@
 """Copy what a benchmark or an experiment found, without weights and without images of patients: `python
 tools/collect_runs.py runs/NAME results/sr/NAME`."""
+import json
 import re
 import shutil
 import sys
@@ -12,16 +13,45 @@ EXPERIMENT = (Path('setup/config.json'), ('README.md', '*.csv', 'cost.json', 'ta
                                           'fig6.*', 'fig7.md', 'setup/config.json', 'sessions/*.json',
                                           'networks/*/network.json', 'networks/*/scores.json',
                                           'runs/*/seed*/fold*/metrics.json'))
+LABELS = (Path('setup/config.json'), ('README.md', '*.csv', '*.png', 'setup/*', 'network.json',
+                                      'sessions/*.json', 'pretrained/*/painting.json',
+                                      'runs/*/seed*/fold*/metrics.json'))
 HIDDEN = (r'(?:!\[[^]]*\]\((?:fig5|fig7)[^)]*\)\n+)+(?:\*[^*]*\*\n+)?',
           '*This figure shows images of the data set and is not part of the repository; the command that '
           'made these results draws it.*\n\n')
 
 
+def kind_of(source):
+    "What the folder is, or the end"
+    kinds = [kind for kind in (BENCHMARK, EXPERIMENT) if (source/kind[0]).is_file()]
+    if not kinds: sys.exit(f'{source} is neither a benchmark nor an experiment of srdiag.')
+    head = json.loads((source/kinds[0][0]).read_text(encoding='utf-8'))
+    return LABELS if str(head.get('format')).startswith('srdiag labels') else kinds[0]
+
+
+def write_right(source, path):
+    """Every single answer of a labels experiment, in a line for each run and number of steps: 1 where it is
+    right, the images in the order in which setup/split.csv has those of the fold"""
+    import pandas as pd
+
+    from srdiag.bench.labels_store import LabelsStore, right_answers
+    store, lines = LabelsStore(source), []
+    head = store.head()
+    files = pd.read_csv(source/'setup'/'split.csv', dtype=str, keep_default_na=False).file
+    for arm in store.arms():
+        for seed, fold in store.complete(arm):
+            p = store.predictions(arm, seed, fold).set_index('file')
+            p = p.loc[files[files.isin(p.index)]]
+            right = right_answers(p, head['fixed']['steps'], head['about']['classes'])
+            about = dict(arm=arm.key, seed=seed, fold=fold)
+            lines += [about | dict(steps=s, right=''.join('01'[int(x)] for x in row))
+                      for s, row in zip(head['fixed']['steps'], right)]
+    pd.DataFrame(lines).to_csv(path, index=False, compression=dict(method='gzip', mtime=0))
+
+
 def collect(source, out):
     "Copy the files; the folder must be new or hold an earlier copy"
-    kinds = [(mark, keep) for mark, keep in (BENCHMARK, EXPERIMENT) if (source/mark).is_file()]
-    if not kinds: sys.exit(f'{source} is neither a benchmark nor an experiment of srdiag.')
-    mark, keep = kinds[0]
+    mark, keep = kind_of(source)
     if out.exists() and not (out/mark).is_file():
         sys.exit(f'{out} is not a copy of one: choose another folder.')
     if out.exists(): shutil.rmtree(out)
@@ -30,6 +60,7 @@ def collect(source, out):
         target = out/p.relative_to(source)
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(p, target)
+    if keep is LABELS[1]: write_right(source, out/'right.csv.gz')
     for page in out.glob('*.md'):
         page.write_text(re.sub(*HIDDEN, page.read_text(encoding='utf-8')), encoding='utf-8')
     print(f'{len(files)} files, {sum(p.stat().st_size for p in files)/1e6:.1f} MB, in {out}')

@@ -9,6 +9,7 @@ __all__ = ['check_labels_request', 'check_labels_job', 'run_labels']
 from pathlib import Path
 
 from .labels_rows import arms_of
+from .labels_report import report_labels
 from .labels_runs import LabelsJob
 from .labels_settings import LabelsBudget, LabelsDesign, LabelsShare, LabelsSources
 from .labels_store import LabelsStore, check_labels_store, open_labels_store
@@ -45,7 +46,7 @@ def check_labels_request(
                         'with --unlabelled.')
     pick_place(options.device, options.precision)
 
-# %% ../../nbs/bench/labels.ipynb #c006
+# %% ../../nbs/bench/labels.ipynb #c008
 def check_labels_job(
     job: LabelsJob, # images, networks
     arms, # that are to be trained
@@ -64,7 +65,7 @@ def _say_what(rows, job):
     say(f'labels: rows {", ".join(r.name for r in rows)}; {job.budget}; {about["groups"]} groups, {counts}.')
     for k, v in job.fixed().items(): say(f'    {k}: {v}')
 
-# %% ../../nbs/bench/labels.ipynb #c008
+# %% ../../nbs/bench/labels.ipynb #c010
 def run_labels(
     data: str|Path, # labelled images
     out: str|Path, # the folder of the experiment; one that is there is continued
@@ -87,4 +88,5 @@ def run_labels(
     say(f'{counted(run_all(job, store, arms, share), "run")} done now, the others were complete. They are in '
         f'{store.folder}.')
     say_left(store)
+    if store.arms(): say(f'Report: {report_labels(store)}')
     return store.folder

@@ -62,7 +62,7 @@ def ends(
 ) -> tuple: # low and high; NaN with one group
     "Percentiles, those without a value left out"
     share = (1 - level)/2
-    if np.isnan(drawn).all(): return np.full(drawn.shape[1:], np.nan), np.full(drawn.shape[1:], np.nan)
+    if np.isnan(drawn).all(): return (np.full(drawn.shape[1:], np.nan),)*2
     return np.nanquantile(drawn, share, axis=0), np.nanquantile(drawn, 1 - share, axis=0)
 
 # %% ../../nbs/bench/labels_answers.ipynb #c012
@@ -110,12 +110,12 @@ class LabelsAnswers:
     def size(self, arm): # images with a label, mean over runs
         return float(np.mean([m['subset']['images'] for m in self.metrics[arm]]))
 
-# %% ../../nbs/bench/labels_answers.ipynb #c018
+# %% ../../nbs/bench/labels_answers.ipynb #c017
 FLAT = 0.005 # gain of the watched part in the last tripling of steps, below which a training is called flat
 
 def _watched(metrics, steps): # mean over runs, or NaN
-    found = [m['watched'].get(str(steps)) for m in metrics]
-    return float(np.mean([w for w in found if w is not None])) if any(w is not None for w in found) else np.nan
+    found = [m['watched'][str(steps)] for m in metrics if str(steps) in m['watched']]
+    return float(np.mean(found)) if found else np.nan
 
 def accuracy_table(
     answers: LabelsAnswers, # of an experiment
@@ -134,7 +134,7 @@ def accuracy_table(
             before = watched
     return pd.DataFrame(lines)
 
-# %% ../../nbs/bench/labels_answers.ipynb #c022
+# %% ../../nbs/bench/labels_answers.ipynb #c021
 def gain_table(
     answers: LabelsAnswers, # of an experiment
     pairs, # (row, against), by name
@@ -153,7 +153,7 @@ def gain_table(
     columns = ['row', 'against', 'labels', 'steps', 'gain', 'low', 'high']
     return pd.DataFrame(lines, columns=columns)
 
-# %% ../../nbs/bench/labels_answers.ipynb #c026
+# %% ../../nbs/bench/labels_answers.ipynb #c025
 def needed(
     at, # increasing numbers of labels or of steps
     curve, # accuracy at each of them
@@ -167,7 +167,7 @@ def needed(
     share = (target - best[k-1])/(best[k] - best[k-1])
     return float(np.exp((1 - share)*np.log(at[k-1]) + share*np.log(at[k])))
 
-# %% ../../nbs/bench/labels_answers.ipynb #c029
+# %% ../../nbs/bench/labels_answers.ipynb #c028
 def _needs(at, own, theirs, drawn_own, drawn_theirs): # targets, curve; the same n times → n, low, high
     found = [needed(at, t, o) for o, t in zip(drawn_own, drawn_theirs)]
     low, high = np.quantile(found, (0.025, 0.975), method='nearest')
@@ -191,7 +191,7 @@ def labels_needed(
              | _needs(at, exact[i], exact[k:], drawn[i], np.stack(drawn[k:], 1)) for i, n in enumerate(names)]
     return pd.DataFrame(lines).assign(least=at[0], most=at[-1])
 
-# %% ../../nbs/bench/labels_answers.ipynb #c033
+# %% ../../nbs/bench/labels_answers.ipynb #c032
 def steps_needed(
     answers: LabelsAnswers, # of an experiment
     row: str, # whose accuracy is to be reached
@@ -203,12 +203,13 @@ def steps_needed(
     if None in arms or len(answers.steps) < 2: return pd.DataFrame()
     tallies, at = together([answers.tallies[a] for a in arms]), answers.steps
     if not tallies[0].images.sum(): return pd.DataFrame()
-    (own, theirs), (drawn, other) = ([f(t) for t in tallies] for f in (lambda t: t.accuracy, answers.draws.accuracy))
+    own, theirs = (t.accuracy for t in tallies)
+    drawn, other = (answers.draws.accuracy(t) for t in tallies)
     lines = [dict(row=row, against=against, labels=words_for(labels), steps=s, accuracy=own[t])
              | _needs(at, own[t], theirs, drawn[:, t], other) for t, s in enumerate(at)]
     return pd.DataFrame(lines).assign(least=at[0], most=at[-1])
 
-# %% ../../nbs/bench/labels_answers.ipynb #c037
+# %% ../../nbs/bench/labels_answers.ipynb #c036
 GAPS = ['row', 'labels', 'steps', 'gap', 'gap_low', 'gap_high', 'clear', 'closed', 'low', 'high']
 
 def _closed(base, ours, top): # three accuracies, or three times n of them

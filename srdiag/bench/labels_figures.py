@@ -19,7 +19,8 @@ def row_colour(name): # of a row of this experiment
     return COLOURS['ens'] if name == 'LR+SR' else COLOURS['aux'] if '+' in name else colour_of(name)
 
 def _line(ax, name, part, x): # one row: a line with its band
-    part = part.sort_values(x)
+    part = part[part.row == name].sort_values(x)
+    if not len(part): return
     ax.fill_between(part[x], 100*part.low, 100*part.high, color=row_colour(name), alpha=0.15, lw=0)
     ax.plot(part[x], 100*part.accuracy, color=row_colour(name), marker='o', ms=3.5, lw=1.6, label=name,
             ls='--' if '+' in name else '-')
@@ -43,8 +44,7 @@ def labels_figure(
     with style():
         fig, axes = plt.subplots(1, len(shown), figsize=(4.4*len(shown), 3.6), sharey=True, squeeze=False)
         for ax, s in zip(axes[0], shown):
-            for name in rows:
-                if len(part := table[(table.row == name) & (table.steps == s)]): _line(ax, name, part, 'images')
+            for name in rows: _line(ax, name, table[table.steps == s], 'images')
             sizes = table[['images', 'labels']].drop_duplicates('labels').sort_values('images')
             _ticks(ax, sizes.images, sizes.labels, 'labelled images')
             ax.set_title(f'after {s} steps')
@@ -65,10 +65,10 @@ def steps_figure(
     "Accuracy over training steps"
     table, labels = table[table.row.isin(rows)], _panels(table)
     with style():
-        fig, axes = plt.subplots(1, len(labels), figsize=(2.3*len(labels) + 0.5, 3), sharey=True, squeeze=False)
+        size = 2.3*len(labels) + 0.5, 3
+        fig, axes = plt.subplots(1, len(labels), figsize=size, sharey=True, squeeze=False)
         for ax, n in zip(axes[0], labels):
-            for name in rows:
-                if len(part := table[(table.row == name) & (table.labels == n)]): _line(ax, name, part, 'steps')
+            for name in rows: _line(ax, name, table[table.labels == n], 'steps')
             steps = sorted(set(table.steps))
             _ticks(ax, steps, steps, 'training steps')
             ax.set_title(f'{n} labels')
@@ -93,7 +93,7 @@ def map_figure(
     steps, by = sorted(set(gains.steps)), {(g.labels, g.steps): g for g in gains.itertuples()}
     labels = [n for n in labels if n in set(gains.labels)]
     field = np.array([[100*by[n, s].gain if (n, s) in by else np.nan for n in labels] for s in steps])
-    most = max(1, np.nanmax(abs(field)))
+    most = max(1, 1.5*np.nanmax(abs(field))) # so that no field is too dark for its number
     with style():
         fig, ax = plt.subplots(figsize=(1.3 + 0.85*len(labels), 1.3 + 0.5*len(steps)))
         shown = ax.imshow(field, cmap='PuOr_r', vmin=-most, vmax=most, origin='lower', aspect='auto')
@@ -115,13 +115,13 @@ def controls_figure(
     if not len(gains): raise ValueError('There are no differences to draw.')
     rows, labels = list(dict.fromkeys(gains.row)), [n for n in labels if n in set(gains.labels)]
     with style():
-        fig, axes = plt.subplots(1, len(labels), figsize=(1.9*len(labels) + 1.4, 0.9 + 0.27*len(rows)), sharey=True,
-                                 sharex=True, squeeze=False)
+        size = 1.9*len(labels) + 1.4, 0.9 + 0.27*len(rows)
+        fig, axes = plt.subplots(1, len(labels), figsize=size, sharey=True, sharex=True, squeeze=False)
         for ax, n in zip(axes[0], labels):
             ax.axvline(0, color='#999999', lw=0.8)
             for g in gains[gains.labels == n].itertuples():
                 y, colour = rows.index(g.row), row_colour(g.row)
-                ax.plot([100*g.low, 100*g.high], [y, y], color=colour, lw=5, alpha=0.35, solid_capstyle='butt')
+                ax.plot([100*g.low, 100*g.high], [y, y], color=colour, lw=5, alpha=0.35)
                 ax.plot(100*g.gain, y, 'o', color=colour, ms=5, mec='white', mew=0.6)
             ax.set(title=f'{n} labels', xlabel=f'points against {gains.against.iloc[0]}')
             ax.set_yticks(range(len(rows)), rows)

@@ -83,4 +83,5 @@ def train_steps(
         averaged.update_parameters(model)
         seconds += time.perf_counter() - start
         if step in at:
-            yield Reached(step, recalibrate(averaged.module, part, budget.batch_size, 20, None, step), seconds)
+            settled = recalibrate(averaged.module, part, budget.batch_size, 20, None, step)
+            yield Reached(step, settled, seconds)

@@ -42,7 +42,7 @@ def unlabelled_pairs(
 
 # %% ../../nbs/bench/labels_pretraining.ipynb #c011
 class Painter(nn.Module):
-    "A branch with a brush: B×C×H×W enlarged and sharp images → their mean absolute difference after painting"
+    "A branch with a brush: enlarged and sharp images → their mean absolute difference after painting"
     def __init__(self,
         network: nn.Module, # a SingleBranch, whose branch learns
         channels: int, # of the images

@@ -91,6 +91,11 @@ class LabelsStore(Store):
             found[arm.key] = arm
         return sorted(found.values(), key=lambda a: (a.labels == ALL, a.labels))
 
+    def sessions(self): # in order of time
+        form = dict(date=str, command=str, machine=str, torch=str, srdiag=str)
+        found = [read_json(p, form, 'remove it') for p in self.folder.glob('sessions/*.json')]
+        return sorted(found, key=lambda s: s['date'])
+
     def predictions(self, arm, seed, fold): # DataError if they are damaged
         head = self.head()
         return read_labels_predictions(self.path(arm, seed, fold)/'predictions.csv', head['fixed']['steps'],

@@ -15,6 +15,7 @@ from ..bench.labels_settings import (
     ALL, LabelsBudget, LabelsDesign, LabelsShare, LabelsSources, numbers_in)
 from .comparisons import Comparing
 from ..core.errors import DataError
+from ..core.words import say
 
 # %% ../../nbs/commands/labels.ipynb #c005
 @dataclass(frozen=True)
@@ -54,7 +55,9 @@ class Labels:
 
     def run(self):
         from srdiag.bench.labels import run_labels
+        from srdiag.bench.labels_report import LabelsStore, report_labels
         from srdiag.bench.labels_rows import chosen_labels_rows
+        if self.report_only: return say(f'Report: {report_labels(LabelsStore(self.out))}')
         if self.data is None:
             raise DataError('The experiment needs labelled images: name them with --data, or use '
                             '--report-only.')
