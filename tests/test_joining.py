@@ -274,7 +274,7 @@ def test_branches_are_models_of_their_own(joined, labelled, tile, tmp_path, succ
                                          [read_split(folder).columns])
         said = succeeds('evaluate', '--model', folder, '--data', labelled, '--device', 'cpu')
         assert f'accuracy {info.metrics["accuracy"]:.3f}' in said
-        succeeds('predict', labelled/'ill', '--model', folder, '--out', tmp_path/b, '--device', 'cpu')
+        succeeds('predict', labelled/'ill', '--model', folder, '--out', tmp_path/b, '--images', 'hr')
         assert [*(tmp_path/b).rglob('*.csv')]
     _, info = load_model(out)
     assert info.training['epochs_of_branches'] == 2 and info.training['epochs'] == 1
