@@ -25,7 +25,8 @@ def main_table(summary): # of diagnosis_summary
                ('>accuracy, all images', lambda s: percent(s.pooled)),
                ('>95 % over groups', lambda s: points(s.low, s.high, '{:.2f}'))]
     columns += [(f'>{k}', lambda s, k=k: percent(getattr(s, k), getattr(s, f'{k}_sd'))) for k in METRICS]
-    columns += [(f'>{k}', lambda s, k=k: number(getattr(s, k), '{:.0f}')) for k in ('steps', 'seconds')]
+    columns += [(f'>{k}', lambda s, k=k: number(getattr(s, k), '{:.0f}'))
+                for k in ('steps', 'seconds') if k in summary]
     return column_table(summary.itertuples(), columns)
 
 # %% ../../nbs/bench/diagnosis_tables.ipynb #c013
