@@ -176,6 +176,7 @@ def _check_shared(model, lr, sr): # ModelError if one normalisation cannot serve
     raise ModelError('The two branches were trained on images of another mean or spread, but this framework '
                      "normalises both alike: build it with statistics='each'.")
 
+# %% ../../nbs/diagnosis/joining.ipynb #c030
 @torch.no_grad()
 def join(
     model: SREnhancedDiagnosis, # two branches, untrained; changed in place
