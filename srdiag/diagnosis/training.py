@@ -232,5 +232,5 @@ def train_diagnosis(
     _measure_again(learn, train, size, seed)
     return learn
 
-# %% ../../nbs/diagnosis/training.ipynb #c044
+# %% ../../nbs/diagnosis/training.ipynb #c052
 __getattr__ = moved_names(__name__)
