@@ -32,8 +32,8 @@ def single_of(
 ) -> SREnhancedDiagnosis: # with one, untrained but for its super-resolution network
     "The single network whose branch fits into this framework"
     c = model.config
-    plain = dict(inputs=_inputs_of(model, branch), mode='solo', both_ways=False, solo_share=0., references=None,
-                 statistics='none' if c['statistics'] == 'none' else 'shared')
+    plain = dict(inputs=_inputs_of(model, branch), mode='solo', both_ways=False, solo_share=0.,
+                 references=None, statistics='none' if c['statistics'] == 'none' else 'shared')
     single = SREnhancedDiagnosis(**c | plain)
     if single.sr_network is not None: single.sr_network.load_state_dict(model.sr_network.state_dict())
     return single
@@ -176,14 +176,14 @@ def _check_shared(model, lr, sr): # ModelError if one normalisation cannot serve
     raise ModelError('The two branches were trained on images of another mean or spread, but this framework '
                      "normalises both alike: build it with statistics='each'.")
 
-# %% ../../nbs/diagnosis/joining.ipynb #c030
+# %% ../../nbs/diagnosis/joining.ipynb #c032
 @torch.no_grad()
 def join(
     model: SREnhancedDiagnosis, # two branches, untrained; changed in place
     lr: SREnhancedDiagnosis|None, # trained on the small image; None: that branch stays as it is
     sr: SREnhancedDiagnosis|None, # trained on the large image, with its super-resolution network; or None
     images: LabelledPairs, # training images, to measure on
-    valid: LabelledPairs|None = None, # that neither branch has learned from; None: the gate half open for both
+    valid: LabelledPairs|None = None, # new to both branches; None: the gate half open for both
     batch_size: int = 64, # images at a time
     batches: int = 20, # at most
 ) -> SREnhancedDiagnosis: # the same model, in eval mode
