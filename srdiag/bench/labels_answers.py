@@ -180,15 +180,15 @@ def labels_needed(
     steps: int, # after how many
 ) -> pd.DataFrame: # labels, images, accuracy, needs, low, high, most
     "For each number of labels of one row: the number that the other row needs"
-    names = [a.labels for a in answers.of(row) if answers.arm(against, a.labels) is not None]
-    if len(names) < 2: return pd.DataFrame()
-    tallies = together([answers.tallies[answers.arm(r, n)] for r in (row, against) for n in names])
+    own, others = answers.of(row), answers.of(against) # the other row may have been given more labels
+    if not own or len(others) < 2: return pd.DataFrame()
+    tallies = together([answers.tallies[a] for a in (*own, *others)])
     if not tallies[0].images.sum(): return pd.DataFrame()
-    t, k = answers.steps.index(steps), len(names)
+    t, k, at = answers.steps.index(steps), len(own), [answers.size(a) for a in others]
     exact, drawn = [x.accuracy[t] for x in tallies], [answers.draws.accuracy(x)[:, t] for x in tallies]
-    at = [answers.size(answers.arm(against, n)) for n in names]
-    lines = [dict(row=row, against=against, steps=steps, labels=words_for(n), images=at[i], accuracy=exact[i])
-             | _needs(at, exact[i], exact[k:], drawn[i], np.stack(drawn[k:], 1)) for i, n in enumerate(names)]
+    lines = [dict(row=row, against=against, steps=steps, labels=words_for(a.labels), images=answers.size(a),
+                  accuracy=exact[i])
+             | _needs(at, exact[i], exact[k:], drawn[i], np.stack(drawn[k:], 1)) for i, a in enumerate(own)]
     return pd.DataFrame(lines).assign(least=at[0], most=at[-1])
 
 # %% ../../nbs/bench/labels_answers.ipynb #c032
