@@ -12,7 +12,7 @@ import torch
 from srdiag.bench import labels_runs
 from srdiag.bench.labels import run_labels
 from srdiag.bench.labels_answers import (
-    LabelsAnswers, Tally, accuracy_table, closed_table, gain_table, labels_needed, needed, steps_needed,
+    LabelsAnswers, Tally, accuracy_table, gap_shares, gain_table, labels_needed, needed, steps_needed,
     together)
 from srdiag.bench.labels_loop import endless_batches, power_average, train_steps
 from srdiag.bench.labels_report import amount, labels_sentence, report_labels, steps_sentence
@@ -277,7 +277,7 @@ def test_the_report_says_what_the_dice_say(toy):
     assert n.low['24'] < 96 < n.high['24'] and n.low['96'] < 384 and n.high['384'] == math.inf
     s = steps_needed(answers, 'SR', 'ILR', 96).set_index('steps')
     assert s.low[100] < 300 < s.high[100] and s.high[900] == math.inf
-    closed = closed_table(answers, ['SR'])
+    closed = gap_shares(answers, ['SR'])
     assert closed.clear.all() and closed.closed.mean() == pytest.approx(0.5, abs=0.1)
 
 

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['FLAT', 'GAPS', 'Tally', 'together', 'Resamples', 'ends', 'LabelsAnswers', 'accuracy_table', 'gain_table', 'needed',
-           'labels_needed', 'steps_needed', 'closed_table']
+           'labels_needed', 'steps_needed', 'gap_shares']
 
 # %% ../../nbs/bench/labels_answers.ipynb #c003
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 
 from .labels_rows import LABEL_ROWS
-from .labels_settings import words_for
+from .labels_settings import ALL, words_for
 from .labels_store import LabelsStore, right_answers
 from ..core.errors import DataError
 
@@ -61,18 +61,23 @@ def ends(
     level: float = 0.95, # of the interval
 ) -> tuple: # low and high; NaN with one group
     "Percentiles, those without a value left out"
-    share = (1 - level)/2
-    if np.isnan(drawn).all(): return (np.full(drawn.shape[1:], np.nan),)*2
-    return np.nanquantile(drawn, share, axis=0), np.nanquantile(drawn, 1 - share, axis=0)
+    share, none = (1 - level)/2, np.isnan(drawn).all(0)
+    found = np.nanquantile(np.where(none, 0, drawn), (share, 1 - share), axis=0)
+    return tuple(np.where(none, np.nan, found))
 
 # %% ../../nbs/bench/labels_answers.ipynb #c012
+def _place(arm): # in the order of rows; few labels first, all of them last
+    return list(LABEL_ROWS).index(arm.row.name), arm.labels == ALL, arm.labels
+
+# %% ../../nbs/bench/labels_answers.ipynb #c014
 class LabelsAnswers:
     "The tally of every arm that has a complete run, and what was recorded beside it"
     def __init__(self,
         store: LabelsStore, # of an experiment
         n: int = 2000, # resamples
     ):
-        self.store, self.head, self.arms = store, store.head(), store.arms()
+        self.store, self.head = store, store.head()
+        self.arms = sorted(store.arms(), key=_place)
         self.steps, self.classes = self.head['fixed']['steps'], self.head['about']['classes']
         if not self.arms: raise DataError(f'{store.folder} holds no complete run yet: let it train first.')
         self.runs = {a: store.complete(a) for a in self.arms}
@@ -97,9 +102,7 @@ class LabelsAnswers:
             for t, row in enumerate(answers): np.add.at(right[t, s], at, row)
         return Tally(right, images)
 
-    def rows(self): # names, in the order of LABEL_ROWS
-        there = {a.row.name for a in self.arms}
-        return [name for name in LABEL_ROWS if name in there]
+    def rows(self): return list(dict.fromkeys(a.row.name for a in self.arms)) # names
 
     def of(self, name): # the arms of a row, few labels first
         return [a for a in self.arms if a.row.name == name]
@@ -110,7 +113,7 @@ class LabelsAnswers:
     def size(self, arm): # images with a label, mean over runs
         return float(np.mean([m['subset']['images'] for m in self.metrics[arm]]))
 
-# %% ../../nbs/bench/labels_answers.ipynb #c017
+# %% ../../nbs/bench/labels_answers.ipynb #c019
 FLAT = 0.005 # gain of the watched part in the last tripling of steps, below which a training is called flat
 
 def _watched(metrics, steps): # mean over runs, or NaN
@@ -134,7 +137,7 @@ def accuracy_table(
             before = watched
     return pd.DataFrame(lines)
 
-# %% ../../nbs/bench/labels_answers.ipynb #c021
+# %% ../../nbs/bench/labels_answers.ipynb #c023
 def gain_table(
     answers: LabelsAnswers, # of an experiment
     pairs, # (row, against), by name
@@ -153,7 +156,7 @@ def gain_table(
     columns = ['row', 'against', 'labels', 'steps', 'gain', 'low', 'high']
     return pd.DataFrame(lines, columns=columns)
 
-# %% ../../nbs/bench/labels_answers.ipynb #c025
+# %% ../../nbs/bench/labels_answers.ipynb #c027
 def needed(
     at, # increasing numbers of labels or of steps
     curve, # accuracy at each of them
@@ -167,7 +170,7 @@ def needed(
     share = (target - best[k-1])/(best[k] - best[k-1])
     return float(np.exp((1 - share)*np.log(at[k-1]) + share*np.log(at[k])))
 
-# %% ../../nbs/bench/labels_answers.ipynb #c028
+# %% ../../nbs/bench/labels_answers.ipynb #c033
 def _needs(at, own, theirs, drawn_own, drawn_theirs): # targets, curve; the same n times → n, low, high
     found = [needed(at, t, o) for o, t in zip(drawn_own, drawn_theirs)]
     low, high = np.quantile(found, (0.025, 0.975), method='nearest')
@@ -191,7 +194,7 @@ def labels_needed(
              | _needs(at, exact[i], exact[k:], drawn[i], np.stack(drawn[k:], 1)) for i, a in enumerate(own)]
     return pd.DataFrame(lines).assign(least=at[0], most=at[-1])
 
-# %% ../../nbs/bench/labels_answers.ipynb #c032
+# %% ../../nbs/bench/labels_answers.ipynb #c037
 def steps_needed(
     answers: LabelsAnswers, # of an experiment
     row: str, # whose accuracy is to be reached
@@ -209,14 +212,14 @@ def steps_needed(
              | _needs(at, own[t], theirs, drawn[:, t], other) for t, s in enumerate(at)]
     return pd.DataFrame(lines).assign(least=at[0], most=at[-1])
 
-# %% ../../nbs/bench/labels_answers.ipynb #c036
+# %% ../../nbs/bench/labels_answers.ipynb #c041
 GAPS = ['row', 'labels', 'steps', 'gap', 'gap_low', 'gap_high', 'clear', 'closed', 'low', 'high']
 
 def _closed(base, ours, top): # three accuracies, or three times n of them
     gap = top - base
     return gap, np.divide(ours - base, gap, out=np.full_like(np.asarray(gap, float), np.nan), where=gap > 0)
 
-def closed_table(
+def gap_shares(
     answers: LabelsAnswers, # of an experiment
     rows, # names
     base: str = 'ILR', # where the gap begins

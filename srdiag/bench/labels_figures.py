@@ -30,7 +30,7 @@ def _ticks(ax, at, labels, what): # of a logarithmic axis
     ax.set_xticks(at, labels)
     ax.set_xticks([], minor=True)
 
-# %% ../../nbs/bench/labels_figures.ipynb #c008
+# %% ../../nbs/bench/labels_figures.ipynb #c009
 def labels_figure(
     table: pd.DataFrame, # from accuracy_table
     rows=MAIN, # names
@@ -53,7 +53,7 @@ def labels_figure(
         fig.suptitle(title)
     return finished(fig)
 
-# %% ../../nbs/bench/labels_figures.ipynb #c012
+# %% ../../nbs/bench/labels_figures.ipynb #c013
 def _panels(table): # numbers of labels, few first
     return table[['images', 'labels']].drop_duplicates('labels').sort_values('images').labels.tolist()
 
@@ -77,7 +77,7 @@ def steps_figure(
         fig.suptitle(title)
     return finished(fig)
 
-# %% ../../nbs/bench/labels_figures.ipynb #c015
+# %% ../../nbs/bench/labels_figures.ipynb #c016
 def _field(ax, i, k, g): # the words of one field
     clear = g.low > 0 or g.high < 0
     ax.text(i, k, f'{100*g.gain:+.1f}', ha='center', va='center', fontsize=9,
@@ -105,7 +105,7 @@ def map_figure(
         fig.colorbar(shown, label='points')
     return finished(fig)
 
-# %% ../../nbs/bench/labels_figures.ipynb #c018
+# %% ../../nbs/bench/labels_figures.ipynb #c019
 def controls_figure(
     gains: pd.DataFrame, # from gain_table, all against the same row, after one number of steps
     labels, # in order

@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 
 from .labels_answers import (
-    LabelsAnswers, accuracy_table, closed_table, gain_table, labels_needed, steps_needed)
+    LabelsAnswers, accuracy_table, gap_shares, gain_table, labels_needed, steps_needed)
 from .labels_figures import controls_figure, labels_figure, map_figure, steps_figure
 from .labels_rows import MAIN, MEANINGS
 from .labels_store import LabelsStore
@@ -40,7 +40,7 @@ def _times(line, own): # how many times as many, where that is known
     known = line.least < line.needs < np.inf
     return f', {line.needs/own:.1f} times as many' if known else ''
 
-# %% ../../nbs/bench/labels_report.ipynb #c005
+# %% ../../nbs/bench/labels_report.ipynb #c006
 def labels_sentence(
     line, # of labels_needed, as a named tuple
 ) -> str:
@@ -57,7 +57,7 @@ def steps_sentence(
             f'steps. {line.against} needs {amount(line.needs, line.least, line.most)} steps for '
             f'that{_times(line, line.steps)} (95 %: {_between(line)}).')
 
-# %% ../../nbs/bench/labels_report.ipynb #c011
+# %% ../../nbs/bench/labels_report.ipynb #c012
 def compared(
     rows, # names of rows that are there
 ) -> list: # (row, against)
@@ -78,9 +78,9 @@ def labels_tables(
     def joined(tables): return pd.concat([t for t in tables if len(t)] or [pd.DataFrame()], ignore_index=True)
     return {'accuracy.csv': accuracy_table(answers), 'gains.csv': gain_table(answers, compared(rows)),
             'labels_needed.csv': joined(needs), 'steps_needed.csv': joined(faster),
-            'closed.csv': closed_table(answers, [r for r in rows if r in MEANINGS and 'SR' in r])}
+            'closed.csv': gap_shares(answers, [r for r in rows if r in MEANINGS and 'SR' in r])}
 
-# %% ../../nbs/bench/labels_report.ipynb #c014
+# %% ../../nbs/bench/labels_report.ipynb #c015
 def _percent(line): # of the accuracy table
     rising = '' if line.flat else ' *'
     around = interval(100*line.low, 100*line.high, '{:.1f}')
@@ -100,7 +100,7 @@ def main_markdown(
 def labels_of(table): # numbers of labels as text, few first
     return table.sort_values('images', kind='stable').labels.drop_duplicates().tolist()
 
-# %% ../../nbs/bench/labels_report.ipynb #c017
+# %% ../../nbs/bench/labels_report.ipynb #c018
 def needs_markdown(
     table: pd.DataFrame, # of labels or steps needed; may be empty
     what: str, # 'labels' or 'steps': what is counted
@@ -115,7 +115,7 @@ def needs_markdown(
     return column_table(table.itertuples(), columns)
 
 def closed_markdown(
-    table: pd.DataFrame, # from closed_table, after one number of steps
+    table: pd.DataFrame, # from gap_shares, after one number of steps
 ) -> str: # '' if there is nothing to say
     "The share of the gap between ILR and HR"
     if not len(table): return ''
@@ -125,13 +125,14 @@ def closed_markdown(
                ('>95 %', lambda t: interval(100*t.low, 100*t.high, '{:.0f}'))]
     return column_table(table.itertuples(), columns)
 
-# %% ../../nbs/bench/labels_report.ipynb #c020
+# %% ../../nbs/bench/labels_report.ipynb #c021
 def leading_sentences(
     answers: LabelsAnswers, # of an experiment
     tables: dict, # from labels_tables
 ) -> list: # of texts
     "What a reader should remember"
-    few, out = labels_of(tables['accuracy.csv'])[:2][-1], []
+    labels, out = labels_of(tables['accuracy.csv']), []
+    few = labels[1 if len(labels) > 2 else 0]
     asked = (('labels_needed.csv', answers.steps[-1], labels_sentence),
              ('steps_needed.csv', answers.steps[:2][-1], steps_sentence))
     for name, steps, say in asked if len(tables['labels_needed.csv']) else ():
@@ -148,7 +149,7 @@ def still_rising(
     if not len(last): return 'All trainings are flat at the end.'
     return f'Not flat at the end: {listed([f"{t.row} with {t.labels}" for t in last.itertuples()], 99)}.'
 
-# %% ../../nbs/bench/labels_report.ipynb #c023
+# %% ../../nbs/bench/labels_report.ipynb #c024
 def labels_pictures(
     answers: LabelsAnswers, # of an experiment
     tables: dict, # from labels_tables
@@ -166,7 +167,7 @@ def labels_pictures(
         drawn['controls.png'] = controls_figure(beside, labels, f'after {answers.steps[-1]} steps')
     return drawn
 
-# %% ../../nbs/bench/labels_report.ipynb #c026
+# %% ../../nbs/bench/labels_report.ipynb #c027
 _CAPTIONS = {
     'labels.png': 'Accuracy over labels after few and after many steps; bands: 95 % over groups and seeds.',
     'map.png': 'Points that SR is ahead of ILR; bold where the interval does not hold zero.',
@@ -195,7 +196,7 @@ def labels_page(
     fixed = {k: 'none' if v is None else v for k, v in head['fixed'].items()}
     return page.section('How it was made').facts(fixed)
 
-# %% ../../nbs/bench/labels_report.ipynb #c028
+# %% ../../nbs/bench/labels_report.ipynb #c029
 def _missing(answers): # a sentence about runs that others have, or ''
     all_runs = sorted({run for runs in answers.runs.values() for run in runs})
     gone = [f'{a.key} (seed {s}, fold {k})' for a in answers.arms for s, k in all_runs
@@ -219,7 +220,7 @@ def labels_facts(
         faster=needs_markdown(tables['steps_needed.csv'], 'steps'),
         closed=closed_markdown(closed[closed.steps == most]))
 
-# %% ../../nbs/bench/labels_report.ipynb #c029
+# %% ../../nbs/bench/labels_report.ipynb #c031
 def report_labels(
     store: LabelsStore, # of an experiment
 ) -> Path: # the README.md

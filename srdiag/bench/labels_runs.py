@@ -95,7 +95,7 @@ def _painted(job, store, model, seed): # the branch begins as that of ILR-pretra
                                        job.place[1])
     model.network.branch.load_state_dict(pretrained_state(store, seed, make))
 
-# %% ../../nbs/bench/labels_runs.ipynb #c010
+# %% ../../nbs/bench/labels_runs.ipynb #c011
 def single_arm(
     job: LabelsJob, # images, settings
     store, # LabelsStore, for the branch of ILR-pretrained
@@ -112,7 +112,7 @@ def single_arm(
     yield from train_steps(model, part, job.loss, at, job.budget, _order(seed, fold), job.place[1],
                            rates_of(model, job.budget.rate))
 
-# %% ../../nbs/bench/labels_runs.ipynb #c013
+# %% ../../nbs/bench/labels_runs.ipynb #c014
 def _weights(store, arm, numbers): # DataError if they are gone
     path = store.path(arm, *numbers)/'weights.safetensors'
     if path.is_file(): return load_file(path)
@@ -131,7 +131,7 @@ def _parts(job, store, arm, numbers): # of a joined arm: their rows, weights and
     return ((small, replace(large, tuned=arm.row.tuned)), [_weights(store, a, numbers) for a in parts],
             [store.metrics(a, *numbers)['seconds'] for a in parts])
 
-# %% ../../nbs/bench/labels_runs.ipynb #c014
+# %% ../../nbs/bench/labels_runs.ipynb #c016
 def joined_arm(
     job: LabelsJob, # images, settings
     store, # LabelsStore with its parts
@@ -150,7 +150,7 @@ def joined_arm(
                              rates_of(model, job.budget.rate)):
             yield Reached(steps, r.model, r.seconds + sum(s[str(third)] for s in spent))
 
-# %% ../../nbs/bench/labels_runs.ipynb #c017
+# %% ../../nbs/bench/labels_runs.ipynb #c019
 def tested(
     job: LabelsJob, # images, settings
     row, # LabelRow
@@ -167,7 +167,7 @@ def tested(
     (p, right), (_, watched) = found
     return p, right, watched
 
-# %% ../../nbs/bench/labels_runs.ipynb #c020
+# %% ../../nbs/bench/labels_runs.ipynb #c022
 KEPT = 'LR', 'ILR', 'SR' # rows whose weights are kept, because joined ones begin with them
 
 def _test_frame(images, fold): # file, group and class of the test images
@@ -179,7 +179,7 @@ def _keep(weights, reached): # add those of the averaged network, under their nu
     weights |= {f'{reached.steps}/{k}': v.cpu().contiguous().clone()
                 for k, v in reached.model.network.state_dict().items()}
 
-# %% ../../nbs/bench/labels_runs.ipynb #c021
+# %% ../../nbs/bench/labels_runs.ipynb #c024
 def run_arm(
     job: LabelsJob, # images, settings
     store, # LabelsStore

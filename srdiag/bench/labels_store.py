@@ -96,10 +96,16 @@ class LabelsStore(Store):
         found = [read_json(p, form, 'remove it') for p in self.folder.glob('sessions/*.json')]
         return sorted(found, key=lambda s: s['date'])
 
-    def predictions(self, arm, seed, fold): # DataError if they are damaged
-        head = self.head()
-        return read_labels_predictions(self.path(arm, seed, fold)/'predictions.csv', head['fixed']['steps'],
-                                       head['about']['classes'])
+    def predictions(self, arm, seed, fold): # DataError if they are not those that metrics.json speaks of
+        path, head = self.path(arm, seed, fold)/'predictions.csv', self.head()
+        steps, classes = head['fixed']['steps'], head['about']['classes']
+        p, said = read_labels_predictions(path, steps, classes), self.metrics(arm, seed, fold)['accuracy']
+        found = right_answers(p, steps, classes).mean(1)
+        # a few images may be tied by rounding
+        if any(abs(said[str(s)] - a) > 5/len(p) for s, a in zip(steps, found)):
+            raise DataError(f'{path} and metrics.json beside it do not belong together: remove the folder '
+                            f'{path.parent} to have this run made again.')
+        return p
 
 # %% ../../nbs/bench/labels_store.ipynb #c018
 def _check_network(store, digest): # ModelError if other weights were used before
@@ -119,7 +125,7 @@ def check_labels_store(
     _check_network(store, digest)
     return compare(store, fixed)
 
-# %% ../../nbs/bench/labels_store.ipynb #c019
+# %% ../../nbs/bench/labels_store.ipynb #c020
 def open_labels_store(
     store: LabelsStore, # to start, or to go on with
     job, # LabelsJob

@@ -43,7 +43,7 @@ def _thrown(arm, fold, steps, n, rng): # predictions of one run, and the accurac
         accuracy[str(step)] = float(right.mean())
     return pd.DataFrame(columns), accuracy
 
-# %% ../../nbs/bench/labels_toy.ipynb #c009
+# %% ../../nbs/bench/labels_toy.ipynb #c010
 def made_up(
     folder, # where the experiment goes; it must not exist
     labels=(24, 96, 384), # numbers of labels
@@ -69,7 +69,7 @@ def made_up(
                 write_text(run/'metrics.json', json_text(m))
     return store
 
-# %% ../../nbs/bench/labels_toy.ipynb #c015
+# %% ../../nbs/bench/labels_toy.ipynb #c016
 def striped(
     n: int, # images
     seed: int = 0, # of phase and noise

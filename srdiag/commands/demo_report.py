@@ -35,6 +35,7 @@ class Made:
     networks: dict # name → MRCNet
     sr_test: SRPairs # blocks
     sr_rows: list # bicubic and each network: PSNR and SSIM
+    chosen: str = 'distilled' # the network that the diagnosis reads with, best on validation blocks
     test: object = None # LabelledPairs: the lesions that all rows are tested on
     models: dict = field(default_factory=dict) # labels → row → framework
     starts: dict = field(default_factory=dict) # labels → metrics, predictions at the moment of joining
@@ -175,7 +176,7 @@ LIMITS = ('A phantom shows that the method can do what it claims where resolutio
 # %% ../../nbs/commands/demo_report.ipynb #c031
 def _first_section(report, made):
     lr, hr = (as_float(t) for t in (made.test.lr, made.test.hr))
-    versions = lesion_versions(lr, hr, made.test.labels, made.networks['distilled'])
+    versions = lesion_versions(lr, hr, made.test.labels, made.networks[made.chosen])
     s = made.settings
     report.figure(first_screen(*versions, made.results),
                   'Left: test lesions; the network that made SR has never seen a label. Right: disc or ring? '
@@ -184,7 +185,7 @@ def _first_section(report, made):
                   'Lesions as LR, bicubic, SR and HR, and bars of accuracy')
     report.text(LIMITS)
 
-# %% ../../nbs/commands/demo_report.ipynb #c033
+# %% ../../nbs/commands/demo_report.ipynb #c034
 def _join_section(report, made, logs):
     n = min(made.results)
     (start, _), (end, p) = made.starts[n], made.results[n]['LR+SR']
@@ -203,7 +204,7 @@ def _join_section(report, made, logs):
     report.figure(figures.confusion_figure(confusion(y, p.labels, classes), classes, 'LR+SR'),
                   'Confusion matrix of the framework.', 'Confusion matrix')
 
-# %% ../../nbs/commands/demo_report.ipynb #c035
+# %% ../../nbs/commands/demo_report.ipynb #c036
 def _table_section(report, made):
     report.section('Diagnosis in numbers', 'A lesion is predicted independently of the others. The intervals '
                    'resample lesions; all of them lie in four blocks of one micrograph.')
@@ -214,7 +215,7 @@ def _table_section(report, made):
                      f'{n} labelled training lesions, and {made.settings.valid} more that chose the best '
                      'epoch of every row.', {'accuracy': '.3f', 'kappa': '.3f'})
 
-# %% ../../nbs/commands/demo_report.ipynb #c037
+# %% ../../nbs/commands/demo_report.ipynb #c039
 def _curves(folder, names): # steps.csv of each network → its error, smoothed over eight steps
     logs = {n: pd.read_csv(folder/n/'steps.csv').set_index('step').mae for n in names}
     smooth = {f'{n}: mae': v.rolling(8, min_periods=1).mean() for n, v in logs.items()}
@@ -227,7 +228,8 @@ def _sr_section(report, made, logs):
     report.section('Super-resolution', f'A recursive network at ×{s.scale}, one distilled from it, and one '
                    'from scratch with the steps of both. The distilled network is '
                    f'**{gain:+.2f} dB** from bicubic, and {scratch:+.2f} dB from the one from scratch; with '
-                   'one seed the second number may have either sign.')
+                   'one seed the second number may have either sign. The diagnosis above reads with the network '
+                   f'that is best on validation blocks, here {made.chosen}.')
     report.table([{'network': r['network'], 'PSNR in dB': r['psnr'], 'SSIM': r['ssim']} for r in rows],
                  f'{len(made.sr_test)} test blocks with lesions. {rows[0]["convention"]}.',
                  {'PSNR in dB': '.2f', 'SSIM': '.4f'})
@@ -238,7 +240,7 @@ def _sr_section(report, made, logs):
     report.figure(figures.training_curves(_curves(logs, nets), x='step'),
                   'Mean absolute error on training patches.', 'Training curves')
 
-# %% ../../nbs/commands/demo_report.ipynb #c039
+# %% ../../nbs/commands/demo_report.ipynb #c041
 def write_report(made: Made, folder: Path, facts: dict) -> Path: # facts: command, seed, seconds, device
     "report.html in the folder of the demonstration"
     report, logs = Report('What super-resolution is good for', demo_sentence(made)), folder/'logs'
