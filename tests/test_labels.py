@@ -12,7 +12,7 @@ import torch
 from srdiag.bench import labels_runs
 from srdiag.bench.labels import run_labels
 from srdiag.bench.labels_answers import (
-    LabelsAnswers, Tally, accuracy_table, gap_shares, gain_table, labels_needed, needed, steps_needed,
+    LabelsAnswers, Tally, accuracy_table, gap_shares, lead_table, labels_needed, needed, steps_needed,
     together)
 from srdiag.bench.labels_loop import endless_batches, power_average, train_steps
 from srdiag.bench.labels_report import amount, labels_sentence, report_labels, steps_sentence
@@ -265,7 +265,7 @@ def test_amounts_within_what_was_tried():
 
 def test_the_report_says_what_the_dice_say(toy):
     answers = LabelsAnswers(toy)
-    gains = gain_table(answers, [('SR', 'ILR')])
+    gains = lead_table(answers, [('SR', 'ILR')])
     assert np.allclose(gains.gain, 0.04, atol=0.02)
     assert ((gains.low < gains.gain) & (gains.gain < gains.high)).all()
     covered = (gains.low <= 0.04) & (gains.high >= 0.04)

@@ -84,7 +84,7 @@ def _field(ax, i, k, g): # the words of one field
             fontweight='bold' if clear else 'normal', color='#222222' if clear else '#888888')
 
 def map_figure(
-    gains: pd.DataFrame, # from gain_table, of one pair
+    gains: pd.DataFrame, # from lead_table, of one pair
     labels, # in order, as in the table
     title: str = '', # above the figure
 ) -> Figure: # labels to the right, steps upwards, points in the fields
@@ -107,7 +107,7 @@ def map_figure(
 
 # %% ../../nbs/bench/labels_figures.ipynb #c019
 def controls_figure(
-    gains: pd.DataFrame, # from gain_table, all against the same row, after one number of steps
+    gains: pd.DataFrame, # from lead_table, all against the same row, after one number of steps
     labels, # in order
     title: str = '', # above the figure
 ) -> Figure: # a panel per number of labels, a line per row

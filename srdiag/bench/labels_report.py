@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 
 from .labels_answers import (
-    LabelsAnswers, accuracy_table, gap_shares, gain_table, labels_needed, steps_needed)
+    LabelsAnswers, accuracy_table, gap_shares, lead_table, labels_needed, steps_needed)
 from .labels_figures import controls_figure, labels_figure, map_figure, steps_figure
 from .labels_rows import MAIN, MEANINGS
 from .labels_store import LabelsStore
@@ -76,7 +76,7 @@ def labels_tables(
     needs = [labels_needed(answers, r, 'ILR', s) for r in others for s in answers.steps]
     faster = [steps_needed(answers, r, 'ILR', n) for r in others for n in labels]
     def joined(tables): return pd.concat([t for t in tables if len(t)] or [pd.DataFrame()], ignore_index=True)
-    return {'accuracy.csv': accuracy_table(answers), 'gains.csv': gain_table(answers, compared(rows)),
+    return {'accuracy.csv': accuracy_table(answers), 'gains.csv': lead_table(answers, compared(rows)),
             'labels_needed.csv': joined(needs), 'steps_needed.csv': joined(faster),
             'closed.csv': gap_shares(answers, [r for r in rows if r in MEANINGS and 'SR' in r])}
 
