@@ -228,8 +228,8 @@ def _sr_section(report, made, logs):
     report.section('Super-resolution', f'A recursive network at ×{s.scale}, one distilled from it, and one '
                    'from scratch with the steps of both. The distilled network is '
                    f'**{gain:+.2f} dB** from bicubic, and {scratch:+.2f} dB from the one from scratch; with '
-                   'one seed the second number may have either sign. The diagnosis above reads with the network '
-                   f'that is best on validation blocks, here {made.chosen}.')
+                   'one seed the second number may have either sign. The diagnosis above reads with the '
+                   f'network that is best on validation blocks, here {made.chosen}.')
     report.table([{'network': r['network'], 'PSNR in dB': r['psnr'], 'SSIM': r['ssim']} for r in rows],
                  f'{len(made.sr_test)} test blocks with lesions. {rows[0]["convention"]}.',
                  {'PSNR in dB': '.2f', 'SSIM': '.4f'})
