@@ -18,7 +18,7 @@ from .folds import about_images, fixed_images, split_frame
 from .labels_frameworks import LabelsImages, build_arm, rates_of
 from .labels_images import KindsOfImages, StrongAugment
 from .labels_loop import Reached, train_steps
-from .labels_pretraining import learn_to_paint, pretrained_state, unlabelled_pairs
+from .labels_pretraining import learn_to_paint, pretrained_state, sharp_pairs
 from .labels_rows import Arm
 from .labels_settings import LabelsBudget, LabelsDesign, LabelsSources
 from .labels_store import predictions_columns
@@ -89,7 +89,7 @@ def _starts(job): return [s//3 for s in job.budget.steps] # steps of each branch
 
 def _painted(job, store, model, seed): # the branch begins as that of ILR-pretrained
     def make():
-        pairs = unlabelled_pairs(job.sources.unlabelled, job.design.scale, job.kinds['HR'], job.options)
+        pairs = sharp_pairs(job.sources.unlabelled, job.design.scale, job.kinds['HR'], job.options)
         network = copy.deepcopy(model.network)
         return network, learn_to_paint(network, pairs, job.design.pretraining_steps, job.budget, seed,
                                        job.place[1])
