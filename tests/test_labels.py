@@ -16,7 +16,7 @@ from srdiag.bench.labels_answers import (
     together)
 from srdiag.bench.labels_loop import endless_batches, power_average, train_steps
 from srdiag.bench.labels_report import amount, labels_sentence, report_labels, steps_sentence
-from srdiag.bench.labels_rows import LABEL_ROWS, MAIN, chosen_labels_rows
+from srdiag.bench.labels_rows import LABEL_ROWS, MAIN_ROWS, chosen_labels_rows
 from srdiag.bench.labels_settings import (
     ALL, LabelsBudget, LabelsDesign, LabelsShare, LabelsSources, numbers_in)
 from srdiag.bench.labels_store import LabelsStore
@@ -109,12 +109,12 @@ def test_every_image_comes_equally_often():
 @pytest.fixture(scope='module')
 def finished(labelled, sr_model, tmp_path_factory):
     "The five rows on one fold; tests may read it"
-    return run(labelled, tmp_path_factory.mktemp('labels')/'out', ','.join(MAIN), sr_model, only_fold=0)
+    return run(labelled, tmp_path_factory.mktemp('labels')/'out', ','.join(MAIN_ROWS), sr_model, only_fold=0)
 
 
 def test_runs_keep_every_prediction(finished):
     store = LabelsStore(finished)
-    assert {a.key for a in store.arms()} == {f'{r}-{n}' for r in MAIN for n in (4, 8)}
+    assert {a.key for a in store.arms()} == {f'{r}-{n}' for r in MAIN_ROWS for n in (4, 8)}
     for arm in store.arms():
         m, p = store.metrics(arm, 0, 0), store.predictions(arm, 0, 0)
         assert m['subset']['images'] == arm.labels and set(m['accuracy']) == {'3', '9'}
@@ -127,7 +127,7 @@ def test_what_is_complete_is_skipped_and_changes_are_refused(finished, labelled,
     out = tmp_path/'again'
     shutil.copytree(finished, out)
     shutil.rmtree(out/'runs'/'LR+SR-8')
-    run(labelled, out, ','.join(MAIN), sr_model, only_fold=0)
+    run(labelled, out, ','.join(MAIN_ROWS), sr_model, only_fold=0)
     assert '1 run done now' in capsys.readouterr().out
     for changed in (dict(budget=LabelsBudget((8,), (3, 9, 27), 2, 1, 4)), dict(design=LabelsDesign(2, 4))):
         with pytest.raises(DataError, match='another configuration'): run(labelled, out, **changed)
@@ -165,7 +165,7 @@ def test_all_other_rows_run(labelled, sr_model, tmp_path):
     sharp = tmp_path/'sharp'
     sharp.mkdir()
     for k, p in enumerate(sorted(labelled.rglob('*.png'))[:6]): save_png(read_image(p), sharp/f'{k}.png')
-    others = [r for r in LABEL_ROWS if r not in MAIN]
+    others = [r for r in LABEL_ROWS if r not in MAIN_ROWS]
     out = run(labelled, tmp_path/'out', ','.join(others), sr_model, LabelsBudget((8,), (3, 9), 2, 1, 4),
               unlabelled=sharp, only_fold=0)
     assert {a.row.name for a in LabelsStore(out).arms()} >= set(others)

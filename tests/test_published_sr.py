@@ -15,7 +15,7 @@ from srdiag.data.images import save_png
 from srdiag.data.pairs import PatchSampler, SRPairs
 from srdiag.data.samples import tissue
 from srdiag.models.saving import load_model
-from srdiag.sr.distillation import distil, loss_of
+from srdiag.sr.distillation import distil, distillation_loss_of
 from srdiag.sr.mrcnet import MRCNet
 from srdiag.sr.pre_upsampling import DRCN
 from srdiag.sr.release import load_release, name_in_release
@@ -146,7 +146,7 @@ def test_the_weights_of_eq_4_are_options():
     words = ('--gamma-cell 0 --gamma-hidden 1 --gamma-f-lr 3 --gamma-f-sr 4 --weight 0.5 '
              '--two-schedules').split()
     made = parse(['distill', *WHERE, '--teacher', 't', *words]).distillation
-    assert loss_of(made).gamma == dict(cell=0, hidden=1, f_lr=3, f_sr=4)
+    assert distillation_loss_of(made).gamma == dict(cell=0, hidden=1, f_lr=3, f_sr=4)
     assert made.weight == 0.5 and made.two_schedules
 
 

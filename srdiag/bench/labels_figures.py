@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from .labels_rows import MAIN
+from .labels_rows import MAIN_ROWS
 from ..show.style import COLOURS, colour_of, finished, style
 
 # %% ../../nbs/bench/labels_figures.ipynb #c007
@@ -33,7 +33,7 @@ def _ticks(ax, at, labels, what): # of a logarithmic axis
 # %% ../../nbs/bench/labels_figures.ipynb #c009
 def labels_figure(
     table: pd.DataFrame, # from accuracy_table
-    rows=MAIN, # names
+    rows=MAIN_ROWS, # names
     title: str = '', # above the figure
 ) -> Figure: # labels to the right, accuracy upwards; one panel for few steps, one for the most
     "Accuracy over labels, after the fewest and after the most steps. ValueError if there is nothing to draw"
@@ -59,7 +59,7 @@ def _panels(table): # numbers of labels, few first
 
 def steps_figure(
     table: pd.DataFrame, # from accuracy_table
-    rows=MAIN, # names
+    rows=MAIN_ROWS, # names
     title: str = '', # above the figure
 ) -> Figure: # a panel per number of labels; steps to the right, accuracy upwards
     "Accuracy over training steps"

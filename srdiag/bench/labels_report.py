@@ -16,7 +16,7 @@ import pandas as pd
 from .labels_answers import (
     LabelsAnswers, accuracy_table, gap_shares, lead_table, labels_needed, steps_needed)
 from .labels_figures import controls_figure, labels_figure, map_figure, steps_figure
-from .labels_rows import MAIN, MEANINGS
+from .labels_rows import MAIN_ROWS, MEANINGS
 from .labels_store import LabelsStore
 from .report import Findings, column_table, fill, interval, number, write_findings
 from ..core.words import listed
@@ -157,7 +157,7 @@ def labels_pictures(
     "All figures"
     accuracy, gains, about = tables['accuracy.csv'], tables['gains.csv'], answers.head['about']['data']
     labels, rows = labels_of(accuracy), answers.rows()
-    shown = [r for r in MAIN if r in rows] or rows[:5]
+    shown = [r for r in MAIN_ROWS if r in rows] or rows[:5]
     drawn = {'labels.png': labels_figure(accuracy, shown, about)}
     drawn['steps.png'] = steps_figure(accuracy, shown, about)
     ours = gains[(gains.row == 'SR') & (gains.against == 'ILR')]

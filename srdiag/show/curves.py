@@ -108,7 +108,7 @@ def diagnosis_curves(
         _draw_loss(axes[1], logs, at)
         for ax, name in zip(axes, ('accuracy', 'loss')):
             ax.set(xlabel='steps of each branch | of both' if at else 'steps', title=name)
-            ax.legend(fontsize=7, loc='lower right' if name == 'accuracy' else 'upper right')
+            ax.legend(fontsize=7, loc='lower right' if name == 'accuracy' else 'upper right', frameon=True)
             _mark_join(ax, at)
         axes[1].set_ylim(bottom=0)
         if title: fig.suptitle(plain(title))

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['student_of', 'DistillationLoss', 'PhasedLoss', 'FeatureStudent', 'epochs_of_phase1', 'RecursionDistillation',
-           'loss_of', 'distil']
+           'distillation_loss_of', 'distil']
 
 # %% ../../nbs/sr/distillation.ipynb #c006
 import torch
@@ -111,7 +111,7 @@ class RecursionDistillation(Callback):
     def after_fit(self): self.learn.loss_func.teacher_features = None
 
 # %% ../../nbs/sr/distillation.ipynb #c027
-def loss_of(
+def distillation_loss_of(
     how: Distillation, # for γ₁ to γ₄
 ) -> DistillationLoss:
     "Eq. (4) with the weights of the settings"
@@ -133,7 +133,7 @@ def distil(
     set_seed(s.seed, reproducible=True)
     dls = sr_dataloaders(train, valid, s.patch, recipe.batch_size, s.steps, s.seed,
                          device=next(student.parameters()).device)
-    loss = PhasedLoss(how.weight, loss_of(how))
+    loss = PhasedLoss(how.weight, distillation_loss_of(how))
     learn = sr_learner(dls, FeatureStudent(student), student.scale, recipe, loss=loss, **kwargs)
     learn.add_cb(RecursionDistillation(teacher, how.phase1))
     learn.metrics = learn.metrics + [LossComponent(k) for k in loss.names[1:]]
