@@ -18,7 +18,7 @@ from ..core.precision import pick_device
 from ..core.records import json_text
 from ..data.degradation import upsample
 from ..data.pairs import LabelledPairs, PairAugment, SRPairs
-from ..data.phantom import LESION_KINDS, Lesion, TileSettings, blocks, lesion_blocks, lesion_tiles, split_of
+from ..data.phantom import SHAPES, Lesion, TileSettings, blocks, lesion_blocks, lesion_tiles, split_of
 
 # %% ../../nbs/commands/demo.ipynb #c005
 from ..diagnosis.evaluation import evaluate_labelled
@@ -127,14 +127,14 @@ def labelled_lesions(
 
 # %% ../../nbs/commands/demo.ipynb #c024
 def _diagnoser(s, inputs, student, device): # → an untrained framework
-    model = SREnhancedDiagnosis(len(LESION_KINDS), s.scale, inputs, lr_stem='3x3', sr_stem='3x3', sr=student.config,
+    model = SREnhancedDiagnosis(len(SHAPES), s.scale, inputs, lr_stem='3x3', sr_stem='3x3', sr=student.config,
                                 mutual='mean', mode='solo', width=s.width, both_ways='+' in inputs,
                                 statistics='each' if '+' in inputs else 'shared')
     if model.sr_network is not None: model.sr_network.load_state_dict(student.state_dict())
     return model.to(device)
 
 def _evaluated(model, sets): # metrics and predictions of the test lesions
-    return evaluate_labelled(model, sets['test'], list(LESION_KINDS))
+    return evaluate_labelled(model, sets['test'], list(SHAPES))
 
 # %% ../../nbs/commands/demo.ipynb #c026
 def train_framework(model, sets, recipe, epochs, seed, folder):
@@ -194,7 +194,7 @@ def save(made: Made, folder: Path, seed: int) -> None:
     for n, models in made.models.items():
         for row, model in models.items():
             info = ModelInfo(f'Disc or ring from {row}, {n} labels', size=s.tile.side,
-                             lr_size=[s.tile.side//s.scale]*2, classes=list(LESION_KINDS),
+                             lr_size=[s.tile.side//s.scale]*2, classes=list(SHAPES),
                              metrics=made.results[n][row][0], **facts)
             save_model(folder/'models'/f'{row.replace("+", "_")}_{n}', model, info, overwrite=True)
     (folder/'results.json').write_text(json_text(made.numbers()), encoding='utf-8')

@@ -60,7 +60,7 @@ class ResNet18Branch(nn.Module):
     def __init__(self,
         in_channels: int = 3, # 3 for RGB, 1 for grey
         stem: str = '7x7', # a key of STEMS
-        width: int = 64, # channels of the stem and the first stage; the other stages have 2, 4, 8 times as many
+        width: int = 64, # channels of stem and first stage; the others have 2, 4, 8 times as many
     ):
         super().__init__()
         kernel, stride, pool = _layers_of(stem)

@@ -58,7 +58,7 @@ def train_joined(
     epochs: int, # in all, see `share_epochs`
     branches: dict|None = None, # 'lr', 'sr' → a single network that was trained before
     seed: int = 0, # of the order of images
-    **kwargs, # to `train_diagnosis`: fixed, references, loss, folder (of folders lr, sr, joint), precision, save
+    **kwargs, # to `train_diagnosis`: loss, folder (of folders lr, sr, joint), precision, save ...
 ) -> tuple: # the Learner of the joint training; 'lr', 'sr' → single network
     """Train each branch alone, join them, train both together. The joined start is kept where training does
     not improve on it"""

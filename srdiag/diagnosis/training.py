@@ -14,7 +14,8 @@ import pandas as pd
 import torch
 from torch import nn
 
-from ..training.loop import BatchLoader, KeepBest, LossComponent, log_both, standard_callbacks # before fastai
+from ..training.loop import ( # before fastai
+    BatchLoader, KeepBest, LossComponent, log_both, standard_callbacks)
 
 from fastai.callback.core import Callback
 from fastai.data.core import DataLoaders

@@ -140,7 +140,7 @@ class KeepBest(Callback):
         values = dict(zip(self.recorder.metric_names[1:], self.recorder.values[-1]))
         self.offer(self.model, values[self.monitor], self.epoch)
 
-    def offer(self, model, value, epoch): # keep these weights if they are the best so far; epoch -1: the start
+    def offer(self, model, value, epoch): # keep these weights if they are the best; epoch -1: the start
         if value is None or value != value: return # NaN is no improvement
         if self.best is not None and (value > self.best) != self.higher: return
         self.best, self.best_epoch = value, epoch
