@@ -507,7 +507,7 @@ def test_the_face_says_what_the_command_says(models, labelled, succeeds, tmp_pat
         ('from srdiag.experiment import Budget', 'import DiagnosisBudget'),
         ('from srdiag.benchmark import CARN', 'from srdiag.bench.entries import CARN_SCRATCH'),
         ('from srdiag.data.slides import Picture', 'from srdiag.datasets.slides import Photograph'),
-        ('from srdiag.demo import part_of', 'from srdiag.commands.demo import split_of'),
+        ('from srdiag.demo import part_of', 'from srdiag.data.phantom import split_of'),
         ('from srdiag.experiment import METRICS', 'from srdiag.evaluation.diagnostic import METRICS'),
         ('from srdiag.runs import no_such_thing', 'There is no no_such_thing any more'),
     ],

@@ -63,8 +63,7 @@ class ResNet18Branch(nn.Module):
         width: int = 64, # channels of stem and first stage; the others have 2, 4, 8 times as many
     ):
         super().__init__()
-        kernel, stride, pool = _layers_of(stem)
-        self.widths = widths_of(width)
+        (kernel, stride, pool), self.widths = _layers_of(stem), widths_of(width)
         self.conv1 = nn.Conv2d(in_channels, width, kernel, stride, padding=kernel//2, bias=False)
         self.bn1, self.relu = nn.BatchNorm2d(width), nn.ReLU(inplace=True)
         self.maxpool = nn.MaxPool2d(3, 2, padding=1) if pool else nn.Identity()

@@ -50,6 +50,7 @@ def _within(kwargs, name): # the same, with a folder of its own for logs
     (own := Path(folder)/name).mkdir(parents=True, exist_ok=True)
     return kwargs | dict(folder=own)
 
+# %% ../../nbs/diagnosis/joint_training.ipynb #cdf31023
 def train_joined(
     model: SREnhancedDiagnosis, # two branches, untrained; changed in place
     train: LabelledPairs, # with augmentation

@@ -112,8 +112,7 @@ class SampleAffinityInteraction(nn.Module):
 
     def _transferred(self, e_sr, e_lr, mode, references): # → what each branch hears; A_SR, A_LR, M
         if mode == 'solo': return e_lr, e_sr, [torch.eye(len(e_sr), device=e_sr.device)]*3
-        if mode == 'batch': return self._among(e_sr, e_lr)
-        if mode == 'both': return self._both_ways(e_sr, e_lr)
+        if mode in ('batch', 'both'): return (self._among if mode == 'batch' else self._both_ways)(e_sr, e_lr)
         if mode != 'context': raise ValueError(f"mode is 'batch', 'solo' or 'context', not {mode!r}.")
         if references is None:
             raise ValueError("The mode 'context' needs references to compare with: hand over the embedded "

@@ -38,6 +38,7 @@ def _check_batches(n, batch_size):
         raise DataError('Batches of 1 image cannot be normalised in training: use a batch size of at least '
                         '2.')
 
+# %% ../../nbs/diagnosis/training.ipynb #5e9a98f4
 def _passes(n, wanted): # → so many of n positions, each pass in a new order
     return [i for _ in range(-(-wanted//n)) for i in torch.randperm(n).tolist()][:wanted]
 
