@@ -31,6 +31,7 @@ class Tally:
     def accuracy(self): # T
         return self.right.sum((1, 2))/self.images.sum()
 
+# %% ../../nbs/bench/labels_answers.ipynb #26411630
 def together(
     tallies, # of several arms
 ) -> list: # of the same, restricted to the seeds and groups that all of them have

@@ -86,6 +86,7 @@ def _percent(line): # of the accuracy table
     around = interval(100*line.low, 100*line.high, '{:.1f}')
     return f'{100*line.accuracy:.1f} ({around}){rising}'
 
+# %% ../../nbs/bench/labels_report.ipynb #e57cf2ed
 def main_markdown(
     table: pd.DataFrame, # from accuracy_table
     steps: int, # after how many
@@ -114,6 +115,7 @@ def needs_markdown(
                ('>ILR needs', lambda t: amount(t.needs, t.least, t.most)), ('>95 %', _between)]
     return column_table(table.itertuples(), columns)
 
+# %% ../../nbs/bench/labels_report.ipynb #fa54c0ec
 def closed_markdown(
     table: pd.DataFrame, # from gap_shares, after one number of steps
 ) -> str: # '' if there is nothing to say

@@ -20,6 +20,7 @@ def _by_patient(at, groups, rng): # image numbers of one class, patients in turn
     turn = pd.Series(groups[order]).groupby(groups[order]).cumcount().to_numpy()
     return order[np.argsort(turn, kind='stable')]
 
+# %% ../../nbs/bench/labels_subsets.ipynb #3ab39f9f
 def nested_order(
     labels, # N class indices
     groups=None, # N names of patients; None: each image on its own

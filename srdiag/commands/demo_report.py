@@ -90,6 +90,7 @@ def _bar(ax, k, name, m): # one row
     ax.annotate(f'{100*value:.0f}', (k, max(ends[1], 0.5)), xytext=(0, 2), textcoords='offset points',
                 ha='center', fontsize=8)
 
+# %% ../../nbs/commands/demo_report.ipynb #97828aa7
 def draw_bars(fig, results): # labels → row → (metrics, ...), with accuracy, accuracy_low and accuracy_high
     "Accuracy of every row at every number of labels, onto a figure; chance is the floor"
     axes = fig.subplots(1, len(results), sharey=True, squeeze=False)[0]

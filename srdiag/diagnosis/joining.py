@@ -26,6 +26,7 @@ BRANCHES = 'lr', 'sr' # of the small image, of the large one
 def _inputs_of(model, branch): # the row of Table V that this branch is, alone
     return 'LR' if branch == 'lr' else model.large
 
+# %% ../../nbs/diagnosis/joining.ipynb #42b5864e
 def single_of(
     model: SREnhancedDiagnosis, # with two branches
     branch: str, # one of BRANCHES
@@ -119,6 +120,7 @@ def share_of_sr(
     loss = {w: F.cross_entropy(torch.lerp(*scores, w), torch.as_tensor(y)).item() for w in SHARES}
     return min(loss, key=lambda w: (loss[w], abs(w - 0.5)))
 
+# %% ../../nbs/diagnosis/joining.ipynb #31e9736e
 def trust(
     model: SREnhancedDiagnosis, # with branches that were trained; its gate does not matter
     valid: LabelledPairs, # images that neither branch has learned from

@@ -28,6 +28,7 @@ def is_imagenet(
     "True for `imagenet` and `imagenet:FILE`; a folder of that name is `./imagenet`"
     return str(text).partition(':')[0] == IMAGENET
 
+# %% ../../nbs/diagnosis/pretrained.ipynb #475b08a9
 def imagenet_file(
     text: str, # 'imagenet' or 'imagenet:FILE'
 ) -> Path|None: # FILE; None where no file is named

@@ -62,6 +62,7 @@ def _draw_branches(ax, logs, at): # → the accuracy that each of them was joine
         ax.plot(at, value, marker='D', ms=7, mec='white', **look | dict(zorder=4))
     return best
 
+# %% ../../nbs/show/curves.ipynb #6fa5ad07
 def _draw_heads(ax, log, at, best):
     single = 'valid_accuracy_lr' not in log.epochs
     for column, head in _HEADS.items():

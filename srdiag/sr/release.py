@@ -61,6 +61,7 @@ def _made_from(sources, name, ours): # a tensor like `ours`
 # %% ../../nbs/sr/release.ipynb #c022
 _UNUSED = re.compile(r'mrc\.stage4\.0\.rcf2\.|.*\.channel_add_conv\.2\.')
 
+# %% ../../nbs/sr/release.ipynb #0cc97730
 def _check_names(state, needed):
     lost = [name for name in needed if name not in state]
     strange = [name for name in state if name not in needed and not _UNUSED.match(name)]
