@@ -7,7 +7,6 @@ __all__ = ['EXPERIMENT', 'read_predictions', 'said_of', 'DiagnosisRecords', 'Dia
            'open_experiment']
 
 # %% ../../nbs/bench/diagnosis_store.ipynb #c005
-import uuid
 from dataclasses import asdict, fields
 from pathlib import Path
 
@@ -15,7 +14,7 @@ import numpy as np
 import pandas as pd
 
 from .settings import Design
-from .store import Store, StoreForm, check_free, compare
+from .store import SetupStore, StoreForm, check_free, compare
 from ..core.errors import DataError, ModelError
 from ..core.files import placing, write_text
 from ..core.records import json_text, misfit, read_json
@@ -78,7 +77,7 @@ def _odd_scores(m): # a clause about a score that cannot be, or ''
     return f'{odd[0]} is {m["metrics"][odd[0]]}' if odd else ''
 
 # %% ../../nbs/bench/diagnosis_store.ipynb #c020
-class DiagnosisRecords(Store):
+class DiagnosisRecords(SetupStore):
     "What an experiment has recorded, without its predictions; nothing is written"
     form = EXPERIMENT
 
@@ -117,11 +116,6 @@ class DiagnosisRecords(Store):
         form = dict(name=str, scale=int, hash=str)
         return [read_json(p, form, 'restore it from a copy')
                 for p in sorted(self.folder.glob('networks/*/network.json'))]
-
-    def sessions(self): # in order of time
-        form = dict(date=str, command=str, machine=str, torch=str, srdiag=str)
-        found = [read_json(p, form, 'remove it') for p in self.folder.glob('sessions/*.json')]
-        return sorted(found, key=lambda s: s['date'])
 
     def network_folder(self, name, scale): return self.folder/'networks'/f'{name}_x{scale}'
 
@@ -211,12 +205,6 @@ def open_experiment(
     "DataError or ModelError if the folder holds something else"
     networks = job.networks.values()
     fixed = check_experiment(store, job.fixed(), networks)
-    if not store.file.is_file():
-        with placing(store.folder/'setup', 'config.json') as folder:
-            write_text(folder/'split.csv', job.split.to_csv(index=False))
-            head = dict(format=store.form.format, fixed=fixed, about=job.about())
-            write_text(folder/'config.json', json_text(head))
-    compare(store, fixed)
+    store.set_up(job, fixed)
     for network in networks: _register(store, network, job.images.groups)
-    (store.folder/'sessions').mkdir(exist_ok=True)
-    write_text(store.folder/'sessions'/f'{uuid.uuid4().hex}.json', json_text(session))
+    store.note(session)

@@ -12,7 +12,7 @@ from .costs import ensure_costs
 from .diagnosis_report import report_diagnosis, tables_of
 from .diagnosis_runs import DiagnosisJob
 from .diagnosis_store import DiagnosisStore, check_experiment, open_experiment
-from .loop import run_all, say_left
+from .loop import check_numbers, run_all, say_left
 from .networks import check_networks, networks_of
 from .pictures import ensure_scores, save_panels
 from .rows import chosen_rows, has, names_of, rows_of
@@ -36,11 +36,8 @@ def check_experiment_request(
     share: ExperimentShare, # folds and seeds of this process
 ):
     "DataError or ModelError for what cannot work"
-    for what, asked, there in (('fold', share.only_fold, budget.folds),
-                               ('seed', share.only_seed, budget.seeds)):
-        if asked is not None and not 0 <= asked < there:
-            raise DataError(f'There is no {what} {asked}: this budget has '
-                            f'{"only number 0" if there == 1 else f"0 to {there-1}"}.')
+    check_numbers(dict(fold=share.only_fold, seed=share.only_seed),
+                  dict(fold=budget.folds, seed=budget.seeds))
     for r in rows:
         if r.has_sr and (r.network, r.scale) not in networks:
             raise ModelError(f'The row {r.label} needs a super-resolution network for scale {r.scale}: train '

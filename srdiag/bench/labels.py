@@ -13,7 +13,7 @@ from .labels_report import report_labels
 from .labels_runs import LabelsJob
 from .labels_settings import LabelsBudget, LabelsDesign, LabelsShare, LabelsSources
 from .labels_store import LabelsStore, check_labels_store, open_labels_store
-from .loop import run_all, say_left
+from .loop import check_numbers, run_all, say_left
 from ..core.errors import DataError, ModelError
 from ..core.files import check_apart
 from ..core.precision import pick_place
@@ -32,11 +32,8 @@ def check_labels_request(
     options: RunOptions, # device, precision
 ):
     "DataError or ModelError for what cannot work"
-    for what, asked, there in (('fold', share.only_fold, budget.folds),
-                               ('seed', share.only_seed, budget.seeds)):
-        if asked is not None and asked >= there:
-            raise DataError(f'There is no {what} {asked}: this budget has '
-                            f'{"only number 0" if there == 1 else f"0 to {there-1}"}.')
+    check_numbers(dict(fold=share.only_fold, seed=share.only_seed),
+                  dict(fold=budget.folds, seed=budget.seeds))
     if (needy := [r.name for r in rows if r.has_sr]) and sources.sr is None:
         raise ModelError(f'The row {needy[0]} needs a super-resolution network: train one with srdiag '
                          'train-sr or srdiag distill and give its folder with --sr, or choose other rows '

@@ -31,7 +31,7 @@ class Tally:
     def accuracy(self): # T
         return self.right.sum((1, 2))/self.images.sum()
 
-# %% ../../nbs/bench/labels_answers.ipynb #26411630
+# %% ../../nbs/bench/labels_answers.ipynb #c007
 def together(
     tallies, # of several arms
 ) -> list: # of the same, restricted to the seeds and groups that all of them have
@@ -39,7 +39,7 @@ def together(
     mask = np.logical_and.reduce([t.images > 0 for t in tallies])
     return [t.where(mask) for t in tallies]
 
-# %% ../../nbs/bench/labels_answers.ipynb #c009
+# %% ../../nbs/bench/labels_answers.ipynb #c011
 class Resamples:
     "How often each seed and each group is drawn, the same for all arms"
     def __init__(self,
@@ -66,11 +66,11 @@ def ends(
     found = np.nanquantile(np.where(none, 0, drawn), (share, 1 - share), axis=0)
     return tuple(np.where(none, np.nan, found))
 
-# %% ../../nbs/bench/labels_answers.ipynb #c012
+# %% ../../nbs/bench/labels_answers.ipynb #c014
 def _place(arm): # in the order of rows; few labels first, all of them last
     return list(LABEL_ROWS).index(arm.row.name), arm.labels == ALL, arm.labels
 
-# %% ../../nbs/bench/labels_answers.ipynb #c014
+# %% ../../nbs/bench/labels_answers.ipynb #c016
 class LabelsAnswers:
     "The tally of every arm that has a complete run, and what was recorded beside it"
     def __init__(self,
@@ -114,7 +114,7 @@ class LabelsAnswers:
     def size(self, arm): # images with a label, mean over runs
         return float(np.mean([m['subset']['images'] for m in self.metrics[arm]]))
 
-# %% ../../nbs/bench/labels_answers.ipynb #c019
+# %% ../../nbs/bench/labels_answers.ipynb #c021
 FLAT = 0.005 # gain of the watched part in the last tripling of steps, below which a training is called flat
 
 def _watched(metrics, steps): # mean over runs, or NaN
@@ -138,7 +138,7 @@ def accuracy_table(
             before = watched
     return pd.DataFrame(lines)
 
-# %% ../../nbs/bench/labels_answers.ipynb #c023
+# %% ../../nbs/bench/labels_answers.ipynb #c025
 def lead_table(
     answers: LabelsAnswers, # of an experiment
     pairs, # (row, against), by name
@@ -157,7 +157,7 @@ def lead_table(
     columns = ['row', 'against', 'labels', 'steps', 'gain', 'low', 'high']
     return pd.DataFrame(lines, columns=columns)
 
-# %% ../../nbs/bench/labels_answers.ipynb #c027
+# %% ../../nbs/bench/labels_answers.ipynb #c029
 def needed(
     at, # increasing numbers of labels or of steps
     curve, # accuracy at each of them
@@ -171,7 +171,7 @@ def needed(
     share = (target - best[k-1])/(best[k] - best[k-1])
     return float(np.exp((1 - share)*np.log(at[k-1]) + share*np.log(at[k])))
 
-# %% ../../nbs/bench/labels_answers.ipynb #c033
+# %% ../../nbs/bench/labels_answers.ipynb #c035
 def _needs(at, own, theirs, drawn_own, drawn_theirs): # targets, curve; the same n times → n, low, high
     found = [needed(at, t, o) for o, t in zip(drawn_own, drawn_theirs)]
     low, high = np.quantile(found, (0.025, 0.975), method='nearest')
@@ -195,7 +195,7 @@ def labels_needed(
              | _needs(at, exact[i], exact[k:], drawn[i], np.stack(drawn[k:], 1)) for i, a in enumerate(own)]
     return pd.DataFrame(lines).assign(least=at[0], most=at[-1])
 
-# %% ../../nbs/bench/labels_answers.ipynb #c037
+# %% ../../nbs/bench/labels_answers.ipynb #c039
 def steps_needed(
     answers: LabelsAnswers, # of an experiment
     row: str, # whose accuracy is to be reached
@@ -213,7 +213,7 @@ def steps_needed(
              | _needs(at, own[t], theirs, drawn[:, t], other) for t, s in enumerate(at)]
     return pd.DataFrame(lines).assign(least=at[0], most=at[-1])
 
-# %% ../../nbs/bench/labels_answers.ipynb #c041
+# %% ../../nbs/bench/labels_answers.ipynb #c043
 GAPS = ['row', 'labels', 'steps', 'gap', 'gap_low', 'gap_high', 'clear', 'closed', 'low', 'high']
 
 def _closed(base, ours, top): # three accuracies, or three times n of them

@@ -86,7 +86,7 @@ def _percent(line): # of the accuracy table
     around = interval(100*line.low, 100*line.high, '{:.1f}')
     return f'{100*line.accuracy:.1f} ({around}){rising}'
 
-# %% ../../nbs/bench/labels_report.ipynb #e57cf2ed
+# %% ../../nbs/bench/labels_report.ipynb #c017
 def main_markdown(
     table: pd.DataFrame, # from accuracy_table
     steps: int, # after how many
@@ -101,7 +101,7 @@ def main_markdown(
 def labels_of(table): # numbers of labels as text, few first
     return table.sort_values('images', kind='stable').labels.drop_duplicates().tolist()
 
-# %% ../../nbs/bench/labels_report.ipynb #c018
+# %% ../../nbs/bench/labels_report.ipynb #c020
 def needs_markdown(
     table: pd.DataFrame, # of labels or steps needed; may be empty
     what: str, # 'labels' or 'steps': what is counted
@@ -115,7 +115,7 @@ def needs_markdown(
                ('>ILR needs', lambda t: amount(t.needs, t.least, t.most)), ('>95 %', _between)]
     return column_table(table.itertuples(), columns)
 
-# %% ../../nbs/bench/labels_report.ipynb #fa54c0ec
+# %% ../../nbs/bench/labels_report.ipynb #c022
 def closed_markdown(
     table: pd.DataFrame, # from gap_shares, after one number of steps
 ) -> str: # '' if there is nothing to say
@@ -127,7 +127,7 @@ def closed_markdown(
                ('>95 %', lambda t: interval(100*t.low, 100*t.high, '{:.0f}'))]
     return column_table(table.itertuples(), columns)
 
-# %% ../../nbs/bench/labels_report.ipynb #c021
+# %% ../../nbs/bench/labels_report.ipynb #c025
 def leading_sentences(
     answers: LabelsAnswers, # of an experiment
     tables: dict, # from labels_tables
@@ -151,7 +151,7 @@ def still_rising(
     if not len(last): return 'All trainings are flat at the end.'
     return f'Not flat at the end: {listed([f"{t.row} with {t.labels}" for t in last.itertuples()], 99)}.'
 
-# %% ../../nbs/bench/labels_report.ipynb #c024
+# %% ../../nbs/bench/labels_report.ipynb #c028
 def labels_pictures(
     answers: LabelsAnswers, # of an experiment
     tables: dict, # from labels_tables
@@ -169,7 +169,7 @@ def labels_pictures(
         drawn['controls.png'] = controls_figure(beside, labels, f'after {answers.steps[-1]} steps')
     return drawn
 
-# %% ../../nbs/bench/labels_report.ipynb #c027
+# %% ../../nbs/bench/labels_report.ipynb #c031
 _CAPTIONS = {
     'labels.png': 'Accuracy over labels after few and after many steps; bands: 95 % over groups and seeds.',
     'map.png': 'Points that SR is ahead of ILR; bold where the interval does not hold zero.',
@@ -198,7 +198,7 @@ def labels_page(
     fixed = {k: 'none' if v is None else v for k, v in head['fixed'].items()}
     return page.section('How it was made').facts(fixed)
 
-# %% ../../nbs/bench/labels_report.ipynb #c029
+# %% ../../nbs/bench/labels_report.ipynb #c033
 def _missing(answers): # a sentence about runs that others have, or ''
     all_runs = sorted({run for runs in answers.runs.values() for run in runs})
     gone = [f'{a.key} (seed {s}, fold {k})' for a in answers.arms for s, k in all_runs
@@ -222,7 +222,7 @@ def labels_facts(
         faster=needs_markdown(tables['steps_needed.csv'], 'steps'),
         closed=closed_markdown(closed[closed.steps == most]))
 
-# %% ../../nbs/bench/labels_report.ipynb #c031
+# %% ../../nbs/bench/labels_report.ipynb #c035
 def report_labels(
     store: LabelsStore, # of an experiment
 ) -> Path: # the README.md

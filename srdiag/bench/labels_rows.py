@@ -83,7 +83,7 @@ class Arm:
     @classmethod
     def recorded(cls, m): return cls(LabelRow(**m['row']), m['labels']) # the same back
 
-# %% ../../nbs/bench/labels_rows.ipynb #e702a5b8
+# %% ../../nbs/bench/labels_rows.ipynb #c018
 def arms_of(
     rows, # of `chosen_labels_rows`
     labels, # numbers of labels

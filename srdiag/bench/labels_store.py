@@ -7,7 +7,6 @@ __all__ = ['LABELS', 'predictions_columns', 'read_labels_predictions', 'right_an
            'open_labels_store']
 
 # %% ../../nbs/bench/labels_store.ipynb #c003
-import uuid
 from pathlib import Path
 
 import numpy as np
@@ -15,9 +14,9 @@ import pandas as pd
 
 from .labels_rows import Arm
 from .labels_settings import ALL
-from .store import Store, StoreForm, check_free, compare
+from .store import SetupStore, StoreForm, check_free, compare
 from ..core.errors import DataError, ModelError
-from ..core.files import placing, write_text
+from ..core.files import write_text
 from ..core.records import json_text, read_json
 
 # %% ../../nbs/bench/labels_store.ipynb #c005
@@ -70,7 +69,7 @@ def right_answers(
     return np.stack([np.asarray(classes)[k] == p.true.to_numpy() for k in said])
 
 # %% ../../nbs/bench/labels_store.ipynb #c016
-class LabelsStore(Store):
+class LabelsStore(SetupStore):
     "The folder of a labels experiment"
     form = LABELS
 
@@ -90,11 +89,6 @@ class LabelsStore(Store):
             arm = Arm.recorded(read_json(p, self.form.run, f'remove the folder {p.parent}'))
             found[arm.key] = arm
         return sorted(found.values(), key=lambda a: (a.labels == ALL, a.labels))
-
-    def sessions(self): # in order of time
-        form = dict(date=str, command=str, machine=str, torch=str, srdiag=str)
-        found = [read_json(p, form, 'remove it') for p in self.folder.glob('sessions/*.json')]
-        return sorted(found, key=lambda s: s['date'])
 
     def predictions(self, arm, seed, fold): # DataError if they are not those that metrics.json speaks of
         path, head = self.path(arm, seed, fold)/'predictions.csv', self.head()
@@ -133,14 +127,8 @@ def open_labels_store(
 ):
     "DataError or ModelError if the folder holds something else"
     fixed = check_labels_store(store, job.fixed(), job.kinds.hash)
-    if not store.file.is_file():
-        with placing(store.folder/'setup', 'config.json') as folder:
-            write_text(folder/'split.csv', job.split.to_csv(index=False))
-            head = dict(format=store.form.format, fixed=fixed, about=job.about())
-            write_text(folder/'config.json', json_text(head))
-    compare(store, fixed)
+    store.set_up(job, fixed)
     if job.kinds.hash is not None and not (store.folder/'network.json').is_file():
         write_text(store.folder/'network.json', json_text(dict(hash=job.kinds.hash)))
     _check_network(store, job.kinds.hash)
-    (store.folder/'sessions').mkdir(exist_ok=True)
-    write_text(store.folder/'sessions'/f'{uuid.uuid4().hex}.json', json_text(session))
+    store.note(session)

@@ -7,20 +7,13 @@ __all__ = ['nested_order', 'subset_of', 'about_subset']
 
 # %% ../../nbs/bench/labels_subsets.ipynb #c003
 import numpy as np
-import pandas as pd
 
 from .labels_settings import ALL
 from ..core.errors import DataError
 from ..core.words import counted
+from ..data.splits import in_turns
 
 # %% ../../nbs/bench/labels_subsets.ipynb #c005
-def _by_patient(at, groups, rng): # image numbers of one class, patients in turn
-    order = rng.permutation(at)
-    # 0 for the first image of each patient, ...
-    turn = pd.Series(groups[order]).groupby(groups[order]).cumcount().to_numpy()
-    return order[np.argsort(turn, kind='stable')]
-
-# %% ../../nbs/bench/labels_subsets.ipynb #3ab39f9f
 def nested_order(
     labels, # N class indices
     groups=None, # N names of patients; None: each image on its own
@@ -29,11 +22,11 @@ def nested_order(
     "An order whose every beginning is balanced over classes and spread over patients"
     labels, rng = np.asarray(labels), np.random.default_rng(seed)
     groups = np.arange(len(labels)) if groups is None else np.asarray(groups)
-    queues = [_by_patient(np.flatnonzero(labels == k), groups, rng) for k in np.unique(labels)]
+    queues = [in_turns(np.flatnonzero(labels == k), groups, rng) for k in np.unique(labels)]
     turn = np.concatenate([np.arange(len(q)) for q in queues])
     return np.concatenate(queues)[np.argsort(turn, kind='stable')]
 
-# %% ../../nbs/bench/labels_subsets.ipynb #c010
+# %% ../../nbs/bench/labels_subsets.ipynb #c011
 def subset_of(
     order, # from nested_order
     n: int, # how many labels; 0: all
@@ -51,7 +44,7 @@ def subset_of(
                         f'{len(set(labels[order]))} classes without an image: choose a larger number.')
     return chosen
 
-# %% ../../nbs/bench/labels_subsets.ipynb #c015
+# %% ../../nbs/bench/labels_subsets.ipynb #c016
 def about_subset(
     chosen, # positions
     labels, # N class indices

@@ -81,7 +81,7 @@ def striped(
     wave = torch.sin(6.28*torch.arange(32)/period + phase).expand(n, 32, 32)
     return (0.5 + 0.25*wave + 0.1*torch.randn(n, 32, 32, generator=g)).clamp(0, 1)[:, None]
 
-# %% ../../nbs/bench/labels_toy.ipynb #8681a180
+# %% ../../nbs/bench/labels_toy.ipynb #c018
 def save_striped(
     folder, # to make: a sub-folder for each class
     n: int = 240, # images

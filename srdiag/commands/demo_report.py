@@ -90,7 +90,7 @@ def _bar(ax, k, name, m): # one row
     ax.annotate(f'{100*value:.0f}', (k, max(ends[1], 0.5)), xytext=(0, 2), textcoords='offset points',
                 ha='center', fontsize=8)
 
-# %% ../../nbs/commands/demo_report.ipynb #97828aa7
+# %% ../../nbs/commands/demo_report.ipynb #c017
 def draw_bars(fig, results): # labels → row → (metrics, ...), with accuracy, accuracy_low and accuracy_high
     "Accuracy of every row at every number of labels, onto a figure; chance is the floor"
     axes = fig.subplots(1, len(results), sharey=True, squeeze=False)[0]
@@ -101,7 +101,7 @@ def draw_bars(fig, results): # labels → row → (metrics, ...), with accuracy,
         ax.grid(axis='x', visible=False)
     axes[0].set_ylabel('accuracy (chance: 0.5)')
 
-# %% ../../nbs/commands/demo_report.ipynb #c018
+# %% ../../nbs/commands/demo_report.ipynb #c020
 def first_screen(versions, kinds, results): # from `lesion_versions`; as for `draw_bars`
     "Lesions on the left, bars on the right"
     with style():
@@ -112,7 +112,7 @@ def first_screen(versions, kinds, results): # from `lesion_versions`; as for `dr
         draw_bars(right, results)
     return finished(fig)
 
-# %% ../../nbs/commands/demo_report.ipynb #c021
+# %% ../../nbs/commands/demo_report.ipynb #c023
 def join_curves(
     folder: Path, # with the folders lr, sr and joint, each with a log.csv
     steps: int, # in an epoch
@@ -134,7 +134,7 @@ def _draw_curves(ax, curves): # over the steps
            title='Three trainings, one budget')
     ax.legend(loc='lower right')
 
-# %% ../../nbs/commands/demo_report.ipynb #c023
+# %% ../../nbs/commands/demo_report.ipynb #c025
 HEAD_NAMES = {'accuracy_lr': 'LR', 'accuracy_sr': 'SR', 'accuracy_aux': 'aux', 'accuracy': 'ensemble'}
 
 def _draw_heads(ax, start, end): # metrics of both
@@ -158,7 +158,7 @@ def join_figure(curves, start, end): # from `join_curves`; metrics at the join a
         _draw_heads(axes[1], start, end)
     return finished(fig)
 
-# %% ../../nbs/commands/demo_report.ipynb #c026
+# %% ../../nbs/commands/demo_report.ipynb #c028
 def demo_sentence(made: Made) -> str:
     "What such a run shows, and what it does not"
     few, acc = min(made.results), lambda row: made.accuracy(min(made.results), row)
@@ -170,11 +170,11 @@ def demo_sentence(made: Made) -> str:
            else 'in this run, super-resolution has not helped')
     return f'{order}: {why}.'
 
-# %% ../../nbs/commands/demo_report.ipynb #c028
+# %% ../../nbs/commands/demo_report.ipynb #c030
 CAVEAT = ('A phantom shows that the method can do what it claims where resolution decides and nothing else. '
           'One seed, one micrograph, two perfect shapes: it does not show how well a disease would be found.')
 
-# %% ../../nbs/commands/demo_report.ipynb #c031
+# %% ../../nbs/commands/demo_report.ipynb #c033
 def _first_section(report, made):
     lr, hr = (as_float(t) for t in (made.test.lr, made.test.hr))
     versions = lesion_versions(lr, hr, made.test.labels, made.networks[made.chosen])
@@ -186,7 +186,7 @@ def _first_section(report, made):
                   'Lesions as LR, bicubic, SR and HR, and bars of accuracy')
     report.text(CAVEAT)
 
-# %% ../../nbs/commands/demo_report.ipynb #c034
+# %% ../../nbs/commands/demo_report.ipynb #c036
 def _join_section(report, made, logs):
     n = min(made.results)
     (start, _), (end, p) = made.starts[n], made.results[n]['LR+SR']
@@ -205,7 +205,7 @@ def _join_section(report, made, logs):
     report.figure(figures.confusion_figure(confusion(y, p.labels, classes), classes, 'LR+SR'),
                   'Confusion matrix of the framework.', 'Confusion matrix')
 
-# %% ../../nbs/commands/demo_report.ipynb #c036
+# %% ../../nbs/commands/demo_report.ipynb #c038
 def _table_section(report, made):
     report.section('Diagnosis in numbers', 'A lesion is predicted independently of the others. The intervals '
                    'resample lesions; all of them lie in four blocks of one micrograph.')
@@ -216,7 +216,7 @@ def _table_section(report, made):
                      f'{n} labelled training lesions, and {made.settings.valid} more that chose the best '
                      'epoch of every row.', {'accuracy': '.3f', 'kappa': '.3f'})
 
-# %% ../../nbs/commands/demo_report.ipynb #c039
+# %% ../../nbs/commands/demo_report.ipynb #c041
 def _curves(folder, names): # steps.csv of each network → its error, smoothed over eight steps
     logs = {n: pd.read_csv(folder/n/'steps.csv').set_index('step').mae for n in names}
     smooth = {f'{n}: mae': v.rolling(8, min_periods=1).mean() for n, v in logs.items()}
@@ -241,7 +241,7 @@ def _sr_section(report, made, logs):
     report.figure(figures.training_curves(_curves(logs, nets), x='step'),
                   'Mean absolute error on training patches.', 'Training curves')
 
-# %% ../../nbs/commands/demo_report.ipynb #c041
+# %% ../../nbs/commands/demo_report.ipynb #c043
 def write_report(made: Made, folder: Path, facts: dict) -> Path: # facts: command, seed, seconds, device
     "report.html in the folder of the demonstration"
     report, logs = Report('What super-resolution is good for', demo_sentence(made)), folder/'logs'

@@ -55,7 +55,8 @@ class Labels:
 
     def run(self):
         from srdiag.bench.labels import run_labels
-        from srdiag.bench.labels_report import LabelsStore, report_labels
+        from srdiag.bench.labels_report import report_labels
+        from srdiag.bench.labels_store import LabelsStore
         from srdiag.bench.labels_rows import chosen_labels_rows
         if self.report_only: return say(f'Report: {report_labels(LabelsStore(self.out))}')
         if self.data is None:

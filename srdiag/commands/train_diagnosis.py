@@ -155,7 +155,7 @@ class _Run:
         recorded = _recorded(self.settings, self.options, model, self.chosen, len(train)) | more
         return _info_of(self.found, model, list(train.lr.shape[-2:]), recorded)
 
-# %% ../../nbs/commands/train_diagnosis.ipynb #c033
+# %% ../../nbs/commands/train_diagnosis.ipynb #c034
 def _train(run, model, saver, **more): # → test metrics; `more` for the record
     known, s = run.known(model, more), run.settings
     def info(**what):
@@ -171,7 +171,7 @@ def _train(run, model, saver, **more): # → test metrics; `more` for the record
     train_in(saver, train_it, early)
     return _finish(saver, model, run.found, run.sets, run.caution, info)
 
-# %% ../../nbs/commands/train_diagnosis.ipynb #c035
+# %% ../../nbs/commands/train_diagnosis.ipynb #c036
 def _read_branches(settings, found): # 'lr', 'sr' → single network, of those that come from a folder
     branches = {}
     for b in BRANCHES:
@@ -193,7 +193,7 @@ def _say_if_seen(folder, found): # were images of the test part learned from?
     if n: say(f'Note: the branch in {folder} has learned from {counted(n, "image")} of the test part, which '
               'will flatter the result. Train it with the same --seed and the same images.')
 
-# %% ../../nbs/commands/train_diagnosis.ipynb #c037
+# %% ../../nbs/commands/train_diagnosis.ipynb #c039
 def _own_branch(run, model, branch): # the single network, ready to be trained
     torch.manual_seed(run.options.seed + BRANCHES.index(branch))
     single = single_of(model, branch)
@@ -210,7 +210,7 @@ def _train_branch(run, single, branch, epochs, saver): # a single network
     say(f'The {branch.upper()} branch alone ({inputs}), {counted(epochs, "epoch")}:')
     _train(own, single, saver, start=run.settings.start(branch))
 
-# %% ../../nbs/commands/train_diagnosis.ipynb #c039
+# %% ../../nbs/commands/train_diagnosis.ipynb #c042
 def _to_train(run, model, branches, folder): # 'lr', 'sr' → single network and its saver
     todo = {b: _own_branch(run, model, b) for b in BRANCHES
             if model.two and b not in branches and run.settings.start(b) != 'scratch'}
@@ -228,7 +228,7 @@ def _joined(run, model, branches, todo): # → the run of the joint training, an
     record |= dict(epochs_of_branches=each*len(todo))
     return replace(run, options=replace(run.options, epochs=together)), record
 
-# %% ../../nbs/commands/train_diagnosis.ipynb #c041
+# %% ../../nbs/commands/train_diagnosis.ipynb #c044
 def train_diagnosis_command(
     data: str|Path, # a folder with one sub-folder per class, or a CSV
     out: str|Path, # the model folder to make
@@ -250,7 +250,7 @@ def train_diagnosis_command(
     model = _framework(found, settings, branches).to(device)
     return _train_all(_Run(found, settings, caution, options, device), model, branches, out)
 
-# %% ../../nbs/commands/train_diagnosis.ipynb #c042
+# %% ../../nbs/commands/train_diagnosis.ipynb #c046
 def _train_all(run, model, branches, out): # → test metrics of the framework, or of a single network
     record, saver = {}, ModelSaver(out, model, run.options.overwrite, run.frame(model))
     todo = _to_train(run, model, branches, saver.folder)

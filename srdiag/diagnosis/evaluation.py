@@ -78,10 +78,10 @@ def evaluate_labelled(
     positive: str|None = None, # of two classes the one that is looked for; None: by `positive_class`
 ) -> tuple[dict, Predictions]: # metrics by name as Python's own numbers and texts; predictions in order
     "Metrics of a framework with a bootstrap interval over groups. ModelError for a mode that it cannot do"
-    hr, y = data.hr if model.large == 'HR' else None, data.labels.numpy()
+    y = data.labels.numpy()
     mode = mode if mode is not None and model.mixes else modes_of(model)[0]
     order = torch.randperm(len(y), generator=torch.Generator().manual_seed(0))
-    p = predict(model, data.lr, classes, hr, mode=mode, order=order)
+    p = predict(model, data.lr, classes, data.hr, mode=mode, order=order)
     positive = _positive(classes, positive, calibration)
     metrics = diagnostic_metrics(y, p.probabilities['ens'], classes, positive=positive)
     _, low, high, how = share_interval(p.labels == y, groups, n=1000)

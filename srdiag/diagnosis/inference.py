@@ -93,7 +93,7 @@ def _check_images(model, lr, hr, classes, batch_size, order):
         raise ValueError(f'The model knows {c["classes"]} classes, but there are {len(classes)} names: '
                          f'{list(classes)}.')
     if batch_size < 1: raise ValueError(f'batch_size is 1 or more, not {batch_size}.')
-    read = [('lr', lr, 1)] + [('hr', hr, c['scale'])]*(hr is not None and model.large == 'HR')
+    read = [('lr', lr, 1)] + [('hr', hr, c['scale'])]*(hr is not None)
     for name, x, factor in read:
         _check_shape(name, x, lr, c['channels'], factor)
         _check_range(name, x)
@@ -131,13 +131,14 @@ def predict(
     model: SREnhancedDiagnosis, # trained; used in eval mode
     lr: torch.Tensor, # N×C×h×w, uint8 or float in [0, 1]
     classes: list, # K names
-    hr: torch.Tensor|None = None, # N×C×H×W, for the inputs that need it
+    hr: torch.Tensor|None = None, # N×C×H×W, read where the inputs need it
     batch_size: int|None = None, # at a time; None: 32, in the mode 'batch' as in training
     mode: str|None = None, # 'context', 'solo' or 'batch'; None: the model's own
     order: torch.Tensor|None = None, # N positions: who comes after whom (mode 'batch'); None: as they are
 ) -> Predictions: # in the order of `lr`
     "Diagnose every image. ModelError for a mode the model cannot do, ValueError for images that do not fit"
     mode, training = _mode(model, mode), model.training
+    if model.large != 'HR': hr = None
     batch_size = batch_of(model, mode) if batch_size is None else batch_size
     _check_images(model, lr, hr, classes, batch_size, order)
     if order is not None: lr, hr = lr[order], None if hr is None else hr[order]

@@ -4,10 +4,11 @@
 
 # %% auto #0
 __all__ = ['BRANCHES', 'OPEN', 'SHARES', 'single_of', 'check_branch', 'start_as_identity', 'open_gate', 'share_of_sr', 'trust',
-           'join']
+           'measuring', 'some_batches', 'join']
 
 # %% ../../nbs/diagnosis/joining.ipynb #c005
 import math
+from contextlib import contextmanager
 
 import torch
 import torch.nn.functional as F
@@ -26,7 +27,7 @@ BRANCHES = 'lr', 'sr' # of the small image, of the large one
 def _inputs_of(model, branch): # the row of Table V that this branch is, alone
     return 'LR' if branch == 'lr' else model.large
 
-# %% ../../nbs/diagnosis/joining.ipynb #42b5864e
+# %% ../../nbs/diagnosis/joining.ipynb #c009
 def single_of(
     model: SREnhancedDiagnosis, # with two branches
     branch: str, # one of BRANCHES
@@ -39,19 +40,19 @@ def single_of(
     if single.sr_network is not None: single.sr_network.load_state_dict(model.sr_network.state_dict())
     return single
 
-# %% ../../nbs/diagnosis/joining.ipynb #c010
-def _stem(single): # that its branch has
-    return single.config['lr_stem' if single.config['inputs'] == 'LR' else 'sr_stem']
-
-def _wanted(model, branch): # → what a branch must be: a name for people, → its value
-    c, inputs = model.config, _inputs_of(model, branch)
-    stem = c['lr_stem'] if branch == 'lr' or model.large == 'LR' else c['sr_stem']
+# %% ../../nbs/diagnosis/joining.ipynb #c012
+def _traits(framework, inputs): # of the branch that reads this: a name for people → its value
+    c = framework.config
     out = {'input': inputs, 'number of classes': c['classes'], 'number of image channels': c['channels'],
-           'width': c['width'], 'stem': stem}
+           'width': c['width'], 'stem': c['lr_stem' if inputs == 'LR' else 'sr_stem']}
     if inputs in ('SR', 'ILR'): out['scale'] = c['scale']
-    if inputs == 'SR': out['super-resolution network'] = c['sr_architecture'], model.sr_network.config
+    if inputs == 'SR': out['super-resolution network'] = c['sr_architecture'], framework.sr_network.config
     return out
 
+def _said(value): # in a sentence
+    return value[0] + ' with ' + str(value[1]) if isinstance(value, tuple) else str(value)
+
+# %% ../../nbs/diagnosis/joining.ipynb #c014
 def check_branch(
     model: SREnhancedDiagnosis, # with two branches
     single: SREnhancedDiagnosis, # whose branch is to be one of them
@@ -62,25 +63,14 @@ def check_branch(
     if getattr(single, 'two', True):
         raise ModelError(f'{name} is not a network with one branch: give a model that reads '
                          f'{_inputs_of(model, branch)} alone, imagenet or scratch.')
-    for what, wanted in _wanted(model, branch).items():
-        own = _of(single, what)
-        if own != wanted:
-            raise ModelError(f'{name} cannot be the {branch.upper()} branch: its {what} is {_said(own)}, but '
-                             f'{_said(wanted)} is needed. Train a branch that fits, or leave the option out.')
+    own = _traits(single, single.config['inputs'])
+    for what, wanted in _traits(model, _inputs_of(model, branch)).items():
+        if own[what] != wanted:
+            raise ModelError(f'{name} cannot be the {branch.upper()} branch: its {what} is '
+                             f'{_said(own[what])}, but {_said(wanted)} is needed. Train a branch that fits, '
+                             'or leave the option out.')
 
-# %% ../../nbs/diagnosis/joining.ipynb #c012
-def _of(single, what): # the value of this trait
-    c = single.config
-    keys = {'input': 'inputs', 'number of classes': 'classes', 'number of image channels': 'channels',
-            'width': 'width', 'scale': 'scale'}
-    if what == 'stem': return _stem(single)
-    if what == 'super-resolution network': return c['sr_architecture'], single.sr_network.config
-    return c[keys[what]]
-
-def _said(value): # in a sentence
-    return value[0] + ' with ' + str(value[1]) if isinstance(value, tuple) else str(value)
-
-# %% ../../nbs/diagnosis/joining.ipynb #c015
+# %% ../../nbs/diagnosis/joining.ipynb #c017
 def start_as_identity(
     bottleneck: nn.Sequential, # of a StageInteraction; its batch norm has measured the branch's own features
 ) -> None:
@@ -92,7 +82,7 @@ def start_as_identity(
     norm.weight.copy_((norm.running_var + norm.eps).sqrt())
     norm.bias.copy_(norm.running_mean)
 
-# %% ../../nbs/diagnosis/joining.ipynb #c019
+# %% ../../nbs/diagnosis/joining.ipynb #c021
 OPEN = 0.5, 0.5, 0.05 # weights of SR, LR, aux at the start
 
 def open_gate(
@@ -107,7 +97,7 @@ def open_gate(
     last = linear if isinstance(norm, nn.Identity) else norm
     last.bias.copy_(torch.tensor([math.atanh(w) for w in weights]))
 
-# %% ../../nbs/diagnosis/joining.ipynb #c021
+# %% ../../nbs/diagnosis/joining.ipynb #c023
 SHARES = tuple(k/20 for k in range(1, 20)) # of SR that are tried
 
 def share_of_sr(
@@ -120,28 +110,39 @@ def share_of_sr(
     loss = {w: F.cross_entropy(torch.lerp(*scores, w), torch.as_tensor(y)).item() for w in SHARES}
     return min(loss, key=lambda w: (loss[w], abs(w - 0.5)))
 
-# %% ../../nbs/diagnosis/joining.ipynb #31e9736e
+# %% ../../nbs/diagnosis/joining.ipynb #c025
 def trust(
     model: SREnhancedDiagnosis, # with branches that were trained; its gate does not matter
     valid: LabelledPairs, # images that neither branch has learned from
 ) -> tuple: # weights of SR, LR, aux
     "How far the gate is to open for each head, by its answers on validation images"
     names = list(range(model.config['classes']))
-    p = predict(model, valid.lr, names, valid.hr if model.large == 'HR' else None, mode='solo').probabilities
+    p = predict(model, valid.lr, names, valid.hr, mode='solo').probabilities
     w = share_of_sr(p['lr'], p['sr'], valid.labels)
     return w, 1 - w, OPEN[2]
 
-# %% ../../nbs/diagnosis/joining.ipynb #c024
-def _norms(part): # its batch norms
-    return [m for m in part.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
-
-def _measuring(network): # the parts whose batch norms are to measure, made ready
-    parts = [bottleneck[2] for k in network.interactions for bottleneck in (k.bottleneck_sr, k.bottleneck_lr)]
-    for norm in (norms := [n for p in (*parts, network.ensemble.gate) for n in _norms(p)]):
+# %% ../../nbs/diagnosis/joining.ipynb #c028
+@contextmanager
+def measuring(*parts): # modules; yields their batch norms
+    "Inside, their running statistics become the plain averages of what they see"
+    norms = [m for p in parts for m in p.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+    momenta = [m.momentum for m in norms]
+    for norm in norms:
         norm.reset_running_stats()
         norm.momentum = None
         norm.train()
-    return norms
+    try: yield norms
+    finally:
+        for norm, value in zip(norms, momenta): norm.momentum = value
+
+def some_batches(n, size, most, seed=0): # of n images → positions, at most so many batches of this size
+    order = torch.randperm(n, generator=torch.Generator().manual_seed(seed))
+    return [part for part in order.split(size) if len(part) > 1][:most]
+
+# %% ../../nbs/diagnosis/joining.ipynb #c031
+def _instruments(network): # the parts that measure: batch norms of the bottlenecks, and the gate
+    return [network.ensemble.gate, *(bottleneck[2] for k in network.interactions
+                                     for bottleneck in (k.bottleneck_sr, k.bottleneck_lr))]
 
 def _show(network, x_lr, x_sr): # one batch, to all that measures
     s, l = network.stem(x_lr, x_sr)
@@ -150,17 +151,16 @@ def _show(network, x_lr, x_sr): # one batch, to all that measures
         interact.bottleneck_sr[2](s), interact.bottleneck_lr[2](l)
     network.ensemble.gate(torch.cat([s.mean((2, 3)), l.mean((2, 3))], 1))
 
-# %% ../../nbs/diagnosis/joining.ipynb #c026
+# %% ../../nbs/diagnosis/joining.ipynb #c033
 def _measure(model, images, batch_size, batches):
-    device, norms = next(model.parameters()).device, _measuring(model.eval().network)
-    order = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))
-    for part in [p for p in order.split(batch_size) if len(p) > 1][:batches]:
-        x = [as_float(t[part]).to(device) for t in (images.lr, images.hr) if t is not None]
-        _show(model.network, x[0], model.large_image(*x))
-    for norm in norms: norm.momentum = 0.1
+    device = next(model.parameters()).device
+    with measuring(*_instruments(model.eval().network)):
+        for part in some_batches(len(images), batch_size, batches):
+            x = [as_float(t[part]).to(device) for t in (images.lr, images.hr) if t is not None]
+            _show(model.network, x[0], model.large_image(*x))
     model.eval()
 
-# %% ../../nbs/diagnosis/joining.ipynb #c028
+# %% ../../nbs/diagnosis/joining.ipynb #c035
 def _copy(model, single, branch): # weights of a single network into its place
     network, own = model.network, single.network
     norm = network.normalisers[BRANCHES.index(branch)]
@@ -178,7 +178,7 @@ def _check_shared(model, lr, sr): # ModelError if one normalisation cannot serve
     raise ModelError('The two branches were trained on images of another mean or spread, but this framework '
                      "normalises both alike: build it with statistics='each'.")
 
-# %% ../../nbs/diagnosis/joining.ipynb #c032
+# %% ../../nbs/diagnosis/joining.ipynb #c039
 @torch.no_grad()
 def join(
     model: SREnhancedDiagnosis, # two branches, untrained; changed in place

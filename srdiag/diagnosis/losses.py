@@ -128,7 +128,7 @@ class DiagnosisLoss(nn.Module):
         self.rank, self.sac, self.sar = _terms(margin, rank_on, temperature, norm, mutual)
 
     def forward(self, out: DiagnosisOutput, target): # B class indices → a number
-        target = target.repeat(len(out.ens)//len(target)) # twice in the training mode 'both'
+        target = out.repeated(target)
         preliminary = [out.sr, out.lr, out.aux] if out.gate is not None else []
         w, others = self.weights, sum(F.cross_entropy(y, target) for y in preliminary)
         terms = dict(ce=self.ens_weight*F.cross_entropy(out.ens, target) + others)

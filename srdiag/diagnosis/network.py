@@ -32,6 +32,9 @@ class DiagnosisOutput(NamedTuple):
     a_lr: list # A_LR of each stage: likewise
     mutual: list # M_{L→S} of each stage: likewise
 
+    def repeated(self, y): # B labels → one for each row: twice the same in the training mode 'both'
+        return y.repeat(len(self.ens)//len(y))
+
     def answers(self): # → dict of head → B×K probabilities, and B booleans: the gate shut all heads
         "Softmax of each head's scores; where the gate is closed 'ens' is the mean of the three heads"
         names = ('ens',) if self.gate is None else ('ens', 'sr', 'lr', 'aux')
@@ -85,7 +88,7 @@ class Normalise(nn.Module):
     def forward(self, x): # B×C×H×W → B×C×H×W
         return (x-self.mean)/self.sd
 
-# %% ../../nbs/diagnosis/network.ipynb #2a3153ad
+# %% ../../nbs/diagnosis/network.ipynb #c017
 class BranchPair(nn.Module):
     "What two branches do between the images and the heads"
     def __init__(self, channels, stems, width, statistics, exchange): # stems and exchange as pairs
@@ -121,7 +124,7 @@ class BranchPair(nn.Module):
         # R×C×h×w, R×C×H×W reference images → for each stage (F_SR, F_LR); None without SAI
         return [out and out.embedded for out in self._stages(x_lr, x_sr, 'batch', None)[2]]
 
-# %% ../../nbs/diagnosis/network.ipynb #c016
+# %% ../../nbs/diagnosis/network.ipynb #c019
 class DiagnosisNetwork(BranchPair):
     """Two ResNet-18 branches with sample affinity interaction after each of four stages, and the gate
     (section III-B, Fig. 2)"""
@@ -153,7 +156,7 @@ class DiagnosisNetwork(BranchPair):
         return DiagnosisOutput(gated.ens, y_sr, y_lr, gated.aux, gated.gate, [o.a_sr for o in seen],
                                [o.a_lr for o in seen], [o.mutual for o in seen])
 
-# %% ../../nbs/diagnosis/network.ipynb #c024
+# %% ../../nbs/diagnosis/network.ipynb #c027
 class SingleBranch(nn.Module):
     "One ResNet-18 on one image: the baselines of Table V"
     def __init__(self,
@@ -177,7 +180,7 @@ class SingleBranch(nn.Module):
         y = self.head(self.branch(self.normalise(x)))
         return DiagnosisOutput(y, None, y, None, None, [], [], [])
 
-# %% ../../nbs/diagnosis/network.ipynb #c026
+# %% ../../nbs/diagnosis/network.ipynb #c029
 class ReferenceImages(nn.Module):
     "R images as bytes: `lr` R×C×h×w and, for a framework that reads the true HR image, `hr` R×C×sh×sw"
     def __init__(self,
@@ -207,7 +210,7 @@ class ReferenceImages(nn.Module):
     def floats(self): # → the images in [0, 1]: lr, or lr and hr
         return [x.float()/255 for x in (self.lr, self.hr) if x is not None]
 
-# %% ../../nbs/diagnosis/network.ipynb #c029
+# %% ../../nbs/diagnosis/network.ipynb #c032
 def _check_framework(config): # ValueError for what cannot be
     for what, value, known in (('input', config['inputs'], INPUTS), ('mode', config['mode'], MODES),
                                ('way to weigh rows', config['mutual'], ROW_WEIGHTS),
@@ -220,7 +223,7 @@ def _check_framework(config): # ValueError for what cannot be
     if type(config['batch_size']) is not int or config['batch_size'] < 1:
         raise ValueError(f'batch_size is a whole number of 1 or more, not {config["batch_size"]!r}.')
 
-# %% ../../nbs/diagnosis/network.ipynb #c031
+# %% ../../nbs/diagnosis/network.ipynb #c034
 def _sr_network(c): # configuration → super-resolution network, or None if no branch wants it
     if not c['inputs'].endswith('SR'): return None
     own = dict(scale=c['scale'], image_channels=c['channels'])
@@ -233,7 +236,7 @@ def _diagnosis_network(c): # configuration → two branches or one
     return DiagnosisNetwork(c['classes'], c['sai'], c['channels'], stem, c['lr_stem'], c['mutual'],
                             c['width'], c['statistics'], c['gate_norm'])
 
-# %% ../../nbs/diagnosis/network.ipynb #c034
+# %% ../../nbs/diagnosis/network.ipynb #c037
 class _Modules(nn.Module):
     "What a configuration is made into: super-resolution network, diagnosis network, references"
     def __init__(self, c): # all settings by name
@@ -246,7 +249,7 @@ class _Modules(nn.Module):
         self.references = ReferenceImages(c['references'], self.scale, self.large == 'HR')
         self.config = c | dict(sr=getattr(self.sr_network, 'config', None))
 
-# %% ../../nbs/diagnosis/network.ipynb #c036
+# %% ../../nbs/diagnosis/network.ipynb #c039
 class FrameworkParts(_Modules):
     "The settings and modules of `SREnhancedDiagnosis`, by name. ValueError for settings that do not exist"
     def __init__(self,
@@ -271,7 +274,7 @@ class FrameworkParts(_Modules):
     ):
         super().__init__({k: v for k, v in locals().items() if k not in ('self', '__class__')})
 
-# %% ../../nbs/diagnosis/network.ipynb #c038
+# %% ../../nbs/diagnosis/network.ipynb #c041
 class SREnhancedDiagnosis(FrameworkParts):
     "Super-resolution network and diagnosis network in one (Fig. 2); `inputs` selects a row of Table V"
     @property

@@ -28,7 +28,7 @@ def is_imagenet(
     "True for `imagenet` and `imagenet:FILE`; a folder of that name is `./imagenet`"
     return str(text).partition(':')[0] == IMAGENET
 
-# %% ../../nbs/diagnosis/pretrained.ipynb #475b08a9
+# %% ../../nbs/diagnosis/pretrained.ipynb #c009
 def imagenet_file(
     text: str, # 'imagenet' or 'imagenet:FILE'
 ) -> Path|None: # FILE; None where no file is named
@@ -39,7 +39,7 @@ def imagenet_file(
                          'of torchvision.')
     return Path(file.strip()).expanduser() if colon else None
 
-# %% ../../nbs/diagnosis/pretrained.ipynb #c010
+# %% ../../nbs/diagnosis/pretrained.ipynb #c012
 WEIGHTS_FILE = 'resnet18-f37072fd.pth' # its name in the cache; the eight digits begin its SHA-256
 PATIENCE = 20 # seconds of silence after which a download is given up
 
@@ -58,7 +58,7 @@ def _patience(): # torch.hub passes no time limit on, so it is set below it
     try: yield
     finally: socket.setdefaulttimeout(before)
 
-# %% ../../nbs/diagnosis/pretrained.ipynb #c012
+# %% ../../nbs/diagnosis/pretrained.ipynb #c014
 def _download(path): # ModelError says how to get the file by hand
     address, digits = _address(), WEIGHTS_FILE.rpartition('-')[2].partition('.')[0]
     try:
@@ -70,7 +70,7 @@ def _download(path): # ModelError says how to get the file by hand
                          f'on a machine with a network and put it into {path.parent}, or name it with '
                          f'{IMAGENET}:FILE. To do without, start the branch from scratch.') from e
 
-# %% ../../nbs/diagnosis/pretrained.ipynb #c014
+# %% ../../nbs/diagnosis/pretrained.ipynb #c016
 def _read(path): # what the file holds; nothing in it is executed
     if not path.is_file():
         raise ModelError(f'There is no file {path}: check the path, or write {IMAGENET} alone for the '
@@ -85,7 +85,7 @@ def _read(path): # what the file holds; nothing in it is executed
                          ': it is damaged, or holds more than a state dict. Remove it and get '
                          f'{WEIGHTS_FILE} again, or save your state dict alone.') from e
 
-# %% ../../nbs/diagnosis/pretrained.ipynb #c019
+# %% ../../nbs/diagnosis/pretrained.ipynb #c021
 def _shapes(): # name → shape of all that is loaded, with the published stem
     with torch.device('meta'): own = ResNet18Branch().state_dict() # draws no random number
     return {k: tuple(v.shape) for k, v in own.items() if not k.endswith('.num_batches_tracked')}
@@ -102,7 +102,7 @@ def _check_resnet18(path, state): # ModelError unless it is the state dict of on
     odd = [k for k in due if not (state[k].is_floating_point() and state[k].isfinite().all())]
     if odd: raise ModelError(f'{path} has no finite numbers in {listed(odd)}: it is damaged; get it again.')
 
-# %% ../../nbs/diagnosis/pretrained.ipynb #c021
+# %% ../../nbs/diagnosis/pretrained.ipynb #c023
 def imagenet_weights(
     path: str|Path|None = None, # a .pth or .safetensors file; None: the cache of torch.hub, or a download
 ) -> dict: # name → float32 tensor, under the names of `ResNet18Branch`, without the classifier
@@ -115,7 +115,7 @@ def imagenet_weights(
     _check_resnet18(path, state)
     return {k: state[k].float() for k in _shapes()}
 
-# %% ../../nbs/diagnosis/pretrained.ipynb #c027
+# %% ../../nbs/diagnosis/pretrained.ipynb #c029
 def _check_channels(channels): # ModelError unless ImageNet's three colours can be made to fit
     if channels not in (1, 3):
         raise ModelError(f'The ImageNet weights fit images of 1 or 3 channels, not of {channels}: start the '
@@ -136,7 +136,7 @@ def adapt_kernel(
     shrink = F.interpolate(small, size=(large, 1), mode='bicubic')[0, ..., 0] # k×K, the transpose of E
     return shrink @ weight @ shrink.T
 
-# %% ../../nbs/diagnosis/pretrained.ipynb #c037
+# %% ../../nbs/diagnosis/pretrained.ipynb #c039
 def start_from_imagenet(
     branch: ResNet18Branch, # of full width (64), for grey or RGB, with any stem; changed in place
     path: str|Path|None = None, # as for `imagenet_weights`

@@ -10,9 +10,7 @@ __all__ = ['diagnosis_dataloaders', 'HeadAccuracy', 'parameter_groups', 'rate_fa
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 import torch
-from torch import nn
 
 from ..training.loop import ( # before fastai
     BatchLoader, KeepBest, LossComponent, log_both, standard_callbacks)
@@ -26,7 +24,9 @@ from ..core.errors import DataError
 from ..core.moved import moved_names
 from ..data.images import as_float
 from ..data.pairs import LabelledPairs
+from ..data.splits import in_turns
 from .inference import predict
+from .joining import measuring, some_batches
 from .losses import DiagnosisLoss
 from .network import SREnhancedDiagnosis
 from ..training.recipes import Recipe, adam, fit
@@ -38,7 +38,7 @@ def _check_batches(n, batch_size):
         raise DataError('Batches of 1 image cannot be normalised in training: use a batch size of at least '
                         '2.')
 
-# %% ../../nbs/diagnosis/training.ipynb #5e9a98f4
+# %% ../../nbs/diagnosis/training.ipynb #c012
 def _passes(n, wanted): # → so many of n positions, each pass in a new order
     return [i for _ in range(-(-wanted//n)) for i in torch.randperm(n).tolist()][:wanted]
 
@@ -63,7 +63,7 @@ def diagnosis_dataloaders(
     for loader in loaders: loader.n_inp = train.n_inp
     return DataLoaders(*loaders, device=device)
 
-# %% ../../nbs/diagnosis/training.ipynb #c013
+# %% ../../nbs/diagnosis/training.ipynb #c015
 class HeadAccuracy(Metric):
     "Accuracy of one diagnosis of a DiagnosisOutput"
     def __init__(self,
@@ -72,7 +72,7 @@ class HeadAccuracy(Metric):
     def reset(self): self.right, self.count = 0, 0
     def accumulate(self, learn):
         out, truth = learn.pred, learn.yb[0]
-        if len(out.ens) > len(truth): truth = truth.repeat(2) # each image with and without affinity
+        truth = out.repeated(truth)
         y = out.answers()[0]['ens'] if self.head == 'ens' else getattr(out, self.head)
         self.right += (y.argmax(1) == truth).sum().item()
         self.count += len(truth)
@@ -81,7 +81,7 @@ class HeadAccuracy(Metric):
     @property
     def name(self): return 'accuracy' if self.head == 'ens' else f'accuracy_{self.head}'
 
-# %% ../../nbs/diagnosis/training.ipynb #c015
+# %% ../../nbs/diagnosis/training.ipynb #c017
 def _groups(model): # → name → trainable parameters, for each rate
     joined = tuple(f'network.{part}_{b}.' for b in model.joined for part in ('branch', 'head'))
     parts = dict(sr=[], branches=[], others=[])
@@ -105,7 +105,7 @@ def rate_factors(
     known = dict(sr=recipe.sr_factor, branches=recipe.branch_factor, others=1.)
     return tuple(known[name] for name in _groups(model))
 
-# %% ../../nbs/diagnosis/training.ipynb #c018
+# %% ../../nbs/diagnosis/training.ipynb #c020
 def diagnosis_learner(
     dls: DataLoaders, # from diagnosis_dataloaders
     model: SREnhancedDiagnosis, # to be trained
@@ -123,7 +123,7 @@ def diagnosis_learner(
     return log_both(Learner(dls, model, loss_func=loss, opt_func=adam(recipe), splitter=parameter_groups,
                             metrics=metrics, cbs=cbs))
 
-# %% ../../nbs/diagnosis/training.ipynb #c020
+# %% ../../nbs/diagnosis/training.ipynb #c022
 def choose_references(
     labels, # N class indices of the training images
     groups=None, # N group names; None: each image on its own
@@ -131,17 +131,13 @@ def choose_references(
     seed: int = 0, # of the order of groups and images
 ) -> list: # positions, the classes in turn
     "A class-balanced choice that is spread over the groups"
-    rng, labels, queues = np.random.default_rng(seed), np.asarray(labels), []
+    rng, labels = np.random.default_rng(seed), np.asarray(labels)
     groups = np.arange(len(labels)) if groups is None else np.asarray(groups)
-    for k in np.unique(labels):
-        order = rng.permutation(np.flatnonzero(labels == k))
-        # 0 for the first image of each group, ...
-        turn = pd.Series(groups[order]).groupby(groups[order]).cumcount().to_numpy()
-        queues.append(order[np.argsort(turn, kind='stable')])
+    queues = [in_turns(np.flatnonzero(labels == k), groups, rng) for k in np.unique(labels)]
     each = min(max(1, n//len(queues)), min(len(q) for q in queues))
     return [int(q[i]) for i in range(each) for q in queues]
 
-# %% ../../nbs/diagnosis/training.ipynb #c023
+# %% ../../nbs/diagnosis/training.ipynb #c025
 @torch.no_grad()
 def recalibrate(
     model: SREnhancedDiagnosis, # trained
@@ -152,23 +148,17 @@ def recalibrate(
     seed: int = 0, # of the choice of images
 ) -> SREnhancedDiagnosis: # the same model, in eval mode
     "Measure the running statistics of every batch norm anew"
-    norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
-    momenta, device = [m.momentum for m in norms], next(model.parameters()).device
-    for m in norms:
-        m.reset_running_stats()
-        m.momentum = None # the plain average over batches
-    model.train()
-    order = torch.randperm(len(train), generator=torch.Generator().manual_seed(seed))
-    for part in [p for p in order.split(batch_size) if len(p) > 1][:batches]:
-        images = train.batch(part.tolist())[:-1]
-        model(*[x.to(device).contiguous(memory_format=torch.channels_last) for x in images], mode=mode)
-    for m, value in zip(norms, momenta):
-        m.momentum = value
-        # a feature that was silent must not be magnified when it speaks
-        m.running_var[m.running_var < m.eps] = 1.
+    device = next(model.parameters()).device
+    with measuring(model.train()) as norms:
+        for part in some_batches(len(train), batch_size, batches, seed):
+            images = [x.to(device).contiguous(memory_format=torch.channels_last)
+                      for x in train.batch(part.tolist())[:-1]]
+            model(*images, mode=mode)
+    # a feature that was silent must not be magnified when it speaks
+    for m in norms: m.running_var[m.running_var < m.eps] = 1.
     return model.eval()
 
-# %% ../../nbs/diagnosis/training.ipynb #c026
+# %% ../../nbs/diagnosis/training.ipynb #c028
 class SettleStatistics(Callback):
     "Measure batch norm's statistics after the training steps of an epoch, before validation"
     def __init__(self,
@@ -180,7 +170,7 @@ class SettleStatistics(Callback):
     def after_train(self):
         recalibrate(self.model, self.images, self.batch_size, self.batches, None, self.epoch)
 
-# %% ../../nbs/diagnosis/training.ipynb #c028
+# %% ../../nbs/diagnosis/training.ipynb #c031
 def _kept_start(learn): # is the joined start the best there was?
     return any(cb.best_epoch == -1 for cb in learn.cbs.filter(lambda cb: isinstance(cb, KeepBest)))
 
@@ -193,10 +183,10 @@ def _measure_again(learn, train, size, seed): # as the last section says
     elif not model.both_ways and (model.mode == 'solo' or model.solo_share):
         recalibrate(model, train, size, mode='solo' if model.mode == 'solo' else 'batch', seed=seed)
 
-# %% ../../nbs/diagnosis/training.ipynb #c030
+# %% ../../nbs/diagnosis/training.ipynb #c033
 def _offer_start(learn, model, valid): # to the callback that keeps the best weights
     names = list(range(model.config['classes']))
-    p = predict(model, valid.lr, names, valid.hr if model.large == 'HR' else None)
+    p = predict(model, valid.lr, names, valid.hr)
     accuracy = float((p.labels == valid.labels.numpy()).mean())
     # a tie goes to what was trained
     for keep in learn.cbs.filter(lambda cb: isinstance(cb, KeepBest)): keep.offer(model, accuracy - 1e-6, -1)
@@ -209,7 +199,7 @@ def _prepare(model, train, size, fixed, references, seed): # batch size, statist
         at = choose_references(train.labels, seed=seed) if references is None else references
         model.remember(train.lr[at], None if train.hr is None else train.hr[at])
 
-# %% ../../nbs/diagnosis/training.ipynb #c032
+# %% ../../nbs/diagnosis/training.ipynb #c035
 def train_diagnosis(
     model: SREnhancedDiagnosis, # changed in place
     train: LabelledPairs, # with augmentation
@@ -234,5 +224,5 @@ def train_diagnosis(
     _measure_again(learn, train, size, seed)
     return learn
 
-# %% ../../nbs/diagnosis/training.ipynb #c052
+# %% ../../nbs/diagnosis/training.ipynb #c055
 __getattr__ = moved_names(__name__)

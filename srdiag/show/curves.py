@@ -62,7 +62,7 @@ def _draw_branches(ax, logs, at): # → the accuracy that each of them was joine
         ax.plot(at, value, marker='D', ms=7, mec='white', **look | dict(zorder=4))
     return best
 
-# %% ../../nbs/show/curves.ipynb #6fa5ad07
+# %% ../../nbs/show/curves.ipynb #c012
 def _draw_heads(ax, log, at, best):
     single = 'valid_accuracy_lr' not in log.epochs
     for column, head in _HEADS.items():
@@ -73,7 +73,7 @@ def _draw_heads(ax, log, at, best):
                 label='validation' if single else _NAMES[head])
     ax.plot(at + log.ends, log.epochs.train_accuracy, color=COLOURS['ens'], alpha=0.3, lw=1, label='training')
 
-# %% ../../nbs/show/curves.ipynb #c014
+# %% ../../nbs/show/curves.ipynb #c016
 def _terms(log): # DataFrame of the terms of the loss that are not 0, calmed
     parts = log.steps.drop(columns=['step', 'lr', 'loss'], errors='ignore')
     if parts.empty: parts = log.steps[['loss']]
@@ -89,7 +89,7 @@ def _draw_loss(ax, logs, at):
     ax.stackplot(at + np.arange(len(terms)), terms.to_numpy().T, labels=list(terms), colors=colours,
                  alpha=0.75)
 
-# %% ../../nbs/show/curves.ipynb #c016
+# %% ../../nbs/show/curves.ipynb #c018
 def _mark_join(ax, at): # the moment, if there is one
     if not at: return
     ax.axvline(at, color='#333333', lw=1, ls=':')

@@ -61,7 +61,7 @@ def _made_from(sources, name, ours): # a tensor like `ours`
 # %% ../../nbs/sr/release.ipynb #c022
 _UNUSED = re.compile(r'mrc\.stage4\.0\.rcf2\.|.*\.channel_add_conv\.2\.')
 
-# %% ../../nbs/sr/release.ipynb #0cc97730
+# %% ../../nbs/sr/release.ipynb #c024
 def _check_names(state, needed):
     lost = [name for name in needed if name not in state]
     strange = [name for name in state if name not in needed and not _UNUSED.match(name)]
@@ -76,7 +76,7 @@ def _fitting(sources, name, ours):
     raise ModelError(f'The weights for {name} have the shape {tuple(made.shape)}, but {tuple(ours.shape)} is '
                      'due: the release has 32 features, 3 stages of 4 blocks and RGB images.')
 
-# %% ../../nbs/sr/release.ipynb #c025
+# %% ../../nbs/sr/release.ipynb #c027
 def _of_mrcnet(state): # name → tensor, of MRC-Net alone
     state = {name.removeprefix('module.'): tensor for name, tensor in state.items()}
     own = {name.removeprefix('sr_net.'): tensor for name, tensor in state.items()

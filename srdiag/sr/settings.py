@@ -73,7 +73,7 @@ _FIXED = { # by section IV-A and Algorithm 1
     DistilSettings: dict(weight=1., gamma_cell=2., gamma_hidden=2., gamma_f_lr=2., gamma_f_sr=0.5,
                          two_schedules=True)}
 
-# %% ../../nbs/sr/settings.ipynb #710e400d
+# %% ../../nbs/sr/settings.ipynb #c017
 def as_published(
     settings: SRSettings|DistilSettings, # what is trained
     options: RunOptions = RunOptions(), # how long, from which seed, where
