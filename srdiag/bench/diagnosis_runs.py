@@ -34,7 +34,7 @@ from ..evaluation.diagnostic import diagnostic_metrics, positive_class
 from ..models.info import ModelInfo
 from ..models.saving import save_model
 from ..training.options import RunOptions
-from ..training.recipes import DIAGNOSIS_RECIPES
+from ..training.recipes import diagnosis_recipe
 
 # %% ../../nbs/bench/diagnosis_runs.ipynb #c007
 def predict_by(
@@ -138,7 +138,8 @@ def train_row(
     folder, # for log.csv and steps.csv; where branches are joined, in logs/lr, logs/sr and logs/joint
 ) -> tuple: # the framework, and best_epoch, valid_accuracy, epochs, steps
     "Train the framework of a row, in three parts if it has two branches and the design says join"
-    recipe, best = replace(DIAGNOSIS_RECIPES[job.budget.recipe], batch_size=job.budget.batch_size), {}
+    preset, best = diagnosis_recipe(job.budget.recipe, job.design.width), {}
+    recipe = replace(preset, batch_size=job.budget.batch_size)
     def keep(model, value, epoch): best.update(best_epoch=epoch, valid_accuracy=value)
     torch.manual_seed(seed)
     model, epochs = build_row(row, job), job.design.epochs(job.budget)

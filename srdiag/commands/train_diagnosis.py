@@ -33,7 +33,7 @@ from ..models.saving import ModelSaver, check_not_a_class, load_model, train_in
 from ..models.split import read_split
 from ..sr.mrcnet import MRCNet
 from ..training.options import RunOptions
-from ..training.recipes import DIAGNOSIS_RECIPES
+from ..training.recipes import diagnosis_recipe
 
 # %% ../../nbs/commands/train_diagnosis.ipynb #c008
 def _check_inputs(settings, data):
@@ -99,7 +99,7 @@ def _recorded(settings, options, model, references, images): # → for ModelInfo
         references=len(references) if model.mode == 'context' else 0)
 
 def _recipe_of(settings, options): # with the batch size that was asked for
-    recipe = DIAGNOSIS_RECIPES[options.recipe]
+    recipe = diagnosis_recipe(options.recipe, settings.width)
     return replace(recipe, batch_size=settings.batch_size or recipe.batch_size, steps=settings.steps)
 
 # %% ../../nbs/commands/train_diagnosis.ipynb #c022

@@ -4,18 +4,20 @@
 
 # %% auto #0
 __all__ = ['TEST_BLOCKS', 'VALID_BLOCKS', 'SHAPES', 'split_of', 'blocks', 'Lesion', 'darkness', 'plant', 'TileSettings',
-           'lesion_tiles', 'lesion_blocks']
+           'lesion_tiles', 'lesion_blocks', 'write_lesion_folder']
 
 # %% ../../nbs/data/phantom.ipynb #c003
 import math
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated
 
 import torch
 
 from ..core.errors import DataError
+from ..core.files import check_new
 from ..core.settings import Between, Positive, Weight, check_settings
-from .images import as_float, to_uint8
+from .images import as_float, save_png, to_uint8
 from .samples import tissue
 
 # %% ../../nbs/data/phantom.ipynb #c005
@@ -129,3 +131,18 @@ def lesion_blocks(
             x = plant(x, SHAPES[k % 2], lesion, centre)
         out.append(to_uint8(x))
     return out
+
+# %% ../../nbs/data/phantom.ipynb #c034
+def write_lesion_folder(
+    root: str|Path, # a new or empty folder
+    each: int = 16, # tiles of a block
+    lesion: Lesion = Lesion(radius=3), # what is planted
+    classes: tuple = SHAPES, # names of the folders: for discs, for rings
+) -> Path: # `root`
+    """Write labelled tiles as PNGs, `disc/patient00__00.png` and so on; DataError if `root` is not empty"""
+    root = check_new(root)
+    for name in classes: (root/name).mkdir(parents=True)
+    for k, block in enumerate(block for part in blocks().values() for block in part):
+        for i, (x, label) in enumerate(zip(*lesion_tiles([block], each, lesion, seed=k))):
+            save_png(x, root/classes[label]/f'patient{k:02}__{i:02}.png')
+    return root

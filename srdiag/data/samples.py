@@ -16,6 +16,7 @@ from .degradation import crop_to_multiple, degrade, upsample
 from .images import as_float, luma, save_png
 from .splits import spatial_split
 from ..core.errors import DataError
+from ..core.files import check_new
 
 # %% ../../nbs/data/samples.ipynb #c008
 def tissue() -> torch.Tensor: # uint8 3×512×512, RGB
@@ -122,9 +123,7 @@ def write_tissue_folder(
 ) -> Path: # the table, `root`/labels.csv, with columns file, label, group, split
     """Write the tissue task as labelled PNGs with a table that `from_csv` reads; DataError if `root` is not
     empty"""
-    root = Path(root)
-    if root.exists() and (not root.is_dir() or any(root.iterdir())):
-        raise DataError(f'{root} exists and is not an empty folder: choose another name.')
+    root = check_new(root)
     sets, height = tissue_patches(size, stride, test_fraction, gap), tissue().shape[1]
     rows = _labelled_patches(sets, bands, height, scale)
     for label in CLASSES: (root/label).mkdir(parents=True, exist_ok=True)
