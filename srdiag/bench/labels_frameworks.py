@@ -69,6 +69,6 @@ def rates_of(
     model: SREnhancedDiagnosis, # as built, or joined
     rate: float, # of what is fresh
 ) -> list: # groups for Adam
-    "Super-resolution networks and joined branches learn more slowly, as in train_diagnosis"
+    "Super-resolution networks learn more slowly, as in train_diagnosis"
     factors = rate_factors(model, DIAGNOSIS_RECIPES['fast'])
     return [dict(params=p, lr=rate*f) for p, f in zip(parameter_groups(model), factors)]

@@ -31,7 +31,7 @@ class Recipe:
     halve_every: int = 100 # epochs between halvings, for 'halving'
     weight_decay: float = 0. # L2 penalty, as torch.optim.Adam adds it to the gradient
     sr_factor: float = 0.01 # learning rate of MRC-Net relative to the diagnosis network's
-    branch_factor: float = 0.1 # the same of branches that were trained alone before they were joined
+    branch_factor: float = 1. # the same of branches that were trained alone before they were joined
     steps: int|None = None # of the diagnosis in an epoch; None: one pass over the images
     settle: bool = True # measure batch norm's statistics before each validation of the diagnosis
 
