@@ -3,6 +3,7 @@ not fit is said before anything is trained, and what was trained is kept."""
 import csv
 import json
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from srdiag.commands import train_diagnosis as command
 from srdiag.core.errors import DataError, ModelError
 from srdiag.data.images import as_float
 from srdiag.data.pairs import LabelledPairs
+from srdiag.data.phantom import write_lesion_folder
 from srdiag.diagnosis import joint_training
 from srdiag.diagnosis.inference import predict
 from srdiag.diagnosis.joining import BRANCHES, OPEN, join, single_of
@@ -26,7 +28,7 @@ from srdiag.models.saving import load_model, save_model
 from srdiag.models.split import read_split
 from srdiag.training.loop import KeepBest
 from srdiag.training.options import RunOptions
-from srdiag.training.recipes import DIAGNOSIS_RECIPES, Recipe
+from srdiag.training.recipes import DIAGNOSIS_RECIPES, Recipe, diagnosis_recipe
 
 SR = dict(channels=4, blocks=1, stages=1)
 SHORT = Recipe(3e-3, 6, steps=4)
@@ -199,13 +201,13 @@ def test_groups_and_their_rates():
     assert len(parameter_groups(model)) == 2 and rate_factors(model, SHORT) == (0.01, 1.)
     join(model, single_of(model, 'lr'), single_of(model, 'sr'), train)
     groups, names = parameter_groups(model), {id(p): name for name, p in model.named_parameters()}
-    assert rate_factors(model, SHORT) == (0.01, 0.1, 1.)
+    assert rate_factors(model, replace(SHORT, branch_factor=0.3)) == (0.01, 0.3, 1.)
     first = [{names[id(p)].removeprefix('network.').split('.')[0] for p in g} for g in groups]
     assert (first == [{'sr_network'}, {'branch_sr', 'branch_lr', 'head_sr', 'head_lr'},
                       {'interactions', 'ensemble'}])
     assert sum(map(len, groups)) == len(names)
     model.sr_network.requires_grad_(False)
-    assert rate_factors(model, SHORT) == (0.1, 1.) and len(parameter_groups(model)) == 2
+    assert rate_factors(model, replace(SHORT, branch_factor=0.3)) == (0.3, 1.) and len(parameter_groups(model)) == 2
 
 
 # With and without affinity on the same batch
@@ -449,4 +451,28 @@ def test_old_folders_mean_the_old_behaviour(diagnosis_model, joined, tmp_path):
 
 
 def test_recipes_know_the_rate_of_joined_branches():
-    assert {r.branch_factor for r in DIAGNOSIS_RECIPES.values()} == {0.1}
+    assert {r.branch_factor for r in DIAGNOSIS_RECIPES.values()} == {1.}
+
+
+def test_narrow_branches_learn_at_a_higher_rate_and_mrcnet_does_not():
+    full = diagnosis_recipe('fast')
+    for width in (8, 16, 48, 128):
+        recipe = diagnosis_recipe('fast', width)
+        assert recipe.lr == pytest.approx(full.lr*64/width)
+        assert recipe.lr*recipe.sr_factor == pytest.approx(full.lr*full.sr_factor)
+        assert diagnosis_recipe('published', width) == DIAGNOSIS_RECIPES['published']
+
+
+def test_the_command_trains_narrow_branches_at_their_rate(tmp_path, monkeypatch):
+    data, seen = write_lesion_folder(tmp_path/'lesions', 4), []
+    class Seen(Exception): pass
+    def spy(model, train, valid, recipe, *args, **kwargs):
+        seen.append(recipe.lr)
+        raise Seen
+    monkeypatch.setattr(command, 'train_diagnosis', spy)
+    for width in (16, 64):
+        settings = FrameworkSettings('LR', scale=2, images='hr', width=width)
+        with pytest.raises(Seen):
+            command.train_diagnosis_command(data, tmp_path/f'model{width}', settings,
+                                            options=RunOptions(device='cpu', precision='fp32'))
+    assert seen == pytest.approx([0.004, 0.001])
