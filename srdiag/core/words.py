@@ -96,7 +96,6 @@ def csv_text(
 ) -> str: # a table whose lines end in \n
     "A table as text in which no cell is a command"
     safe = frame.map(as_cell).rename(columns=as_cell, index=as_cell)
-    safe.index.name = as_cell(frame.index.name)
     return safe.to_csv(lineterminator='\n', **how)
 
 def as_it_was(
