@@ -7,6 +7,7 @@ __all__ = ['SIGNS', 'COMMAND', 'NUMBER', 'say', 'counted', 'shortened', 'listed'
            'as_cell', 'from_cell', 'csv_text', 'as_it_was']
 
 # %% ../../nbs/core/words.ipynb #c001
+import csv
 import re
 
 # %% ../../nbs/core/words.ipynb #c004
@@ -96,7 +97,9 @@ def csv_text(
 ) -> str: # a table whose lines end in \n
     "A table as text in which no cell is a command"
     safe = frame.map(as_cell).rename(columns=as_cell, index=as_cell)
-    return safe.to_csv(lineterminator='\n', **how)
+    text = safe.to_csv(lineterminator='\n', **how)
+    # a lone carriage return would end the line for whoever reads the table
+    return text if '\r' not in text else safe.to_csv(lineterminator='\n', quoting=csv.QUOTE_NONNUMERIC, **how)
 
 def as_it_was(
     frame, # pandas.DataFrame that was read from what `csv_text` wrote
