@@ -20,6 +20,7 @@ from .settings import Design, DiagnosisBudget
 from ..core.files import write_text
 from ..core.precision import pick_place
 from ..core.records import command_line, session_now
+from ..core.words import csv_text
 from ..data.pairs import LabelledPairs, PairAugment
 from ..datasets.reading import LabelledData
 from ..diagnosis.build import build_framework
@@ -163,7 +164,7 @@ def test_row(
     images, test = job.images, job.images.part(row, fold, 'test')
     found = {mode: predict_by(model, mode, test, images.classes, job.budget.batch_size)
              for mode in modes_of(model)}
-    write_text(folder/'predictions.csv', predictions_frame(images, fold, found).to_csv(index=False))
+    write_text(folder/'predictions.csv', csv_text(predictions_frame(images, fold, found), index=False))
     scores = {mode: diagnostic_metrics(test.labels.numpy(), p.probabilities['ens'], images.classes,
                                        positive=job.positive) for mode, p in found.items()}
     own = next(iter(scores))
@@ -195,5 +196,5 @@ def save_networks(
         save_model(folder/'sr', model.sr_network, ModelInfo(job.name(*run), notes='Of an experiment.'))
     if not job.keep_models: return
     split = job.split.assign(split=lambda d: d[f'fold{fold}'], sha256=job.images.data.digests)
-    table = split[['file', 'label', 'group', 'split', 'sha256']].to_csv(index=False)
+    table = csv_text(split[['file', 'label', 'group', 'split', 'sha256']], index=False)
     save_model(folder/'model', model, _model_info(job, run, model.mode, metrics), files={'split.csv': table})

@@ -18,6 +18,7 @@ from .store import SetupStore, StoreForm, check_free, compare
 from ..core.errors import DataError, ModelError
 from ..core.files import placing, write_text
 from ..core.records import json_text, misfit, read_json
+from ..core.words import as_it_was
 from ..diagnosis.settings import MODES, Caution
 from ..evaluation.cost import count_parameters
 from ..evaluation.diagnostic import METRICS, positive_class
@@ -60,6 +61,7 @@ def read_predictions(
     try: p = pd.read_csv(path, dtype=dict(file=str, group=str, true=str), keep_default_na=False)
     except (OSError, ValueError) as e:
         raise DataError(f'{path} is not readable as a table ({e}): {remedy}.') from e
+    p = as_it_was(p)
     if missing := [c for c in ('file', 'group', 'true', *heads) if c not in p]:
         raise DataError(f'{path} has no column {missing[0]}: {remedy}.')
     wrong = _wrong_predictions(p, classes, heads)
@@ -128,7 +130,7 @@ class DiagnosisStore(DiagnosisRecords):
         path = self.folder/'setup'/'split.csv'
         if self._parts is None:
             try:
-                table = pd.read_csv(path, dtype=str, keep_default_na=False)
+                table = as_it_was(pd.read_csv(path, dtype=str, keep_default_na=False))
                 table = table.set_index('file')[['group', 'fold']]
             except (OSError, ValueError, KeyError) as e:
                 raise DataError(f'{path} is not readable as the table of folds ({e}): restore it from a '

@@ -28,6 +28,7 @@ from ..core.errors import DataError
 from ..core.files import write_text
 from ..core.precision import computing_in, pick_place
 from ..core.records import session_now
+from ..core.words import csv_text
 from ..data.images import as_float
 from ..data.pairs import PairAugment
 from ..datasets.reading import LabelledData
@@ -197,7 +198,7 @@ def run_arm(
         p, *(shares) = tested(job, row, fold, r.model)
         columns |= predictions_columns(p, r.steps, job.images.classes)
         for name, share in zip(('accuracy', 'watched'), shares): found[name][str(r.steps)] = share
-    write_text(folder/'predictions.csv', pd.DataFrame(columns).to_csv(index=False))
+    write_text(folder/'predictions.csv', csv_text(pd.DataFrame(columns), index=False))
     if weights: save_file(weights, folder/'weights.safetensors')
     subset = about_subset(job.images.subset(arm.labels, seed, fold), job.images.labels, job.images.groups)
     return arm.record() | dict(seed=seed, fold=fold, subset=subset, parameters=count_parameters(r.model),

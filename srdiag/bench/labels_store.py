@@ -18,6 +18,7 @@ from .store import SetupStore, StoreForm, check_free, compare
 from ..core.errors import DataError, ModelError
 from ..core.files import write_text
 from ..core.records import json_text, read_json
+from ..core.words import as_it_was
 
 # %% ../../nbs/bench/labels_store.ipynb #c005
 _NUMBER = (int, float)
@@ -51,6 +52,7 @@ def read_labels_predictions(
     try: p = pd.read_csv(path, dtype=dict(file=str, group=str, true=str), keep_default_na=False)
     except (OSError, ValueError) as e:
         raise DataError(f'{path} is not readable as a table ({e}): {remedy}.') from e
+    p = as_it_was(p)
     if missing := [c for c in ('file', 'group', 'true', *numbers) if c not in p]:
         raise DataError(f'{path} has no column {missing[0]}: {remedy}.')
     fine = len(p) and p.true.isin(classes).all() and not p.file.duplicated().any() and all(

@@ -15,6 +15,7 @@ import torch
 from .labels_rows import LABEL_ROWS, Arm
 from .labels_store import LabelsStore, predictions_columns
 from ..core.files import write_text
+from ..core.words import csv_text
 from ..core.records import json_text
 from ..data.images import save_png
 
@@ -65,7 +66,7 @@ def made_up(
             m = arm.record() | dict(seed=seed, fold=fold, subset=dict(images=arm.labels), made={},
                                     accuracy=accuracy, watched=accuracy, seconds=spent)
             with store.working(arm, seed, fold) as run:
-                write_text(run/'predictions.csv', table.to_csv(index=False))
+                write_text(run/'predictions.csv', csv_text(table, index=False))
                 write_text(run/'metrics.json', json_text(m))
     return store
 

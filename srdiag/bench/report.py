@@ -16,7 +16,7 @@ from pathlib import Path
 from jinja2 import Environment, FunctionLoader, StrictUndefined
 
 from ..core.files import replacing, write_text
-from ..core.words import as_markdown, counted, listed, markdown_table
+from ..core.words import as_markdown, counted, csv_text, listed, markdown_table
 from ..evaluation.cost import format_count
 
 # %% ../../nbs/bench/report.ipynb #c005
@@ -94,7 +94,7 @@ def write_findings(
 ) -> Path: # its README.md
     "Write the files of a report, each as a whole"
     folder = Path(folder)
-    for name, table in findings.tables.items(): write_text(folder/name, table.to_csv(index=False))
+    for name, table in findings.tables.items(): write_text(folder/name, csv_text(table, index=False))
     for name, figure in findings.figures.items():
         with replacing(folder/name) as temporary: figure.savefig(temporary, dpi=150)
     for name, text in findings.texts.items(): write_text(folder/name, text)

@@ -27,6 +27,7 @@ from ..core.errors import DataError
 from ..core.files import replacing
 from ..core.precision import chosen_precision
 from ..core.records import session_now
+from ..core.words import csv_text
 from ..data.images import read_image, save_png, to_uint8
 from ..data.pairs import SRPairs
 from ..datasets.reading import SRData
@@ -167,7 +168,7 @@ def save_run(
     kept = scores[~scores.file.isin([*exact_images([scores]), *images.exact])]
     if entry.training != 'none':
         save_model(folder/'model', network, _model_info(job, entry, seed, kept, seconds),
-                   files={'split.csv': images.data.table.to_csv(index=False)})
+                   files={'split.csv': csv_text(images.data.table, index=False)})
     _save_panel(job, network, folder/'panel.png')
     cost = measure_cost(entry.label, build_entry(entry, job.scale, images.data.channels), job.scale, side,
                         images.data.channels)

@@ -17,6 +17,7 @@ import pandas as pd
 
 from ..core.errors import DataError
 from ..core.files import placing, write_text
+from ..core.words import csv_text
 from ..core.records import json_text, read_json
 
 # %% ../../nbs/bench/store.ipynb #c005
@@ -151,7 +152,7 @@ class SetupStore(Store):
         "Write head and split, if nobody has; DataError if somebody has written something else"
         if not self.file.is_file():
             with placing(self.file.parent, self.file.name) as folder:
-                write_text(folder/'split.csv', job.split.to_csv(index=False))
+                write_text(folder/'split.csv', csv_text(job.split, index=False))
                 head = dict(format=self.form.format, fixed=fixed, about=job.about())
                 write_text(folder/self.file.name, json_text(head))
         compare(self, fixed)

@@ -27,6 +27,7 @@ from .sets import (
     BuildEndoSR, BuildHistoSR, Check, ImportCadcap, ImportKagglePCam, ImportKvasirCapsule, ImportPCam)
 from ..core.errors import DataError, SrdiagError
 from ..core.settings import check_choice
+from ..core.words import shortened
 
 # %% ../../nbs/commands/cli.ipynb #c005
 FAMILIES = {
@@ -178,7 +179,7 @@ def main(
     _prepare()
     words = list(sys.argv[1:] if argv is None else argv)
     def failed(sentence, status=2):
-        print(f'srdiag {words[0]}: {sentence}', file=sys.stderr)
+        print(f'srdiag {shortened(words[0])}: {shortened(sentence, 4000)}', file=sys.stderr)
         return status
     try: return _run(words)
     except _Answered as e:

@@ -17,7 +17,7 @@ from ..core.files import write_text
 from ..core.precision import pick_device
 from ..core.records import command_line, json_text
 from ..core.weights import model_folder
-from ..core.words import counted, say
+from ..core.words import counted, csv_text, say
 from ..data.degradation import upsample
 from ..data.images import fingerprints, read_images
 from ..data.pairs import SRPairs
@@ -51,7 +51,7 @@ def _sr_pairs(a): # _Asked → SRPairs that count, how many images are left out
     paths, _ = sr_files(a.data)
     n, size = a.network, a.options.size or a.info.size
     least = max(n.scale*n.min_size, 11 + 2*n.scale)
-    images = read_images(paths, n.config['image_channels'], a.options.strict, least, size)
+    images = read_images(paths, n.config['image_channels'], a.options.strict, least, size, a.info.bits)
     if images.skipped: say(images.skipped_sentence())
     root, files = Path(a.data), file_names(images.paths, a.data)
     whole, digests = fingerprints(images.paths, root if root.is_dir() else None)
@@ -129,7 +129,7 @@ def _write(out, metrics, tables, page):
     (folder/'.srdiag').touch()
     for name in _EVALUATION: (folder/name).unlink(missing_ok=True)
     write_text(folder/'metrics.json', json_text(metrics))
-    for name, frame in tables.items(): write_text(folder/name, frame.to_csv())
+    for name, frame in tables.items(): write_text(folder/name, csv_text(frame))
     if page is not None: page().write(folder/'report.html')
     say(f'Written to {folder}.')
 

@@ -15,7 +15,7 @@ import torch
 from ..core.errors import DataError
 from ..core.files import write_text
 from ..core.precision import pick_device
-from ..core.words import counted, say
+from ..core.words import as_it_was, counted, csv_text, say
 from ..data.degradation import crop_to_multiple, degrade
 from ..data.images import as_float, find_images, read_images, save_png, to_uint8
 from ..diagnosis.evaluation import calibration_for, say_if_ignored
@@ -38,7 +38,7 @@ def _not_below(paths, out): # images that an earlier prediction wrote are not pr
 def _forget(folder): # remove the enlarged images of an earlier prediction, as its table lists them
     table = folder/'predictions.csv'
     if not table.is_file(): return
-    try: names = pd.read_csv(table, dtype=str).get('sr_image', pd.Series(dtype=str)).dropna()
+    try: names = as_it_was(pd.read_csv(table, dtype=str)).get('sr_image', pd.Series(dtype=str)).dropna()
     except ValueError: return # an empty or damaged table lists nothing
     for name in names:
         if Path(name).parent == Path('sr'): (folder/name).unlink(missing_ok=True)
@@ -53,13 +53,15 @@ def _read(network, info, model, paths, images, options): # → Images
     least = (network.min_size if is_sr else MRCNet.min_size)*(network.scale if images == 'hr' else 1)
     size = options.size or (info.size if images == info.images else None)
     channels = network.config['image_channels' if is_sr else 'channels']
-    found = read_images(paths, channels, options.strict, least, size)
+    found = read_images(paths, channels, options.strict, least, size, info.bits)
     if found.skipped: say(found.skipped_sentence())
     return found
 
 # %% ../../nbs/commands/predict.ipynb #c015
 def _small(x, scale, images): # what the network reads: the file itself, or the file reduced
-    return x if images == 'lr' else to_uint8(degrade(as_float(crop_to_multiple(x, scale)), scale))
+    if images == 'lr': return x
+    small = degrade(as_float(crop_to_multiple(x, scale)), scale)
+    return to_uint8(small) if x.dtype == torch.uint8 else small
 
 # %% ../../nbs/commands/predict.ipynb #c018
 def _names(paths): # of the images to write, without ending, each once
@@ -75,9 +77,12 @@ def _write_sr(network, found, images, folder, options): # → names relative to 
     folder.mkdir(exist_ok=True)
     out = []
     for x, p, name in zip(found.images, found.paths, _names(found.paths)):
-        large = super_resolve(network, _small(x, network.scale, images), str(p), options.precision,
-                              dtype=torch.uint8)
-        out.append(str(save_png(large, folder/f'{name}.png', options.overwrite).relative_to(folder.parent)))
+        small = _small(x, network.scale, images)
+        deep = small.dtype != torch.uint8 and len(small) == 1 # colour PNGs have 8 bits
+        large = super_resolve(network, small, str(p), options.precision,
+                              dtype=torch.float32 if deep else torch.uint8)
+        path = save_png(large, folder/f'{name}.png', options.overwrite, 16 if deep else 8)
+        out.append(str(path.relative_to(folder.parent)))
     return out
 
 # %% ../../nbs/commands/predict.ipynb #c023
@@ -134,7 +139,7 @@ def predict_command(
 
 # %% ../../nbs/commands/predict.ipynb #c030
 def _write(frame, folder, is_sr):
-    write_text(folder/'predictions.csv', frame.to_csv(index=False))
+    write_text(folder/'predictions.csv', csv_text(frame, index=False))
     write_text(folder/'predictions.json', frame.to_json(orient='records', indent=2, force_ascii=False))
     say(f'{counted(len(frame), "image")}, written to {folder}.'
         + ('' if is_sr else ' For teaching and research, not for diagnostic use.'))

@@ -16,6 +16,7 @@ from ..core.errors import ModelError
 from ..core.precision import pick_place
 from ..core.records import command_line
 from ..core.words import counted, say
+from ..data.decoding import bits_of
 from ..data.degradation import upsample
 from ..data.pairs import check_patch_side
 from ..datasets.reading import read_sr_folder
@@ -71,14 +72,17 @@ class _Informant:
         self.title, self.start, self.training = title, start, training
         self.data = dict(name=data.root.name, hash=data.hash, skipped=data.skipped or 'none',
                          **data.table.split.value_counts().to_dict(), groups=int(data.table.group.nunique()))
+        self.bits = bits_of([data.root/f for f in data.table.file])
 
     def __call__(self, metrics):
         seconds = dict(seconds=round(time.time() - self.start, 1))
-        return ModelInfo(self.title, data=self.data, metrics=metrics, training=self.training | seconds)
+        return ModelInfo(self.title, data=self.data, metrics=metrics, training=self.training | seconds,
+                         bits=self.bits)
 
     def early(self, value, epoch):
         return ModelInfo(self.title, data=self.data, metrics=dict(valid_psnr=value, epoch=epoch),
-                         training=self.training, notes='Training had not finished when this was saved.')
+                         training=self.training, notes='Training had not finished when this was saved.',
+                         bits=self.bits)
 
 # %% ../../nbs/commands/train_sr.ipynb #c020
 def _finish_sr(saver, network, data, info): # → test metrics

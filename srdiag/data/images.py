@@ -10,7 +10,7 @@ __all__ = ['EXTENSIONS', 'as_float', 'to_uint8', 'luma', 'read_image', 'save_png
 import hashlib
 import os
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +19,8 @@ from PIL import Image
 
 from ..core.errors import DataError, ImageError
 from ..core.files import replacing
-from .decoding import decode, quietly
+from ..core.words import say, shortened
+from .decoding import decode, find_depth, quietly
 
 # %% ../../nbs/data/images.ipynb #c007
 def as_float(
@@ -62,56 +63,71 @@ def _with_channels(x: torch.Tensor, channels: int|None) -> torch.Tensor: # with 
     return luma(x) if channels == 1 else x.repeat(3, 1, 1)
 
 # %% ../../nbs/data/images.ipynb #c018
-def _read(path: Path, channels: int|None) -> torch.Tensor: # C×H×W
+def _read(path: Path, channels: int|None, bits: int = 16) -> torch.Tensor: # C×H×W
     "`read_image` without muting warnings, which is not safe to do in several threads at once"
-    pixels = np.ascontiguousarray(decode(path).transpose(2, 0, 1))
+    pixels = np.ascontiguousarray(decode(path, bits).transpose(2, 0, 1))
     return _with_channels(torch.from_numpy(pixels), channels)
 
 # %% ../../nbs/data/images.ipynb #c020
 def read_image(
     path: str|Path, # the file
     channels: int|None = None, # 1 grey (by `luma`), 3 RGB, None: as the file is
+    bits: int = 16, # that 16-bit files really hold, e.g. 12; `read_images` finds it out for many
 ) -> torch.Tensor: # C×H×W: uint8 from 8-bit files, float32 in [0, 1] from deeper ones
     """Read one image, upright and opaque; ImageError for what is missing, damaged, animated, too large or
     float-valued"""
     if channels not in (None, 1, 3):
         raise ValueError(f'read_image needs channels to be 1, 3 or None, but got {channels!r}.')
-    with quietly(): return _read(Path(path), channels)
+    with quietly(): return _read(Path(path), channels, bits)
 
 # %% ../../nbs/data/images.ipynb #c024
-def save_png(
-    x: torch.Tensor, # C×H×W with C = 1 or 3, uint8 or float in [0, 1]
-    path: str|Path, # ends in .png; its folder must exist
-    overwrite: bool = False, # replace an existing file
-) -> Path: # where it was written
-    """Write an 8-bit PNG, whole or not at all; DataError if the name is taken or cannot be written,
-    TypeError for what is no tensor, ValueError for a wrong shape"""
-    path = Path(path)
+def _check_png(x, bits: int):
+    "TypeError or ValueError for what becomes no PNG of so many bits"
     if not isinstance(x, torch.Tensor):
         raise TypeError('save_png needs a tensor C×H×W with 1 or 3 channels, not an object of the type '
                         f'{type(x).__name__}.')
     if x.dim() != 3 or x.shape[0] not in (1, 3):
         raise ValueError(f'save_png needs C×H×W with 1 or 3 channels, but got the shape {tuple(x.shape)}.')
+    if bits not in (8, 16) or bits == 16 and x.shape[0] == 3:
+        raise ValueError(f'save_png writes 8 bits, or 16 of grey images, not {bits} of {x.shape[0]} '
+                         'channels.')
+
+# %% ../../nbs/data/images.ipynb #c026
+def _png_pixels(x: torch.Tensor, bits: int) -> np.ndarray: # H×W or H×W×3, uint8 or uint16
+    "What Pillow writes"
+    if bits == 16: return (as_float(x).cpu()[0]*65535).round().clamp(0, 65535).numpy().astype(np.uint16)
+    a = to_uint8(x).cpu().permute(1, 2, 0).numpy()
+    return a[..., 0] if a.shape[-1] == 1 else a
+
+def save_png(
+    x: torch.Tensor, # C×H×W with C = 1 or 3, uint8 or float in [0, 1]
+    path: str|Path, # ends in .png; its folder must exist
+    overwrite: bool = False, # replace an existing file
+    bits: int = 8, # or 16, for grey alone: 1 becomes 65535
+) -> Path: # where it was written
+    """Write a PNG, whole or not at all; DataError if the name is taken or cannot be written,
+    TypeError for what is no tensor, ValueError for a wrong shape or depth"""
+    _check_png(x, bits)
+    path = Path(path)
     if path.suffix.lower() != '.png':
         raise DataError(f'{path} cannot be written: the name of a PNG file ends in .png.')
     if path.exists() and not overwrite:
         raise DataError(f'{path} exists already and is kept: choose another folder, or allow overwriting.')
-    a = to_uint8(x).cpu().permute(1, 2, 0).numpy()
-    with replacing(path) as part, open(part, 'xb') as f:
-        Image.fromarray(a[..., 0] if a.shape[-1] == 1 else a).save(f, format='PNG')
+    a = _png_pixels(x, bits)
+    with replacing(path) as part, open(part, 'xb') as f: Image.fromarray(a).save(f, format='PNG')
     return path
 
-# %% ../../nbs/data/images.ipynb #c028
+# %% ../../nbs/data/images.ipynb #c030
 EXTENSIONS = ('.png', '.jpg', '.jpeg', '.tif', '.tiff', '.bmp', '.webp')
 
-# %% ../../nbs/data/images.ipynb #c030
+# %% ../../nbs/data/images.ipynb #c032
 def _in_folder(folder: Path, recursive: bool) -> list[Path]: # image files, not sorted
     "Files with an image extension, hidden files and folders left out"
     found = folder.rglob('*') if recursive else folder.glob('*')
     return [p for p in found if p.suffix.lower() in EXTENSIONS and p.is_file()
             and not any(part.startswith('.') for part in p.relative_to(folder).parts)]
 
-# %% ../../nbs/data/images.ipynb #c032
+# %% ../../nbs/data/images.ipynb #c034
 def _check_names(paths) -> None:
     "DataError for a name that is not UTF-8"
     for p in paths:
@@ -120,7 +136,7 @@ def _check_names(paths) -> None:
             raise DataError(f'{str(p).encode(errors="backslashreplace").decode()} has a name that is not '
                             'UTF-8: rename the file.') from None
 
-# %% ../../nbs/data/images.ipynb #c035
+# %% ../../nbs/data/images.ipynb #c037
 def find_images(
     folder_or_files: str|Path|list, # a folder, a file, or a list of either
     recursive: bool = True, # also look in sub-folders
@@ -130,7 +146,7 @@ def find_images(
     many = isinstance(folder_or_files, (list, tuple))
     found = set()
     for p in map(Path, folder_or_files if many else [folder_or_files]):
-        if not p.exists(): raise DataError(f'{p} does not exist: check the path.')
+        if not os.path.exists(p): raise DataError(f'{shortened(p)} does not exist: check the path.')
         found.update(_in_folder(p, recursive) if p.is_dir() else [p])
     if not found:
         where = ' or '.join(map(str, folder_or_files)) or 'the list' if many else str(folder_or_files)
@@ -139,13 +155,14 @@ def find_images(
     once = {os.path.abspath(p): p for p in sorted(found, key=lambda p: p.as_posix())}
     return sorted(once.values(), key=lambda p: p.as_posix())
 
-# %% ../../nbs/data/images.ipynb #c039
+# %% ../../nbs/data/images.ipynb #c041
 @dataclass
 class ImageSet:
     "Images that were read, and the files that were not"
     images: list[torch.Tensor] # each C×H×W, uint8 or float32 in [0, 1]; C the same for all
     paths: list[Path] # the file of each image
     skipped: list[tuple[Path, str]]=field(default_factory=list) # (file, reason as a clause) of all the others
+    bits: int|None = None # that files of 16 bits were taken to hold; None: there was none
 
     def __len__(self): return len(self.images)
 
@@ -158,15 +175,15 @@ class ImageSet:
         "How many files were skipped and why; the first five are named"
         n = len(self.skipped)
         if not n: return ''
-        named = '; '.join(f'{p.name} {why}' for p, why in self.skipped[:5])
+        named = '; '.join(f'{shortened(p.name)} {why}' for p, why in self.skipped[:5])
         more = f'; and {n-5} more' if n > 5 else ''
         return f'{n} of {n+len(self)} images {"was" if n == 1 else "were"} skipped: {named}{more}.'
 
-# %% ../../nbs/data/images.ipynb #c041
-def _read_or_error(path: Path, channels: int|None, min_size: int,
-                   size: int|None) -> torch.Tensor|ImageError: # C×H×W, or why not
+# %% ../../nbs/data/images.ipynb #c043
+def _read_or_error(path: Path, channels: int|None, min_size: int, size: int|None,
+                   bits: int|None = None) -> torch.Tensor|ImageError: # C×H×W, or why not
     "One image of `min_size` px a side or more, its middle if `size` is given; or the error that reading gave"
-    try: x = _read(path, channels)
+    try: x = _read(path, channels, bits or 16)
     except ImageError as e: return e
     h, w = x.shape[-2:]
     need = max(min_size, size or 1)
@@ -176,7 +193,7 @@ def _read_or_error(path: Path, channels: int|None, min_size: int,
     top, left = (h - size)//2, (w - size)//2
     return x[:, top:top+size, left:left+size].clone()
 
-# %% ../../nbs/data/images.ipynb #c043
+# %% ../../nbs/data/images.ipynb #c045
 def _collected(paths: list, found: list, channels: int|None) -> ImageSet:
     "Which of `found` are images and which are errors; DataError if all are errors"
     good = [(p, x) for p, x in zip(paths, found) if not isinstance(x, ImageError)]
@@ -187,29 +204,44 @@ def _collected(paths: list, found: list, channels: int|None) -> ImageSet:
     res.images = [_with_channels(x, n) for x in res.images]
     return res
 
-# %% ../../nbs/data/images.ipynb #c046
-def read_images(
-    paths: list, # image files, e.g. from `find_images`
-    channels: int|None = None, # 1, 3, or None: grey only if every readable image is grey
-    strict: bool = False, # raise the first ImageError instead of collecting it
-    min_size: int = 1, # images with a shorter side below this are skipped, in pixels
-    size: int|None = None, # cut the middle size×size pixels out of each image
-) -> ImageSet: # in the order of `paths`
-    """Read many images with a few threads; DataError if none can be used, ImageError for the first bad one if
-    `strict`"""
-    paths = [Path(p) for p in paths]
+# %% ../../nbs/data/images.ipynb #c048
+def _depth(paths: list, bits: int|None) -> int|None: # of files of 16 bits; None if there is none
+    "The depth that is known, or else the one that the files show; what is not plain is said"
+    if bits is not None: return bits
+    depth = find_depth(paths)
+    if depth is None: return None
+    if depth.sentence(): say(depth.sentence())
+    return depth.bits
+
+# %% ../../nbs/data/images.ipynb #c050
+def _check_reading(paths: list, channels: int|None, min_size: int, size: int|None):
+    "DataError or ValueError for what asks for no image"
     if not paths: raise DataError('There is no image to read: the list of files is empty.')
     if channels not in (None, 1, 3):
         raise ValueError(f'read_images needs channels to be 1, 3 or None, but got {channels!r}.')
     if size is not None and size < min_size:
         raise DataError(f'Images cut to {size}×{size} pixels are too small, {min_size} pixels are needed on '
                         'each side: use a larger --size.')
-    with quietly(), ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-        found = list(pool.map(lambda p: _read_or_error(p, channels, min_size, size), paths))
-    if strict and (bad := [x for x in found if isinstance(x, ImageError)]): raise bad[0]
-    return _collected(paths, found, channels)
 
-# %% ../../nbs/data/images.ipynb #c051
+def read_images(
+    paths: list, # image files, e.g. from `find_images`
+    channels: int|None = None, # 1, 3, or None: grey only if every readable image is grey
+    strict: bool = False, # raise the first ImageError instead of collecting it
+    min_size: int = 1, # images with a shorter side below this are skipped, in pixels
+    size: int|None = None, # cut the middle size×size pixels out of each image
+    bits: int|None = None, # that files of 16 bits really hold, e.g. 12; None: find out, and say it
+) -> ImageSet: # in the order of `paths`
+    """Read many images with a few threads; DataError if none can be used, ImageError for the first bad one if
+    `strict`"""
+    paths = [Path(p) for p in paths]
+    _check_reading(paths, channels, min_size, size)
+    bits = _depth(paths, bits)
+    with quietly(), ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+        found = list(pool.map(lambda p: _read_or_error(p, channels, min_size, size, bits), paths))
+    if strict and (bad := [x for x in found if isinstance(x, ImageError)]): raise bad[0]
+    return replace(_collected(paths, found, channels), bits=bits)
+
+# %% ../../nbs/data/images.ipynb #c057
 def file_hash(
     path: str|Path, # the file
 ) -> str: # 64 hexadecimal digits
@@ -221,7 +253,7 @@ def file_hash(
     except OSError as e: raise DataError(f'{path} cannot be read ({e.strerror}): check the path.') from e
     return h.hexdigest()
 
-# %% ../../nbs/data/images.ipynb #c053
+# %% ../../nbs/data/images.ipynb #c059
 def fingerprints(
     paths: list, # files
     root: str|Path|None = None, # names are taken relative to it; None: to the deepest folder common to all
@@ -235,7 +267,7 @@ def fingerprints(
     lines = sorted(f'{Path(os.path.relpath(p, root)).as_posix()}\0{h}\n' for p, h in zip(paths, hashes))
     return hashlib.sha256(''.join(lines).encode()).hexdigest(), [h[:16] for h in hashes]
 
-# %% ../../nbs/data/images.ipynb #c055
+# %% ../../nbs/data/images.ipynb #c061
 def data_hash(
     paths: list, # files
     root: str|Path|None = None, # see `fingerprints`

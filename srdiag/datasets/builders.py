@@ -16,6 +16,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from ..core.errors import DataError, ImageError
+from ..core.words import as_cell
 from ..data.degradation import degrade
 from ..data.images import as_float, file_hash, find_images, read_image, save_png
 from ..data.labelled import groups_from_names
@@ -166,7 +167,8 @@ def _into_parts(
     with open(folder/MANIFEST, 'w', newline='', encoding='utf-8') as f:
         writer = csv.DictWriter(f, COLUMNS, lineterminator='\n')
         writer.writeheader()
-        writer.writerows(sorted(rows, key=lambda row: row['file']))
+        ordered = sorted(rows, key=lambda row: row['file'])
+        writer.writerows({key: as_cell(value) for key, value in row.items()} for row in ordered)
 
 # %% ../../nbs/datasets/builders.ipynb #c036
 CARD = """# {title}, {scale}x

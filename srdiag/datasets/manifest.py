@@ -10,6 +10,7 @@ import csv
 from pathlib import Path
 
 from ..core.errors import DataError
+from ..core.words import from_cell
 from ..data.images import file_hash
 from .folders import MANIFEST, not_listed
 
@@ -24,7 +25,8 @@ def read_manifest(
     "The rows of manifest.csv; DataError if it is missing or not one"
     path = Path(folder)/MANIFEST
     try:
-        with open(path, newline='', encoding='utf-8') as f: rows = list(csv.DictReader(f))
+        with open(path, newline='', encoding='utf-8') as f:
+            rows = [{k: from_cell(v) for k, v in row.items()} for row in csv.DictReader(f)]
     except OSError as e:
         raise DataError(f'{path} cannot be read ({e.strerror}): is this a folder made by srdiag '
                         'build?') from e

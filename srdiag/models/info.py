@@ -9,7 +9,7 @@ __all__ = ['ModelInfo', 'model_card', 'check_described']
 from dataclasses import dataclass, field
 
 from ..core.errors import ModelError
-from ..core.words import as_markdown, markdown_table
+from ..core.words import as_plain, markdown_table, shortened
 
 # %% ../../nbs/models/info.ipynb #c005
 def _is_size(value): # a number of pixels
@@ -21,13 +21,15 @@ def _check_image(info): # ValueError for what describes no image
     lr = info.lr_size
     if lr is not None and not (isinstance(lr, list) and len(lr) == 2 and all(map(_is_size, lr))):
         raise ValueError(f'lr_size is a height and a width in pixels, or None, not {lr!r}')
+    if info.bits is not None and not (_is_size(info.bits) and info.bits <= 16):
+        raise ValueError(f'bits is a whole number from 1 to 16 or None, not {info.bits!r}')
     if info.images not in ('lr', 'hr'): raise ValueError(f"images is 'lr' or 'hr', not {info.images!r}")
 
 def _check_classes(info): # ValueError for what names no classes
     names = info.classes
     fits = isinstance(names, (list, tuple)) and all(isinstance(c, str) for c in names)
     if not fits or len(set(names)) < len(names):
-        raise ValueError(f'classes are different names, not {names!r}')
+        raise ValueError(f'classes are different names, not {shortened(repr(names))}')
 
 # %% ../../nbs/models/info.ipynb #c007
 @dataclass
@@ -44,6 +46,7 @@ class ModelInfo:
     notes: str = '' # what a user should know
     calibration: dict = field(default_factory=dict) # what `Calibration.to_dict` gave; empty: never calibrated
     made: dict = field(default_factory=dict) # date, machine and versions; filled in when saved
+    bits: int|None = None # that 16-bit files held in training, e.g. 12; None: there were none
 
     def __post_init__(self):
         if isinstance(self.lr_size, tuple): self.lr_size = list(self.lr_size)
@@ -68,7 +71,8 @@ def _short(v):
     if isinstance(v, float): return f'{v:.4f}'
     return ', '.join(map(str, v)) if isinstance(v, (list, tuple)) else str(v)
 
-def _as_table(facts): return markdown_table(['', ''], [[k, _short(v)] for k, v in facts.items()])
+def _as_table(facts):
+    return markdown_table(['', ''], [[as_plain(k), as_plain(_short(v))] for k, v in facts.items()])
 
 def _preprocessing(config, info): # what happens to a file before the network sees it
     images = dict(lr='low-resolution, taken as they are',
@@ -76,6 +80,7 @@ def _preprocessing(config, info): # what happens to a file before the network se
     facts = dict(scale=config['scale'], images=images[info.images],
                  cut=f'middle {info.size}×{info.size} px' if info.size else 'none',
                  values='RGB or grey, 8 or 16 bit, scaled to [0, 1]')
+    if info.bits: facts['16-bit files'] = f'hold {info.bits} bits: {2**info.bits - 1} is white'
     if info.classes: facts['classes'] = info.classes
     if info.lr_size: facts['low-resolution size'] = f'{info.lr_size[0]}×{info.lr_size[1]} px'
     return facts
@@ -87,7 +92,7 @@ def model_card(
     info: ModelInfo, # what is known
 ) -> str: # markdown
     "The README of a model folder"
-    parts = [f'# {as_markdown(info.title)}', f'A {what}, made with srdiag {info.made.get("srdiag", "")}.',
+    parts = [f'# {as_plain(info.title)}', f'A {what}, made with srdiag {info.made.get("srdiag", "")}.',
              '**For teaching and research. Not for diagnostic use.**', info.notes, '## Preprocessing',
              _as_table(_preprocessing(config, info))]
     caution = info.calibrated.facts() if info.calibration else {}
@@ -96,7 +101,7 @@ def model_card(
         if facts: parts += [f'## {title}', _as_table(facts)]
     return '\n\n'.join(p for p in parts if p) + '\n'
 
-# %% ../../nbs/models/info.ipynb #c018
+# %% ../../nbs/models/info.ipynb #c020
 def check_described(
     info: ModelInfo, # of a diagnosis model
     folder, # where it lies, for the sentence

@@ -11,11 +11,21 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from ..core.errors import DataError
-from ..core.weights import model_folder
-from ..core.words import counted, say
+from ..core.errors import DataError, ModelError
+from ..core.weights import model_folder, read_config
+from ..core.words import as_it_was, counted, say
+from ..data.images import file_hash
 
 # %% ../../nbs/models/split.ipynb #c005
+def _say_if_changed(path): # the path of split.csv
+    try: known = read_config(path.parent).get('files_sha256')
+    except ModelError: return # no model beside it
+    digest = known.get('split.csv') if isinstance(known, dict) else None
+    if digest is not None and digest != file_hash(path):
+        say(f'Note: {path} was changed after the model was saved (checksums differ), so its parts may not be '
+            'those that the model was trained and tested by.')
+
+# %% ../../nbs/models/split.ipynb #c007
 def read_split(
     model: str|Path, # a model folder, or the name of a network of the package
 ) -> pd.DataFrame|None: # file and split (and more), as text; None if the folder has no split.csv
@@ -29,9 +39,10 @@ def read_split(
     if not {'file', 'split'} <= set(table.columns):
         raise DataError(f'{path} needs the columns file and split: restore it from a copy, or remove it to '
                         'go on without a split.')
-    return table
+    _say_if_changed(path)
+    return as_it_was(table)
 
-# %% ../../nbs/models/split.ipynb #c011
+# %% ../../nbs/models/split.ipynb #c016
 def _seen(split, files, digests, groups): # N booleans: learned from, or the epoch was chosen by it
     learned = split[split.split.isin(['train', 'valid'])]
     if 'sha256' not in split: return np.isin(files, learned.file) # made before contents were noted: by name
@@ -40,7 +51,7 @@ def _seen(split, files, digests, groups): # N booleans: learned from, or the epo
         seen |= np.isin(np.asarray(groups, str), learned.group) # new images of its patients
     return seen
 
-# %% ../../nbs/models/split.ipynb #c014
+# %% ../../nbs/models/split.ipynb #c019
 def _test_part(split, files, folder): # row numbers; DataError if there are none
     part = dict(zip(split.file, split.split))
     rows = np.flatnonzero([part.get(f) == 'test' for f in files])
@@ -59,7 +70,7 @@ def _unseen_part(split, images, folder): # row numbers; DataError if there are n
             'takes them, too.')
     return np.flatnonzero(~seen)
 
-# %% ../../nbs/models/split.ipynb #c016
+# %% ../../nbs/models/split.ipynb #c021
 def test_rows(
     files, # N names, as in the table
     digests, # N fingerprints of their contents

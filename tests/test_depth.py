@@ -1,0 +1,130 @@
+"12 bits in files of 16: recognised from all files together, said, scaled by one rule, remembered by models."
+import json
+
+import numpy as np
+import pytest
+import tifffile
+import torch
+from PIL import Image
+
+from srdiag.core.errors import ImageError
+from srdiag.data.decoding import bits_of, find_depth
+from srdiag.data.images import find_images, luma, read_image, read_images, save_png, to_uint8
+from srdiag.models.apply import enlarge
+from srdiag.models.saving import load_model
+
+
+@pytest.fixture
+def films(tmp_path, tile):
+    "A function: folder, bits, n → grey images of 16 bits that hold so many, the first of them dark"
+    def films(name='films', bits=12, n=6, side=32):
+        (tmp_path/name).mkdir()
+        for k in range(n):
+            grey = luma(tile(k, side))[0].numpy()/255*(0.2 if k == 0 else 1)
+            Image.fromarray((grey*(2**bits - 1)).round().astype('uint16')).save(tmp_path/name/f'p{k}__0.png')
+        return tmp_path/name
+    return films
+
+
+@pytest.mark.parametrize('bits', [8, 10, 12, 14, 16])
+def test_the_depth_is_recognised(films, bits, capsys):
+    found = read_images(find_images(films(bits=bits)))
+    said = capsys.readouterr().out
+    assert found.bits == bits and (f'read as {bits} bits' in said) == (bits < 16)
+    assert 0.5 < max(x.max() for x in found.images) <= 1
+
+
+def test_one_depth_for_all(films):
+    "The dark one stays five times darker than it would be alone, and eight bits hold all of its grey levels"
+    paths = find_images(films())
+    together, alone = read_images(paths), read_images(paths[:1])
+    assert together.bits == 12 and alone.bits == 10
+    assert together.images[0].mean()*3.9 < alone.images[0].mean()
+    levels = [len(to_uint8(x).unique()) for x in (together.images[1], read_image(paths[1]))]
+    assert levels[0] > 100 > 20 > levels[1]
+
+
+def test_no_file_says_what_another_holds(films, tmp_path):
+    paths = find_images(films())
+    tifffile.imwrite(tmp_path/'full.tif', np.full((8, 8), 60000, 'uint16'))
+    assert bits_of([*paths, tmp_path/'full.tif']) == 16
+    Image.fromarray(np.full((8, 8), 255, 'uint8')).save(tmp_path/'eight.png')
+    (tmp_path/'none.png').write_text('nothing')
+    assert bits_of([tmp_path/'eight.png', tmp_path/'none.png', tmp_path/'gone.png']) is None
+    assert bits_of([*paths, tmp_path/'eight.png', tmp_path/'none.png']) == 12
+    Image.fromarray(np.zeros((8, 8), 'uint16')).save(tmp_path/'black.png')
+    assert find_depth([tmp_path/'black.png']).sentence() == ''
+
+
+@pytest.mark.parametrize('how', [dict(photometric='minisblack'), dict(photometric='miniswhite'),
+                                 dict(photometric='minisblack', byteorder='>')])
+def test_both_conventions_of_tiff(how, tmp_path):
+    a = np.linspace(0, 4095, 64).reshape(8, 8).round().astype('uint16')
+    tifffile.imwrite(tmp_path/'a.tif', a, **how)
+    want = a/4095 if how['photometric'] == 'minisblack' else 1 - a/4095
+    found = read_images([tmp_path/'a.tif'])
+    assert found.bits == 12 and np.allclose(found.images[0][0], want, atol=1e-6)
+
+
+@pytest.mark.parametrize('opaque', [4095, 65535])
+def test_colour_with_transparency(opaque, tmp_path):
+    a = np.full((4, 4, 4), 2000, 'uint16') # more than 10 bits, less than 12
+    a[..., 3] = opaque
+    tifffile.imwrite(tmp_path/'a.tif', a, photometric='rgb', extrasamples=['unassalpha'])
+    found = read_images([tmp_path/'a.tif'])
+    assert found.bits == 12 and torch.allclose(found.images[0], torch.tensor(2000/4095), atol=1e-5)
+
+
+def test_a_brighter_file_than_the_model_knows_is_named(films):
+    paths = find_images(films())
+    with pytest.raises(ImageError, match='10 bits'): read_images(paths, bits=10, strict=True)
+
+
+def test_16_bit_colour_that_pillow_would_ruin(tmp_path):
+    codecs = pytest.importorskip('imagecodecs')
+    a = np.full((8, 8, 3), 4000, 'uint16')
+    for name, image in (('dark', a), ('light', a*16)):
+        (tmp_path/f'{name}.png').write_bytes(codecs.png_encode(image))
+    with pytest.raises(ImageError, match='16-bit TIFF'): read_image(tmp_path/'dark.png')
+    assert read_image(tmp_path/'light.png').shape == (3, 8, 8)
+
+
+def test_16_bits_are_kept_when_they_are_written(tmp_path):
+    x = torch.linspace(0, 1, 4096).reshape(1, 64, 64)
+    assert torch.allclose(read_image(save_png(x, tmp_path/'a.png', bits=16)), x, atol=1e-5)
+    with pytest.raises(ValueError, match='16 of grey'): save_png(x.repeat(3, 1, 1), tmp_path/'b.png', bits=16)
+
+
+def test_a_model_remembers_its_depth(films, tmp_path, succeeds, tiny_sr):
+    data = films()
+    said = succeeds('train-sr', '--data', data, '--out', tmp_path/'sr', *tiny_sr)
+    assert '6 images of 16 bits' in said and '4095 as white' in said
+    assert load_model(tmp_path/'sr')[1].bits == 12
+    assert 'hold 12 bits' in (tmp_path/'sr'/'README.md').read_text(encoding='utf-8')
+    said = succeeds('predict', data/'p0__0.png', '--model', tmp_path/'sr', '--out', tmp_path/'dark')
+    assert 'bits' not in said # the model knows
+    with Image.open(tmp_path/'dark'/'sr'/'p0__0.png') as im: large = np.asarray(im)
+    with Image.open(data/'p0__0.png') as im: small = np.asarray(im)
+    assert large.dtype == np.uint16 and len(np.unique(large)) > 256
+    assert abs(large.mean()/65535 - small.mean()/4095) < 0.02
+    again = np.asarray(enlarge(data/'p0__0.png', tmp_path/'sr'))
+    assert np.abs(again.astype(int) - large).max() < 700 # bfloat16 or not
+
+
+def test_a_diagnosis_of_12_bits(films, tmp_path, succeeds, tiny_diagnosis):
+    for k, p in enumerate(sorted(films(n=24, side=16).iterdir())):
+        folder = tmp_path/'xray'/('ill' if k % 2 else 'healthy')
+        folder.mkdir(parents=True, exist_ok=True)
+        p.rename(folder/f'p{k//2}__{k}.png')
+    said = succeeds('train-diagnosis', '--data', tmp_path/'xray', '--out', tmp_path/'m', '--inputs', 'LR',
+                    '--images', 'hr', *tiny_diagnosis)
+    assert 'read as 12 bits' in said and load_model(tmp_path/'m')[1].bits == 12
+
+
+def test_a_depth_that_is_none_is_refused_in_a_model(sr_model, tmp_path, succeeds):
+    from srdiag.models.info import ModelInfo
+    for bits in (0, 17, 12.5, True, 'many'):
+        with pytest.raises(ValueError, match='bits'): ModelInfo('A model', bits=bits)
+    config = json.loads((sr_model/'config.json').read_text(encoding='utf-8'))
+    assert config['info'].pop('bits') is None
+    assert ModelInfo(**config['info']).bits is None # a model of an earlier version
