@@ -18,6 +18,7 @@ from ..core.precision import pick_device
 from ..core.words import counted, say
 from ..data.degradation import crop_to_multiple, degrade
 from ..data.images import as_float, find_images, read_images, save_png, to_uint8
+from ..datasets.reading import say_unread
 from ..diagnosis.evaluation import calibration_for, say_if_ignored
 from ..diagnosis.inference import batch_of, modes_of, predict
 from ..diagnosis.network import SREnhancedDiagnosis
@@ -33,6 +34,11 @@ def _not_below(paths, out): # images that an earlier prediction wrote are not pr
     kept = [p for p in paths if out not in p.resolve().parents]
     if not kept: raise DataError(f'All images lie in the output folder {out}: choose another one.')
     return kept
+
+def _paths(files, out): # → images to predict; says what else lies in folders
+    found, place = _not_below(find_images(files), out), Path(out).resolve()
+    say_unread([p for p in files if not place.is_relative_to(Path(p).resolve())])
+    return found
 
 # %% ../../nbs/commands/predict.ipynb #c010
 def _forget(folder): # remove the enlarged images of an earlier prediction, as its table lists them
@@ -121,7 +127,7 @@ def predict_command(
     folder = check_output(out, options.overwrite)
     network, info = load_model(model, device=pick_device(options.device))
     say_if_ignored(network, None, mode)
-    found = _read(network, info, model, _not_below(find_images(files), out), images, options)
+    found = _read(network, info, model, _paths(files, out), images, options)
     frame = _predict_rows(network, info, found, images, mode)
     _forget(folder)
     folder.mkdir(parents=True, exist_ok=True)

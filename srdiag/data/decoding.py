@@ -107,8 +107,8 @@ def _decode(path: Path) -> np.ndarray: # H×W×1 or H×W×3, uint8 or float32 in
             page = _check_tiff(path, tif)
             if page.dtype.itemsize == 2: return _read_deep_tiff(path, page)
     with Image.open(path) as im:
-        # MPO: a phone's photograph with a preview behind it
-        frames = 1 if im.format == 'MPO' else getattr(im, 'n_frames', 1)
+        # MPO: a phone's photograph with a preview behind it; GIF: the first picture is the one in a file list
+        frames = 1 if im.format in ('MPO', 'GIF') else getattr(im, 'n_frames', 1)
         if frames > 1:
             raise ImageError(path, f'holds {frames} frames: save the one you want as a file of its own')
         if min(im.size) == 0: raise ImageError(path, 'has no pixels')
@@ -145,7 +145,7 @@ def decode(
     except ImageError: raise
     except Exception as e: raise _as_sentence(path, e) from e
 
-# %% ../../nbs/data/decoding.ipynb #c038
+# %% ../../nbs/data/decoding.ipynb #c040
 @contextmanager
 def quietly():
     "No warnings and no log lines from the decoders while images are read"
