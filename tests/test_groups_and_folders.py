@@ -1,5 +1,5 @@
-"""Nothing in silence: who an image is from, the same picture twice, and folders with a past. Each test makes its
-own small folder."""
+"""Nothing in silence: who an image is from, the same picture twice, and folders with a past. Each test makes
+its own small folder."""
 import os
 import shutil
 
@@ -80,8 +80,8 @@ def test_unknown_groups_are_said_before_training(tmp_path, capsys):
     assert 'Groups' not in capsys.readouterr().out
 
 
-@pytest.mark.parametrize('column', ['patient_id', 'Patient ID', 'PatientID', 'CASE', 'slide', 'SubjectNo', 'study',
-                                    'StudyInstanceUID', 'patients', 'wsi_id'])
+@pytest.mark.parametrize('column', ['patient_id', 'Patient ID', 'PatientID', 'CASE', 'slide', 'SubjectNo',
+                                    'study', 'StudyInstanceUID', 'patients', 'wsi_id'])
 def test_columns_that_look_like_a_group_are_named(data, column, capsys):
     files = sorted(p.relative_to(data).as_posix() for p in data.rglob('*.png'))
     table = pd.DataFrame(dict(file=files, label=[f.split('/')[0] for f in files], age=5))
@@ -89,7 +89,8 @@ def test_columns_that_look_like_a_group_are_named(data, column, capsys):
     flat = dict(group_pattern='none')
     table.to_csv(data/'meta.csv', index=False)
     notes = load_table(data/'meta.csv', **flat).notes
-    assert len(notes) == 1 and f'The column {column.lower()} (12 values' in notes[0] and 'to group' in notes[0]
+    assert len(notes) == 1 and 'to group' in notes[0]
+    assert f'The column {column.lower()} (12 values' in notes[0]
     assert load_table(data/'meta.csv').notes == () # names say the same
     table.assign(group=table[column]).to_csv(data/'meta.csv', index=False)
     assert load_table(data/'meta.csv', **flat).notes == ()
@@ -99,7 +100,8 @@ def test_columns_that_look_like_a_group_are_named(data, column, capsys):
 
 
 def test_other_columns_are_left_alone():
-    assert not any(map(looks_like_group, ('age', 'patient_age', 'case_type', 'study_date', 'id', 'name', 'video_fps')))
+    others = 'age', 'patient_age', 'case_type', 'study_date', 'id', 'name', 'video_fps'
+    assert not any(map(looks_like_group, others))
 
 
 @pytest.mark.parametrize('table', [False, True])
@@ -130,7 +132,8 @@ def test_copies_join_their_groups(data, capsys):
     assert found.table.groups is not None and set(found.table.groups) == {f'patient{k:02}' for k in range(12)}
     table = read_sr_folder(data, 16, RunOptions()).table.assign(p=patient_of)
     part = table.groupby('p').split.first()
-    assert torn(table, 'p') == 0 and part.patient01 == part.patient03 and '2 pictures' in capsys.readouterr().out
+    assert torn(table, 'p') == 0 and part.patient01 == part.patient03
+    assert '2 pictures' in capsys.readouterr().out
 
 
 def test_copies_without_groups_and_with_two_labels(tmp_path, capsys):
@@ -138,7 +141,8 @@ def test_copies_without_groups_and_with_two_labels(tmp_path, capsys):
     shutil.copy(root/'ill/1_0.png', root/'healthy/other.png')
     found = read_labelled(root, None, RunOptions())
     said = capsys.readouterr().out
-    assert '1 picture has more than one label' in said and 'healthy/other.png' in said and found.table.groups is None
+    assert '1 picture has more than one label' in said and 'healthy/other.png' in said
+    assert found.table.groups is None
     for seed in range(8):
         frame = found.split(seed).frame()
         assert torn(frame, 'sha256') == 0
@@ -174,8 +178,8 @@ def test_copies_in_two_parts_of_a_given_split(tmp_path, capsys):
 def test_folders_that_are_a_split(tmp_path, words, inner, capsys):
     for p in range(12):
         part, label = words[(0, 0, 1, 2)[p % 4]], 'ill' if p < 6 else 'healthy'
-        for k in range(2):
-            put(tmp_path/'data'/(f'{label}/{part}' if inner else f'{part}/{label}')/f'P{p:02}__{k}.png', 16*p + k)
+        folder = tmp_path/'data'/(f'{label}/{part}' if inner else f'{part}/{label}')
+        for k in range(2): put(folder/f'P{p:02}__{k}.png', 16*p + k)
     put(tmp_path/'data/overview.png', 250)
     found = read_labelled(tmp_path/'data', None, RunOptions()).split(0)
     said = capsys.readouterr().out
@@ -192,7 +196,8 @@ def test_parts_without_a_test_or_validation_folder(tmp_path):
         root = tmp_path/words[1]
         for p in range(12): put(root/words[p % 3 == 0]/('ill' if p % 2 else 'healthy')/f'P{p}__0.png', 16*p)
         parts = split_table(load_table(root))
-        assert len(parts['test']) == 4 and len(parts['valid']) and len(parts['train']) + len(parts['valid']) == 8
+        assert len(parts['test']) == 4 and len(parts['valid']) > 0
+        assert len(parts['train']) + len(parts['valid']) == 8
 
 
 def test_parts_without_classes_are_refused_and_a_test_group_is_a_class(tmp_path):
@@ -205,7 +210,8 @@ def test_parts_without_classes_are_refused_and_a_test_group_is_a_class(tmp_path)
 def test_folders_that_tear_a_group_name_the_rule(tmp_path):
     for k, part in enumerate(('train', 'train', 'val', 'test')):
         for c in ('ill', 'healthy'): put(tmp_path/'data'/part/c/f'{c}P__{k}.png', 2*k + (c == 'ill'))
-    with pytest.raises(DataError, match='group .*P is in .*--group-pattern none'): split_table(load_table(tmp_path/'data'))
+    with pytest.raises(DataError, match='group .*P is in .*--group-pattern none'):
+        split_table(load_table(tmp_path/'data'))
     with pytest.raises(DataError, match='group .*P is in .*--group-pattern none'):
         read_sr_folder(tmp_path/'data', 16, RunOptions())
     assert split_table(load_table(tmp_path/'data', group_pattern='none'))
@@ -226,7 +232,8 @@ def test_litter_is_no_image_and_no_class(data):
     for name in ('ill/@eaDir/p.png/SYNOPHOTO_THUMB_M.png', '__MACOSX/ill/a.png', '.ipynb_checkpoints/x.png',
                  'ill/.ipynb_checkpoints/x.png', 'ill/._patient01__0.png', '@eaDir/x.png', '#recycle/a.png',
                  '$RECYCLE.BIN/a.png'): put(data/name, 7)
-    for name in ('Thumbs.db', 'ill/THUMBS.DB', '.DS_Store', 'healthy/desktop.ini'): (data/name).write_bytes(b'x')
+    for name in ('Thumbs.db', 'ill/THUMBS.DB', '.DS_Store', 'healthy/desktop.ini'):
+        (data/name).write_bytes(b'x')
     assert find_images(data) == before and unread_files(data) == ''
     table = load_table(data)
     assert table.classes == ['healthy', 'ill'] and len(table) == 36 and not table.notes
@@ -235,8 +242,8 @@ def test_litter_is_no_image_and_no_class(data):
 
 def test_files_of_other_kinds_are_counted(data, capsys):
     for name in ('ill/a.svs', 'ill/b.SVS', 'healthy/c.dcm', 'LICENCE'): (data/name).write_bytes(b'x')
-    for read in (lambda: read_labelled(data, None, RunOptions()), lambda: read_sr_folder(data, 16, RunOptions())):
-        read()
+    for read in (read_labelled, read_sr_folder):
+        read(data, None if read is read_labelled else 16, RunOptions())
         said = capsys.readouterr().out
         assert '4 files' in said and '2 .svs' in said and '1 .dcm' in said and '1 without an ending' in said
 
@@ -273,8 +280,9 @@ def test_links_are_followed_or_named(data, tmp_path, capsys):
 def test_training_says_it_before_it_trains(data, tmp_path, succeeds, tiny_diagnosis):
     put(data/'ill/overview.png', 222)
     (data/'ill/x.dcm').write_bytes(b'x')
-    out = succeeds('train-diagnosis', '--data', data, '--out', tmp_path/'m', '--images', 'hr', '--inputs', 'LR',
+    hr = '--images', 'hr'
+    out = succeeds('train-diagnosis', '--data', data, '--out', tmp_path/'m', *hr, '--inputs', 'LR',
                    *tiny_diagnosis)
     assert out.index('1 of 37 file names') < out.index('test, ') and '1 .dcm' in out
-    out = succeeds('predict', '--model', tmp_path/'m', '--images', 'hr', '--no-images', '--out', tmp_path/'o', data)
+    out = succeeds('predict', '--model', tmp_path/'m', *hr, '--no-images', '--out', tmp_path/'o', data)
     assert '1 .dcm' in out
