@@ -1436,6 +1436,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                          'srdiag.datasets.reading._told': ('datasets/reading.html#_told', 'srdiag/datasets/reading.py'),
                                          'srdiag.datasets.reading.file_names': ( 'datasets/reading.html#file_names',
                                                                                  'srdiag/datasets/reading.py'),
+                                         'srdiag.datasets.reading.of_one_size': ( 'datasets/reading.html#of_one_size',
+                                                                                  'srdiag/datasets/reading.py'),
                                          'srdiag.datasets.reading.read_labelled': ( 'datasets/reading.html#read_labelled',
                                                                                     'srdiag/datasets/reading.py'),
                                          'srdiag.datasets.reading.read_sr_folder': ( 'datasets/reading.html#read_sr_folder',

@@ -18,7 +18,7 @@ import pandas as pd
 from .groups import (advice_on, column_sentences, groups_from_names, rule_of, stray_sentence,
                                 units_of, unknown_sentence)
 from .images import EXTENSIONS, find_images
-from .layout import labelled_places, split_part, settled_parts, sub_folders, unread_sentence, walk
+from .layout import PART_WORDS, labelled_places, settled_parts, sub_folders, unread_sentence, walk
 from .splits import grouped_split
 from ..core.errors import DataError
 from ..core.words import counted, listed
@@ -226,7 +226,8 @@ def _check_files(csv: Path, names: list[str], files: list[Path]) -> None:
 def _split_column(csv: Path, df: pd.DataFrame) -> np.ndarray|None: # N of 'train', 'valid' and 'test'
     "The part of each row; DataError for an unknown word. None if there is no such column"
     if 'split' not in df: return None
-    split = [split_part(cell) for cell in df['split']]
+    known = {word: part for word, part in PART_WORDS.items() if part in (word, 'valid')}
+    split = [known.get(cell.strip().lower(), '') for cell in df['split']]
     if '' in split:
         bad = df['split'].iloc[split.index('')]
         raise DataError(f"{csv} has the split value '{bad}': only train, valid and test are known.")
