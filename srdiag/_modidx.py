@@ -895,6 +895,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                      'srdiag/commands/options.py')},
             'srdiag.commands.predict': { 'srdiag.commands.predict._check_sizes': ( 'commands/predict.html#_check_sizes',
                                                                                    'srdiag/commands/predict.py'),
+                                         'srdiag.commands.predict._fitting': ( 'commands/predict.html#_fitting',
+                                                                               'srdiag/commands/predict.py'),
                                          'srdiag.commands.predict._forget': ('commands/predict.html#_forget', 'srdiag/commands/predict.py'),
                                          'srdiag.commands.predict._names': ('commands/predict.html#_names', 'srdiag/commands/predict.py'),
                                          'srdiag.commands.predict._not_below': ( 'commands/predict.html#_not_below',

@@ -286,3 +286,7 @@ def test_training_says_it_before_it_trains(data, tmp_path, succeeds, tiny_diagno
     assert out.index('1 of 37 file names') < out.index('test, ') and '1 .dcm' in out
     out = succeeds('predict', '--model', tmp_path/'m', *hr, '--no-images', '--out', tmp_path/'o', data)
     assert '1 .dcm' in out
+    put(data/'ill/odd.png', 3, side=48)
+    put(data/'ill/twin.png', 3, side=48)
+    out = succeeds('predict', '--model', tmp_path/'m', *hr, '--no-images', '--out', tmp_path/'p', data)
+    assert '2 of 39 images were skipped: odd.png is 48×48 pixels' in out and '37 images, written' in out

@@ -7,6 +7,7 @@ __all__ = ['predict_command']
 
 # %% ../../nbs/commands/predict.ipynb #c003
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
@@ -97,6 +98,19 @@ def _check_sizes(lr, found, info, images): # DataError for a small image that th
                     f'or --images {"lr" if images == "hr" else "hr"} if that is what the files are.')
 
 # %% ../../nbs/commands/predict.ipynb #c025
+def _fitting(found, network, info, images, strict): # → images of the model's size, all if none has it
+    if strict or not isinstance(network, SREnhancedDiagnosis): return found
+    by = network.scale if images == 'hr' else 1
+    fits = [[side//by for side in x.shape[1:]] == list(info.lr_size) for x in found.images]
+    odd = [(p, f'is {x.shape[1]}×{x.shape[2]} pixels, which the model was not trained on (--size cuts)')
+           for p, x, fit in zip(found.paths, found.images, fits) if not fit]
+    if not odd or not any(fits): return found
+    kept = replace(found, images=[x for x, fit in zip(found.images, fits) if fit],
+                   paths=[p for p, fit in zip(found.paths, fits) if fit], skipped=odd)
+    say(kept.skipped_sentence())
+    return kept
+
+# %% ../../nbs/commands/predict.ipynb #c028
 def _predict_rows(network, info, found, images, mode): # → a table, a row for each image
     if not isinstance(network, SREnhancedDiagnosis):
         sizes = dict(height=[x.shape[1] for x in found.images], width=[x.shape[2] for x in found.images])
@@ -112,7 +126,7 @@ def _predict_rows(network, info, found, images, mode): # → a table, a row for 
     p = predict(network, lr, info.classes, hr, mode=mode)
     return p.to_frame(found.paths, calibration_for(network, info, mode))
 
-# %% ../../nbs/commands/predict.ipynb #c028
+# %% ../../nbs/commands/predict.ipynb #c031
 def predict_command(
     model: str|Path, # a model folder, super-resolution or diagnosis, or the name of a network of the package
     files: list, # images or folders
@@ -128,6 +142,7 @@ def predict_command(
     network, info = load_model(model, device=pick_device(options.device))
     say_if_ignored(network, None, mode)
     found = _read(network, info, model, _paths(files, out), images, options)
+    found = _fitting(found, network, info, images, options.strict)
     frame = _predict_rows(network, info, found, images, mode)
     _forget(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -138,7 +153,7 @@ def predict_command(
     _write(frame, folder, enlarger is network)
     return frame
 
-# %% ../../nbs/commands/predict.ipynb #c030
+# %% ../../nbs/commands/predict.ipynb #c033
 def _write(frame, folder, is_sr):
     write_text(folder/'predictions.csv', frame.to_csv(index=False))
     write_text(folder/'predictions.json', frame.to_json(orient='records', indent=2, force_ascii=False))
