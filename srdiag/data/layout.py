@@ -70,7 +70,7 @@ def unread_sentence(
     lost: list[Path], # see `Walk`
 ) -> str: # empty if there is nothing to say
     "What lies in a folder and was not read, and what to do about it"
-    said = []
+    said, others = [], [p for p in others if p.name != 'labels.csv'] # our own table of the same images
     if others:
         what = 'is' if len(others) == 1 else 'are'
         said.append(f'{counted(len(others), "file")} in {folder} {what} of a kind that is not read '
