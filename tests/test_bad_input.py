@@ -336,8 +336,16 @@ def test_a_test_part_of_one_group_has_no_interval(tmp_path, fill_labelled, train
 
 def test_images_of_different_sizes(tmp_path, fill_labelled, tile, train_labelled, refused):
     data = fill_labelled(tmp_path/'data')
-    save_png(tile(0, 32), data/'ill'/'p0__9.png')
+    for k in range(6): save_png(tile(k, 32), data/'ill'/f'p0__9{k}.png')
     refused(*train_labelled(data), naming=['different sizes', '--size'])
+
+
+def test_one_image_of_another_size(tmp_path, fill_labelled, tile, train_labelled, refused, succeeds):
+    data = fill_labelled(tmp_path/'data')
+    save_png(tile(0, 32), data/'ill'/'p0__9.png')
+    refused(*train_labelled(data), '--strict', naming=['p0__9.png', '32×32', '--size'])
+    said = succeeds(*train_labelled(data))
+    assert '1 of 25 images was skipped: p0__9.png is 32×32 pixels' in said and '--size' in said
 
 
 def test_images_that_are_no_multiple_of_the_scale(tmp_path, fill_labelled, train_labelled, refused):

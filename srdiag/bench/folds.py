@@ -14,6 +14,7 @@ import torch
 from .settings import Design
 from .store import table_hash
 from ..core.errors import DataError
+from ..data.labelled import naming_rule
 from ..data.pairs import LabelledPairs
 from ..data.splits import grouped_folds, grouped_split
 from ..datasets.reading import LabelledData
@@ -56,8 +57,9 @@ class FoldedImages:
         self.data, self.design = data, design
         self.classes, self.frame = list(data.table.classes), data.table.to_frame()
         self.groups = self.frame.group.astype(str).to_numpy() if 'group' in self.frame else None
-        self.folds = make_folds(self.frame.label.to_numpy(), self.groups, folds, design.valid_share,
-                                design.split_seed)
+        with naming_rule(data.table):
+            self.folds = make_folds(self.frame.label.to_numpy(), data.table.units, folds, design.valid_share,
+                                    design.split_seed)
         self._pairs = {}
 
     def pairs(self, scale): # all images, degraded once

@@ -21,7 +21,7 @@ from ..core.words import counted, csv_text, say
 from ..data.degradation import upsample
 from ..data.images import fingerprints, read_images
 from ..data.pairs import SRPairs
-from ..datasets.reading import file_names, read_labelled, sr_files
+from ..datasets.reading import file_names, read_labelled, say_unread, sr_files
 from ..diagnosis.evaluation import calibration_for, diagnosis_sentence, evaluate_labelled, say_if_ignored
 from ..diagnosis.network import SREnhancedDiagnosis
 from ..evaluation.diagnostic import confusion
@@ -48,7 +48,8 @@ class _Asked:
 
 # %% ../../nbs/commands/evaluate.ipynb #c007
 def _sr_pairs(a): # _Asked → SRPairs that count, how many images are left out
-    paths, _ = sr_files(a.data)
+    paths, built = sr_files(a.data)
+    if not built: say_unread(a.data)
     n, size = a.network, a.options.size or a.info.size
     least = max(n.scale*n.min_size, 11 + 2*n.scale)
     images = read_images(paths, n.config['image_channels'], a.options.strict, least, size, a.info.bits)

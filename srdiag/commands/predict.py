@@ -7,6 +7,7 @@ __all__ = ['predict_command']
 
 # %% ../../nbs/commands/predict.ipynb #c003
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
@@ -18,6 +19,7 @@ from ..core.precision import pick_device
 from ..core.words import as_it_was, counted, csv_text, say
 from ..data.degradation import crop_to_multiple, degrade
 from ..data.images import as_float, find_images, read_images, save_png, to_uint8
+from ..datasets.reading import say_unread
 from ..diagnosis.evaluation import calibration_for, say_if_ignored
 from ..diagnosis.inference import batch_of, modes_of, predict
 from ..diagnosis.network import SREnhancedDiagnosis
@@ -33,6 +35,11 @@ def _not_below(paths, out): # images that an earlier prediction wrote are not pr
     kept = [p for p in paths if out not in p.resolve().parents]
     if not kept: raise DataError(f'All images lie in the output folder {out}: choose another one.')
     return kept
+
+def _paths(files, out): # → images to predict; says what else lies in folders
+    found, place = _not_below(find_images(files), out), Path(out).resolve()
+    say_unread([p for p in files if not place.is_relative_to(Path(p).resolve())])
+    return found
 
 # %% ../../nbs/commands/predict.ipynb #c010
 def _forget(folder): # remove the enlarged images of an earlier prediction, as its table lists them
@@ -96,6 +103,19 @@ def _check_sizes(lr, found, info, images): # DataError for a small image that th
                     f'or --images {"lr" if images == "hr" else "hr"} if that is what the files are.')
 
 # %% ../../nbs/commands/predict.ipynb #c025
+def _fitting(found, network, info, images, strict): # → images of the model's size, all if none has it
+    if strict or not isinstance(network, SREnhancedDiagnosis): return found
+    by = network.scale if images == 'hr' else 1
+    fits = [[side//by for side in x.shape[1:]] == list(info.lr_size) for x in found.images]
+    odd = [(p, f'is {x.shape[1]}×{x.shape[2]} pixels, which the model was not trained on (--size cuts)')
+           for p, x, fit in zip(found.paths, found.images, fits) if not fit]
+    if not odd or not any(fits): return found
+    kept = replace(found, images=[x for x, fit in zip(found.images, fits) if fit],
+                   paths=[p for p, fit in zip(found.paths, fits) if fit], skipped=odd)
+    say(kept.skipped_sentence())
+    return kept
+
+# %% ../../nbs/commands/predict.ipynb #c028
 def _predict_rows(network, info, found, images, mode): # → a table, a row for each image
     if not isinstance(network, SREnhancedDiagnosis):
         sizes = dict(height=[x.shape[1] for x in found.images], width=[x.shape[2] for x in found.images])
@@ -111,7 +131,7 @@ def _predict_rows(network, info, found, images, mode): # → a table, a row for 
     p = predict(network, lr, info.classes, hr, mode=mode)
     return p.to_frame(found.paths, calibration_for(network, info, mode))
 
-# %% ../../nbs/commands/predict.ipynb #c028
+# %% ../../nbs/commands/predict.ipynb #c031
 def predict_command(
     model: str|Path, # a model folder, super-resolution or diagnosis, or the name of a network of the package
     files: list, # images or folders
@@ -126,7 +146,8 @@ def predict_command(
     folder = check_output(out, options.overwrite)
     network, info = load_model(model, device=pick_device(options.device))
     say_if_ignored(network, None, mode)
-    found = _read(network, info, model, _not_below(find_images(files), out), images, options)
+    found = _read(network, info, model, _paths(files, out), images, options)
+    found = _fitting(found, network, info, images, options.strict)
     frame = _predict_rows(network, info, found, images, mode)
     _forget(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -137,7 +158,7 @@ def predict_command(
     _write(frame, folder, enlarger is network)
     return frame
 
-# %% ../../nbs/commands/predict.ipynb #c030
+# %% ../../nbs/commands/predict.ipynb #c033
 def _write(frame, folder, is_sr):
     write_text(folder/'predictions.csv', csv_text(frame, index=False))
     write_text(folder/'predictions.json', frame.to_json(orient='records', indent=2, force_ascii=False))

@@ -140,8 +140,8 @@ TIFF_HEADS = b'II*\0', b'MM\0*', b'II+\0', b'MM\0+'
 
 def _check_frames(path: Path, im: Image.Image):
     "ImageError for a film, and for an image without pixels"
-    # MPO: a phone's photograph with a preview behind it
-    frames = 1 if im.format == 'MPO' else getattr(im, 'n_frames', 1)
+    # MPO: a phone's photograph with a preview behind it; GIF: the first picture is the one in a file list
+    frames = 1 if im.format in ('MPO', 'GIF') else getattr(im, 'n_frames', 1)
     if frames > 1:
         raise ImageError(path, f'holds {frames} frames: save the one you want as a file of its own')
     if min(im.size) == 0: raise ImageError(path, 'has no pixels')

@@ -19,8 +19,9 @@ from ..core.errors import DataError, ImageError
 from ..core.words import as_cell
 from ..data.degradation import degrade
 from ..data.images import as_float, file_hash, find_images, read_image, save_png
-from ..data.labelled import groups_from_names
+from ..data.groups import groups_from_names, stray_sentence
 from ..data.splits import grouped_split
+from ..core.words import say
 from .folders import MANIFEST, check_place, clean_name, leftovers, new_folder
 from .frames import circle_mask, square_frame
 from .manifest import COLUMNS, built_strangers
@@ -37,10 +38,11 @@ def _name_in(path: Path, source: Path) -> str: # with forward slashes
 def _group_names(
     files: list[Path], # what is read
     source: Path, # the folder they are in, or the file itself
-    pattern: str, # see `srdiag.data.labelled.groups_from_names`
+    pattern: str, # see `srdiag.data.groups.groups_from_names`
 ) -> tuple[list[str], bool]: # a clean name for each file; are they groups, or is each file its own?
     "Groups by file name; DataError if the pattern is wrong or there are fewer than two groups"
     found = groups_from_names(files, pattern)
+    if note := stray_sentence(files, pattern): say(f'Note: {note}')
     if found is None: found = ['-'.join(Path(_name_in(p, source)).with_suffix('').parts) for p in files]
     groups = [clean_name(str(n)) for n in found]
     if len(set(groups)) < 2:

@@ -14,7 +14,7 @@ import pandas as pd
 from ..core.errors import DataError
 from ..core.words import counted, listed
 from ..data.images import EXTENSIONS, find_images
-from ..data.labelled import groups_from_names
+from ..data.groups import groups_from_names, stray_sentence
 from .downloads import check_labelled_rows, pixels_of_files, read_columns, some_of_each_class
 from .folders import check_place
 from .imported import About, ImportedSet, imported_strangers, name_leftovers, save_set
@@ -52,7 +52,8 @@ def _cadcap_rows(
                              name=[rest or p.stem for rest, p in zip(split_off, files)],
                              label=np.repeat(list(found), [len(paths) for paths in found.values()])))
     groups = groups_from_names(files, group_pattern)
-    if groups is not None: return rows.assign(group=groups), []
+    strays = stray_sentence(files, group_pattern)
+    if groups is not None: return rows.assign(group=groups), [strays] if strays else []
     return rows, ['No patients are named, so groups are unknown: frames of one patient may be in training '
                   'and test, as in the paper. If the file names hold them, use --group-pattern.']
 

@@ -16,6 +16,7 @@ import pandas as pd
 from ..core.errors import DataError, ImageError
 from ..core.words import counted, listed
 from ..data.images import file_hash, read_image, save_png
+from ..data.groups import units_of, unknown_sentence
 from ..data.labelled import LabelledTable, load_table
 from ..data.splits import grouped_folds
 from .downloads import check_labelled_rows, read_columns
@@ -108,6 +109,7 @@ def _fold_tables(rows: pd.DataFrame, folds: int, seed: int) -> dict: # 'fold0.cs
     "One table with a split for each fold; DataError if the folds cannot be made"
     if not folds: return {}
     tables, groups = {}, rows.group.to_numpy(str) if 'group' in rows else None
+    groups = units_of(groups, rows.sha256.to_numpy()) if 'sha256' in rows else groups
     for k, (_, test) in enumerate(grouped_folds(rows.label.to_numpy(str), groups, folds, seed)):
         split = np.full(len(rows), 'train', dtype=object)
         split[test] = 'test'
@@ -217,10 +219,9 @@ def verify_set(
 # %% ../../nbs/datasets/imported.ipynb #c045
 def _doubts(table: LabelledTable) -> list: # sentences
     "What should be known before anything is trained on them"
-    warnings, n = [], np.bincount(table.labels, minlength=len(table.classes))
+    warnings, n = list(table.notes), np.bincount(table.labels, minlength=len(table.classes))
     if table.groups is None:
-        warnings.append('Groups are unknown: if several images show one patient, the test score will be too '
-                        'good. Name them in a column group, or before a double underscore in the file names.')
+        if unknown_sentence(len(table)) not in warnings: warnings.append(unknown_sentence(len(table)))
     elif len(set(table.groups)) < 3:
         warnings.append(f'There {"is" if len(set(table.groups)) == 1 else "are"} only '
                         f'{counted(len(set(table.groups)), "group")}; training, validation and test need one '
