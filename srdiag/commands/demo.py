@@ -56,7 +56,7 @@ class DemoSettings:
     width: int = 16 # channels of a branch's first stage; 64 in the paper
     epochs: int = 15 # of each row; the framework shares them among LR, SR and both together
     sr_recipe: Recipe = Recipe(2e-3, 8)
-    diagnosis_recipe: Recipe = Recipe(1e-3, 16, weight_decay=1e-4, steps=10)
+    diagnosis_recipe: Recipe = Recipe(2e-3, 16, weight_decay=1e-4, steps=10)
 
 QUICK = DemoSettings(unlabelled=1, teacher_steps=4, student_steps=4, labels=(8, 16), valid=8, test=40,
                      epochs=3, diagnosis_recipe=Recipe(1e-3, 8, steps=1))

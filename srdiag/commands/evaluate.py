@@ -75,7 +75,7 @@ def _labelled(a): # _Asked → LabelledData, rows that count, how many images ar
     channels = 'rgb' if a.network.config['channels'] == 3 else 'grey'
     options = replace(a.options, size=a.options.size or a.info.size, channels=channels)
     least = MRCNet.min_size*(a.network.scale if a.info.images == 'hr' else 1)
-    found = read_labelled(a.data, a.labels, options, least)
+    found = read_labelled(a.data, a.labels, options, least, a.info.bits)
     if found.classes != list(a.info.classes):
         raise DataError(f'The data has the classes {", ".join(found.classes)}, but the model knows '
                         f'{", ".join(a.info.classes)}.')

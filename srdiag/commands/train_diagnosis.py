@@ -17,7 +17,6 @@ from ..core.errors import DataError, ModelError
 from ..core.precision import pick_place
 from ..core.records import command_line
 from ..core.words import counted, say
-from ..data.decoding import bits_of
 from ..data.pairs import PairAugment
 from ..datasets.reading import LabelledData, read_labelled
 from ..diagnosis.build import build_framework, check_channels, say_if_recursive
@@ -111,7 +110,7 @@ def _info_of(found, model, lr_size, training): # what is known before the first 
                 **{k: len(v) for k, v in found.parts.items()},
                 groups='unknown' if groups is None else len(set(groups)))
     return ModelInfo(title + ' / '.join(found.classes), training['images'], training['size'], lr_size,
-                     found.classes, data, training, bits=bits_of(found.table.files))
+                     found.classes, data, training, bits=found.bits)
 
 # %% ../../nbs/commands/train_diagnosis.ipynb #c025
 def _calibrated(found, p, caution): # Predictions of the validation images → Calibration

@@ -193,6 +193,7 @@ class LabelledData:
     hash: str # of the files
     digests: list # of each file
     parts: dict|None = None # 'train', 'valid', 'test' → row numbers; None: not split yet
+    bits: int|None = None # that files of 16 bits were taken to hold; None: there was none
 
     @property
     def classes(self): return list(self.table.classes)
@@ -233,7 +234,8 @@ def of_one_size(
            for p, (h, w) in zip(images.paths, sizes) if (h, w) != most]
     if odd and strict: raise ImageError(*odd[0])
     kept = [i for i, size in enumerate(sizes) if size == most]
-    return ImageSet([images.images[i] for i in kept], [images.paths[i] for i in kept], images.skipped + odd)
+    return replace(images, images=[images.images[i] for i in kept], paths=[images.paths[i] for i in kept],
+                   skipped=images.skipped + odd)
 
 # %% ../../nbs/datasets/reading.ipynb #c050
 def read_labelled(
@@ -241,10 +243,12 @@ def read_labelled(
     labels: str|Path|None, # a CSV whose files are relative to `data`
     options: RunOptions, # strict, channels, size, group_pattern
     min_size: int = 1, # smaller images are skipped
+    bits: int|None = None, # that files of 16 bits hold; None: find out, and say it
 ) -> LabelledData:
     "Read a labelled data set; unreadable images are left out and counted. DataError as `load_table`"
     table = load_table(data, labels, options.group_pattern)
-    images = read_images(table.files, CHANNELS[options.channels], options.strict, min_size, options.size)
+    images = read_images(table.files, CHANNELS[options.channels], options.strict, min_size, options.size,
+                         bits)
     images = of_one_size(images, options.strict)
     if images.skipped: say(images.skipped_sentence())
     where = {p: i for i, p in enumerate(table.files)}
@@ -254,4 +258,4 @@ def read_labelled(
         say(f'Note: {note}')
     check_classes(table)
     return LabelledData(table, images.images, images.channels, images.skipped_sentence(),
-                        *fingerprints(table.files, table.root))
+                        *fingerprints(table.files, table.root), bits=images.bits)
