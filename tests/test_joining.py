@@ -207,7 +207,8 @@ def test_groups_and_their_rates():
                       {'interactions', 'ensemble'}])
     assert sum(map(len, groups)) == len(names)
     model.sr_network.requires_grad_(False)
-    assert rate_factors(model, replace(SHORT, branch_factor=0.3)) == (0.3, 1.) and len(parameter_groups(model)) == 2
+    assert rate_factors(model, replace(SHORT, branch_factor=0.3)) == (0.3, 1.)
+    assert len(parameter_groups(model)) == 2
 
 
 # With and without affinity on the same batch
