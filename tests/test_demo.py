@@ -64,12 +64,17 @@ def test_it_runs_again_only_if_allowed(demo, run_cli):
 
 
 @pytest.mark.nightly
-@pytest.mark.parametrize('seed', range(5))
-def test_the_bars_stand_in_order(seed, tmp_path):
-    "The full demonstration: LR < ILR < SR ≤ LR+SR, HR, with margin, at both numbers of labels"
+def test_the_bars_stand_in_order(tmp_path):
+    "Five demonstrations: LR < ILR < SR in each, and LR < ILR < SR ≤ LR+SR, HR in their mean, with margin"
     from srdiag.commands.demo import demo
-    for n, rows in demo(tmp_path/'run', seed=seed, device='cpu')['diagnosis'].items():
-        got = {name: m['accuracy'] for name, m in rows.items()}
-        assert got['LR'] + 0.03 < got['ILR'] and got['ILR'] + 0.03 < got['SR'], (n, got)
-        # the same within the noise of a test of a thousand lesions, or better
-        assert got['SR'] - 0.015 <= min(got['LR+SR'], got['HR']), (n, got)
+    seen = {}
+    for seed in range(5):
+        for n, rows in demo(tmp_path/f'run{seed}', seed=seed, device='cpu')['diagnosis'].items():
+            got = {name: m['accuracy'] for name, m in rows.items()}
+            assert got['LR'] + 0.03 < got['ILR'] and got['ILR'] + 0.01 < got['SR'], (seed, n, got)
+            assert got['SR'] - 0.015 <= got['LR+SR'], (seed, n, got)
+            seen.setdefault(n, []).append(got)
+    for n, runs in seen.items():
+        mean = {name: sum(got[name] for got in runs)/len(runs) for name in runs[0]}
+        assert mean['LR'] + 0.1 < mean['ILR'] < mean['SR'] - 0.03, (n, mean)
+        assert mean['SR'] - 0.005 <= min(mean['LR+SR'], mean['HR']), (n, mean)
