@@ -22,6 +22,7 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
+from torch.overrides import TorchFunctionMode
 
 from ..core.errors import DataError, ModelError
 from ..core.records import json_text
@@ -210,6 +211,11 @@ def _check_sizes(path, settings, most): # ModelError for a number that no networ
             raise ModelError(f'{path} asks for {shortened(key)} = {shortened(value)}, but the weights beside '
                              f'it explain no number above {most}: restore it from a copy.')
 
+class _NoDraws(TorchFunctionMode): # random numbers are not drawn in the block
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        if function in (torch.Tensor.normal_, torch.Tensor.uniform_): return args[0]
+        return function(*args, **(kwargs or {}))
+
 @contextmanager
 def _at_most(n): # ValueError when more parameters than that are made in the block
     made = 0
@@ -226,7 +232,7 @@ def _check_claims(folder, config): # ModelError for a network that is not the on
     path, shapes = f'{folder}/config.json', weight_shapes(folder, config['weights_sha256'])
     longest = max((side for v in shapes.values() for side in v.shape), default=0)
     _check_sizes(path, config['network'], max(MOST, longest))
-    with torch.device('meta'), _at_most(4*len(shapes) + 1000): network, _ = _build(path, config)
+    with torch.device('meta'), _NoDraws(), _at_most(4*len(shapes) + 1000): network, _ = _build(path, config)
     check_fit(folder, shapes, network.state_dict())
 
 # %% ../../nbs/models/saving.ipynb #c039
