@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 
 from srdiag.core.errors import ImageError
-from srdiag.data.decoding import bits_of, find_depth
+from srdiag.data.decoding import find_depth
 from srdiag.data.images import find_images, luma, read_image, read_images, save_png, to_uint8
 from srdiag.models.apply import enlarge
 from srdiag.models.saving import load_model
@@ -47,11 +47,11 @@ def test_one_depth_for_all(films):
 def test_no_file_says_what_another_holds(films, tmp_path):
     paths = find_images(films())
     tifffile.imwrite(tmp_path/'full.tif', np.full((8, 8), 60000, 'uint16'))
-    assert bits_of([*paths, tmp_path/'full.tif']) == 16
+    assert find_depth([*paths, tmp_path/'full.tif']).bits == 16
     Image.fromarray(np.full((8, 8), 255, 'uint8')).save(tmp_path/'eight.png')
     (tmp_path/'none.png').write_text('nothing')
-    assert bits_of([tmp_path/'eight.png', tmp_path/'none.png', tmp_path/'gone.png']) is None
-    assert bits_of([*paths, tmp_path/'eight.png', tmp_path/'none.png']) == 12
+    assert find_depth([tmp_path/'eight.png', tmp_path/'none.png', tmp_path/'gone.png']) is None
+    assert find_depth([*paths, tmp_path/'eight.png', tmp_path/'none.png']).bits == 12
     Image.fromarray(np.zeros((8, 8), 'uint16')).save(tmp_path/'black.png')
     assert find_depth([tmp_path/'black.png']).sentence() == ''
 

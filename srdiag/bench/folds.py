@@ -14,7 +14,7 @@ import torch
 from .settings import Design
 from .store import table_hash
 from ..core.errors import DataError
-from ..data.labelled import naming_rule
+from ..data.groups import naming_rule
 from ..data.pairs import LabelledPairs
 from ..data.splits import grouped_folds, grouped_split
 from ..datasets.reading import LabelledData
@@ -57,7 +57,7 @@ class FoldedImages:
         self.data, self.design = data, design
         self.classes, self.frame = list(data.table.classes), data.table.to_frame()
         self.groups = self.frame.group.astype(str).to_numpy() if 'group' in self.frame else None
-        with naming_rule(data.table):
+        with naming_rule(data.table.rule):
             self.folds = make_folds(self.frame.label.to_numpy(), data.table.units, folds, design.valid_share,
                                     design.split_seed)
         self._pairs = {}

@@ -110,8 +110,7 @@ def _fitting(found, network, info, images, strict): # → images of the model's 
     odd = [(p, f'is {x.shape[1]}×{x.shape[2]} pixels, which the model was not trained on (--size cuts)')
            for p, x, fit in zip(found.paths, found.images, fits) if not fit]
     if not odd or not any(fits): return found
-    kept = replace(found, images=[x for x, fit in zip(found.images, fits) if fit],
-                   paths=[p for p, fit in zip(found.paths, fits) if fit], skipped=odd)
+    kept = replace(found, skipped=[]).without(odd) # the others were said before
     say(kept.skipped_sentence())
     return kept
 

@@ -16,7 +16,6 @@ from ..core.errors import ModelError
 from ..core.precision import pick_place
 from ..core.records import command_line
 from ..core.words import counted, say
-from ..data.decoding import bits_of
 from ..data.degradation import upsample
 from ..data.pairs import check_patch_side
 from ..datasets.reading import read_sr_folder
@@ -72,7 +71,7 @@ class _Informant:
         self.title, self.start, self.training = title, start, training
         self.data = dict(name=data.root.name, hash=data.hash, skipped=data.skipped or 'none',
                          **data.table.split.value_counts().to_dict(), groups=int(data.table.group.nunique()))
-        self.bits = bits_of([data.root/f for f in data.table.file])
+        self.bits = data.bits
 
     def __call__(self, metrics):
         seconds = dict(seconds=round(time.time() - self.start, 1))

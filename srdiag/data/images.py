@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['EXTENSIONS', 'as_float', 'to_uint8', 'luma', 'read_image', 'save_png', 'unread_files', 'find_images', 'ImageSet',
-           'read_images', 'file_hash', 'fingerprints', 'data_hash']
+           'known_depth', 'read_images', 'file_hash', 'fingerprints', 'data_hash']
 
 # %% ../../nbs/data/images.ipynb #c003
 import hashlib
@@ -180,6 +180,11 @@ class ImageSet:
 
     def __len__(self): return len(self.images)
 
+    def without(self, odd): # list of (file, reason as a clause) → the other images; these are skipped
+        gone = {p for p, _ in odd}
+        images, paths = zip(*((x, p) for x, p in zip(self.images, self.paths) if p not in gone))
+        return replace(self, images=[*images], paths=[*paths], skipped=self.skipped + odd)
+
     @property
     def channels(self) -> int: # 1 or 3
         "Number of channels, common to all images"
@@ -219,7 +224,10 @@ def _collected(paths: list, found: list, channels: int|None) -> ImageSet:
     return res
 
 # %% ../../nbs/data/images.ipynb #c051
-def _depth(paths: list, bits: int|None) -> int|None: # of files of 16 bits; None if there is none
+def known_depth(
+    paths: list, # files that are read together
+    bits: int|None = None, # that are known already
+) -> int|None: # of files of 16 bits; None if there is none
     "The depth that is known, or else the one that the files show; what is not plain is said"
     if bits is not None: return bits
     depth = find_depth(paths)
@@ -249,7 +257,7 @@ def read_images(
     `strict`"""
     paths = [Path(p) for p in paths]
     _check_reading(paths, channels, min_size, size)
-    bits = _depth(paths, bits)
+    bits = known_depth(paths, bits)
     with quietly(), ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
         found = list(pool.map(lambda p: _read_or_error(p, channels, min_size, size, bits), paths))
     if strict and (bad := [x for x in found if isinstance(x, ImageError)]): raise bad[0]

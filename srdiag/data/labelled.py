@@ -4,19 +4,19 @@
 
 # %% auto #0
 __all__ = ['NAMED', 'RESERVED', 'LabelledTable', 'from_folder', 'from_csv', 'load_table', 'check_classes', 'check_split',
-           'naming_rule', 'split_table']
+           'split_table']
 
 # %% ../../nbs/data/labelled.ipynb #c003
 import os
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
-from .groups import (advice_on, column_sentences, groups_from_names, rule_of, stray_sentence,
-                                units_of, unknown_sentence)
+from srdiag.data.groups import (
+    advice_on, column_sentences, groups_from_names, naming_rule, rejoined, rule_of, stray_sentence, units_of,
+    unknown_sentence)
 from .images import EXTENSIONS, find_images
 from .layout import PART_WORDS, labelled_places, settled_parts, sub_folders, unread_sentence, walk
 from .splits import grouped_split
@@ -322,27 +322,6 @@ def check_split(
                             'part: nothing could be learned about it.')
 
 # %% ../../nbs/data/labelled.ipynb #c072
-@contextmanager
-def naming_rule(
-    table: LabelledTable, # that is split inside
-): # yields nothing
-    "A DataError goes on with the rule that made the groups"
-    try: yield
-    except DataError as e:
-        raise DataError(f'{e} {advice_on(table.rule)}'.strip()) from None
-
-# %% ../../nbs/data/labelled.ipynb #c075
-def _rejoined(table: LabelledTable, parts: dict) -> dict: # the same names
-    "Parts of a given split, with copies and their groups in the first part that has one of them"
-    if table.twins is None or len(set(table.twins)) == len(table): return parts
-    first = {}
-    for name, rows in parts.items():
-        for unit in table.units[rows]: first.setdefault(unit, name)
-    rows = np.concatenate(list(parts.values()))
-    of = np.array([first[unit] for unit in table.units[rows]])
-    return {name: np.sort(rows[of == name]) for name in parts}
-
-# %% ../../nbs/data/labelled.ipynb #c078
 def _given_split(table: LabelledTable, fractions: tuple,
                  seed: int) -> dict[str, np.ndarray]: # row numbers under 'train', 'valid' and 'test'
     "The split of the table; without valid, train is divided. DataError if it marks no image as train or test"
@@ -352,14 +331,16 @@ def _given_split(table: LabelledTable, fractions: tuple,
             raise DataError(f'The split column marks no image as {n}: mark some, or remove the column to '
                             'split at random.')
     check_split(table, {name: rows for name, rows in parts.items() if len(rows)})
-    parts = _rejoined(table, parts)
+    units = table.units
+    split = rejoined(table.split, units)
+    parts = {n: np.flatnonzero(split == n) for n in parts}
     if len(parts['valid']) or (table.split == 'valid').any(): return parts
     t, v = parts['train'], fractions[1]/(fractions[0] + fractions[1])
-    units = None if table.units is None else table.units[t]
-    with naming_rule(table): a, b = grouped_split(_names(table)[t], units, (1 - v, v), seed)
+    units = None if units is None else units[t]
+    with naming_rule(table.rule): a, b = grouped_split(_names(table)[t], units, (1 - v, v), seed)
     return parts | dict(train=t[a], valid=t[b])
 
-# %% ../../nbs/data/labelled.ipynb #c080
+# %% ../../nbs/data/labelled.ipynb #c074
 def split_table(
     table: LabelledTable, # the labelled images
     fractions: tuple = (0.7, 0.15, 0.15), # of train, valid and test; used where the table does not say
@@ -371,7 +352,7 @@ def split_table(
                         f'{len(fractions)}.')
     if table.split is not None: parts = _given_split(table, fractions, seed)
     else:
-        with naming_rule(table): rows = grouped_split(_names(table), table.units, fractions, seed)
+        with naming_rule(table.rule): rows = grouped_split(_names(table), table.units, fractions, seed)
         parts = dict(zip(('train', 'valid', 'test'), rows))
     check_split(table, parts)
     return parts

@@ -16,12 +16,11 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from ..core.errors import DataError, ImageError
-from ..core.words import as_cell
+from ..core.words import as_cell, say
 from ..data.degradation import degrade
 from ..data.images import as_float, file_hash, find_images, read_image, save_png
 from ..data.groups import groups_from_names, stray_sentence
 from ..data.splits import grouped_split
-from ..core.words import say
 from .folders import MANIFEST, check_place, clean_name, leftovers, new_folder
 from .frames import circle_mask, square_frame
 from .manifest import COLUMNS, built_strangers

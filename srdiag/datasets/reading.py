@@ -16,8 +16,9 @@ import pandas as pd
 
 from ..core.errors import DataError, ImageError
 from ..core.words import say
-from ..data.groups import (advice_on, content_keys, copy_sentences, groups_from_names, rule_of,
-                                stray_sentence, units_of, unknown_sentence)
+from ..data.groups import (
+    advice_on, content_keys, copy_sentences, groups_from_names, naming_rule, rejoined, rule_of,
+    stray_sentence, units_of, unknown_sentence)
 from ..data.images import ImageSet, find_images, fingerprints, read_images, unread_files
 from ..data.labelled import LabelledTable, check_classes, load_table, split_table
 from ..data.layout import parts_of_folders, settled_parts
@@ -37,6 +38,7 @@ class SRData:
     channels: int # 1 or 3
     skipped: str # a sentence, or ''
     hash: str # of the files that were read
+    bits: int|None = None # that files of 16 bits were taken to hold; None: there was none
 
     def pairs(self, part, scale): # SRPairs of one part
         files = self.table.file[self.table.split == part].tolist()
@@ -85,19 +87,14 @@ def _given_parts(files: list,
     return None if given is None else np.array([part or 'unused' for part in given])
 
 # %% ../../nbs/datasets/reading.ipynb #c021
-def _rejoined(given: np.ndarray, groups: np.ndarray|None, units: np.ndarray|None, rule: str) -> np.ndarray:
-    "Given parts, copies in the first of theirs; DataError for a group that is in two of them"
-    if units is None: return given
+def _check_parts(given: np.ndarray, groups: np.ndarray|None, rule: str):
+    "DataError for a group that is in two parts"
+    if groups is None: return
     used = given != 'unused'
-    if groups is not None:
-        parts_of = pd.Series(given[used]).groupby(groups[used]).unique()
-        for group, (one, *others) in parts_of.items():
-            if others:
-                raise DataError(f'The group {group} is in the {one} part and in the {others[0]} part: keep '
-                                f'it in one of them. {advice_on(rule)}')
-    names = np.array(['train', 'valid', 'test', 'unused'])
-    place = pd.Series([list(names).index(part) for part in given])
-    return names[place.groupby(units).transform('min')]
+    for group, (one, *others) in pd.Series(given[used]).groupby(groups[used]).unique().items():
+        if others:
+            raise DataError(f'The group {group} is in the {one} part and in the {others[0]} part: keep it in '
+                            f'one of them. {advice_on(rule)}')
 
 # %% ../../nbs/datasets/reading.ipynb #c024
 def _new_split(n: int, units: np.ndarray|None, given: np.ndarray|None,
@@ -129,9 +126,10 @@ def _parts_of(
         known = dict(zip(split.file, split.split))
         return shown, pd.Series(files).map(known).fillna('unused').to_numpy(str)
     units, given = units_of(groups, keys), _given_parts(files, built)
-    if given is not None and not built: given = _told(_rejoined(given, groups, units, rule))
-    try: return shown, _new_split(len(files), units, given, options.seed)
-    except DataError as e: raise DataError(f'{e} {advice_on(rule)}'.strip()) from None
+    if given is not None and not built:
+        _check_parts(given, groups, rule)
+        given = _told(rejoined(given, units))
+    with naming_rule(rule): return shown, _new_split(len(files), units, given, options.seed)
 
 # %% ../../nbs/datasets/reading.ipynb #c028
 def _told(given: np.ndarray) -> np.ndarray: # the same
@@ -180,7 +178,7 @@ def read_sr_folder(
     parts = {k: [images.images[i] for i in np.flatnonzero(part == k)] for k in ('train', 'valid', 'test')}
     if empty := [k for k, v in parts.items() if not v]:
         raise DataError(f'No image of {data} is in the part {empty[0]}: the split does not fit this folder.')
-    return SRData(root, parts, table, images.channels, images.skipped_sentence(), whole)
+    return SRData(root, parts, table, images.channels, images.skipped_sentence(), whole, images.bits)
 
 # %% ../../nbs/datasets/reading.ipynb #c045
 @dataclass
@@ -233,9 +231,7 @@ def of_one_size(
     odd = [(p, f'is {h}×{w} pixels and not {most[0]}×{most[1]} like the others (--size cuts all to one size)')
            for p, (h, w) in zip(images.paths, sizes) if (h, w) != most]
     if odd and strict: raise ImageError(*odd[0])
-    kept = [i for i, size in enumerate(sizes) if size == most]
-    return replace(images, images=[images.images[i] for i in kept], paths=[images.paths[i] for i in kept],
-                   skipped=images.skipped + odd)
+    return images.without(odd)
 
 # %% ../../nbs/datasets/reading.ipynb #c050
 def read_labelled(

@@ -16,6 +16,7 @@ import torch
 from torch.nn import functional as F
 
 from ..core.errors import ModelError
+from ..core.weights import without_numbers
 from ..core.words import listed
 from .branches import ResNet18Branch
 
@@ -87,7 +88,7 @@ def _read(path): # what the file holds; nothing in it is executed
 
 # %% ../../nbs/diagnosis/pretrained.ipynb #c021
 def _shapes(): # name → shape of all that is loaded, with the published stem
-    with torch.device('meta'): own = ResNet18Branch().state_dict() # draws no random number
+    with without_numbers(): own = ResNet18Branch().state_dict()
     return {k: tuple(v.shape) for k, v in own.items() if not k.endswith('.num_batches_tracked')}
 
 def _check_resnet18(path, state): # ModelError unless it is the state dict of one, as torchvision names it

@@ -19,9 +19,9 @@ from ..core.errors import DataError, ModelError
 from ..core.precision import pick_device
 from ..core.settings import check_choice
 from ..core.words import say
-from ..data.decoding import find_depth, pil_pixels
+from ..data.decoding import pil_pixels
 from ..data.degradation import crop_to_multiple, degrade
-from ..data.images import as_float, luma, read_images, to_uint8
+from ..data.images import as_float, known_depth, luma, read_image, to_uint8
 from ..diagnosis.network import SREnhancedDiagnosis
 from .info import ModelInfo, check_described
 from .saving import load_model
@@ -102,7 +102,7 @@ def picture(
     """An image of any kind, ready for a network. DataError or ImageError for what cannot be used, TypeError
     for what is no image"""
     if isinstance(image, (str, os.PathLike)):
-        x = read_images([image], bits=bits, strict=True).images[0]
+        x = read_image(image, bits=known_depth([image], bits) or 16)
         return Picture(x, str(image), lambda y: _to_pil(y, x.dtype))
     if isinstance(image, Image.Image):
         x = _of_array(pil_pixels(name, ImageOps.exif_transpose(image)), name)
@@ -116,22 +116,15 @@ def picture(
                     f'{type(image).__name__}.')
 
 # %% ../../nbs/models/apply.ipynb #c024
-def _depth_of(images, info): # bits of 16-bit files; None: none is known, and none is to be found out
-    if info is not None and info.bits: return info.bits
-    images = images if isinstance(images, (list, tuple)) else [images]
-    depth = find_depth([p for p in images if isinstance(p, (str, os.PathLike))])
-    if depth is None: return None
-    if depth.sentence(): say(depth.sentence())
-    return depth.bits
-
-# %% ../../nbs/models/apply.ipynb #c026
 def _pictures(images, info=None): # and ModelInfo or None → list of Picture; are there many?
-    bits = _depth_of(images, info)
-    if not isinstance(images, (list, tuple)): return [picture(images, bits=bits)], False
-    if not images: raise DataError('There is no image: the list is empty.')
+    many = isinstance(images, (list, tuple))
+    if many and not images: raise DataError('There is no image: the list is empty.')
+    files = [p for p in (images if many else [images]) if isinstance(p, (str, os.PathLike))]
+    bits = known_depth(files, None if info is None else info.bits) or 16
+    if not many: return [picture(images, bits=bits)], False
     return [picture(image, f'images[{k}]', bits) for k, image in enumerate(images)], True
 
-# %% ../../nbs/models/apply.ipynb #c028
+# %% ../../nbs/models/apply.ipynb #c026
 def network_of(
     model, # name or folder of a model, a network, or what `load_model` returns
     device: str = 'auto', # for a model that is loaded here, see `pick_device`; others stay where they are
@@ -147,7 +140,7 @@ def network_of(
                          'MRCNet make them.')
     return network, info
 
-# %% ../../nbs/models/apply.ipynb #c031
+# %% ../../nbs/models/apply.ipynb #c029
 def _for_channels(p, channels): # Picture → its pixels with so many channels
     x = p.pixels
     if len(x) == channels: return x
@@ -163,7 +156,7 @@ def _enlarged(network, p, precision): # Picture → the like of what it came fro
     if len(y) != len(p.pixels): y = luma(y).clamp(0, 1) if len(y) == 3 else y.repeat(3, 1, 1)
     return p.back(y)
 
-# %% ../../nbs/models/apply.ipynb #c033
+# %% ../../nbs/models/apply.ipynb #c031
 def enlarge(
     images, # paths, PIL images, arrays H×W(×C) (uint8, uint16, float in [0, 1]), tensors C×H×W: one or a list
     model, # name or folder of a model, a network, or what `load_model` returns
@@ -181,7 +174,7 @@ def enlarge(
     out = [_enlarged(network, p, precision) for p in found]
     return out if many else out[0]
 
-# %% ../../nbs/models/apply.ipynb #c041
+# %% ../../nbs/models/apply.ipynb #c039
 NOT_FOR_USE = 'For teaching and research, not for diagnostic use.'
 
 @dataclass(frozen=True, repr=False)
@@ -205,7 +198,7 @@ class Diagnosis:
     def to_frame(self): # pandas.DataFrame with one row
         return Diagnoses([self]).to_frame()
 
-# %% ../../nbs/models/apply.ipynb #c043
+# %% ../../nbs/models/apply.ipynb #c041
 class Diagnoses(list):
     "A `Diagnosis` per image. Not for diagnostic use"
     def __repr__(self): return '\n'.join([*(d.line() for d in self), NOT_FOR_USE])
@@ -214,7 +207,7 @@ class Diagnoses(list):
         import pandas as pd
         return pd.DataFrame([d.row for d in self])
 
-# %% ../../nbs/models/apply.ipynb #c046
+# %% ../../nbs/models/apply.ipynb #c044
 def _cut(x, info): # the middle, if the model was trained on middles of files
     (h, w), side = x.shape[1:], info.size
     if side is None or min(h, w) < side or [h, w] == info.lr_size: return x
@@ -225,7 +218,7 @@ def _reduced(x, info, resolution): # is the image to be reduced?
     if resolution is not None: return resolution == 'hr'
     return info.images == 'hr' and list(x.shape[1:]) != info.lr_size
 
-# %% ../../nbs/models/apply.ipynb #c048
+# %% ../../nbs/models/apply.ipynb #c046
 def _small(p, network, info, resolution): # Picture → LR image as bytes, and the HR image or None
     channels, scale = network.config['channels'], network.scale
     x = _cut(luma(p.pixels) if channels == 1 else _for_channels(p, channels), info)
@@ -242,7 +235,7 @@ def _small(p, network, info, resolution): # Picture → LR image as bytes, and t
                         f'hand over that one, {scale} times as large (resolution="hr").')
     return lr, hr
 
-# %% ../../nbs/models/apply.ipynb #c052
+# %% ../../nbs/models/apply.ipynb #c050
 def _described(network, info, model): # → ModelInfo; ModelError if the network does not diagnose
     if not isinstance(network, SREnhancedDiagnosis):
         raise ModelError(f'{type(network).__name__} enlarges images and knows no classes: use enlarge, or a '
@@ -260,7 +253,7 @@ def _stacked(pairs): # of LR and HR images → N×C×h×w, and N×C×H×W or Non
     lr, hr = zip(*pairs)
     return torch.stack(lr), None if any(x is None for x in hr) else torch.stack(hr)
 
-# %% ../../nbs/models/apply.ipynb #c054
+# %% ../../nbs/models/apply.ipynb #c052
 def _answers(predictions, names, calibration): # Predictions → Diagnoses
     rows = predictions.to_frame(names, calibration).to_dict('records')
     p = predictions.probabilities['ens']
@@ -270,7 +263,7 @@ def _answers(predictions, names, calibration): # Predictions → Diagnoses
     return Diagnoses(Diagnosis(row['file'], row['label'], share, row.get('decision'), calibrated, row)
                      for row, share in zip(rows, shares))
 
-# %% ../../nbs/models/apply.ipynb #c056
+# %% ../../nbs/models/apply.ipynb #c054
 def diagnose(
     images, # paths, PIL images, arrays H×W(×C) (uint8, uint16, float in [0, 1]), tensors C×H×W: one or a list
     model, # name or folder of a diagnosis model, a framework, or what `load_model` returns

@@ -6,7 +6,6 @@
 __all__ = ['MOST', 'check_output', 'save_model', 'ModelSaver', 'train_in', 'check_not_a_class', 'load_model']
 
 # %% ../../nbs/models/saving.ipynb #c003
-import hashlib
 import os
 import platform
 import shutil
@@ -22,13 +21,14 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
-from torch.overrides import TorchFunctionMode
 
 from ..core.errors import DataError, ModelError
 from ..core.records import json_text
-from ..core.weights import (
-    FORMAT, check_fit, is_model_folder, load_weights, model_folder, read_config, weight_shapes)
+from srdiag.core.weights import (
+    FORMAT, check_fit, is_model_folder, load_weights, model_folder, read_config, weight_shapes,
+    without_numbers)
 from ..core.words import csv_text, say, shortened
+from ..data.images import file_hash
 from ..diagnosis.network import SREnhancedDiagnosis
 from .info import ModelInfo, model_card
 from ..sr.zoo import ARCHITECTURES, architecture_of
@@ -40,8 +40,6 @@ def _made(): # when, where and with what
                 python=platform.python_version(), torch=torch.__version__, srdiag=version('srdiag'))
 
 # %% ../../nbs/models/saving.ipynb #c007
-def _digest(path): return hashlib.sha256(path.read_bytes()).hexdigest() # of a file
-
 def _as_saved(v, half): # a tensor as it is written; weights in half precision, statistics never
     v = v.half() if half and v.is_floating_point() and v.dim() > 1 else v
     return v.detach().cpu().contiguous().clone()
@@ -50,12 +48,12 @@ def _write_files(folder, kind, network, info, files, half):
     state = {k: _as_saved(v, half) for k, v in network.state_dict().items()}
     save_file(state, folder/'model.safetensors')
     config = dict(format=FORMAT, kind=kind, network=network.config, info=asdict(info),
-                  weights_sha256=_digest(folder/'model.safetensors'))
+                  weights_sha256=file_hash(folder/'model.safetensors'))
     if kind == 'sr': config['architecture'] = architecture_of(network)
     what = (f'super-resolution network ({type(network).__name__})' if kind == 'sr'
             else 'super-resolution enhanced diagnosis framework')
     for name, text in files.items(): (folder/name).write_text(text, encoding='utf-8', newline='\n')
-    config['files_sha256'] = {name: _digest(folder/name) for name in files}
+    config['files_sha256'] = {name: file_hash(folder/name) for name in files}
     (folder/'config.json').write_text(json_text(config), encoding='utf-8')
     (folder/'README.md').write_text(model_card(what, network.config, info), encoding='utf-8')
     # safetensors makes it readable for its owner only
@@ -211,11 +209,6 @@ def _check_sizes(path, settings, most): # ModelError for a number that no networ
             raise ModelError(f'{path} asks for {shortened(key)} = {shortened(value)}, but the weights beside '
                              f'it explain no number above {most}: restore it from a copy.')
 
-class _NoDraws(TorchFunctionMode): # random numbers are not drawn in the block
-    def __torch_function__(self, function, types, args=(), kwargs=None):
-        if function in (torch.Tensor.normal_, torch.Tensor.uniform_): return args[0]
-        return function(*args, **(kwargs or {}))
-
 @contextmanager
 def _at_most(n): # ValueError when more parameters than that are made in the block
     made = 0
@@ -232,8 +225,8 @@ def _check_claims(folder, config): # ModelError for a network that is not the on
     path, shapes = f'{folder}/config.json', weight_shapes(folder, config['weights_sha256'])
     longest = max((side for v in shapes.values() for side in v.shape), default=0)
     _check_sizes(path, config['network'], max(MOST, longest))
-    with torch.device('meta'), _NoDraws(), _at_most(4*len(shapes) + 1000): network, _ = _build(path, config)
-    check_fit(folder, shapes, network.state_dict())
+    with without_numbers(), _at_most(4*len(shapes) + 1000): network, _ = _build(path, config)
+    check_fit(Path(folder)/'model.safetensors', shapes, network.state_dict())
 
 # %% ../../nbs/models/saving.ipynb #c039
 def load_model(
@@ -257,5 +250,5 @@ def load_model(
     if known and info.classes and len(info.classes) != known:
         raise ModelError(f'{folder}/config.json describes {len(info.classes)} classes, but the network knows '
                          f'{known}: restore it from a copy.')
-    load_weights(folder, network, config['weights_sha256'])
+    load_weights(folder, network, None)
     return network.to(device).eval(), info
