@@ -750,6 +750,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                          'srdiag/commands/comparisons.py'),
                                              'srdiag.commands.comparisons.Experiment.__post_init__': ( 'commands/comparisons.html#experiment.__post_init__',
                                                                                                        'srdiag/commands/comparisons.py'),
+                                             'srdiag.commands.comparisons.Experiment.published': ( 'commands/comparisons.html#experiment.published',
+                                                                                                   'srdiag/commands/comparisons.py'),
                                              'srdiag.commands.comparisons.Experiment.run': ( 'commands/comparisons.html#experiment.run',
                                                                                              'srdiag/commands/comparisons.py'),
                                              'srdiag.commands.comparisons.NetworkCosts': ( 'commands/comparisons.html#networkcosts',

@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Annotated, Literal
 
+from tyro import MISSING
 from tyro.conf import Positional, Suppress, arg
 
 from ..bench.settings import (
@@ -140,8 +141,18 @@ class Experiment:
     design: Rows = Rows() # what all rows have in common
     share: ExperimentShare = ExperimentShare() # which part of the work this process does
     reading: Comparing = Comparing() # how files are read, and where networks compute
+    # other defaults, those of section IV-A: budget paper, recipe published, batches of 8 in training and in
+    # tests, M as printed, Frobenius norm, mode batch; an option that is given beside it wins
+    as_published: bool = False
 
-    def __post_init__(self): check_choice('experiment', self.name, (*TABLE_NAMES, 'all'))
+    def __post_init__(self):
+        if self.name is not MISSING: check_choice('experiment', self.name, (*TABLE_NAMES, 'all'))
+
+    @classmethod
+    def published(cls): # what the defaults are then
+        s = FrameworkSettings.as_published()
+        return cls(MISSING, MISSING, budget=DiagnosisLength('paper', batch_size=8, recipe='published'),
+                   design=Rows(mutual=s.mutual, norm=s.affinity_norm, mode=s.mode, train_mode=s.train_mode))
 
     def run(self):
         from srdiag.bench.experiment import DiagnosisStore, report_diagnosis, run_experiment
@@ -152,7 +163,7 @@ class Experiment:
         run_experiment(self.name, self.data, self.out, self.sources, self.budget.decided(),
                        self.design.decided(), self.reading, self.share)
 
-# %% ../../nbs/commands/comparisons.ipynb #c021
+# %% ../../nbs/commands/comparisons.ipynb #c024
 def _print_costs(rows): # of compare_with_published
     from srdiag.evaluation.cost import format_count as f
     line = '{:24}{:>6}{:>7}{:>12}{:>12}{:>10}{:>11}'
@@ -163,7 +174,7 @@ def _print_costs(rows): # of compare_with_published
     say('FLOPs are 2 x multiply-accumulates of convolutions and matrix products. Where the paper '
         'contradicts itself: see srdiag.bench.catalogue.')
 
-# %% ../../nbs/commands/comparisons.ipynb #c023
+# %% ../../nbs/commands/comparisons.ipynb #c026
 def _check_place(path, overwrite): # DataError for a file that cannot be made
     if path.is_dir(): raise DataError(f'{path} is a folder: name a file in it.')
     if path.exists() and not overwrite:
@@ -176,7 +187,7 @@ def _write_costs(rows, path):
     keys = ('name', 'scale', 'input_size', 'parameters', 'flops')
     write_text(path, json.dumps([{k: r[k] for k in keys} for r in rows], indent=2))
 
-# %% ../../nbs/commands/comparisons.ipynb #c025
+# %% ../../nbs/commands/comparisons.ipynb #c028
 @dataclass(frozen=True)
 class NetworkCosts:
     "Parameters and FLOPs of every network beside the published ones"

@@ -126,7 +126,8 @@ class StopOnNonFinite(Callback):
 
 # %% ../../nbs/training/loop.ipynb #c047
 class KeepBest(Callback):
-    "Copy (and save) the weights whenever the monitored value improves; load the best ones at the end"
+    """Copy (and save) the weights whenever the monitored value is at least as good as before; load the best ones
+    at the end"""
     order = 65
     def __init__(self,
         monitor: str, # a column of the recorder, e.g. 'valid_psnr'
@@ -142,7 +143,7 @@ class KeepBest(Callback):
 
     def offer(self, model, value, epoch): # keep these weights if they are the best; epoch -1: the start
         if value is None or value != value: return # NaN is no improvement
-        if self.best is not None and (value > self.best) != self.higher: return
+        if self.best not in (None, value) and (value > self.best) != self.higher: return
         self.best, self.best_epoch = value, epoch
         self.state = {k: v.detach().cpu().clone() for k, v in model.state_dict().items()}
         if self.save is None: return
@@ -154,7 +155,7 @@ class KeepBest(Callback):
         if self.state is not None: self.model.load_state_dict(self.state)
     def after_fit(self): self.restore()
 
-# %% ../../nbs/training/loop.ipynb #c051
+# %% ../../nbs/training/loop.ipynb #c053
 def standard_callbacks(
     folder: str|Path|None = None, # where log.csv (epochs) and steps.csv (steps) go; None: no files
     monitor: str = 'valid_loss', # what the best model is judged by
@@ -170,7 +171,7 @@ def standard_callbacks(
     return [*precision_callbacks(precision, device), StopOnNonFinite(), KeepBest(monitor, higher, save),
             *logs]
 
-# %% ../../nbs/training/loop.ipynb #c053
+# %% ../../nbs/training/loop.ipynb #c055
 def log_both(
     learn, # a fastai Learner
 ): # the same Learner
