@@ -140,17 +140,18 @@ def train_row(
 ) -> tuple: # the framework, and best_epoch, valid_accuracy, epochs, steps
     "Train the framework of a row, in three parts if it has two branches and the design says join"
     preset, best = diagnosis_recipe(job.budget.recipe, job.design.width), {}
-    recipe = replace(preset, batch_size=job.budget.batch_size)
+    recipe = replace(preset, batch_size=job.budget.batch_size, steps=job.design.steps)
     def keep(model, value, epoch): best.update(best_epoch=epoch, valid_accuracy=value)
     torch.manual_seed(seed)
     model, epochs = build_row(row, job), job.design.epochs(job.budget)
-    train = job.images.part(row, fold, 'train', PairAugment(seed))
-    valid = job.images.part(row, fold, 'valid')
+    train = job.images.part(row, fold, 'train', PairAugment(seed), seed)
+    valid = job.images.part(row, fold, 'valid', seed=seed)
     fit, logs = (train_joined, folder/'logs') if job.design.join and model.two else (train_diagnosis, folder)
     fit(model, train, valid, recipe, epochs, seed=seed, fixed=row.fixed,
         references=job.images.references(row, fold, seed), loss=loss_of(job.design.settings(row)),
         precision=job.precision, folder=logs, save=keep)
-    return model, best | dict(epochs=epochs, steps=epochs*max(1, len(train)//recipe.batch_size))
+    steps = recipe.steps or max(1, len(train)//recipe.batch_size)
+    return model, best | dict(epochs=epochs, steps=epochs*steps)
 
 # %% ../../nbs/bench/diagnosis_runs.ipynb #c021
 def test_row(

@@ -11,6 +11,7 @@ import copy
 import numpy as np
 import torch
 
+from .labels_subsets import nested_order, subset_of
 from .settings import Design
 from .store import table_hash
 from ..core.errors import DataError
@@ -47,6 +48,8 @@ def make_folds(
     return out
 
 # %% ../../nbs/bench/folds.ipynb #c015
+_WORDS = dict(train='training', valid='validation')
+
 class FoldedImages:
     "Labelled images in folds, and the parts that rows train and test on"
     def __init__(self,
@@ -62,21 +65,33 @@ class FoldedImages:
                                     design.split_seed)
         self._pairs = {}
 
+    def subset(self, n, seed, fold, name='train'): # row numbers of n images of a part (0: all)
+        at = self.folds[fold][name]
+        groups, labels = None if self.groups is None else self.groups[at], self.data.table.labels[at]
+        order = nested_order(labels, groups, (seed, fold))
+        return at[subset_of(order, n, labels, f'The {_WORDS[name]} part of fold {fold}')]
+
+    def chosen(self, fold, name, seed): # row numbers of a part, as many as the design wants
+        n, at = self.design.labels_n, self.folds[fold][name]
+        if not n or name == 'test': return at
+        return self.subset(n if name == 'train' else min(n, len(at)), seed, fold, name)
+
     def pairs(self, scale): # all images, degraded once
         if scale not in self._pairs:
             self._pairs[scale] = LabelledPairs(self.data.images, self.data.table.labels, scale,
                                                self.design.images)
         return self._pairs[scale]
 
-    def part(self, row, fold, name, augment=None): # LabelledPairs, with HR only where the row reads it
-        part, idx = copy.copy(self.pairs(row.scale)), torch.as_tensor(self.folds[fold][name])
+    def part(self, row, fold, name, augment=None, seed=0): # LabelledPairs, HR only where the row reads it
+        part = copy.copy(self.pairs(row.scale))
+        idx = torch.as_tensor(self.chosen(fold, name, seed))
         part.lr, part.labels, part.augment = part.lr[idx], part.labels[idx], augment
         part.hr, part.n_inp = (part.hr[idx], 2) if row.inputs.endswith('HR') else (None, 1)
         return part
 
     def references(self, row, fold, seed): # rows of the training part for the mode 'context', or None
         if not row.sai or self.design.mode != 'context': return None
-        idx = self.folds[fold]['train']
+        idx = self.chosen(fold, 'train', seed)
         groups = None if self.groups is None else self.groups[idx]
         return choose_references(self.data.table.labels[idx], groups, self.design.references, seed)
 

@@ -12,7 +12,6 @@ import torch
 
 from .folds import FoldedImages
 from .labels_settings import LabelsDesign
-from .labels_subsets import nested_order, subset_of
 from ..datasets.reading import LabelledData
 from ..diagnosis.branches import stem_for
 from ..diagnosis.network import SREnhancedDiagnosis
@@ -31,12 +30,6 @@ class LabelsImages(FoldedImages):
     ):
         super().__init__(data, design, folds)
         self.labels, self.kinds = data.table.labels, kinds(self.pairs(design.scale))
-
-    def subset(self, n, seed, fold): # row numbers of n labelled images (0: all)
-        at = self.folds[fold]['train']
-        groups = None if self.groups is None else self.groups[at]
-        order = nested_order(self.labels[at], groups, (seed, fold))
-        return at[subset_of(order, n, self.labels[at], f'The training part of fold {fold}')]
 
     def of(self, row, at, augment=None): # LabelledPairs of row numbers, as a row reads them
         part, at = copy.copy(self.pairs(self.design.scale)), torch.as_tensor(at)

@@ -98,6 +98,10 @@ class LaterChoices:
     # of two classes the one that sensitivity is of; default: the one whose name does not sound healthy, else
     # the second
     positive: str|None = None
+    # labelled training images of each fold, balanced, patients in turn, another draw for each seed; the epoch
+    # is chosen by as many validation images at most; 0: all
+    labels_n: Natural = 0
+    steps: Positive|None = None # training steps per epoch; default: a pass over the training images
 
 # %% ../../nbs/bench/settings.ipynb #c023
 @dataclass(frozen=True)
