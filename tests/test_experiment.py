@@ -276,6 +276,35 @@ def test_every_row_has_the_same_steps_in_all(finished):
     assert 'trained alone for a third of the epochs' in (finished/'README.md').read_text()
 
 
+def test_few_labels(labelled, sr_model, tmp_path, quick, monkeypatch):
+    "A training part is cut down: balanced, another draw for each seed; tests stay whole, and the report says so"
+    seen, tested = {}, []
+
+    def train_diagnosis(model, train, valid, recipe, epochs, seed=0, references=None, save=None, **kw):
+        seen[seed] = train.labels.bincount().tolist(), train.lr.sum().item(), len(valid), recipe.steps
+        save(model, 0.5, 0)
+
+    def predict_by(model, mode, part, *rest):
+        tested.append(len(part))
+        return coins(model, mode, part, *rest)
+    coins = diagnosis_runs.predict_by
+    monkeypatch.setattr(diagnosis_runs, 'train_diagnosis', train_diagnosis)
+    monkeypatch.setattr(diagnosis_runs, 'predict_by', predict_by)
+    run(labelled, tmp_path/'few', sr_model, budget=replace(TINY, seeds=2), only='LR-x2,ILR-x2',
+        design=replace(HALF, labels_n=6, steps=5))
+    (counts, first, valid, steps), (_, second, _, _) = seen[0], seen[1]
+    assert counts == [3, 3] and valid <= 6 and steps == 5 and first != second
+    split = pd.read_csv(tmp_path/'few'/'setup'/'split.csv')
+    assert set(tested) == {(split[f'fold{k}'] == 'test').sum() for k in (0, 1)}
+    said = (tmp_path/'few'/'README.md').read_text(encoding='utf-8')
+    assert '6 labels in each training part' in said and 'epochs of 5 steps' in said
+
+
+def test_more_labels_than_there_are(labelled, sr_model, tmp_path, quick):
+    with pytest.raises(DataError, match='training part of fold 0 has .* fewer than the 5000'):
+        run(labelled, tmp_path/'many', sr_model, only='LR-x2', design=replace(HALF, labels_n=5000))
+
+
 def test_without_join_a_framework_is_trained_as_one(labelled, sr_model, tmp_path, quick, monkeypatch):
     monkeypatch.setattr(diagnosis_runs, 'train_joined', lambda *_, **__: pytest.fail('joined'))
     run(labelled, tmp_path/'x', sr_model, 'table6', design=replace(HALF, join=False))

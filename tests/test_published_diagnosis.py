@@ -14,6 +14,7 @@ from srdiag.bench.diagnosis_store import DiagnosisStore
 from srdiag.bench.rows import TABLES
 from srdiag.bench.settings import Design
 from srdiag.bench.store import compare
+from srdiag.bench.settings import diagnosis_budget
 from srdiag.commands.cli import parse
 from srdiag.commands.comparisons import Rows
 from srdiag.core.errors import DataError
@@ -73,6 +74,27 @@ def test_the_recipe_beside_the_switch_wins():
 def test_a_share_without_affinity_contradicts_the_switch(tmp_path, refused):
     refused('train-diagnosis', '--data', tmp_path, '--out', tmp_path/'x', '--as-published',
             '--solo-share', 0.5, naming=['--train-mode alternate', 'not for batch'])
+
+
+def test_an_experiment_as_published():
+    made = parse('experiment table5 --out runs --data cells --as-published'.split())
+    budget, design = made.budget.decided(), made.design.decided()
+    assert budget == diagnosis_budget('paper') and (budget.batch_size, budget.recipe) == (8, 'published')
+    printed = FrameworkSettings.as_published()
+    assert (design.mutual, design.norm, design.mode, design.train_mode, design.solo_share) == (
+        printed.mutual, printed.affinity_norm, printed.mode, printed.train_mode, 0)
+
+
+def test_a_shorter_experiment_is_still_as_published():
+    made = parse('experiment table5 --out runs --as-published --budget quick --affinity-norm mean_square'.split())
+    budget = made.budget.decided()
+    assert budget == replace(diagnosis_budget('quick'), batch_size=8, recipe='published')
+    assert made.design.norm == 'mean_square' and made.design.mutual == 'printed'
+
+
+def test_an_experiment_as_published_needs_its_name(run_cli):
+    code, _, err = run_cli('experiment', '--as-published')
+    assert code == 2 and 'NAME' in err and 'Traceback' not in err
 
 
 @pytest.mark.parametrize('changes', [dict(inputs='LR+ILR'), dict(batch_size=4), dict(mode='solo'), {}])
