@@ -277,7 +277,7 @@ def test_every_row_has_the_same_steps_in_all(finished):
 
 
 def test_few_labels(labelled, sr_model, tmp_path, quick, monkeypatch):
-    "A training part is cut down: balanced, another draw for each seed; tests stay whole, and the report says so"
+    "A training part is cut down: balanced, another draw for each seed. Tests stay whole; the report says so"
     seen, tested = {}, []
 
     def train_diagnosis(model, train, valid, recipe, epochs, seed=0, references=None, save=None, **kw):

@@ -86,7 +86,8 @@ def test_an_experiment_as_published():
 
 
 def test_a_shorter_experiment_is_still_as_published():
-    made = parse('experiment table5 --out runs --as-published --budget quick --affinity-norm mean_square'.split())
+    words = 'experiment table5 --out runs --as-published --budget quick --affinity-norm mean_square'
+    made = parse(words.split())
     budget = made.budget.decided()
     assert budget == replace(diagnosis_budget('quick'), batch_size=8, recipe='published')
     assert made.design.norm == 'mean_square' and made.design.mutual == 'printed'

@@ -54,7 +54,8 @@ class DemoSettings:
     valid: int = 64 # labelled lesions that choose the best epoch of each row
     test: int = 1000 # lesions
     width: int = 16 # channels of a branch's first stage; 64 in the paper
-    epochs: int = 15 # of each row; the framework shares them among LR, SR and both together
+    epochs: int = 21 # of each row; the framework shares them among LR, SR and both together
+    alone: float = 0.2 # the share of LR, and of SR
     sr_recipe: Recipe = Recipe(2e-3, 8)
     diagnosis_recipe: Recipe = Recipe(2e-3, 16, weight_decay=1e-4, steps=10)
 
@@ -137,9 +138,10 @@ def _evaluated(model, sets): # metrics and predictions of the test lesions
     return evaluate_labelled(model, sets['test'], list(SHAPES))
 
 # %% ../../nbs/commands/demo.ipynb #c026
-def train_framework(model, sets, recipe, epochs, seed, folder):
+def train_framework(model, sets, recipe, epochs, alone_share, seed, folder):
     # branches alone, joined, trained on; → (metrics, predictions) at the moment of joining
-    parts, (each, together), norm = (sets['train'], sets['valid']), share_epochs(epochs), 'mean_square'
+    parts, norm = (sets['train'], sets['valid']), 'mean_square'
+    each, together = share_epochs(epochs, share=alone_share)
     for name in ('lr', 'sr', 'joint'): (folder/name).mkdir(parents=True, exist_ok=True)
     alone = {b: train_branch(model, b, *parts, recipe, each, seed, fixed=True, folder=folder/b)
              for b in ('lr', 'sr')}
@@ -157,7 +159,8 @@ def train_rows(s, sets, student, seed, device, folder): # → row → trained mo
         (own := folder/row).mkdir(parents=True, exist_ok=True)
         text = f'Diagnosis from {row}, {n} labels, {s.epochs*s.diagnosis_recipe.steps} steps'
         if '+' in row:
-            start = _timed(text, train_framework, model, sets, s.diagnosis_recipe, s.epochs, seed, own)
+            start = _timed(text, train_framework, model, sets, s.diagnosis_recipe, s.epochs, s.alone, seed,
+                           own)
         else:
             _timed(text, train_diagnosis, model, sets['train'], sets['valid'], s.diagnosis_recipe, s.epochs,
                    fixed=True, seed=seed, folder=own)

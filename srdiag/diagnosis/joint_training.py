@@ -18,9 +18,10 @@ from ..training.recipes import Recipe
 def share_epochs(
     epochs: int, # in all
     alone: int = 2, # branches that have to be trained
+    share: float = 1/3, # of the epochs, for each branch
 ) -> tuple: # of each branch, of both together; at least 1 each
-    "A third for each branch and a third for both, or more where there is less to do"
-    each = max(1, epochs//3)
+    "A third for each branch and a third for both, or more for both where there is less to do"
+    each = max(1, int(epochs*share + 1e-9))
     return each, max(1, epochs - alone*each)
 
 # %% ../../nbs/diagnosis/joint_training.ipynb #c010
