@@ -98,7 +98,8 @@ class SRImages:
 
     def _leave_out_blank(self, scores):
         valid, kept = self.pairs['valid'], [i for i, p in enumerate(scores.psnr) if math.isfinite(p)]
-        self.pairs['valid'] = SRPairs([valid.hr[i] for i in kept], self.scale, [valid.names[i] for i in kept])
+        self.pairs['valid'] = SRPairs([valid.hr[i] for i in kept], self.scale, [valid.names[i] for i in kept],
+                                      lr=[valid.lr[i] for i in kept])
 
     def fixed(self): # what must not change, in JSON's types
         table, n = self.data.table, self.data.table.split.value_counts()

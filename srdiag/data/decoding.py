@@ -19,6 +19,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from ..core.errors import ImageError
 from ..core.words import counted
+from .dicom import has_reader, read_dicom, without_reader
 
 # %% ../../nbs/data/decoding.ipynb #c011
 FORMATS = 'PNG', 'JPEG', 'TIFF', 'BMP', 'WEBP', 'GIF', 'JPEG2000', 'PPM' # all that Pillow may decode
@@ -147,12 +148,14 @@ def _check_frames(path: Path, im: Image.Image):
     if min(im.size) == 0: raise ImageError(path, 'has no pixels')
 
 def _decode(path: Path, bits: int = 16) -> np.ndarray: # H×W×1 or H×W×3, uint8 or float32 in [0, 1]
-    "Decode the whole file with tifffile (deep TIFF) or Pillow (all others)"
-    with open(path, 'rb') as f: head = f.read(4)
-    if head in TIFF_HEADS:
+    "Decode the whole file with tifffile (deep TIFF), pydicom (DICOM) or Pillow (all others)"
+    with open(path, 'rb') as f: head = f.read(132)
+    if head[128:] == b'DICM' and has_reader(): return read_dicom(path) # perhaps TIFF as well
+    if head[:4] in TIFF_HEADS:
         with tifffile.TiffFile(path) as tif:
             page = _check_tiff(path, tif)
             if page.dtype.itemsize == 2: return _read_deep_tiff(path, page, bits)
+    elif head[128:] == b'DICM': raise without_reader(path)
     with Image.open(path, formats=FORMATS) as im:
         _check_frames(path, im)
         raw = str(im.tile[0][3]) if im.tile else ''
@@ -198,14 +201,15 @@ def decode(
 @contextmanager
 def quietly():
     "No warnings and no log lines from the decoders while images are read"
-    log = logging.getLogger('tifffile')
-    level = log.level
-    log.setLevel(logging.CRITICAL + 1)
+    logs = [logging.getLogger(name) for name in ('tifffile', 'pydicom')]
+    levels = [log.level for log in logs]
+    for log in logs: log.setLevel(logging.CRITICAL + 1)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter('ignore')
             yield
-    finally: log.setLevel(level)
+    finally:
+        for log, level in zip(logs, levels): log.setLevel(level)
 
 # %% ../../nbs/data/decoding.ipynb #c047
 def _png_peak(path: Path) -> int|None: # of 16-bit grey
