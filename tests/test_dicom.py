@@ -1,5 +1,5 @@
-"""DICOM, on the files that pydicom ships for its own tests, and on some that are written here. Where the extra
-is not installed, only its sentence is tested."""
+"""DICOM, on the files that pydicom ships for its own tests, and on some that are written here. Where the
+extra is not installed, only its sentence is tested."""
 import importlib.util
 import shutil
 from pathlib import Path
@@ -79,7 +79,8 @@ def test_compressions_and_byte_orders_give_the_same_image():
         for other in ('RLE', 'bigendian', 'implicit', 'jp2klossless'):
             assert np.array_equal(plain, read_dicom(SHIPPED/f'MR_small_{other}.dcm')), other
         rgb = read_dicom(SHIPPED/'SC_rgb_dcmtk_+eb+cr.dcm').astype(int)
-        for other in ('SC_rgb_dcmtk_+eb+cy+np', 'SC_ybr_full_422_uncompressed', 'SC_rgb_rle', 'SC_rgb_gdcm_KY'):
+        for other in ('SC_rgb_dcmtk_+eb+cy+np', 'SC_ybr_full_422_uncompressed', 'SC_rgb_rle',
+                      'SC_rgb_gdcm_KY'):
             assert abs(rgb - read_dicom(SHIPPED/f'{other}.dcm')).mean() < 12, other
 
 
@@ -178,8 +179,8 @@ def test_a_study_in_dicom(write, tmp_path, tile, succeeds):
     split = pd.read_csv(tmp_path/'m/split.csv')
     assert split.group.nunique() == 12 and (split.groupby('group').split.nunique() == 1).all()
     succeeds('predict', '--model', tmp_path/'m', '--out', tmp_path/'o', tmp_path/'data/ill')
-    written = ''.join(p.read_text(encoding='utf-8') for folder in ('m', 'o') for p in (tmp_path/folder).glob('*')
-                      if p.suffix in ('.csv', '.json', '.md'))
+    written = ''.join(p.read_text(encoding='utf-8') for folder in ('m', 'o')
+                      for p in (tmp_path/folder).glob('*') if p.suffix in ('.csv', '.json', '.md'))
     for secret in ('Doe', 'Jane', 'ID000', 'Q"'): assert secret not in written + said
     assert patient_of(tmp_path/'data/ill/IM001') == split.group[split.file == 'ill/IM001'].item()
 

@@ -187,7 +187,8 @@ def _model_info(job, entry, seed, scores, seconds):
                      data=dict(name=data.root.name, hash=data.hash, **about['images']),
                      training=training | asdict(job.budget),
                      metrics=dict(psnr=scores.psnr.mean(), ssim=scores.ssim.mean(), n=len(scores),
-                                  convention=about['convention']))
+                                  convention=about['convention']),
+                     bits=data.bits, degradation=data.degradation)
 
 @torch.no_grad()
 def _save_panel(job, network, path):

@@ -131,9 +131,12 @@ def is_image_file(
     return path.suffix.lower() in EXTENSIONS or has_reader() and is_dicom(path)
 
 # %% ../../nbs/data/images.ipynb #c035
-def _in_folder(folder: Path, recursive: bool) -> list[Path]: # image files, not sorted
-    "Files with an image extension; litter is left out"
-    return [p for p in walk(folder, recursive).files if is_image_file(p)]
+def _in_folder(folder: Path, recursive: bool = True, tell=None) -> list[Path]: # image files, not sorted
+    "Images, without litter; `tell` is called with a sentence about all other files"
+    met = walk(folder, recursive)
+    images = [p for p in met.files if is_image_file(p)]
+    if tell and (said := unread_sentence(folder, sorted({*met.files} - {*images}), met.lost)): tell(said)
+    return images
 
 # %% ../../nbs/data/images.ipynb #c037
 def unread_files(
@@ -143,11 +146,8 @@ def unread_files(
     several = isinstance(folder_or_files, (list, tuple))
     said = []
     for folder in map(Path, folder_or_files if several else [folder_or_files]):
-        if not folder.is_dir(): continue
-        met = walk(folder)
-        others = [p for p in met.files if not is_image_file(p)]
-        said.append(unread_sentence(folder, others, met.lost))
-    return ' '.join(filter(None, said))
+        if folder.is_dir(): _in_folder(folder, tell=said.append)
+    return ' '.join(said)
 
 # %% ../../nbs/data/images.ipynb #c040
 def _check_names(paths) -> None:
@@ -162,6 +162,7 @@ def _check_names(paths) -> None:
 def find_images(
     folder_or_files: str|Path|list, # a folder, a file, or a list of either
     recursive: bool = True, # also look in sub-folders
+    tell=None, # called with a sentence about what is left out of a folder, if there is one
 ) -> list[Path]: # sorted, without repetition
     """Image files by extension; a file named explicitly counts whatever its extension; DataError if there is
     nothing"""
@@ -169,7 +170,7 @@ def find_images(
     found = set()
     for p in map(Path, folder_or_files if many else [folder_or_files]):
         if not os.path.exists(p): raise DataError(f'{shortened(p)} does not exist: check the path.')
-        found.update(_in_folder(p, recursive) if p.is_dir() else [p])
+        found.update(_in_folder(p, recursive, tell) if p.is_dir() else [p])
     if not found:
         where = ' or '.join(map(str, folder_or_files)) or 'the list' if many else str(folder_or_files)
         raise DataError(f'There is no image in {where}: looked for files ending in {", ".join(EXTENSIONS)}.')

@@ -21,7 +21,7 @@ from .images import find_images, is_image_file
 from .layout import PART_WORDS, labelled_places, settled_parts, sub_folders, unread_sentence, walk
 from .splits import grouped_split
 from ..core.errors import DataError
-from ..core.words import counted, listed
+from ..core.words import as_it_was, counted, listed
 
 # %% ../../nbs/data/labelled.ipynb #c011
 @dataclass(frozen=True, eq=False)
@@ -186,7 +186,7 @@ def _read_csv(csv: Path) -> pd.DataFrame: # all cells as stripped text, column n
     if twice := [c for c in NAMED if names.count(c) > 1]:
         raise DataError(f'{csv} has the column {twice[0]} more than once, with small or with capital '
                         'letters: keep one of them.')
-    return df.fillna('').map(str.strip)
+    return as_it_was(df.fillna('').map(str.strip))
 
 # %% ../../nbs/data/labelled.ipynb #c045
 def _check_columns(csv: Path, df: pd.DataFrame) -> None:

@@ -75,10 +75,11 @@ def file_names(
 # %% ../../nbs/datasets/reading.ipynb #c016
 def sr_files(
     data: str|Path, # a folder, a built set, or one image
+    tell=None, # see `find_images`
 ) -> tuple[list[Path], dict|None]: # the files, and the rows of the manifest (file → row) or None
     "Image files for super-resolution; of a built set the high-resolution ones. DataError if there is none"
     root = Path(data)
-    if not ((root/MANIFEST).is_file() and (root/'.srdiag').exists()): return find_images(data), None
+    if not ((root/MANIFEST).is_file() and (root/'.srdiag').exists()): return find_images(data, tell=tell), None
     rows = {row['file']: row for row in read_manifest(root)}
     return [root/name for name in sorted(rows)], rows
 
@@ -178,11 +179,12 @@ def say_unread(
 
 # %% ../../nbs/datasets/reading.ipynb #c039
 def _sr_sources(data, lr, scale): # → root, files, rows of a manifest or None, OwnPairs or None
-    built = (Path(data)/MANIFEST).is_file() and (Path(data)/'.srdiag').exists()
-    own = None if built or scale is None else own_pairs(data, lr)
+    paths, built = sr_files(data, _note)
+    own = None if built or scale is None else own_pairs(data, lr, paths)
     if own is not None: return own.root, own.hr, None, own
-    paths, built = sr_files(data)
     return Path(data), paths, built, None
+
+def _note(sentence): say(f'Note: {sentence}')
 
 def _sr_read(data, paths, own, least, scale, options): # → ImageSet, small images or None
     images, small = ((_sr_images(data, paths, least, options), None) if own is None
@@ -208,7 +210,7 @@ def read_sr_images(
 ) -> tuple: # the folder that names are relative to, ImageSet, and small images or None
     "Images for super-resolution, not split; what is left out is said"
     root, paths, built, own = _sr_sources(data, lr, scale)
-    if not built: say_unread([p for p in (data, lr) if p is not None])
+    if lr is not None: say_unread(lr)
     return root, *_sr_read(data, paths, own, least, scale, options)
 
 # %% ../../nbs/datasets/reading.ipynb #c044
@@ -223,7 +225,7 @@ def read_sr_folder(
     """Read and split the images of a folder (80/10/10 by group; a built set keeps its test part); DataError
     if there are too few"""
     root, paths, built, own = _sr_sources(data, lr, scale)
-    if not built: say_unread([p for p in (data, lr) if p is not None])
+    if lr is not None: say_unread(lr)
     images, small = _sr_read(data, paths, own, least, scale, options)
     files = file_names(images.paths, root)
     if split is None: _check_number(data, images)
