@@ -44,6 +44,5 @@ setup(
     package_data={'srdiag': ['py.typed'], 'srdiag.published': ['*.csv'], 'srdiag.styles': ['*.mplstyle'],
                   'srdiag.templates': ['*'], 'srdiag.pretrained': ['*/*']},
     python_requires=f'>={cfg["min_python"]}', install_requires=lines('requirements'),
-    extras_require={'notebooks': lines('notebooks_requirements'), 'dev': lines('dev_requirements'),
-                    'docs': lines('docs_requirements')},
+    extras_require={name: lines(f'{name}_requirements') for name in ('dicom', 'notebooks', 'dev', 'docs')},
     entry_points={'console_scripts': lines('console_scripts'), 'nbdev': ['srdiag=srdiag._modidx:d']})

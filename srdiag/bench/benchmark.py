@@ -57,7 +57,7 @@ def prepare_benchmark(
     "Read the images; DataError if they, or the settings, are not those of the store"
     check_apart(store.folder, data)
     check_store(store)
-    found = read_sr_folder(data, max(budget.patch, scale*MRCNet.min_size), options)
+    found = read_sr_folder(data, max(budget.patch, scale*MRCNet.min_size), options, scale=scale)
     job = SRJob(found, scale, budget, pick_device(options.device), options.precision, options.size)
     fixed = job.fixed() | dict(split_seed=options.seed)
     compare(store, fixed)

@@ -181,7 +181,7 @@ def _model_info(job, run, mode, metrics):
                      list(images.part(row, fold, 'test').lr.shape[-2:]), images.classes,
                      dict(name=images.data.table.root.name, hash=images.data.hash,
                           **{k: len(idx) for k, idx in images.folds[fold].items()}),
-                     training, metrics, 'Of an experiment.')
+                     training, metrics, 'Of an experiment.', bits=images.data.bits)
 
 # %% ../../nbs/bench/diagnosis_runs.ipynb #c026
 def save_networks(

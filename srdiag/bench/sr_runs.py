@@ -98,7 +98,8 @@ class SRImages:
 
     def _leave_out_blank(self, scores):
         valid, kept = self.pairs['valid'], [i for i, p in enumerate(scores.psnr) if math.isfinite(p)]
-        self.pairs['valid'] = SRPairs([valid.hr[i] for i in kept], self.scale, [valid.names[i] for i in kept])
+        self.pairs['valid'] = SRPairs([valid.hr[i] for i in kept], self.scale, [valid.names[i] for i in kept],
+                                      lr=[valid.lr[i] for i in kept])
 
     def fixed(self): # what must not change, in JSON's types
         table, n = self.data.table, self.data.table.split.value_counts()
@@ -186,7 +187,8 @@ def _model_info(job, entry, seed, scores, seconds):
                      data=dict(name=data.root.name, hash=data.hash, **about['images']),
                      training=training | asdict(job.budget),
                      metrics=dict(psnr=scores.psnr.mean(), ssim=scores.ssim.mean(), n=len(scores),
-                                  convention=about['convention']))
+                                  convention=about['convention']),
+                     bits=data.bits, degradation=data.degradation)
 
 @torch.no_grad()
 def _save_panel(job, network, path):

@@ -19,9 +19,10 @@ from ..core.records import command_line, json_text
 from ..core.weights import model_folder
 from ..core.words import counted, csv_text, say
 from ..data.degradation import upsample
-from ..data.images import fingerprints, read_images
+from ..data.images import fingerprints
 from ..data.pairs import SRPairs
-from ..datasets.reading import file_names, read_labelled, say_unread, sr_files
+from ..datasets.own_pairs import labelled_pairs
+from ..datasets.reading import OWN_PAIRS, file_names, read_labelled, read_sr_images
 from ..diagnosis.evaluation import calibration_for, diagnosis_sentence, evaluate_labelled, say_if_ignored
 from ..diagnosis.network import SREnhancedDiagnosis
 from ..evaluation.diagnostic import confusion
@@ -45,19 +46,29 @@ class _Asked:
     split: str # 'auto', 'test' or 'all'
     mode: str|None # of prediction; None: the model's own
     options: RunOptions # size, strict, channels, group_pattern
+    lr: str|Path|None = None # low-resolution images of the same names
 
 # %% ../../nbs/commands/evaluate.ipynb #c007
 def _sr_pairs(a): # _Asked → SRPairs that count, how many images are left out
-    paths, built = sr_files(a.data)
-    if not built: say_unread(a.data)
-    n, size = a.network, a.options.size or a.info.size
+    n, options = a.network, _as_trained(a, a.network.config['image_channels'], a.options.size or a.info.size)
     least = max(n.scale*n.min_size, 11 + 2*n.scale)
-    images = read_images(paths, n.config['image_channels'], a.options.strict, least, size, a.info.bits)
-    if images.skipped: say(images.skipped_sentence())
-    root, files = Path(a.data), file_names(images.paths, a.data)
+    root, images, small = read_sr_images(a.data, a.lr, least, n.scale, options)
+    _say_if_other_pairs(a, small)
+    files = file_names(images.paths, root)
     whole, digests = fingerprints(images.paths, root if root.is_dir() else None)
     rows, left = test_rows(files, digests, None, a.model, a.split, whole == a.info.data.get('hash'))
-    return SRPairs([images.images[i] for i in rows], n.scale, [files[i] for i in rows]), left
+    return SRPairs([images.images[i] for i in rows], n.scale, [files[i] for i in rows],
+                   lr=small and [small[i] for i in rows], how=options.reduction), left
+
+def _as_trained(a, channels, size): # → options: files are read, and small images made, as for the training
+    return replace(a.options, channels='rgb' if channels == 3 else 'grey', size=size,
+                   resize=a.options.resize or a.info.resize, bits=a.options.bits or a.info.bits,
+                   reduction=a.info.reduction)
+
+def _say_if_other_pairs(a, small): # a model of own pairs that is tested on small images made here
+    if small is None and a.info.degradation.get('degradation') == OWN_PAIRS:
+        say('Note: the model has learned from pairs of its user, and is tested on small images made by '
+            'bicubic interpolation: name yours with --lr.')
 
 # %% ../../nbs/commands/evaluate.ipynb #c009
 def _evaluate_sr(a): # _Asked → metrics, no tables, no page
@@ -72,10 +83,13 @@ def _evaluate_sr(a): # _Asked → metrics, no tables, no page
 
 # %% ../../nbs/commands/evaluate.ipynb #c014
 def _labelled(a): # _Asked → LabelledData, rows that count, how many images are left out
-    channels = 'rgb' if a.network.config['channels'] == 3 else 'grey'
-    options = replace(a.options, size=a.options.size or a.info.size, channels=channels)
-    least = MRCNet.min_size*(a.network.scale if a.info.images == 'hr' else 1)
-    found = read_labelled(a.data, a.labels, options, least, a.info.bits)
+    scale, own = a.network.scale, labelled_pairs(a.data, a.lr)[1] is not None
+    large = scale if own and a.info.images == 'lr' else 1 # the model counts px of small files
+    size = a.options.size or a.info.size and a.info.size*large
+    options = _as_trained(a, a.network.config['channels'], size)
+    by = scale if own or a.info.images == 'hr' else 1
+    side = [by*n for n in a.info.lr_size] if options.resize and not own else None
+    found = read_labelled(a.data, a.labels, options, MRCNet.min_size*by, lr=a.lr, scale=scale, side=side)
     if found.classes != list(a.info.classes):
         raise DataError(f'The data has the classes {", ".join(found.classes)}, but the model knows '
                         f'{", ".join(a.info.classes)}.')
@@ -145,6 +159,7 @@ def evaluate_command(
     split: str = 'auto',
     mode: str|None = None, # of a diagnosis model: 'context', 'solo' or 'batch'; None: its own
     options: RunOptions = RunOptions(), # device, strict, overwrite, group_pattern
+    lr: str|Path|None = None, # a folder of low-resolution images with the same names
 ) -> dict: # metrics
     "Test a model on a folder; SrdiagError for what cannot be"
     if out is not None: check_output(out, options.overwrite)
@@ -153,7 +168,7 @@ def evaluate_command(
     is_sr = not isinstance(network, SREnhancedDiagnosis)
     say_if_ignored(network, labels, mode)
     if out is not None and not is_sr: check_not_a_class(out, data, labels, options.overwrite)
-    asked = _Asked(network, info, model, data, labels, split, mode, options)
+    asked = _Asked(network, info, model, data, labels, split, mode, options, lr)
     metrics, tables, page = _evaluate_sr(asked) if is_sr else _evaluate_diagnosis(asked)
     if out is not None: _write(out, metrics, tables, page)
     return metrics

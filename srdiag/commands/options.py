@@ -18,7 +18,7 @@ from ..core.settings import Natural, Positive
 from ..core.words import say
 from ..diagnosis.settings import Caution, Files, FrameworkSettings, Mode
 from ..sr.settings import DistilSettings, SRSettings, as_published
-from ..training.options import RunOptions
+from ..training.options import Degradation, RunOptions
 
 # %% ../../nbs/commands/options.ipynb #c005
 @dataclass(frozen=True)
@@ -30,10 +30,13 @@ class TrainSR:
     training: RunOptions = RunOptions() # how long, from which seed, where, and how files are read
     # as in section IV-A: recipe published, batches of 4, epochs that are passes over the training images
     as_published: bool = False
+    # low-resolution images of your own, matched with --data by name and place; a folder with HR and LR in it,
+    # or a table with the columns lr and hr, needs no option
+    lr: Path|None = None
 
     def run(self):
         from srdiag.commands.train_sr import train_sr_command
-        train_sr_command(self.data, self.out, *self.decided())
+        train_sr_command(self.data, self.out, *self.decided(), self.lr)
 
     def decided(self): # → settings and options, as published where that was asked for
         chosen = self.network, self.training
@@ -50,10 +53,13 @@ class Distill:
     training: RunOptions = RunOptions() # how long, from which seed, where, and how files are read
     # as in section IV-A: recipe published, batches of 4, epochs that are passes, a schedule for each phase
     as_published: bool = False
+    # low-resolution images of your own, matched with --data by name and place; a folder with HR and LR in it,
+    # or a table with the columns lr and hr, needs no option
+    lr: Path|None = None
 
     def run(self):
         from srdiag.commands.train_sr import distill_command
-        distill_command(self.data, self.teacher, self.out, *self.decided())
+        distill_command(self.data, self.teacher, self.out, *self.decided(), self.lr)
 
     def decided(self): # → settings and options, as published where that was asked for
         chosen = self.distillation, self.training
@@ -73,6 +79,9 @@ class TrainDiagnosis:
     # other defaults, those of section IV-A: recipe published, batches of 8 in training and in tests, M as
     # printed, Frobenius norm, mode batch; an option that is given beside it wins
     as_published: bool = False
+    # low-resolution images of your own, matched with --data by name and place; a folder with HR and LR in it,
+    # or a table with the columns lr and hr, needs no option
+    lr: Path|None = None
 
     @classmethod
     def published(cls): # what the defaults are then
@@ -82,7 +91,8 @@ class TrainDiagnosis:
     def run(self):
         from srdiag.commands.train_diagnosis import train_diagnosis_command
         if self.as_published: say_departures(self.framework, self.training)
-        train_diagnosis_command(self.data, self.out, self.framework, self.labels, self.caution, self.training)
+        train_diagnosis_command(self.data, self.out, self.framework, self.labels, self.caution, self.training,
+                                self.lr)
 
 # %% ../../nbs/commands/options.ipynb #c021
 def say_departures(
@@ -105,6 +115,7 @@ class Reading(RunOptions):
     seed: Suppress[Natural] = 0
     precision: Suppress[Literal['auto', 'bf16', 'fp16', 'fp32']] = 'auto'
     channels: Suppress[Literal['auto', 'rgb', 'grey']] = 'auto'
+    reduction: Suppress[Degradation] = Degradation() # that of the model is taken
 
 # %% ../../nbs/commands/options.ipynb #c026
 @dataclass(frozen=True)
@@ -126,10 +137,14 @@ class Evaluate:
     # published; default: the model's own
     mode: Mode|None = None
     reading: Reading = Reading() # how files are read, and where the model computes
+    # low-resolution images of your own, matched with --data by name and place; a folder with HR and LR in it,
+    # or a table with the columns lr and hr, needs no option
+    lr: Path|None = None
 
     def run(self):
         from srdiag.commands.evaluate import evaluate_command
-        evaluate_command(self.model, self.data, self.out, self.labels, self.split, self.mode, self.reading)
+        evaluate_command(self.model, self.data, self.out, self.labels, self.split, self.mode, self.reading,
+                         self.lr)
 
 # %% ../../nbs/commands/options.ipynb #c028
 @dataclass(frozen=True)

@@ -18,6 +18,7 @@ from ..core.precision import pick_place
 from ..core.records import command_line
 from ..core.words import counted, say
 from ..data.pairs import PairAugment
+from ..datasets.own_pairs import labelled_pairs
 from ..datasets.reading import LabelledData, read_labelled
 from ..diagnosis.build import build_framework, check_channels, say_if_recursive
 from ..diagnosis.evaluation import diagnosis_sentence, evaluate_labelled
@@ -90,6 +91,7 @@ def _recorded(settings, options, model, references, images): # → for ModelInfo
     s, (_, precision) = settings, pick_place(options.device, options.precision)
     recipe = _recipe_of(s, options)
     return asdict(options) | dict(
+        reduction=options.reduction.sentence(),
         steps=options.epochs*(recipe.steps or max(1, images//recipe.batch_size)),
         command=command_line(), precision=precision, recipe=repr(recipe),
         sr=str(s.sr or 'from scratch'), images=s.images, fixed=s.fixed,
@@ -109,8 +111,14 @@ def _info_of(found, model, lr_size, training): # what is known before the first 
     data = dict(name=found.table.root.name, hash=found.hash, skipped=found.skipped or 'none',
                 **{k: len(v) for k, v in found.parts.items()},
                 groups='unknown' if groups is None else len(set(groups)))
-    return ModelInfo(title + ' / '.join(found.classes), training['images'], training['size'], lr_size,
-                     found.classes, data, training, bits=found.bits)
+    return ModelInfo(title + ' / '.join(found.classes), *_files_of(found, model, training), lr_size,
+                     found.classes, data, training, bits=found.bits, resize=training['resize'],
+                     degradation=found.degradation if training['images'] == 'hr' else {})
+
+def _files_of(found, model, training): # → what files are, and to which size they are cut
+    images, size = training['images'], training['size']
+    if found.small is None: return images, size
+    return 'lr', size and size//model.scale # what is to be predicted are small images like these
 
 # %% ../../nbs/commands/train_diagnosis.ipynb #c025
 def _calibrated(found, p, caution): # Predictions of the validation images → Calibration
@@ -236,13 +244,16 @@ def train_diagnosis_command(
     labels: str|Path|None = None, # a CSV whose files are relative to `data`
     caution: Caution = Caution(), # what the thresholds are to reach
     options: RunOptions = RunOptions(), # how long, from which seed, where
+    lr: str|Path|None = None, # a folder of low-resolution images in the same class folders
 ) -> dict: # test metrics
     """Train the framework (or a baseline) on labelled images, split 70/15/15 by group, and test it;
     SrdiagError for what cannot be"""
     device, _ = pick_place(options.device, options.precision)
     check_not_a_class(out, data, labels, options.overwrite)
+    if labelled_pairs(data, lr)[1] is not None: settings = replace(settings, images='hr')
     _check_inputs(settings, data)
-    found = read_labelled(data, labels, options, MRCNet.min_size*settings.reduction).split(options.seed)
+    found = read_labelled(data, labels, options, MRCNet.min_size*settings.reduction, lr=lr,
+                          scale=settings.scale).split(options.seed)
     _say_if_without_a_class(found)
     caution.check(found.classes)
     branches = _read_branches(settings, found)

@@ -27,7 +27,7 @@ from ..sr.mrcnet import MRCNet
 from ..sr.settings import DistilSettings, SRSettings, Schedule
 from ..sr.training import evaluate_sr, train_sr
 from ..sr.zoo import create_model, entry_of
-from ..training.options import RunOptions
+from ..training.options import Degradation, RunOptions
 from ..training.recipes import SR_RECIPES
 
 # %% ../../nbs/commands/train_sr.ipynb #c008
@@ -71,17 +71,17 @@ class _Informant:
         self.title, self.start, self.training = title, start, training
         self.data = dict(name=data.root.name, hash=data.hash, skipped=data.skipped or 'none',
                          **data.table.split.value_counts().to_dict(), groups=int(data.table.group.nunique()))
-        self.bits = data.bits
+        self.files = dict(bits=data.bits, degradation=data.degradation)
 
     def __call__(self, metrics):
         seconds = dict(seconds=round(time.time() - self.start, 1))
         return ModelInfo(self.title, data=self.data, metrics=metrics, training=self.training | seconds,
-                         bits=self.bits)
+                         **self.files)
 
     def early(self, value, epoch):
         return ModelInfo(self.title, data=self.data, metrics=dict(valid_psnr=value, epoch=epoch),
                          training=self.training, notes='Training had not finished when this was saved.',
-                         bits=self.bits)
+                         **self.files)
 
 # %% ../../nbs/commands/train_sr.ipynb #c020
 def _finish_sr(saver, network, data, info): # → test metrics
@@ -101,13 +101,14 @@ def train_sr_command(
     out: str|Path, # the model folder to make
     settings: SRSettings = SRSettings(), # which network, how many steps on which patches
     options: RunOptions = RunOptions(), # how long, from which seed, where
+    lr: str|Path|None = None, # a folder with low-resolution images of the same names
 ) -> dict: # test metrics
     "Train an MRC-Net, or another network of the zoo, on a folder of images; SrdiagError for what cannot be"
     start, s = time.time(), settings
     device, precision = pick_place(options.device, options.precision)
     check_output(out, options.overwrite)
     name = _trainable(s)
-    found = read_sr_folder(data, _smallest(s.patch, s.scale), options)
+    found = read_sr_folder(data, _smallest(s.patch, s.scale), options, None, lr, s.scale)
     torch.manual_seed(options.seed)
     network, title = _new_network(name, found.channels, s)
     course = _course_of(found, s.scale, s, options)
@@ -131,9 +132,9 @@ def _course_of(found, scale, settings, options): # → pairs to learn from, thos
 def _recorded(options, precision, **more): # → for ModelInfo.training
     recipe, steps = repr(SR_RECIPES[options.recipe]), more.pop('steps') or 'a pass'
     own = dict(command=command_line(), precision=precision, recipe=recipe, steps=steps)
-    return asdict(options) | own | more
+    return asdict(options) | own | more | dict(reduction=options.reduction.sentence())
 
-# %% ../../nbs/commands/train_sr.ipynb #c030
+# %% ../../nbs/commands/train_sr.ipynb #c032
 def _teacher(folder, device): # → network, what is known about it, its split
     network, known = load_model(folder, 'sr', device=device)
     if network.config.get('steps', 1) < 2:
@@ -154,13 +155,14 @@ def _copying(network, save): # a `save` that brings `network` up to date first
         save(model, value, epoch)
     return keep
 
-# %% ../../nbs/commands/train_sr.ipynb #c033
+# %% ../../nbs/commands/train_sr.ipynb #c035
 def distill_command(
     data: str|Path, # the folder the teacher was trained on
     teacher: str|Path, # model folder of a recursive MRC-Net
     out: str|Path, # the model folder to make
     settings: DistilSettings = DistilSettings(), # phases, weight, steps and patches
     options: RunOptions = RunOptions(), # how long, from which seed, where
+    lr: str|Path|None = None, # a folder with low-resolution images of the same names
 ) -> dict: # test metrics
     "Recursion distillation (Algorithm 1); the student is tested on the images the teacher never saw"
     start, s = time.time(), settings
@@ -168,12 +170,11 @@ def distill_command(
     check_output(out, options.overwrite)
     master, known, split = _teacher(teacher, device)
     options = replace(options, channels='rgb' if master.config['image_channels'] == 3 else 'grey')
-    found = read_sr_folder(data, _smallest(s.patch, master.scale), options, split)
+    found = read_sr_folder(data, _smallest(s.patch, master.scale), options, split, lr, master.scale)
     _compare_data(data, teacher, found, known, split)
     network = MRCNet(**(master.config | dict(steps=1)))
     course = _course_of(found, master.scale, s, options)
-    chosen = asdict(s) | dict(steps=course[-1].steps)
-    recorded = _recorded(options, precision, teacher=str(teacher), **chosen)
+    recorded = _recorded(options, precision, teacher=str(teacher), **asdict(s) | dict(steps=course[-1].steps))
     info = _Informant(f'MRC-Net x{master.scale}, distilled', found, start, recorded)
     saver = ModelSaver(out, network, options.overwrite, found.table)
     def train(folder, save):

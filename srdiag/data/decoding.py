@@ -19,6 +19,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from ..core.errors import ImageError
 from ..core.words import counted
+from .dicom import has_reader, read_dicom, without_reader
 
 # %% ../../nbs/data/decoding.ipynb #c011
 FORMATS = 'PNG', 'JPEG', 'TIFF', 'BMP', 'WEBP', 'GIF', 'JPEG2000', 'PPM' # all that Pillow may decode
@@ -29,6 +30,18 @@ def _too_large(h: int, w: int) -> bool: # True if Pillow would refuse it as a de
     return Image.MAX_IMAGE_PIXELS is not None and h*w > 2*Image.MAX_IMAGE_PIXELS
 
 # %% ../../nbs/data/decoding.ipynb #c016
+def _check_strips(path: Path, page: tifffile.TiffPage) -> None:
+    "ImageError unless a TIFF has the strips or tiles that its height and width need, no fewer and no more"
+    h, w, planes = page.imagelength, page.imagewidth, page.samplesperpixel if page.planarconfig == 2 else 1
+    if page.is_tiled: need = -(-h//max(1, page.tilelength))*-(-w//max(1, page.tilewidth))
+    else: need = -(-h//max(1, min(page.rowsperstrip or h, h)))
+    names = ('TileOffsets', 'TileByteCounts') if page.is_tiled else ('StripOffsets', 'StripByteCounts')
+    there = [page.tags[name].count for name in names if name in page.tags]
+    if any(n != need*planes for n in there):
+        raise ImageError(path, f'holds {counted(there[0], "piece")} of pixels where its {h}×{w} pixels need '
+                         f'{need*planes}: copy it again from its source')
+
+# %% ../../nbs/data/decoding.ipynb #c018
 def _check_tiff(path: Path, tif: tifffile.TiffFile) -> tifffile.TiffPage: # its only page
     "Raise ImageError unless the file is complete and holds one page of unsigned 8- or 16-bit numbers"
     pages, page = len(tif.pages), tif.pages[0]
@@ -38,6 +51,7 @@ def _check_tiff(path: Path, tif: tifffile.TiffFile) -> tifffile.TiffPage: # its 
     if _too_large(page.imagelength, page.imagewidth):
         raise ImageError(path, f'has {page.imagelength}×{page.imagewidth} pixels, more than can be read at '
                          'once: cut it into tiles first')
+    _check_strips(path, page)
     ends = [a + b for a, b in zip(page.dataoffsets, page.databytecounts)]
     if not ends or max(ends) > path.stat().st_size:
         raise ImageError(path, 'is truncated: copy it again from its source')
@@ -46,7 +60,7 @@ def _check_tiff(path: Path, tif: tifffile.TiffFile) -> tifffile.TiffPage: # its 
                          'and save as 16-bit TIFF')
     return page
 
-# %% ../../nbs/data/decoding.ipynb #c019
+# %% ../../nbs/data/decoding.ipynb #c021
 def _upright(
     a: np.ndarray, # H×W×C as stored
     code: int, # the orientation tag, 1..8
@@ -57,7 +71,7 @@ def _upright(
     if code in (2, 3, 6, 7): a = a[:, ::-1]
     return a
 
-# %% ../../nbs/data/decoding.ipynb #c021
+# %% ../../nbs/data/decoding.ipynb #c023
 def _deep_samples(path: Path,
                   page: tifffile.TiffPage) -> tuple: # colours H×W×1 or 3, the rest H×W×n, as stored
     "The numbers of a grey or RGB(A) TIFF deeper than 8 bits"
@@ -71,7 +85,7 @@ def _deep_samples(path: Path,
     n = 3 if page.photometric == 2 else 1
     return a[..., :n], a[..., n:]
 
-# %% ../../nbs/data/decoding.ipynb #c024
+# %% ../../nbs/data/decoding.ipynb #c026
 def _shares(path: Path, a: np.ndarray, bits: int) -> np.ndarray: # like `a`, float32 in [0, 1]
     "Whole numbers as shares of the largest that so many bits hold; ImageError if one is larger"
     top = 2**bits - 1
@@ -80,7 +94,7 @@ def _shares(path: Path, a: np.ndarray, bits: int) -> np.ndarray: # like `a`, flo
                          f'bits, up to {top}: scale it as they are')
     return a.astype(np.float32)/top
 
-# %% ../../nbs/data/decoding.ipynb #c026
+# %% ../../nbs/data/decoding.ipynb #c028
 def _own_bits(page: tifffile.TiffPage) -> int: # per number
     "What a TIFF says of its depth"
     bits = page.bitspersample
@@ -97,7 +111,7 @@ def _read_deep_tiff(path: Path, page: tifffile.TiffPage,
     alpha = _shares(path, alpha, bits if alpha.max() < 2**bits else _own_bits(page))
     return a*alpha + (1 - alpha)
 
-# %% ../../nbs/data/decoding.ipynb #c029
+# %% ../../nbs/data/decoding.ipynb #c031
 def _deep_grey(path: Path, im: Image.Image) -> np.ndarray: # H×W×1 whole numbers
     "16-bit grey; ImageError if the numbers do not fit into 16 bits"
     a = np.asarray(im).astype(np.int64)
@@ -111,7 +125,7 @@ def _check_upper(path: Path, a: np.ndarray, raw: str): # ImageError if next to n
         raise ImageError(path, 'holds colours of 12 bits or fewer in a PNG of 16, of which Pillow reads the '
                          'upper 8 only: save it as 16-bit TIFF')
 
-# %% ../../nbs/data/decoding.ipynb #c031
+# %% ../../nbs/data/decoding.ipynb #c033
 def pil_pixels(
     path: Path, # the file, for messages
     im: Image.Image, # decoded and upright
@@ -135,7 +149,7 @@ def pil_pixels(
     grey = grey or (paletted and (a == a[..., :1]).all())
     return a[..., :1] if grey else a
 
-# %% ../../nbs/data/decoding.ipynb #c034
+# %% ../../nbs/data/decoding.ipynb #c036
 TIFF_HEADS = b'II*\0', b'MM\0*', b'II+\0', b'MM\0+'
 
 def _check_frames(path: Path, im: Image.Image):
@@ -147,19 +161,21 @@ def _check_frames(path: Path, im: Image.Image):
     if min(im.size) == 0: raise ImageError(path, 'has no pixels')
 
 def _decode(path: Path, bits: int = 16) -> np.ndarray: # H×W×1 or H×W×3, uint8 or float32 in [0, 1]
-    "Decode the whole file with tifffile (deep TIFF) or Pillow (all others)"
-    with open(path, 'rb') as f: head = f.read(4)
-    if head in TIFF_HEADS:
+    "Decode the whole file with tifffile (deep TIFF), pydicom (DICOM) or Pillow (all others)"
+    with open(path, 'rb') as f: head = f.read(132)
+    if head[128:] == b'DICM' and has_reader(): return read_dicom(path) # perhaps TIFF as well
+    if head[:4] in TIFF_HEADS:
         with tifffile.TiffFile(path) as tif:
             page = _check_tiff(path, tif)
             if page.dtype.itemsize == 2: return _read_deep_tiff(path, page, bits)
+    elif head[128:] == b'DICM': raise without_reader(path)
     with Image.open(path, formats=FORMATS) as im:
         _check_frames(path, im)
         raw = str(im.tile[0][3]) if im.tile else ''
         im.load()
         return pil_pixels(path, ImageOps.exif_transpose(im), raw, bits)
 
-# %% ../../nbs/data/decoding.ipynb #c036
+# %% ../../nbs/data/decoding.ipynb #c038
 def _as_sentence(path: Path, e: Exception) -> ImageError: # says what to do
     "The error of a decoder in words that help"
     if isinstance(e, UnidentifiedImageError):
@@ -175,7 +191,7 @@ def _as_sentence(path: Path, e: Exception) -> ImageError: # says what to do
     what = 'is truncated' if 'truncat' in why.lower() else f'cannot be decoded ({why})'
     return ImageError(path, f'{what}: copy it again from its source')
 
-# %% ../../nbs/data/decoding.ipynb #c038
+# %% ../../nbs/data/decoding.ipynb #c040
 def _guarded(path: Path, read): # what `read`, a function of the path, returns
     "ImageError in one sentence for whatever is wrong with the file"
     try:
@@ -194,20 +210,21 @@ def decode(
     "All pixels of a file, upright and opaque; ImageError in one sentence for whatever is wrong with it"
     return _guarded(path, lambda path: _decode(path, bits))
 
-# %% ../../nbs/data/decoding.ipynb #c044
+# %% ../../nbs/data/decoding.ipynb #c046
 @contextmanager
 def quietly():
     "No warnings and no log lines from the decoders while images are read"
-    log = logging.getLogger('tifffile')
-    level = log.level
-    log.setLevel(logging.CRITICAL + 1)
+    logs = [logging.getLogger(name) for name in ('tifffile', 'pydicom')]
+    levels = [log.level for log in logs]
+    for log in logs: log.setLevel(logging.CRITICAL + 1)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter('ignore')
             yield
-    finally: log.setLevel(level)
+    finally:
+        for log, level in zip(logs, levels): log.setLevel(level)
 
-# %% ../../nbs/data/decoding.ipynb #c047
+# %% ../../nbs/data/decoding.ipynb #c049
 def _png_peak(path: Path) -> int|None: # of 16-bit grey
     "The largest number in a PNG"
     with Image.open(path, formats=['PNG']) as im:
@@ -232,7 +249,7 @@ def brightest(
     try: return _guarded(path, peak)
     except ImageError: return None
 
-# %% ../../nbs/data/decoding.ipynb #c050
+# %% ../../nbs/data/decoding.ipynb #c052
 DEPTHS = 8, 10, 12, 14, 16 # bits that cameras and detectors deliver
 
 @dataclass(frozen=True)
@@ -249,7 +266,7 @@ class Depth:
                 f'{"it is" if self.files == 1 else "all are"} read as {self.bits} bits, with '
                 f'{2**self.bits - 1} as white.')
 
-# %% ../../nbs/data/decoding.ipynb #c052
+# %% ../../nbs/data/decoding.ipynb #c054
 def find_depth(
     paths: list, # files that are read together
 ) -> Depth|None: # None if none of them has 16 bits

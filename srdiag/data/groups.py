@@ -19,6 +19,7 @@ import torch
 
 from ..core.errors import DataError
 from ..core.words import counted, listed
+from .dicom import patient_of
 
 # %% ../../nbs/data/groups.ipynb #c006
 def _group_expression(pattern: str) -> re.Pattern: # with one pair of parentheses
@@ -32,9 +33,19 @@ def _group_expression(pattern: str) -> re.Pattern: # with one pair of parenthese
     return rx
 
 # %% ../../nbs/data/groups.ipynb #c008
+def _dicom_groups(files: list[Path]) -> list[str]: # '' for a file that names no patient
+    "Fingerprints of patients' numbers; DataError if there are none"
+    found = [patient_of(p) for p in files]
+    if files and not any(found):
+        raise DataError("The group pattern 'dicom' finds no number of a patient: the files are no DICOM, "
+                        "hold none, or the package pydicom is missing (pip install 'srdiag[dicom]').")
+    return found
+
+# %% ../../nbs/data/groups.ipynb #c010
 def _found_groups(files: list[Path], pattern: str) -> list[str]: # '' where a name does not follow the pattern
     "DataError if the expression is not one, or follows no name at all"
     if pattern == 'none': return ['']*len(files)
+    if pattern == 'dicom': return _dicom_groups(files)
     if pattern == 'auto':
         split = [p.name.partition('__') for p in files]
         return [before if sep else '' for before, sep, _ in split]
@@ -45,10 +56,10 @@ def _found_groups(files: list[Path], pattern: str) -> list[str]: # '' where a na
                         'other: change one of the two.')
     return found
 
-# %% ../../nbs/data/groups.ipynb #c011
+# %% ../../nbs/data/groups.ipynb #c013
 def groups_from_names(
     files: list[Path], # the files
-    pattern: str, # 'auto', 'none', or a regular expression with one capture group, searched in the file name
+    pattern: str, # 'auto', 'none', 'dicom', or a regular expression with one group, searched in the name
 ) -> np.ndarray|None: # a name for each file; None: no name follows the pattern
     """Groups by file name, a file whose name does not follow the pattern being one by itself. DataError if
     the expression is not one, or follows no name at all"""
@@ -58,15 +69,16 @@ def groups_from_names(
     own = [Path(os.path.relpath(os.path.abspath(p), top)).as_posix() for p in files]
     return np.array([group or name for group, name in zip(found, own)])
 
-# %% ../../nbs/data/groups.ipynb #c016
+# %% ../../nbs/data/groups.ipynb #c018
 def rule_of(
     pattern: str, # see `groups_from_names`
 ) -> str: # completes 'the group of an image is ...'
     "How groups are found, in words"
     if pattern == 'auto': return 'the part of its file name before a double underscore'
+    if pattern == 'dicom': return "a fingerprint of the patient's number in its DICOM header"
     return f"what the pattern '{pattern}' finds in its file name"
 
-# %% ../../nbs/data/groups.ipynb #c018
+# %% ../../nbs/data/groups.ipynb #c020
 def stray_sentence(
     files: list[Path], # the files
     pattern: str, # see `groups_from_names`
@@ -79,7 +91,7 @@ def stray_sentence(
     return (f'{len(strays)} of {len(files)} file names {what} of its own ({listed(strays)}), where a group '
             f'is {rule_of(pattern)}: rename what belongs to a patient or slide of the others.')
 
-# %% ../../nbs/data/groups.ipynb #c021
+# %% ../../nbs/data/groups.ipynb #c023
 def unknown_sentence(
     n: int, # images
 ) -> str:
@@ -88,7 +100,7 @@ def unknown_sentence(
             'several show one patient, the test score will be too good; name the groups in a column group, '
             'with --group-pattern, or before a double underscore in the file names.')
 
-# %% ../../nbs/data/groups.ipynb #c023
+# %% ../../nbs/data/groups.ipynb #c025
 def advice_on(
     rule: str, # see `rule_of`; empty: nothing to say
 ) -> str: # a sentence, or ''
@@ -98,7 +110,7 @@ def advice_on(
     return (f'The group of an image is {rule}: change it, or use --group-pattern none{column} if each image '
             'is from a patient of its own.')
 
-# %% ../../nbs/data/groups.ipynb #c026
+# %% ../../nbs/data/groups.ipynb #c028
 @contextmanager
 def naming_rule(
     rule: str, # see `rule_of`; empty: nothing to say
@@ -107,10 +119,10 @@ def naming_rule(
     try: yield
     except DataError as e: raise DataError(f'{e} {advice_on(rule)}'.strip()) from None
 
-# %% ../../nbs/data/groups.ipynb #c029
+# %% ../../nbs/data/groups.ipynb #c031
 NOUNS = 'patient|case|slide|subject|study|wsi|video|participant|person|donor|specimen|exam|examination|animal'
 
-# %% ../../nbs/data/groups.ipynb #c031
+# %% ../../nbs/data/groups.ipynb #c033
 def looks_like_group(
     column: str, # its name
 ) -> bool:
@@ -120,7 +132,7 @@ def looks_like_group(
     name = re.sub(r'[^a-z]+', '', column.lower())
     return bool(re.search(NOUNS, name) and re.fullmatch(f'{word}+', name))
 
-# %% ../../nbs/data/groups.ipynb #c034
+# %% ../../nbs/data/groups.ipynb #c036
 def _joins(column: pd.Series, groups: np.ndarray|None) -> bool: # it keeps together what the groups do not
     "Whether a value of the column occurs in more than one group"
     groups = np.arange(len(column)) if groups is None else groups
@@ -128,7 +140,7 @@ def _joins(column: pd.Series, groups: np.ndarray|None) -> bool: # it keeps toget
     each = pd.Series(groups)[known.to_numpy()].groupby(column[known].to_numpy()).nunique()
     return len(each) > 1 and bool((each > 1).any())
 
-# %% ../../nbs/data/groups.ipynb #c036
+# %% ../../nbs/data/groups.ipynb #c038
 def column_sentences(
     table: pd.DataFrame, # all columns as text, one row per image
     groups: np.ndarray|None, # as known without these columns
@@ -140,7 +152,7 @@ def column_sentences(
             f'looks like a group and is not used: {instead} to keep its images in one part.'
             for c in named if _joins(table[c], groups)]
 
-# %% ../../nbs/data/groups.ipynb #c039
+# %% ../../nbs/data/groups.ipynb #c041
 def content_keys(
     images: list[torch.Tensor], # C×H×W, uint8 or float in [0, 1]
 ) -> np.ndarray: # N texts, equal for images with the same pixels
@@ -152,14 +164,14 @@ def content_keys(
         return h.hexdigest()
     return np.array([key(i, x) for i, x in enumerate(images)])
 
-# %% ../../nbs/data/groups.ipynb #c042
+# %% ../../nbs/data/groups.ipynb #c044
 def _smallest(of: np.ndarray, number: np.ndarray) -> np.ndarray: # N
     "The smallest number of all that share `of`"
     low = np.full(of.max() + 1, len(of))
     np.minimum.at(low, of, number)
     return low[of]
 
-# %% ../../nbs/data/groups.ipynb #c044
+# %% ../../nbs/data/groups.ipynb #c046
 def units_of(
     groups: np.ndarray|None, # N names; None: unknown
     keys: np.ndarray|None, # N from `content_keys`; None: not compared
@@ -174,7 +186,7 @@ def units_of(
         before, number = number, _smallest(g, _smallest(k, number))
     return known[number]
 
-# %% ../../nbs/data/groups.ipynb #c047
+# %% ../../nbs/data/groups.ipynb #c049
 def rejoined(
     parts: np.ndarray, # N names of parts
     units: np.ndarray|None, # N from `units_of`
@@ -185,14 +197,14 @@ def rejoined(
     place = pd.Series([order.index(part) for part in parts])
     return np.array(order)[place.groupby(units).transform('min')]
 
-# %% ../../nbs/data/groups.ipynb #c050
+# %% ../../nbs/data/groups.ipynb #c052
 def _pictures(found: list, one: str, many: str) -> str: # '1 picture is', '2 pictures are'
     return f'{counted(len(found), "picture")} {one if len(found) == 1 else many}'
 
 def _example(found: list) -> str: # of tables with the column file, one for each picture
     return 'e.g. ' + ' and '.join(found[0].file[:2])
 
-# %% ../../nbs/data/groups.ipynb #c052
+# %% ../../nbs/data/groups.ipynb #c054
 def copy_sentences(
     keys: np.ndarray, # N from `content_keys`
     names: list[str], # N files

@@ -17,11 +17,11 @@ import pandas as pd
 from srdiag.data.groups import (
     advice_on, column_sentences, groups_from_names, naming_rule, rejoined, rule_of, stray_sentence, units_of,
     unknown_sentence)
-from .images import EXTENSIONS, find_images
+from .images import find_images, is_image_file
 from .layout import PART_WORDS, labelled_places, settled_parts, sub_folders, unread_sentence, walk
 from .splits import grouped_split
 from ..core.errors import DataError
-from ..core.words import counted, listed
+from ..core.words import as_it_was, counted, listed
 
 # %% ../../nbs/data/labelled.ipynb #c011
 @dataclass(frozen=True, eq=False)
@@ -150,7 +150,7 @@ def from_folder(
     root = Path(root)
     _folders_of_classes(root)
     met = walk(root)
-    images = [p for p in met.files if p.suffix.lower() in EXTENSIONS]
+    images = [p for p in met.files if is_image_file(p)]
     rows, loose = _rows_of(root, find_images(images) if images else [])
     files, names, given = (list(column) for column in zip(*rows))
     classes, split = sorted(set(names)), settled_parts(given)
@@ -182,10 +182,11 @@ def _read_csv(csv: Path) -> pd.DataFrame: # all cells as stripped text, column n
     df = _as_text(csv, index_col=False)
     names = _as_text(csv, header=None, nrows=1).iloc[0].str.strip().str.lower().tolist()
     df.columns = [str(c).strip().lower() for c in df.columns]
+    if 'file' not in df and {'hr', 'lr'} <= set(df): df = df.rename(columns=dict(hr='file')) # own pairs
     if twice := [c for c in NAMED if names.count(c) > 1]:
         raise DataError(f'{csv} has the column {twice[0]} more than once, with small or with capital '
                         'letters: keep one of them.')
-    return df.fillna('').map(str.strip)
+    return as_it_was(df.fillna('').map(str.strip))
 
 # %% ../../nbs/data/labelled.ipynb #c045
 def _check_columns(csv: Path, df: pd.DataFrame) -> None:

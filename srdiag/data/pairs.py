@@ -14,15 +14,18 @@ from torch.utils.data import Dataset, get_worker_info
 from ..core.errors import DataError
 from .degradation import crop_to_multiple, degrade
 from .images import as_float, to_uint8
+from .realistic import degraded
+from ..training.options import Degradation
 
 # %% ../../nbs/data/pairs.ipynb #c012
 def _shrink(
     hr: torch.Tensor, # C×H×W, uint8 or float32
     scale: int, # how many times smaller
     quantise: bool, # to 1/255 for uint8, to 1/65535 for float
+    how: Degradation|None = None, # None: bicubic
 ) -> torch.Tensor: # C×h×w: uint8 from uint8 if `quantise`, else float32
     "The LR image as a file would hold it"
-    lr = degrade(as_float(hr), scale)
+    lr = degraded(as_float(hr), scale, how)
     if not quantise: return lr
     return to_uint8(lr) if hr.dtype == torch.uint8 else lr.mul(65535).round_().div_(65535)
 
@@ -42,6 +45,20 @@ def _check_images(images: list, names: list, scale: int) -> None:
                             'times smaller.')
 
 # %% ../../nbs/data/pairs.ipynb #c016
+def _of_one_type(images: list) -> list:
+    "The same images, as floats unless all are bytes"
+    return [as_float(x).float() for x in images] if any(x.dtype != torch.uint8 for x in images) else images
+
+def _own(lr: list, hr: list, names: list) -> list:
+    "LR images of a user's own; DataError for one that does not fit its partner"
+    for x, y, name in zip(lr, hr, names, strict=True):
+        (h, w), (H, W) = x.shape[1:], y.shape[1:]
+        if len(x) != len(y) or h*W != w*H or H % h:
+            raise DataError(f'The small image of {name} has the shape {tuple(x.shape)}, which does not fit '
+                            f'{tuple(y.shape)}.')
+    return [x.contiguous() for x in _of_one_type(lr)]
+
+# %% ../../nbs/data/pairs.ipynb #c019
 class SRPairs(Dataset):
     """HR images with the LR images made from them; `scale`, `names` and the stored tensors `hr` and `lr` are
     public"""
@@ -50,13 +67,15 @@ class SRPairs(Dataset):
         scale: int, # how many times smaller the LR images are
         names: list|None = None, # N names for messages and tables; None: 0, 1, 2, ...
         quantise: bool = True, # round the LR images to the steps of a saved file
+        lr: list|None = None, # N LR images of a user's own, exactly `scale` times smaller
+        how: Degradation|None = None, # how LR images are made; None: by bicubic interpolation
     ):
         if not len(images): raise DataError('There is no image to make pairs of: the list is empty.')
         self.scale, self.names = scale, [str(n) for n in (range(len(images)) if names is None else names)]
         _check_images(images, self.names, scale)
-        if any(x.dtype != torch.uint8 for x in images): images = [as_float(x).float() for x in images]
-        self.hr = [crop_to_multiple(x, scale).contiguous() for x in images]
-        self.lr = [_shrink(x, scale, quantise) for x in self.hr]
+        self.hr = [crop_to_multiple(x, scale).contiguous() for x in _of_one_type(images)]
+        self.lr = ([_shrink(x, scale, quantise, how) for x in self.hr] if lr is None
+                   else _own(lr, self.hr, self.names))
 
     def __len__(self): return len(self.hr)
 
@@ -75,7 +94,7 @@ class SRPairs(Dataset):
         some.names, some.hr, some.lr = ([of[i] for i in keep] for of in (self.names, self.hr, self.lr))
         return some
 
-# %% ../../nbs/data/pairs.ipynb #c020
+# %% ../../nbs/data/pairs.ipynb #c023
 def _turn(
     a, # C×H×W NumPy array
     k: int, # 0..7
@@ -86,7 +105,7 @@ def _turn(
     if k & 4: a = a[:, :, ::-1]
     return a
 
-# %% ../../nbs/data/pairs.ipynb #c023
+# %% ../../nbs/data/pairs.ipynb #c026
 class _Places:
     "An endless, reproducible sequence of (image, top, left, turn) for patches of `side` LR pixels"
     def __init__(self,
@@ -120,7 +139,7 @@ class _Places:
         if not self.drawn: self.draw()
         return self.drawn.pop()
 
-# %% ../../nbs/data/pairs.ipynb #c026
+# %% ../../nbs/data/pairs.ipynb #c029
 def check_patch_side(
     patch: int, # side of the HR patch in pixels
     scale: int, # how many times smaller the LR patch is
@@ -133,7 +152,7 @@ def check_patch_side(
         raise DataError(f'A patch of {patch} px is 1 px at low resolution, too small to learn from: use at '
                         f'least {2*scale}.')
 
-# %% ../../nbs/data/pairs.ipynb #c028
+# %% ../../nbs/data/pairs.ipynb #c031
 def _check_patch(pairs: SRPairs, patch: int) -> None:
     "DataError if `patch` does not suit the scale or does not fit into the smallest image"
     s = pairs.scale
@@ -145,7 +164,7 @@ def _check_patch(pairs: SRPairs, patch: int) -> None:
                         f'multiple of {s}: patches of {patch} do not fit. Use at most {min(h, w)}, or leave '
                         'small images out.')
 
-# %% ../../nbs/data/pairs.ipynb #c030
+# %% ../../nbs/data/pairs.ipynb #c033
 class PatchSampler(Dataset):
     """`n` random pairs of matching patches per epoch, or one of each image; other ones in each epoch. See
     `batch` for many at once"""
@@ -189,7 +208,7 @@ class PatchSampler(Dataset):
         if not -self.n <= i < self.n: raise IndexError(i)
         return tuple(as_float(torch.from_numpy(v.copy())) for v in self._views())
 
-# %% ../../nbs/data/pairs.ipynb #c044
+# %% ../../nbs/data/pairs.ipynb #c047
 class PairAugment:
     "Random flips, quarter turns, brightness and contrast, the same for all images of a sample"
     def __init__(self,
@@ -217,7 +236,7 @@ class PairAugment:
         mean = x.mean((1, 2, 3), keepdim=True)
         return ((x - mean)*contrast + mean + brightness).clamp(0, 1)
 
-# %% ../../nbs/data/pairs.ipynb #c047
+# %% ../../nbs/data/pairs.ipynb #c050
 def _in_one_block(images: list) -> torch.Tensor: # N×C×H×W, uint8
     "DataError if they have different sizes"
     if len(sizes := {tuple(x.shape) for x in images}) > 1:
@@ -225,7 +244,7 @@ def _in_one_block(images: list) -> torch.Tensor: # N×C×H×W, uint8
                         'common size to cut them to (--size).')
     return torch.stack([x if x.dtype == torch.uint8 else to_uint8(x) for x in images])
 
-# %% ../../nbs/data/pairs.ipynb #c049
+# %% ../../nbs/data/pairs.ipynb #c052
 def _reduced(hr: torch.Tensor, scale: int) -> torch.Tensor: # N×C×H/scale×W/scale, uint8
     "256 at a time; DataError if the sides cannot be divided by the scale"
     h, w = hr.shape[-2:]
@@ -234,7 +253,7 @@ def _reduced(hr: torch.Tensor, scale: int) -> torch.Tensor: # N×C×H/scale×W/s
                         f'{scale} (--size).')
     return torch.cat([to_uint8(degrade(as_float(part), scale)) for part in hr.split(256)])
 
-# %% ../../nbs/data/pairs.ipynb #c051
+# %% ../../nbs/data/pairs.ipynb #c054
 class LabelledPairs:
     """In-memory images with labels, in whole batches: (lr, y), or (lr, hr, y) when the high-resolution image
     is known"""

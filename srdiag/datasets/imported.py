@@ -14,9 +14,10 @@ import numpy as np
 import pandas as pd
 
 from ..core.errors import DataError, ImageError
-from ..core.words import counted, listed
+from ..core.files import write_text
+from ..core.words import as_plain, counted, csv_text, listed, markdown_table
 from ..data.images import file_hash, read_image, save_png
-from ..data.groups import units_of, unknown_sentence
+from ..data.groups import content_keys, copy_sentences, units_of, unknown_sentence
 from ..data.labelled import LabelledTable, load_table
 from ..data.splits import grouped_folds
 from .downloads import check_labelled_rows, read_columns
@@ -126,10 +127,10 @@ def _write_tables(
     "labels.csv, the folds and the manifest"
     tables = {'labels.csv': rows[[c for c in ('file', 'label', 'group', 'split') if c in rows]]}
     tables |= _fold_tables(rows, options.folds, options.seed)
-    save = dict(index=False, lineterminator='\n', encoding='utf-8')
-    for name, table in tables.items(): table.to_csv(folder/name, **save)
+    for name, table in tables.items(): write_text(folder/name, csv_text(table, index=False))
     hashes = pd.DataFrame([dict(file=name, source='', sha256=file_hash(folder/name)) for name in tables])
-    pd.concat([rows[['file', 'source', 'sha256']], hashes]).to_csv(folder/MANIFEST, **save)
+    manifest = pd.concat([rows[['file', 'source', 'sha256']], hashes])
+    write_text(folder/MANIFEST, csv_text(manifest, index=False))
 
 # %% ../../nbs/datasets/imported.ipynb #c029
 @dataclass(frozen=True)
@@ -148,13 +149,13 @@ def _write_card(folder: Path, about: About, made: ImportedSet) -> None:
              f'- `labels.csv`: {", ".join(["file", "label", *known])}.',
              f'- `{MANIFEST}`: source and SHA-256 of every file; `srdiag.datasets.imported.verify_set` '
              'checks it.',
-             '', f'| {" | ".join(["part", *counts.columns])} |', f'|{"---|"*(len(counts.columns) + 1)}',
-             *[f'| {" | ".join([part, *row])} |' for part, row in zip(counts.index, counts.to_numpy())],
-             '', '| option | value |', '|---|---|', *[f'| {k} | {v} |' for k, v in about.chosen.items()]]
+             '', markdown_table(['part', *map(as_plain, counts.columns)],
+                                [[part, *row] for part, row in zip(counts.index, counts.to_numpy())]),
+             '', markdown_table(['option', 'value'], [[k, as_plain(v)] for k, v in about.chosen.items()])]
     for text in made.warnings: lines += ['', f'Warning: {text}']
     if made.skipped:
         lines += ['', f'{counted(len(made.skipped), "image")} could not be read:', '',
-                  *[f'- {Path(p).name} {why}' for p, why in made.skipped]]
+                  *[f'- {as_plain(f"{Path(p).name} {why}")}' for p, why in made.skipped]]
     lines += ['', 'Go on with `srdiag train-diagnosis --data labels.csv --out MODEL`.']
     (folder/'README.md').write_text('\n'.join(lines) + '\n', encoding='utf-8')
     (folder/'.srdiag').touch()
@@ -232,15 +233,31 @@ def _doubts(table: LabelledTable) -> list: # sentences
     return warnings
 
 # %% ../../nbs/datasets/imported.ipynb #c047
+def _compared(table: LabelledTable) -> tuple: # N texts, equal for the same picture; (file, reason) of others
+    "Read every image of a table"
+    keys, skipped = [], []
+    for k, (p, name) in enumerate(zip(table.files, table.to_frame().file)):
+        try: key = content_keys([read_image(p)])[0]
+        except ImageError as e:
+            skipped.append((name, e.why))
+            key = 'uniform'
+        keys.append(f'{key} {k}' if key.startswith('uniform') else key)
+    return np.array(keys), skipped
+
+# %% ../../nbs/datasets/imported.ipynb #c049
 def check_set(
     data: str|Path, # an imported data set, a folder with class folders, or a table
     group_pattern: str = 'auto', # groups by file name, if it is not an imported set
 ) -> ImportedSet: # counts and warnings; nothing is written
-    "Class balance, groups and split of any labelled data; DataError as in `load_table` and `verify_set`"
+    """Class balance, groups, split, copies and damaged files of any labelled data; DataError as in
+    `load_table` and `verify_set`"""
     data = Path(data)
     if data.is_dir() and (data/'.srdiag').is_file() and (data/'labels.csv').is_file():
         table = verify_set(data)
     else:
         table = load_table(data, group_pattern=group_pattern)
         check_labelled_rows(table.to_frame(), data)
-    return ImportedSet(data, table, _doubts(table))
+    keys, skipped = _compared(table)
+    frame = table.to_frame()
+    copies = copy_sentences(keys, list(frame.file), frame.label.to_numpy())
+    return ImportedSet(data, table, [*_doubts(table), *copies], skipped)

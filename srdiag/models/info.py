@@ -8,8 +8,9 @@ __all__ = ['ModelInfo', 'model_card', 'check_described']
 # %% ../../nbs/models/info.ipynb #c003
 from dataclasses import dataclass, field
 
-from ..core.errors import ModelError
+from ..core.errors import DataError, ModelError
 from ..core.words import as_plain, markdown_table, shortened
+from ..training.options import Degradation
 
 # %% ../../nbs/models/info.ipynb #c005
 def _is_size(value): # a number of pixels
@@ -24,6 +25,11 @@ def _check_image(info): # ValueError for what describes no image
     if info.bits is not None and not (_is_size(info.bits) and info.bits <= 16):
         raise ValueError(f'bits is a whole number from 1 to 16 or None, not {info.bits!r}')
     if info.images not in ('lr', 'hr'): raise ValueError(f"images is 'lr' or 'hr', not {info.images!r}")
+
+def _check_degradation(info): # ValueError for what is no way to make small images
+    if not isinstance(info.resize, bool): raise ValueError(f'resize is true or false, not {info.resize!r}')
+    try: info.reduction
+    except (DataError, TypeError) as e: raise ValueError(f'degradation cannot be read: {shortened(e)}') from e
 
 def _check_classes(info): # ValueError for what names no classes
     names = info.classes
@@ -47,14 +53,22 @@ class ModelInfo:
     calibration: dict = field(default_factory=dict) # what `Calibration.to_dict` gave; empty: never calibrated
     made: dict = field(default_factory=dict) # date, machine and versions; filled in when saved
     bits: int|None = None # that 16-bit files held in training, e.g. 12; None: there were none
+    resize: bool = False # files of another size were resized, whole; False: cut, or set aside
+    degradation: dict = field(default_factory=dict) # how small images were made; empty: bicubic interpolation
+
+    @property
+    def reduction(self): # Degradation that makes small images like those of the training
+        own = self.degradation.get('degradation') == 'own pairs' # nobody can make these
+        return Degradation() if own else Degradation(**self.degradation)
 
     def __post_init__(self):
         if isinstance(self.lr_size, tuple): self.lr_size = list(self.lr_size)
         _check_image(self)
         _check_classes(self)
-        for key in ('data', 'training', 'metrics', 'calibration', 'made'):
+        for key in ('data', 'training', 'metrics', 'calibration', 'made', 'degradation'):
             if not isinstance(getattr(self, key), dict):
                 raise ValueError(f'{key} is a dictionary, not {getattr(self, key)!r}')
+        _check_degradation(self)
         known = self.calibrated
         if known is not None and list(known.classes) != list(self.classes):
             raise ValueError(f'the calibration is for the classes {", ".join(known.classes)}, the model for '
@@ -74,12 +88,21 @@ def _short(v):
 def _as_table(facts):
     return markdown_table(['', ''], [[as_plain(k), as_plain(_short(v))] for k, v in facts.items()])
 
+def _made_by(info): # how small images come about, in words
+    if info.degradation.get('degradation') == 'own pairs': return 'pairs of the user, nothing was made'
+    return info.reduction.sentence() if info.degradation else 'MATLAB bicubic'
+
+def _cut(info): # what happens to files of another size
+    to = f'{info.size}×{info.size} px' if info.size else 'the size of most'
+    if info.resize: return f'none, resized whole to {to} (bicubic)'
+    return f'middle {info.size}×{info.size} px' if info.size else 'none'
+
 def _preprocessing(config, info): # what happens to a file before the network sees it
     images = dict(lr='low-resolution, taken as they are',
-                  hr='high-resolution, reduced by the scale first (MATLAB bicubic)')
-    facts = dict(scale=config['scale'], images=images[info.images],
-                 cut=f'middle {info.size}×{info.size} px' if info.size else 'none',
+                  hr=f'high-resolution, reduced by the scale first ({_made_by(info)})')
+    facts = dict(scale=config['scale'], images=images[info.images], cut=_cut(info),
                  values='RGB or grey, 8 or 16 bit, scaled to [0, 1]')
+    if info.degradation: facts['low-resolution images of the training'] = _made_by(info)
     if info.bits: facts['16-bit files'] = f'hold {info.bits} bits: {2**info.bits - 1} is white'
     if info.classes: facts['classes'] = info.classes
     if info.lr_size: facts['low-resolution size'] = f'{info.lr_size[0]}×{info.lr_size[1]} px'

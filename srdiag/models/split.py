@@ -47,6 +47,7 @@ def _seen(split, files, digests, groups): # N booleans: learned from, or the epo
     learned = split[split.split.isin(['train', 'valid'])]
     if 'sha256' not in split: return np.isin(files, learned.file) # made before contents were noted: by name
     seen = np.isin(digests, learned.sha256)
+    if 'lr_sha256' in split: seen |= np.isin(digests, learned.lr_sha256) # the small images of own pairs
     if groups is not None and 'group' in split and np.isin(digests, split.sha256).any():
         seen |= np.isin(np.asarray(groups, str), learned.group) # new images of its patients
     return seen

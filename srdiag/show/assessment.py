@@ -72,6 +72,7 @@ def add_numbers(
     report.section('Right and wrong',
                    f'{counted(m["n"], "test image")}; {m["convention"]}. Interval: {m["interval"]}.')
     of = f'those of {m["positive"]}' if len(a.classes) == 2 else 'macro averages, too'
+    if 'never_found' in m: report.notice(m['never_found'])
     report.table([_metrics_row(m)],
                  f'F1 is a macro average over classes; sensitivity and specificity are {of}.',
                  dict.fromkeys(METRICS, '.3f'))
