@@ -105,6 +105,7 @@ class Reading(RunOptions):
     seed: Suppress[Natural] = 0
     precision: Suppress[Literal['auto', 'bf16', 'fp16', 'fp32']] = 'auto'
     channels: Suppress[Literal['auto', 'rgb', 'grey']] = 'auto'
+    resume: Suppress[bool] = False
 
 # %% ../../nbs/commands/options.ipynb #c026
 @dataclass(frozen=True)

@@ -15,12 +15,13 @@ import torch
 from ..core.errors import ModelError
 from ..core.precision import pick_place
 from ..core.records import command_line
+from ..core.weights import model_folder, read_config
 from ..core.words import counted, say
 from ..data.degradation import upsample
 from ..data.pairs import check_patch_side
 from ..datasets.reading import read_sr_folder
 from ..models.info import ModelInfo
-from ..models.saving import ModelSaver, check_output, load_model, train_in
+from ..models.saving import EARLY, ModelSaver, check_output, load_model, train_in
 from ..models.split import read_split
 from ..sr.distillation import distil
 from ..sr.mrcnet import MRCNet
@@ -74,14 +75,13 @@ class _Informant:
         self.bits = data.bits
 
     def __call__(self, metrics):
-        seconds = dict(seconds=round(time.time() - self.start, 1))
+        seconds = dict(seconds=round(time.monotonic() - self.start, 1))
         return ModelInfo(self.title, data=self.data, metrics=metrics, training=self.training | seconds,
                          bits=self.bits)
 
     def early(self, value, epoch):
         return ModelInfo(self.title, data=self.data, metrics=dict(valid_psnr=value, epoch=epoch),
-                         training=self.training, notes='Training had not finished when this was saved.',
-                         bits=self.bits)
+                         training=self.training, notes=EARLY, bits=self.bits)
 
 # %% ../../nbs/commands/train_sr.ipynb #c020
 def _finish_sr(saver, network, data, info): # → test metrics
@@ -103,9 +103,9 @@ def train_sr_command(
     options: RunOptions = RunOptions(), # how long, from which seed, where
 ) -> dict: # test metrics
     "Train an MRC-Net, or another network of the zoo, on a folder of images; SrdiagError for what cannot be"
-    start, s = time.time(), settings
+    start, s = time.monotonic(), settings
     device, precision = pick_place(options.device, options.precision)
-    check_output(out, options.overwrite)
+    check_output(out, options.overwrite, options.resume)
     name = _trainable(s)
     found = read_sr_folder(data, _smallest(s.patch, s.scale), options)
     torch.manual_seed(options.seed)
@@ -114,9 +114,10 @@ def train_sr_command(
     info = _Informant(title, found, start, _recorded(options, precision, model=name,
                                                      steps=course[-1].steps, patch=s.patch))
     def train(**kw): return train_sr(network, *course, s.supervise_steps, precision=precision, **kw)
-    saver = ModelSaver(out, network.to(device), options.overwrite, found.table)
-    train_in(saver, train, info.early)
-    return _finish_sr(saver, network, found, info)
+    saver = ModelSaver(out, network.to(device), options.overwrite, found.table, options.resume)
+    with saver.run:
+        train_in(saver, train, info.early)
+        return _finish_sr(saver, network, found, info)
 
 # %% ../../nbs/commands/train_sr.ipynb #c024
 def _course_of(found, scale, settings, options): # → pairs to learn from, those that choose, recipe, schedule
@@ -163,9 +164,9 @@ def distill_command(
     options: RunOptions = RunOptions(), # how long, from which seed, where
 ) -> dict: # test metrics
     "Recursion distillation (Algorithm 1); the student is tested on the images the teacher never saw"
-    start, s = time.time(), settings
+    start, s = time.monotonic(), settings
     device, precision = pick_place(options.device, options.precision)
-    check_output(out, options.overwrite)
+    check_output(out, options.overwrite, options.resume)
     master, known, split = _teacher(teacher, device)
     options = replace(options, channels='rgb' if master.config['image_channels'] == 3 else 'grey')
     found = read_sr_folder(data, _smallest(s.patch, master.scale), options, split)
@@ -173,10 +174,12 @@ def distill_command(
     network = MRCNet(**(master.config | dict(steps=1)))
     course = _course_of(found, master.scale, s, options)
     chosen = asdict(s) | dict(steps=course[-1].steps)
-    recorded = _recorded(options, precision, teacher=str(teacher), **chosen)
+    recorded = _recorded(options, precision, teacher=str(teacher),
+                         teacher_sha256=read_config(model_folder(teacher))['weights_sha256'], **chosen)
     info = _Informant(f'MRC-Net x{master.scale}, distilled', found, start, recorded)
-    saver = ModelSaver(out, network, options.overwrite, found.table)
+    saver = ModelSaver(out, network, options.overwrite, found.table, options.resume)
     def train(folder, save):
         return distil(master, *course, s, folder=folder, precision=precision, save=_copying(network, save))
-    network.load_state_dict(train_in(saver, train, info.early)[0].state_dict())
-    return _finish_sr(saver, network, found, info)
+    with saver.run:
+        network.load_state_dict(train_in(saver, train, info.early)[0].state_dict())
+        return _finish_sr(saver, network, found, info)
