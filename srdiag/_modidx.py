@@ -1000,6 +1000,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                           'srdiag.commands.train_sr._form': ('commands/train_sr.html#_form', 'srdiag/commands/train_sr.py'),
                                           'srdiag.commands.train_sr._new_network': ( 'commands/train_sr.html#_new_network',
                                                                                      'srdiag/commands/train_sr.py'),
+                                          'srdiag.commands.train_sr._origin': ( 'commands/train_sr.html#_origin',
+                                                                                'srdiag/commands/train_sr.py'),
                                           'srdiag.commands.train_sr._recorded': ( 'commands/train_sr.html#_recorded',
                                                                                   'srdiag/commands/train_sr.py'),
                                           'srdiag.commands.train_sr._smallest': ( 'commands/train_sr.html#_smallest',

@@ -209,7 +209,8 @@ def _train_branch(run, single, branch, epochs, saver): # → a single network, t
     if inputs != 'SR': more = dict(sr=None, fixed=False)
     own = replace(run, settings=replace(run.settings, inputs=inputs, lr_branch=None, sr_branch=None, **more),
                   options=replace(run.options, epochs=epochs))
-    said, start = f'The {branch.upper()} branch alone ({inputs}), {counted(epochs, "epoch")}', run.settings.start(branch)
+    said = f'The {branch.upper()} branch alone ({inputs}), {counted(epochs, "epoch")}'
+    start = run.settings.start(branch)
     if run.options.resume and is_finished(saver, own.known(single, dict(start=start))):
         say(f'{said}: it was finished before.')
         return load_model(saver.folder, 'diagnosis', device=run.device)[0]

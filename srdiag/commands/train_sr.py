@@ -149,6 +149,9 @@ def _compare_data(data, teacher, found, known, split): # notes about images that
     elif found.hash != known.data.get('hash'):
         say(f'Note: {data} is not exactly the data of the teacher; its split is followed where files agree.')
 
+def _origin(folder): # which teacher it was, for the record
+    return dict(teacher=str(folder), teacher_sha256=read_config(model_folder(folder))['weights_sha256'])
+
 def _copying(network, save): # a `save` that brings `network` up to date first
     def keep(model, value, epoch):
         network.load_state_dict(model.network.state_dict())
@@ -173,12 +176,10 @@ def distill_command(
     _compare_data(data, teacher, found, known, split)
     network = MRCNet(**(master.config | dict(steps=1)))
     course = _course_of(found, master.scale, s, options)
-    chosen = asdict(s) | dict(steps=course[-1].steps)
-    recorded = _recorded(options, precision, teacher=str(teacher),
-                         teacher_sha256=read_config(model_folder(teacher))['weights_sha256'], **chosen)
+    recorded = _recorded(options, precision, **(asdict(s) | dict(steps=course[-1].steps) | _origin(teacher)))
     info = _Informant(f'MRC-Net x{master.scale}, distilled', found, start, recorded)
     saver = ModelSaver(out, network, options.overwrite, found.table, options.resume)
-    def train(folder, save):
+    def train(folder, save): # → the student, the Learner
         return distil(master, *course, s, folder=folder, precision=precision, save=_copying(network, save))
     with saver.run:
         network.load_state_dict(train_in(saver, train, info.early)[0].state_dict())

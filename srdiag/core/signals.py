@@ -10,7 +10,7 @@ import signal
 import threading
 from contextlib import contextmanager
 
-# %% ../../nbs/core/signals.ipynb #c004
+# %% ../../nbs/core/signals.ipynb #c005
 class Terminated(KeyboardInterrupt):
     "The system asks this program to end"
 
@@ -20,7 +20,7 @@ def status_of(
     "What a program that was interrupted ends with"
     return 128 + (signal.SIGTERM if isinstance(e, Terminated) else signal.SIGINT)
 
-# %% ../../nbs/core/signals.ipynb #c006
+# %% ../../nbs/core/signals.ipynb #c007
 def _answer(number, frame): # to the first signal; to the second, the system answers
     signal.signal(number, signal.SIG_DFL)
     raise Terminated('terminated') if number == signal.SIGTERM else KeyboardInterrupt('interrupted')

@@ -18,7 +18,7 @@ from .words import say
 
 # %% ../../nbs/core/together.ipynb #c005
 KEY = 'config.json' # the file that decides, unless another is named
-SAVING, SAVED = '.saving-', '.saved-' # begins the name of a folder of files that are written, that are complete
+SAVING, SAVED = '.saving-', '.saved-' # begin the names of folders: files being written, complete files
 
 def _mark(folder, key): # fingerprint of the key in this folder
     return hashlib.sha256((Path(folder)/key).read_bytes()).hexdigest()[:16]
@@ -49,7 +49,7 @@ def _alone(folder): # in the block no other process puts files in place here
     finally:
         if at is not None: os.close(at)
 
-# %% ../../nbs/core/together.ipynb #c011
+# %% ../../nbs/core/together.ipynb #c012
 def _take_places(ready, folder): # each file of a complete folder
     for p in ready.iterdir(): os.replace(p, folder/p.name)
     ready.rmdir()
@@ -58,8 +58,8 @@ def leftovers(
     folder: str|Path, # any folder
 ) -> list: # of hidden folders
     "What processes that were killed while they saved have left in a folder"
-    folder = Path(folder)
-    return sorted(p for p in folder.iterdir() if p.name.startswith((SAVING, SAVED))) if folder.is_dir() else []
+    if not Path(folder).is_dir(): return []
+    return sorted(p for p in Path(folder).iterdir() if p.name.startswith((SAVING, SAVED)))
 
 def _settle(folder, key): # put in place what waits for it, clear away the rest
     for p in leftovers(folder):
@@ -68,7 +68,7 @@ def _settle(folder, key): # put in place what waits for it, clear away the rest
         else: shutil.rmtree(p, ignore_errors=True)
         yield whole
 
-# %% ../../nbs/core/together.ipynb #c013
+# %% ../../nbs/core/together.ipynb #c014
 def settle(
     folder: str|Path, # any folder
     key: str = KEY, # the file that decides
@@ -82,7 +82,7 @@ def settle(
                 'Its files were complete, and are in their places now.' if whole else
                 'What it had written was not complete and has been removed; what was there before is whole.'))
 
-# %% ../../nbs/core/together.ipynb #c015
+# %% ../../nbs/core/together.ipynb #c017
 def check_names(
     folder: str|Path, # where files are to be put
     names, # of the files
@@ -90,8 +90,8 @@ def check_names(
     "DataError if a folder stands where a file is to be"
     for name in names:
         if (Path(folder)/name).is_dir():
-            raise DataError(f'{Path(folder)/name} is a folder, but a file of this name is to be written there: '
-                            'rename it, or choose another output folder.')
+            raise DataError(f'{Path(folder)/name} is a folder, but a file of this name is to be written '
+                            'there: rename it, or choose another output folder.')
 
 def _seal(writing, folder, key): # → the folder of complete files, one step before the moment
     check_names(folder, os.listdir(writing))
@@ -99,6 +99,7 @@ def _seal(writing, folder, key): # → the folder of complete files, one step be
         with open(p, 'rb+') as f: os.fsync(f.fileno()) # the power may fail, too
     return writing.rename(folder/f'{SAVED}{_mark(writing, key)}')
 
+# %% ../../nbs/core/together.ipynb #c019
 @contextmanager
 def replacing_all(
     folder: str|Path, # whose files are to be replaced; made if it is not there

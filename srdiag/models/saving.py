@@ -64,13 +64,13 @@ def _write_files(folder, kind, network, info, files, half):
     # safetensors makes it readable for its owner only
     shutil.copymode(folder/'config.json', folder/'model.safetensors')
 
-# %% ../../nbs/models/saving.ipynb #c009
+# %% ../../nbs/models/saving.ipynb #c010
 OURS = 'model.safetensors', 'config.json', 'README.md', 'split.csv' # files of a model
 
 def _check_place(folder): # ModelError if no folder can be made or written there
     if folder.is_symlink() and not folder.exists():
-        raise ModelError(f'{folder} is a link to {shortened(os.readlink(folder))}, which does not exist: make '
-                         'that folder, or choose another output folder.')
+        raise ModelError(f'{folder} is a link to {shortened(os.readlink(folder))}, which does not exist: '
+                         'make that folder, or choose another output folder.')
     if folder.exists() and not folder.is_dir():
         raise ModelError(f'{folder} is a file: choose a folder for the output.')
     above = next(p for p in (folder, *folder.absolute().parents) if p.exists())
@@ -80,7 +80,7 @@ def _check_place(folder): # ModelError if no folder can be made or written there
         raise ModelError(f'{folder} cannot be written, because {above} is read-only for you: choose another '
                          'output folder.')
 
-# %% ../../nbs/models/saving.ipynb #c011
+# %% ../../nbs/models/saving.ipynb #c012
 def _nothing_in(folder): # nothing that anybody could miss
     if not folder.is_dir(): return True
     if progress_of(folder): return False
@@ -94,7 +94,7 @@ def _check_ours(folder): # ModelError if somebody else made it
                          'choose another output folder.')
     check_names(folder, OURS)
 
-# %% ../../nbs/models/saving.ipynb #c013
+# %% ../../nbs/models/saving.ipynb #c014
 def check_output(
     folder: str|Path, # where something is to be written
     overwrite: bool = False, # the user asked for it
@@ -115,7 +115,7 @@ def check_output(
     _check_ours(folder)
     return folder
 
-# %% ../../nbs/models/saving.ipynb #c017
+# %% ../../nbs/models/saving.ipynb #c018
 def save_model(
     folder: str|Path, # becomes the model folder
     network: nn.Module, # MRCNet, one of the zoo, or SREnhancedDiagnosis
@@ -140,7 +140,7 @@ def save_model(
                          'folder. What was there is unchanged.') from e
     return folder
 
-# %% ../../nbs/models/saving.ipynb #c025
+# %% ../../nbs/models/saving.ipynb #c026
 class ModelSaver:
     """Saves a network and its split at each improvement, then for good; the folder may replace what this run
     wrote before"""
@@ -154,8 +154,9 @@ class ModelSaver:
         if resume and one_of_several():
             raise ModelError('Several processes that train together keep no states, so --resume is for one: '
                              'leave it out, or start a single process.')
-        self.folder, self.network, self.overwrite = check_output(folder, overwrite, resume), network, overwrite
-        self.files, self.resume = {'split.csv': csv_text(split, index=False)}, resume
+        self.folder, self.network = check_output(folder, overwrite, resume), network
+        self.files = {'split.csv': csv_text(split, index=False)}
+        self.overwrite, self.resume = overwrite, resume
         self.run, self.saved, self.trained = Unfinished(folder), False, False
 
     def __call__(self, info): # ModelInfo
@@ -177,7 +178,7 @@ class ModelSaver:
         if info is None: return # ModelInfo of the run as a whole
         check_same(self.run, _about(info, self.files, self.network.config), self.resume, WHOLE)
 
-# %% ../../nbs/models/saving.ipynb #c027
+# %% ../../nbs/models/saving.ipynb #c028
 PASSING = 'command', 'seconds', 'overwrite', 'resume' # of `ModelInfo.training`: not the same in two sessions
 
 def _about(info, files, config=None): # what a run is
@@ -196,7 +197,7 @@ def is_finished(
     return known.notes != EARLY and not differences(_about(known, saver.files) | dict(split=split),
                                                     _about(info, saver.files))
 
-# %% ../../nbs/models/saving.ipynb #c029
+# %% ../../nbs/models/saving.ipynb #c030
 EARLY = 'Training had not finished when this was saved.' # the note of a model that is not the last
 
 def _begun(saver, info): # the place for logs and states, of this run alone
@@ -211,6 +212,7 @@ def _copy_logs(place, folder):
         for p in Path(place).glob('*.csv'): shutil.copyfile(p, folder/p.name)
     except OSError as e: say(f'The logs could not be copied to {folder} ({e.strerror}).')
 
+# %% ../../nbs/models/saving.ipynb #c033
 def train_in(
     saver: ModelSaver, # called at each improvement
     train, # function of `folder` for logs and `save`, called with network, value and epoch
@@ -229,7 +231,7 @@ def train_in(
     saver.trained = True
     return result
 
-# %% ../../nbs/models/saving.ipynb #c034
+# %% ../../nbs/models/saving.ipynb #c038
 def check_not_a_class(
     out: str|Path, # output folder
     data: str|Path, # folder of labelled images
@@ -244,7 +246,7 @@ def check_not_a_class(
         raise DataError(f'{out} lies among the classes of {data}, and would be read as one of them: choose '
                         'an output folder elsewhere.')
 
-# %% ../../nbs/models/saving.ipynb #c037
+# %% ../../nbs/models/saving.ipynb #c041
 def _build(path, config): # the network that config.json describes, with fresh weights, and its ModelInfo
     try:
         cls = SREnhancedDiagnosis
@@ -254,7 +256,7 @@ def _build(path, config): # the network that config.json describes, with fresh w
         raise ModelError(f'{path} does not describe a network of this version of srdiag '
                          f'({shortened(e, 1000)}).') from e
 
-# %% ../../nbs/models/saving.ipynb #c039
+# %% ../../nbs/models/saving.ipynb #c043
 MOST = 4096 # whole number in the settings of a network, unless its weights have a longer side
 
 def _check_sizes(path, settings, most): # ModelError for a number that no network of these weights has
@@ -276,7 +278,7 @@ def _at_most(n): # ValueError when more parameters than that are made in the blo
     try: yield
     finally: hook.remove()
 
-# %% ../../nbs/models/saving.ipynb #c042
+# %% ../../nbs/models/saving.ipynb #c046
 def _check_claims(folder, config): # ModelError for a network that is not the one of the weights, at no cost
     path, shapes = f'{folder}/config.json', weight_shapes(folder, config['weights_sha256'])
     longest = max((side for v in shapes.values() for side in v.shape), default=0)
@@ -284,7 +286,7 @@ def _check_claims(folder, config): # ModelError for a network that is not the on
     with without_numbers(), _at_most(4*len(shapes) + 1000): network, _ = _build(path, config)
     check_fit(Path(folder)/'model.safetensors', shapes, network.state_dict())
 
-# %% ../../nbs/models/saving.ipynb #c044
+# %% ../../nbs/models/saving.ipynb #c048
 def _check_wanted(folder, config, kind, scale): # ModelError for a model of another kind or scale
     if kind and config['kind'] != kind:
         raise ModelError(f'{folder} holds a model for {config["kind"]}, but one for {kind} is needed.')
@@ -301,7 +303,7 @@ def _loaded(folder, config): # network and what is known about it
                          f'{known}: restore it from a copy.')
     return load_weights(folder, network, None), info
 
-# %% ../../nbs/models/saving.ipynb #c046
+# %% ../../nbs/models/saving.ipynb #c050
 def _in_one_piece(folder, kind, scale): # the same, all of it from one save
     config = read_config(folder)
     _check_wanted(folder, config, kind, scale)

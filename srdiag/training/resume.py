@@ -72,7 +72,7 @@ def _set_memories(learn, known):
         for k, v in known.get(name, {}).items(): setattr(getattr(learn, name), k, v)
     vars(learn.recorder.smooth_loss).update(known['smooth_loss'])
 
-# %% ../../nbs/training/resume.ipynb #c014
+# %% ../../nbs/training/resume.ipynb #c015
 def _logs(learn): # callbacks that write a file
     return {type(cb).__name__: cb for cb in learn.cbs if 'file' in vars(cb)}
 
@@ -85,7 +85,7 @@ def _cut(learn, lengths): # to what was complete
         size, cb.step = lengths[name]
         cb.file.truncate(size)
 
-# %% ../../nbs/training/resume.ipynb #c016
+# %% ../../nbs/training/resume.ipynb #c017
 def state_of(
     learn, # a fastai Learner in `fit`, between two epochs
 ) -> dict: # what `torch.load` reads with weights_only=True
@@ -109,7 +109,7 @@ def restore(
     _cut(learn, state['logs'])
     set_random_state(state['random'])
 
-# %% ../../nbs/training/resume.ipynb #c018
+# %% ../../nbs/training/resume.ipynb #c019
 def read_state(
     path, # that `Resume` has written
 ) -> dict: # as from `state_of`
@@ -119,7 +119,7 @@ def read_state(
         raise ModelError(f'{path} is damaged, so the run cannot be gone on with: begin anew with '
                          '--overwrite.') from e
 
-# %% ../../nbs/training/resume.ipynb #c022
+# %% ../../nbs/training/resume.ipynb #c023
 class Resume(Callback):
     "Keep what the next epoch needs, after each epoch; go on after the last one that was kept"
     order = 100 # the last
