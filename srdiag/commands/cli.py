@@ -27,6 +27,7 @@ from .sets import (
     BuildEndoSR, BuildHistoSR, Check, ImportCadcap, ImportKagglePCam, ImportKvasirCapsule, ImportPCam)
 from ..core.errors import DataError, SrdiagError
 from ..core.settings import check_choice
+from ..core.signals import ends_in_order, status_of
 from ..core.words import shortened
 
 # %% ../../nbs/commands/cli.ipynb #c005
@@ -162,8 +163,11 @@ def _answer(words): # what is answered without a command, or None
 
 # %% ../../nbs/commands/cli.ipynb #c034
 def _run(words): # → status
-    if answer := _answer(words): print(answer)
-    else: parse(words).run()
+    if answer := _answer(words):
+        print(answer)
+        return 0
+    command = parse(words)
+    with ends_in_order(): command.run()
     return 0
 
 # %% ../../nbs/commands/cli.ipynb #c036
@@ -174,7 +178,7 @@ def _unheard(): # `srdiag … | head` wants no more; what is still to be flushed
 # %% ../../nbs/commands/cli.ipynb #c038
 def main(
     argv: list|None = None, # arguments; None: those of the process
-) -> int: # 0, 2 for a mistake that the user can put right, 130 when interrupted
+) -> int: # 0, 2 for a mistake that the user can put right, 130 when interrupted, 143 when told to end
     "The entry point of `srdiag`"
     _prepare()
     words = list(sys.argv[1:] if argv is None else argv)
@@ -190,7 +194,8 @@ def main(
     except OSError as e:
         return failed(f'{e.filename or "A file"} could not be read or written ({e.strerror or e}): check the '
                       'path, the permissions and the free space.')
-    except KeyboardInterrupt: return failed('interrupted; what was saved so far is kept.', 130)
+    except KeyboardInterrupt as e:
+        return failed(f'{str(e) or "interrupted"}; what was saved so far is kept.', status_of(e))
 
 # %% ../../nbs/commands/cli.ipynb #c043
 if __name__ == '__main__' and not hasattr(sys, 'ps1') and 'IPython' not in sys.modules: sys.exit(main())

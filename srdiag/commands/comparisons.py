@@ -52,6 +52,7 @@ class Comparing(RunOptions):
     recipe: Suppress[RecipeName] = 'fast'
     seed: Suppress[Natural] = 0
     overwrite: Suppress[bool] = False
+    resume: Suppress[bool] = False
 
 # %% ../../nbs/commands/comparisons.ipynb #c010
 @dataclass(frozen=True)

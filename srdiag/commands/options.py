@@ -116,6 +116,7 @@ class Reading(RunOptions):
     precision: Suppress[Literal['auto', 'bf16', 'fp16', 'fp32']] = 'auto'
     channels: Suppress[Literal['auto', 'rgb', 'grey']] = 'auto'
     reduction: Suppress[Degradation] = Degradation() # that of the model is taken
+    resume: Suppress[bool] = False
 
 # %% ../../nbs/commands/options.ipynb #c026
 @dataclass(frozen=True)

@@ -30,7 +30,8 @@ from ..diagnosis.settings import Caution, FrameworkSettings
 from ..diagnosis.training import choose_references, train_diagnosis
 from ..evaluation.calibration import calibrate
 from ..models.info import ModelInfo
-from ..models.saving import ModelSaver, check_not_a_class, load_model, train_in
+from ..models.saving import (
+    EARLY, ModelSaver, check_not_a_class, is_finished, load_model, train_in)
 from ..models.split import read_split
 from ..sr.mrcnet import MRCNet
 from ..training.options import RunOptions
@@ -149,7 +150,7 @@ class _Run:
     device: torch.device
 
     def __post_init__(self):
-        self.start, self.sets = time.time(), _sets_of(self.found, self.settings, self.options.seed)
+        self.start, self.sets = time.monotonic(), _sets_of(self.found, self.settings, self.options.seed)
         train = self.found.parts['train']
         self.chosen = choose_references(self.found.table.labels[train], self.found.groups('train'),
                                         self.settings.references, self.options.seed)
@@ -167,17 +168,18 @@ class _Run:
 def _train(run, model, saver, **more): # → test metrics; `more` for the record
     known, s = run.known(model, more), run.settings
     def info(**what):
-        seconds = dict(seconds=round(time.time() - run.start, 1))
+        seconds = dict(seconds=round(time.monotonic() - run.start, 1))
         return replace(known, training=known.training | seconds, **what)
     def early(value, epoch):
         return info(metrics=dict(valid_accuracy=value, epoch=epoch),
-                    notes='Training had not finished when this was saved.')
+                    notes=EARLY)
     def train_it(**kw):
         return train_diagnosis(model, run.sets['train'], run.sets['valid'], _recipe_of(s, run.options),
                                run.options.epochs, s.fixed, run.options.seed, run.chosen, loss=loss_of(s),
                                precision=known.training['precision'], **kw)
-    train_in(saver, train_it, early)
-    return _finish(saver, model, run.found, run.sets, run.caution, info)
+    with saver.run:
+        train_in(saver, train_it, early)
+        return _finish(saver, model, run.found, run.sets, run.caution, info)
 
 # %% ../../nbs/commands/train_diagnosis.ipynb #c036
 def _read_branches(settings, found): # 'lr', 'sr' → single network, of those that come from a folder
@@ -210,26 +212,32 @@ def _own_branch(run, model, branch): # the single network, ready to be trained
         start_from_imagenet(single.network.branch, imagenet_file(said))
     return single.to(run.device)
 
-def _train_branch(run, single, branch, epochs, saver): # a single network
+def _train_branch(run, single, branch, epochs, saver): # → a single network, trained
     inputs, more = single.config['inputs'], {}
     if inputs != 'SR': more = dict(sr=None, fixed=False)
     own = replace(run, settings=replace(run.settings, inputs=inputs, lr_branch=None, sr_branch=None, **more),
                   options=replace(run.options, epochs=epochs))
-    say(f'The {branch.upper()} branch alone ({inputs}), {counted(epochs, "epoch")}:')
-    _train(own, single, saver, start=run.settings.start(branch))
+    said = f'The {branch.upper()} branch alone ({inputs}), {counted(epochs, "epoch")}'
+    start = run.settings.start(branch)
+    if run.options.resume and is_finished(saver, own.known(single, dict(start=start))):
+        say(f'{said}: it was finished before.')
+        return load_model(saver.folder, 'diagnosis', device=run.device)[0]
+    say(f'{said}:')
+    _train(own, single, saver, start=start)
+    return single
 
 # %% ../../nbs/commands/train_diagnosis.ipynb #c042
 def _to_train(run, model, branches, folder): # 'lr', 'sr' → single network and its saver
     todo = {b: _own_branch(run, model, b) for b in BRANCHES
             if model.two and b not in branches and run.settings.start(b) != 'scratch'}
-    return {b: (single, ModelSaver(folder/'branches'/b.upper(), single, run.options.overwrite,
-                                   run.frame(single))) for b, single in todo.items()}
+    o = run.options # the branches of a run that goes on are its own
+    return {b: (single, ModelSaver(folder/'branches'/b.upper(), single, o.overwrite or o.resume,
+                                   run.frame(single), o.resume)) for b, single in todo.items()}
 
 def _joined(run, model, branches, todo): # → the run of the joint training, and what it records
     s, (each, together) = run.settings, share_epochs(run.options.epochs, len(todo))
     record = {f'{b}_branch': getattr(s, f'{b}_branch') or 'trained alone first' for b in BRANCHES}
-    for b, (single, saver) in todo.items(): _train_branch(run, single, b, each, saver)
-    known = branches | {b: single for b, (single, _) in todo.items()}
+    known = branches | {b: _train_branch(run, single, b, each, saver) for b, (single, saver) in todo.items()}
     if not known: return run, record
     join(model, known.get('lr'), known.get('sr'), run.sets['train'], run.sets['valid'])
     say(f'Both branches together, {counted(together, "epoch")}:')
@@ -249,7 +257,7 @@ def train_diagnosis_command(
     """Train the framework (or a baseline) on labelled images, split 70/15/15 by group, and test it;
     SrdiagError for what cannot be"""
     device, _ = pick_place(options.device, options.precision)
-    check_not_a_class(out, data, labels, options.overwrite)
+    check_not_a_class(out, data, labels, options.overwrite, options.resume)
     if labelled_pairs(data, lr)[1] is not None: settings = replace(settings, images='hr')
     _check_inputs(settings, data)
     found = read_labelled(data, labels, options, MRCNet.min_size*settings.reduction, lr=lr,
@@ -263,9 +271,11 @@ def train_diagnosis_command(
 
 # %% ../../nbs/commands/train_diagnosis.ipynb #c046
 def _train_all(run, model, branches, out): # → test metrics of the framework, or of a single network
-    record, saver = {}, ModelSaver(out, model, run.options.overwrite, run.frame(model))
+    o = run.options
+    saver = ModelSaver(out, model, o.overwrite, run.frame(model), o.resume)
     todo = _to_train(run, model, branches, saver.folder)
-    if model.two:
-        saver.claim()
+    if not model.two: return _train(run, model, saver)
+    with saver.run:
+        saver.claim(run.known(model, {}))
         run, record = _joined(run, model, branches, todo)
-    return _train(run, model, saver, **record)
+        return _train(run, model, saver, **record)

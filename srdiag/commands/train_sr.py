@@ -15,12 +15,13 @@ import torch
 from ..core.errors import ModelError
 from ..core.precision import pick_place
 from ..core.records import command_line
+from ..core.weights import model_folder, read_config
 from ..core.words import counted, say
 from ..data.degradation import upsample
 from ..data.pairs import check_patch_side
 from ..datasets.reading import read_sr_folder
 from ..models.info import ModelInfo
-from ..models.saving import ModelSaver, check_output, load_model, train_in
+from ..models.saving import EARLY, ModelSaver, check_output, load_model, train_in
 from ..models.split import read_split
 from ..sr.distillation import distil
 from ..sr.mrcnet import MRCNet
@@ -74,14 +75,13 @@ class _Informant:
         self.files = dict(bits=data.bits, degradation=data.degradation)
 
     def __call__(self, metrics):
-        seconds = dict(seconds=round(time.time() - self.start, 1))
+        seconds = dict(seconds=round(time.monotonic() - self.start, 1))
         return ModelInfo(self.title, data=self.data, metrics=metrics, training=self.training | seconds,
                          **self.files)
 
     def early(self, value, epoch):
         return ModelInfo(self.title, data=self.data, metrics=dict(valid_psnr=value, epoch=epoch),
-                         training=self.training, notes='Training had not finished when this was saved.',
-                         **self.files)
+                         training=self.training, notes=EARLY, **self.files)
 
 # %% ../../nbs/commands/train_sr.ipynb #c020
 def _finish_sr(saver, network, data, info): # → test metrics
@@ -104,9 +104,9 @@ def train_sr_command(
     lr: str|Path|None = None, # a folder with low-resolution images of the same names
 ) -> dict: # test metrics
     "Train an MRC-Net, or another network of the zoo, on a folder of images; SrdiagError for what cannot be"
-    start, s = time.time(), settings
+    start, s = time.monotonic(), settings
     device, precision = pick_place(options.device, options.precision)
-    check_output(out, options.overwrite)
+    check_output(out, options.overwrite, options.resume)
     name = _trainable(s)
     found = read_sr_folder(data, _smallest(s.patch, s.scale), options, None, lr, s.scale)
     torch.manual_seed(options.seed)
@@ -115,9 +115,10 @@ def train_sr_command(
     info = _Informant(title, found, start, _recorded(options, precision, model=name,
                                                      steps=course[-1].steps, patch=s.patch))
     def train(**kw): return train_sr(network, *course, s.supervise_steps, precision=precision, **kw)
-    saver = ModelSaver(out, network.to(device), options.overwrite, found.table)
-    train_in(saver, train, info.early)
-    return _finish_sr(saver, network, found, info)
+    saver = ModelSaver(out, network.to(device), options.overwrite, found.table, options.resume)
+    with saver.run:
+        train_in(saver, train, info.early)
+        return _finish_sr(saver, network, found, info)
 
 # %% ../../nbs/commands/train_sr.ipynb #c024
 def _course_of(found, scale, settings, options): # → pairs to learn from, those that choose, recipe, schedule
@@ -149,6 +150,9 @@ def _compare_data(data, teacher, found, known, split): # notes about images that
     elif found.hash != known.data.get('hash'):
         say(f'Note: {data} is not exactly the data of the teacher; its split is followed where files agree.')
 
+def _origin(folder): # which teacher it was, for the record
+    return dict(teacher=str(folder), teacher_sha256=read_config(model_folder(folder))['weights_sha256'])
+
 def _copying(network, save): # a `save` that brings `network` up to date first
     def keep(model, value, epoch):
         network.load_state_dict(model.network.state_dict())
@@ -165,19 +169,20 @@ def distill_command(
     lr: str|Path|None = None, # a folder with low-resolution images of the same names
 ) -> dict: # test metrics
     "Recursion distillation (Algorithm 1); the student is tested on the images the teacher never saw"
-    start, s = time.time(), settings
+    start, s = time.monotonic(), settings
     device, precision = pick_place(options.device, options.precision)
-    check_output(out, options.overwrite)
+    check_output(out, options.overwrite, options.resume)
     master, known, split = _teacher(teacher, device)
     options = replace(options, channels='rgb' if master.config['image_channels'] == 3 else 'grey')
     found = read_sr_folder(data, _smallest(s.patch, master.scale), options, split, lr, master.scale)
     _compare_data(data, teacher, found, known, split)
     network = MRCNet(**(master.config | dict(steps=1)))
     course = _course_of(found, master.scale, s, options)
-    recorded = _recorded(options, precision, teacher=str(teacher), **asdict(s) | dict(steps=course[-1].steps))
+    recorded = _recorded(options, precision, **(asdict(s) | dict(steps=course[-1].steps) | _origin(teacher)))
     info = _Informant(f'MRC-Net x{master.scale}, distilled', found, start, recorded)
-    saver = ModelSaver(out, network, options.overwrite, found.table)
-    def train(folder, save):
+    saver = ModelSaver(out, network, options.overwrite, found.table, options.resume)
+    def train(folder, save): # → the student, the Learner
         return distil(master, *course, s, folder=folder, precision=precision, save=_copying(network, save))
-    network.load_state_dict(train_in(saver, train, info.early)[0].state_dict())
-    return _finish_sr(saver, network, found, info)
+    with saver.run:
+        network.load_state_dict(train_in(saver, train, info.early)[0].state_dict())
+        return _finish_sr(saver, network, found, info)

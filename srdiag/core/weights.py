@@ -21,6 +21,7 @@ from torch import nn
 from torch.overrides import TorchFunctionMode
 
 from .errors import ModelError
+from .together import placed
 from .words import listed, shortened
 
 # %% ../../nbs/core/weights.ipynb #c005
@@ -32,7 +33,7 @@ def is_model_folder(
     folder: str|Path, # any path
 ) -> bool:
     "True if the folder holds a model of this project, and not one of somebody else under the same file names"
-    if not all(os.path.isfile(Path(folder)/name) for name in MODEL_FILES): return False
+    if not all(placed(folder, name).is_file() for name in MODEL_FILES): return False
     try: config = json.loads((Path(folder)/'config.json').read_text(encoding='utf-8'))
     except (ValueError, RecursionError): return True # cut off, so that it cannot say
     return isinstance(config, dict) and str(config.get('format', '')).startswith('srdiag ')
@@ -60,7 +61,7 @@ def read_config(
     if not os.path.isdir(path.parent):
         raise ModelError(f'There is no model folder {shortened(path.parent)}: check the path, or name one of '
                          f'the package: {", ".join(list_pretrained())}.')
-    missing = [n for n in MODEL_FILES if not (path.parent/n).is_file()]
+    missing = [n for n in MODEL_FILES if not placed(path.parent, n).is_file()]
     if missing: raise ModelError(f'{path.parent} is not a model folder: {" and ".join(missing)} missing.')
     try: config = json.loads(path.read_text(encoding='utf-8'))
     except (ValueError, RecursionError) as e:
@@ -102,7 +103,7 @@ def weight_shapes(
     digest: str, # SHA-256 of model.safetensors, from the configuration
 ) -> dict: # name → tensor of that shape on the device 'meta', which takes no memory
     "What a file of weights holds, without reading a number; ModelError if it is damaged"
-    path = Path(folder)/'model.safetensors'
+    path = placed(folder, 'model.safetensors')
     _check_digest(path, digest)
     try:
         with safe_open(path, 'pt') as f:
@@ -128,7 +129,7 @@ def load_weights(
     digest: str|None, # SHA-256 of model.safetensors, from the configuration; None: it was compared before
 ) -> nn.Module: # the same network
     "Read the weights of a model folder into a network, strictly; ModelError says what does not fit"
-    path = Path(folder)/'model.safetensors'
+    path = placed(folder, 'model.safetensors')
     if digest is not None: _check_digest(path, digest)
     try: state = load_file(path)
     except (SafetensorError, RuntimeError, ValueError) as e:

@@ -139,6 +139,11 @@ class _Places:
         if not self.drawn: self.draw()
         return self.drawn.pop()
 
+    def state_dict(self): return dict(gen=self.gen.get_state(), worker=self.worker, drawn=list(self.drawn))
+    def load_state_dict(self, state):
+        self.gen.set_state(state['gen'])
+        self.worker, self.drawn = state['worker'], list(state['drawn'])
+
 # %% ../../nbs/data/pairs.ipynb #c029
 def check_patch_side(
     patch: int, # side of the HR patch in pixels
@@ -208,6 +213,9 @@ class PatchSampler(Dataset):
         if not -self.n <= i < self.n: raise IndexError(i)
         return tuple(as_float(torch.from_numpy(v.copy())) for v in self._views())
 
+    def state_dict(self): return self.places.state_dict() # where its sequence of patches is
+    def load_state_dict(self, state): self.places.load_state_dict(state)
+
 # %% ../../nbs/data/pairs.ipynb #c047
 class PairAugment:
     "Random flips, quarter turns, brightness and contrast, the same for all images of a sample"
@@ -218,6 +226,9 @@ class PairAugment:
     ):
         self.generator = torch.Generator().manual_seed(seed)
         self.brightness, self.contrast = brightness, contrast
+
+    def state_dict(self): return dict(generator=self.generator.get_state()) # where its sequence is
+    def load_state_dict(self, state): self.generator.set_state(state['generator'])
 
     def draw(self, n): # → three B bool, two B float
         flips = torch.rand(3, n, generator=self.generator) < 0.5

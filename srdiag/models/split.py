@@ -12,13 +12,14 @@ import numpy as np
 import pandas as pd
 
 from ..core.errors import DataError, ModelError
+from ..core.together import placed
 from ..core.weights import model_folder, read_config
 from ..core.words import as_it_was, counted, say
 from ..data.images import file_hash
 
 # %% ../../nbs/models/split.ipynb #c005
-def _say_if_changed(path): # the path of split.csv
-    try: known = read_config(path.parent).get('files_sha256')
+def _say_if_changed(folder, path): # of a model, and of its split.csv
+    try: known = read_config(folder).get('files_sha256')
     except ModelError: return # no model beside it
     digest = known.get('split.csv') if isinstance(known, dict) else None
     if digest is not None and digest != file_hash(path):
@@ -30,7 +31,7 @@ def read_split(
     model: str|Path, # a model folder, or the name of a network of the package
 ) -> pd.DataFrame|None: # file and split (and more), as text; None if the folder has no split.csv
     "The split that a model was trained by; DataError if the table is not one"
-    path = model_folder(model)/'split.csv'
+    path = placed(model_folder(model), 'split.csv')
     if not path.is_file(): return None
     try: table = pd.read_csv(path, dtype=str, keep_default_na=False)
     except (ValueError, UnicodeDecodeError) as e:
@@ -39,7 +40,7 @@ def read_split(
     if not {'file', 'split'} <= set(table.columns):
         raise DataError(f'{path} needs the columns file and split: restore it from a copy, or remove it to '
                         'go on without a split.')
-    _say_if_changed(path)
+    _say_if_changed(model_folder(model), path)
     return as_it_was(table)
 
 # %% ../../nbs/models/split.ipynb #c016

@@ -27,6 +27,8 @@ from fastai.learner import Metric
 
 from ..core.errors import TrainingError
 from ..core.precision import chosen_precision, computing_in
+from ..core.unfinished import Unfinished
+from .resume import Resume
 
 # %% ../../nbs/training/loop.ipynb #c013
 class BatchLoader(DataLoader):
@@ -57,10 +59,12 @@ class StepLog(Callback):
     "Write step, learning rate, loss and its components to a CSV file, one row per training step"
     order = 55
     def __init__(self,
-        path: str|Path, # the CSV file, made anew
-    ): self.path_csv = Path(path)
+        path: str|Path, # the CSV file
+        append: bool = False, # go on with it; False: it is made anew
+    ): self.path_csv, self.append, self.step = Path(path), append, 0
 
-    def before_fit(self): self.file, self.writer, self.step = self.path_csv.open('w', newline=''), None, 0
+    def before_fit(self):
+        self.file, self.writer = self.path_csv.open('a' if self.append else 'w', newline=''), None
 
     def after_batch(self):
         if not self.training: return
@@ -68,7 +72,7 @@ class StepLog(Callback):
         row |= {k: float(v) for k, v in getattr(self.loss_func, 'components', {}).items()}
         if self.writer is None:
             self.writer = csv.DictWriter(self.file, fieldnames=list(row))
-            self.writer.writeheader()
+            if not self.file.tell(): self.writer.writeheader()
         self.writer.writerow({k: f'{v:.6g}' for k, v in row.items()})
         self.step += 1
 
@@ -157,7 +161,8 @@ class KeepBest(Callback):
 
 # %% ../../nbs/training/loop.ipynb #c053
 def standard_callbacks(
-    folder: str|Path|None = None, # where log.csv (epochs) and steps.csv (steps) go; None: no files
+    # where log.csv (epochs) and steps.csv (steps) go; None: no files; Unfinished: to be gone on with
+    folder: str|Path|Unfinished|None = None,
     monitor: str = 'valid_loss', # what the best model is judged by
     higher: bool = False, # True if a larger monitored value is better
     save=None, # called with (model, value, epoch) at each improvement
@@ -167,7 +172,9 @@ def standard_callbacks(
     "The callbacks of every training run: precision, stop on non-finite loss, best model, logs"
     logs = []
     if folder is not None:
-        logs = [CSVLogger(Path(folder).resolve()/'log.csv'), StepLog(Path(folder)/'steps.csv')]
+        again = isinstance(folder, Unfinished) and folder.newest() is not None
+        logs = [CSVLogger(Path(folder).resolve()/'log.csv', again), StepLog(Path(folder)/'steps.csv', again)]
+    if isinstance(folder, Unfinished): logs.append(Resume(folder))
     return [*precision_callbacks(precision, device), StopOnNonFinite(), KeepBest(monitor, higher, save),
             *logs]
 

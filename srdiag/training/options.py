@@ -70,6 +70,7 @@ class RunOptions:
     precision: Literal['auto', 'bf16', 'fp16', 'fp32'] = 'auto' # auto: what the device computes natively
     strict: bool = False # a bad image is fatal; default: it is named, counted and skipped
     overwrite: bool = False # replace an output folder that srdiag made before
+    resume: bool = False # go on after the last whole epoch, where a run of this very command was interrupted
     channels: Literal['auto', 'rgb', 'grey'] = 'auto' # auto: grey if every image is
     size: Positive|None = None # cut every file to its middle size×size px; default: take it whole
     # with --size: files are resized to it, whole, instead of cut; without: those of another size than most
