@@ -33,6 +33,7 @@ from ..models.saving import ModelSaver, check_not_a_class, load_model, train_in
 from ..models.split import read_split
 from ..sr.mrcnet import MRCNet
 from ..training.options import RunOptions
+from ..training.processes import as_one, first_only
 from ..training.recipes import diagnosis_recipe
 
 # %% ../../nbs/commands/train_diagnosis.ipynb #c008
@@ -214,8 +215,8 @@ def _train_branch(run, single, branch, epochs, saver): # a single network
 def _to_train(run, model, branches, folder): # 'lr', 'sr' → single network and its saver
     todo = {b: _own_branch(run, model, b) for b in BRANCHES
             if model.two and b not in branches and run.settings.start(b) != 'scratch'}
-    return {b: (single, ModelSaver(folder/'branches'/b.upper(), single, run.options.overwrite,
-                                   run.frame(single))) for b, single in todo.items()}
+    return {b: (single, first_only(ModelSaver(folder/'branches'/b.upper(), single, run.options.overwrite,
+                                              run.frame(single)))) for b, single in todo.items()}
 
 def _joined(run, model, branches, todo): # → the run of the joint training, and what it records
     s, (each, together) = run.settings, share_epochs(run.options.epochs, len(todo))
@@ -229,6 +230,7 @@ def _joined(run, model, branches, todo): # → the run of the joint training, an
     return replace(run, options=replace(run.options, epochs=together)), record
 
 # %% ../../nbs/commands/train_diagnosis.ipynb #c044
+@as_one()
 def train_diagnosis_command(
     data: str|Path, # a folder with one sub-folder per class, or a CSV
     out: str|Path, # the model folder to make
@@ -252,7 +254,7 @@ def train_diagnosis_command(
 
 # %% ../../nbs/commands/train_diagnosis.ipynb #c046
 def _train_all(run, model, branches, out): # → test metrics of the framework, or of a single network
-    record, saver = {}, ModelSaver(out, model, run.options.overwrite, run.frame(model))
+    record, saver = {}, first_only(ModelSaver(out, model, run.options.overwrite, run.frame(model)))
     todo = _to_train(run, model, branches, saver.folder)
     if model.two:
         saver.claim()

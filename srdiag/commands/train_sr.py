@@ -28,6 +28,7 @@ from ..sr.settings import DistilSettings, SRSettings, Schedule
 from ..sr.training import evaluate_sr, train_sr
 from ..sr.zoo import create_model, entry_of
 from ..training.options import RunOptions
+from ..training.processes import as_one, first_only
 from ..training.recipes import SR_RECIPES
 
 # %% ../../nbs/commands/train_sr.ipynb #c008
@@ -96,6 +97,7 @@ def _finish_sr(saver, network, data, info): # → test metrics
     return metrics
 
 # %% ../../nbs/commands/train_sr.ipynb #c022
+@as_one()
 def train_sr_command(
     data: str|Path, # a folder with images
     out: str|Path, # the model folder to make
@@ -114,7 +116,7 @@ def train_sr_command(
     info = _Informant(title, found, start, _recorded(options, precision, model=name,
                                                      steps=course[-1].steps, patch=s.patch))
     def train(**kw): return train_sr(network, *course, s.supervise_steps, precision=precision, **kw)
-    saver = ModelSaver(out, network.to(device), options.overwrite, found.table)
+    saver = first_only(ModelSaver(out, network.to(device), options.overwrite, found.table))
     train_in(saver, train, info.early)
     return _finish_sr(saver, network, found, info)
 
@@ -155,6 +157,7 @@ def _copying(network, save): # a `save` that brings `network` up to date first
     return keep
 
 # %% ../../nbs/commands/train_sr.ipynb #c033
+@as_one()
 def distill_command(
     data: str|Path, # the folder the teacher was trained on
     teacher: str|Path, # model folder of a recursive MRC-Net
@@ -175,7 +178,7 @@ def distill_command(
     chosen = asdict(s) | dict(steps=course[-1].steps)
     recorded = _recorded(options, precision, teacher=str(teacher), **chosen)
     info = _Informant(f'MRC-Net x{master.scale}, distilled', found, start, recorded)
-    saver = ModelSaver(out, network, options.overwrite, found.table)
+    saver = first_only(ModelSaver(out, network, options.overwrite, found.table))
     def train(folder, save):
         return distil(master, *course, s, folder=folder, precision=precision, save=_copying(network, save))
     network.load_state_dict(train_in(saver, train, info.early)[0].state_dict())
