@@ -26,6 +26,7 @@ from ..core.words import counted, say
 from ..datasets.reading import read_labelled
 from ..sr.mrcnet import MRCNet
 from ..training.options import RunOptions
+from ..training.processes import is_first, meet, my_place, side_by_side
 
 # %% ../../nbs/bench/experiment.ipynb #c007
 def check_experiment_request(
@@ -79,11 +80,6 @@ def _say_what(name, rows, job):
         say('Note: the files are low-resolution, so rows with true HR images are left out.')
     for k, v in job.fixed().items(): say(f'    {k}: {v}')
 
-def _run(job, store, rows, share):
-    done = run_all(job, store, rows, share)
-    say(f'{counted(done, "run")} done now, the others were complete. They are in {store.folder}.')
-    say_left(store)
-
 def _measure(name, job, store, rows, networks): # what takes no training, for the tables that show it
     names = names_of(name)
     for table in (t for t in names if has(t, 'cost')):
@@ -91,6 +87,28 @@ def _measure(name, job, store, rows, networks): # what takes no training, for th
     if any(has(t, 'images') for t in names): ensure_scores(job, store, rows)
 
 # %% ../../nbs/bench/experiment.ipynb #c015
+def _undone(job, store, rows, share): # the labels of runs that are not there
+    return [store.label(row, *numbers) for numbers in job.numbers(share) for row in rows
+            if not store.done(row, *numbers)]
+
+def _run(job, store, rows, share):
+    if my_place()[1] == 1: done = run_all(job, store, rows, share)
+    else: done = _run_side_by_side(job, store, rows, share)
+    say(f'{counted(done, "run")} done now, the others were complete. They are in {store.folder}.')
+    say_left(store)
+
+def _run_side_by_side(job, store, rows, share): # with other processes, each every n-th run
+    before = _undone(job, store, rows, share)
+    say(f'{counted(len(before), "run")} to do, dealt out to {my_place()[1]} processes in turn.')
+    run_all(job, store, rows, share)
+    meet()
+    if left := _undone(job, store, rows, share):
+        say(f'Not made: {listed(left)}. Start the same command again to try once more, in one process to see '
+            'why.')
+    return len(before) - len(left)
+
+# %% ../../nbs/bench/experiment.ipynb #c017
+@side_by_side()
 def run_experiment(
     name: str, # a key of TABLES, or 'all'
     data: str|Path, # labelled images
@@ -111,8 +129,9 @@ def run_experiment(
     check_job(job, rows, store)
     open_experiment(store, job, session_now() | dict(name=name))
     _say_what(name, rows, job)
-    save_panels(job, store)
+    if is_first(): save_panels(job, store)
     _run(job, store, rows, share)
+    if not is_first(): return store.folder
     if is_whole(share): _measure(name, job, store, rows, networks)
     if tables_of(store): say(f'Report: {report_diagnosis(store)}')
     return store.folder

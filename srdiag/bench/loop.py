@@ -6,11 +6,14 @@
 __all__ = ['Job', 'those', 'check_numbers', 'do_run', 'run_all', 'say_left']
 
 # %% ../../nbs/bench/loop.ipynb #c003
+from itertools import cycle
+
 from .store import Store
 from ..core.errors import DataError, TrainingError
 from ..core.files import write_text
 from ..core.records import json_text
 from ..core.words import listed, say
+from ..training.processes import my_place
 
 # %% ../../nbs/bench/loop.ipynb #c005
 class Job:
@@ -67,10 +70,12 @@ def run_all(
     share, # the part of the work that this process makes, see `settings`
 ) -> int: # runs that were done now
     "Every row with all numbers, skipping what is complete; a training that fails is said and left out"
-    done = 0
+    done, (rank, size) = 0, my_place()
+    turn = cycle(range(size)) # of the processes, if there are several
     for numbers in job.numbers(share):
         failed = set()
         for row in rows:
+            if next(turn) != rank: continue
             first = job.before(row)
             if first is not None and first.key in failed:
                 say(f'{job.name(row, *numbers)}: left out, for it has no teacher.')

@@ -35,6 +35,7 @@ from ..models.saving import (
 from ..models.split import read_split
 from ..sr.mrcnet import MRCNet
 from ..training.options import RunOptions
+from ..training.processes import as_one, first_only
 from ..training.recipes import diagnosis_recipe
 
 # %% ../../nbs/commands/train_diagnosis.ipynb #c008
@@ -231,8 +232,8 @@ def _to_train(run, model, branches, folder): # 'lr', 'sr' → single network and
     todo = {b: _own_branch(run, model, b) for b in BRANCHES
             if model.two and b not in branches and run.settings.start(b) != 'scratch'}
     o = run.options # the branches of a run that goes on are its own
-    return {b: (single, ModelSaver(folder/'branches'/b.upper(), single, o.overwrite or o.resume,
-                                   run.frame(single), o.resume)) for b, single in todo.items()}
+    return {b: (single, first_only(ModelSaver(folder/'branches'/b.upper(), single, o.overwrite or o.resume,
+                                              run.frame(single), o.resume))) for b, single in todo.items()}
 
 def _joined(run, model, branches, todo): # → the run of the joint training, and what it records
     s, (each, together) = run.settings, share_epochs(run.options.epochs, len(todo))
@@ -245,6 +246,7 @@ def _joined(run, model, branches, todo): # → the run of the joint training, an
     return replace(run, options=replace(run.options, epochs=together)), record
 
 # %% ../../nbs/commands/train_diagnosis.ipynb #c044
+@as_one()
 def train_diagnosis_command(
     data: str|Path, # a folder with one sub-folder per class, or a CSV
     out: str|Path, # the model folder to make
@@ -272,7 +274,7 @@ def train_diagnosis_command(
 # %% ../../nbs/commands/train_diagnosis.ipynb #c046
 def _train_all(run, model, branches, out): # → test metrics of the framework, or of a single network
     o = run.options
-    saver = ModelSaver(out, model, o.overwrite, run.frame(model), o.resume)
+    saver = first_only(ModelSaver(out, model, o.overwrite, run.frame(model), o.resume))
     todo = _to_train(run, model, branches, saver.folder)
     if not model.two: return _train(run, model, saver)
     with saver.run:

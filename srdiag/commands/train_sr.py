@@ -29,6 +29,7 @@ from ..sr.settings import DistilSettings, SRSettings, Schedule
 from ..sr.training import evaluate_sr, train_sr
 from ..sr.zoo import create_model, entry_of
 from ..training.options import Degradation, RunOptions
+from ..training.processes import as_one, first_only
 from ..training.recipes import SR_RECIPES
 
 # %% ../../nbs/commands/train_sr.ipynb #c008
@@ -96,6 +97,7 @@ def _finish_sr(saver, network, data, info): # → test metrics
     return metrics
 
 # %% ../../nbs/commands/train_sr.ipynb #c022
+@as_one()
 def train_sr_command(
     data: str|Path, # a folder with images
     out: str|Path, # the model folder to make
@@ -115,7 +117,7 @@ def train_sr_command(
     info = _Informant(title, found, start, _recorded(options, precision, model=name,
                                                      steps=course[-1].steps, patch=s.patch))
     def train(**kw): return train_sr(network, *course, s.supervise_steps, precision=precision, **kw)
-    saver = ModelSaver(out, network.to(device), options.overwrite, found.table, options.resume)
+    saver = first_only(ModelSaver(out, network.to(device), options.overwrite, found.table, options.resume))
     with saver.run:
         train_in(saver, train, info.early)
         return _finish_sr(saver, network, found, info)
@@ -160,6 +162,7 @@ def _copying(network, save): # a `save` that brings `network` up to date first
     return keep
 
 # %% ../../nbs/commands/train_sr.ipynb #c035
+@as_one()
 def distill_command(
     data: str|Path, # the folder the teacher was trained on
     teacher: str|Path, # model folder of a recursive MRC-Net
@@ -180,7 +183,7 @@ def distill_command(
     course = _course_of(found, master.scale, s, options)
     recorded = _recorded(options, precision, **(asdict(s) | dict(steps=course[-1].steps) | _origin(teacher)))
     info = _Informant(f'MRC-Net x{master.scale}, distilled', found, start, recorded)
-    saver = ModelSaver(out, network, options.overwrite, found.table, options.resume)
+    saver = first_only(ModelSaver(out, network, options.overwrite, found.table, options.resume))
     def train(folder, save): # → the student, the Learner
         return distil(master, *course, s, folder=folder, precision=precision, save=_copying(network, save))
     with saver.run:

@@ -7,6 +7,7 @@ __all__ = ['PRECISIONS', 'best_precision', 'chosen_precision', 'computing_in', '
            'pick_place']
 
 # %% ../../nbs/core/precision.ipynb #c003
+import os
 from contextlib import nullcontext
 
 import torch
@@ -79,6 +80,16 @@ def check_batch(
     return x
 
 # %% ../../nbs/core/precision.ipynb #c021
+def _own_gpu(n): # of n, if torchrun or accelerate gave this process a number among those of the machine
+    number = os.environ.get('LOCAL_RANK', '')
+    if not number.isdecimal(): return torch.device('cuda')
+    if int(number) >= n:
+        raise DataError(f'Process {number} of this machine has no GPU of its own ({n} there, counted from 0): '
+                        'start as many processes as there are GPUs, or choose --device cpu.')
+    torch.cuda.set_device(int(number))
+    return torch.device('cuda', int(number))
+
+# %% ../../nbs/core/precision.ipynb #c023
 def pick_device(
     name: str = 'auto', # 'auto', 'cpu', 'cuda' or 'mps'
 ) -> torch.device:
@@ -91,9 +102,9 @@ def pick_device(
     if device is None or (device.index or 0) >= have.get(device.type, 0):
         raise DataError(f'There is no device {name!r} on this machine: choose one of '
                         f'{", ".join(k for k, n in have.items() if n)}.')
-    return device
+    return _own_gpu(have['cuda']) if name == 'cuda' else device
 
-# %% ../../nbs/core/precision.ipynb #c023
+# %% ../../nbs/core/precision.ipynb #c025
 def pick_place(
     device: str = 'auto', # see `pick_device`
     precision: str = 'auto', # see `chosen_precision`

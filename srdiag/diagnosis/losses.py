@@ -16,6 +16,7 @@ from torch import nn
 from .network import DiagnosisOutput
 from .sai import weigh_rows
 from .settings import FrameworkSettings, NORMS, ROW_WEIGHTS
+from ..training.processes import gathered, is_divided
 
 # %% ../../nbs/diagnosis/losses.ipynb #c009
 def soften(
@@ -27,12 +28,14 @@ def soften(
 
 # %% ../../nbs/diagnosis/losses.ipynb #c012
 def matrix_distance(
-    p: torch.Tensor, # B×B
-    q: torch.Tensor, # B×B
+    p: torch.Tensor, # B×B, or the b×B rows of this process
+    q: torch.Tensor, # likewise
     norm: str = 'frobenius', # 'frobenius' (as printed) or 'mean_square'
-) -> torch.Tensor: # a number
+) -> torch.Tensor: # a number; of rows 'mean_square' is their own mean
     "‖p − q‖_F, or ‖p − q‖_F²/B²"
-    if norm == 'frobenius': return torch.linalg.matrix_norm(p-q)
+    if norm == 'frobenius':
+        own = torch.linalg.matrix_norm(p-q)
+        return torch.linalg.vector_norm(gathered(own[None])) if is_divided() else own
     if norm == 'mean_square': return (p-q).square().mean()
     raise ValueError(f'norm must be one of {NORMS}, not {norm!r}.')
 
@@ -72,9 +75,11 @@ class SampleAffinityRegularizationLoss(SoftenedDistance):
         if self.mutual == 'l2': p, q = (weigh_rows(m, 'l2') for m in (p, q))
         return super().distance(p, q)
 
-    def forward(self, mutual): # list of M_{L→S}, B×B, one per stage → a number
-        return sum((self.distance(deep, shallow) + self.distance(deep.T, shallow.T))/2
-                   for shallow, deep in zip(mutual[:-1], mutual[1:]))
+    def forward(self, mutual, back=()):
+        # list of M_{L→S}, B×B, one per stage; their transposes, where only rows are here → a number
+        def turned(k): return back[k] if back else mutual[k].T
+        return sum((self.distance(mutual[k+1], mutual[k]) + self.distance(turned(k+1), turned(k)))/2
+                   for k in range(len(mutual) - 1))
 
 # %% ../../nbs/diagnosis/losses.ipynb #c027
 class RankLoss(nn.Module):
@@ -134,7 +139,7 @@ class DiagnosisLoss(nn.Module):
         terms = dict(ce=self.ens_weight*F.cross_entropy(out.ens, target) + others)
         if preliminary: terms['rank'] = w['rank']*self.rank(out.ens, preliminary, target)
         if out.mutual and w['sac']: terms['sac'] = w['sac']*self.sac(out.a_sr, out.a_lr)
-        if out.mutual and w['sar']: terms['sar'] = w['sar']*self.sar(out.mutual)
+        if out.mutual and w['sar']: terms['sar'] = w['sar']*self.sar(out.mutual, out.back)
         self.components = dict.fromkeys(self.names, 0.) | {k: v.detach() for k, v in terms.items()}
         return sum(terms.values())
 

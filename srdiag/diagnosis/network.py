@@ -19,6 +19,7 @@ from .gate import GatedEnsemble, gate_closed
 from .sai import SampleAffinityInteraction, resized_like
 from .settings import INPUTS, MODES, ROW_WEIGHTS, STATISTICS
 from ..sr.zoo import ARCHITECTURES
+from ..training.processes import agreed
 
 # %% ../../nbs/diagnosis/network.ipynb #c007
 class DiagnosisOutput(NamedTuple):
@@ -31,6 +32,7 @@ class DiagnosisOutput(NamedTuple):
     a_sr: list # A_SR of each stage: B×B, or B×(1+R) with R references; empty without SAI
     a_lr: list # A_LR of each stage: likewise
     mutual: list # M_{L→S} of each stage: likewise
+    back: list|tuple = () # rows of M_{S→L} of each stage, where those of `mutual` are a part of it
 
     def repeated(self, y): # B labels → one for each row: twice the same in the training mode 'both'
         return y.repeat(len(self.ens)//len(y))
@@ -154,7 +156,8 @@ class DiagnosisNetwork(BranchPair):
         y_sr, y_lr = self.head_sr(s), self.head_lr(l)
         gated, seen = self.ensemble(s, l, y_sr, y_lr), [out for out in seen if out is not None]
         return DiagnosisOutput(gated.ens, y_sr, y_lr, gated.aux, gated.gate, [o.a_sr for o in seen],
-                               [o.a_lr for o in seen], [o.mutual for o in seen])
+                               [o.a_lr for o in seen], [o.mutual for o in seen],
+                               [o.back for o in seen if o.back is not None])
 
 # %% ../../nbs/diagnosis/network.ipynb #c027
 class SingleBranch(nn.Module):
@@ -301,7 +304,7 @@ class SREnhancedDiagnosis(FrameworkParts):
 
     def training_mode(self): # of the next training batch
         if self.both_ways and self.mixes: return 'both'
-        return 'solo' if torch.rand(()).item() < self.solo_share else 'batch'
+        return 'solo' if agreed(torch.rand(()).item()) < self.solo_share else 'batch'
 
     def large_image(self, lr, hr=None): # B×C×h×w, and B×C×H×W where inputs has HR → B×C×H×W
         if self.large == 'SR': return self.sr_network(lr).float()

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['affinity', 'transfer', 'affinity_in_context', 'transfer_in_context', 'weigh_rows', 'resized_like', 'SAIOutput',
-           'SampleAffinityInteraction']
+           'affinity_rows', 'mutual_rows', 'SampleAffinityInteraction']
 
 # %% ../../nbs/diagnosis/sai.ipynb #c005
 from typing import NamedTuple
@@ -12,6 +12,8 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import nn
+
+from ..training.processes import gathered, is_divided
 
 # %% ../../nbs/diagnosis/sai.ipynb #c009
 def affinity(
@@ -24,11 +26,11 @@ def affinity(
 
 # %% ../../nbs/diagnosis/sai.ipynb #c011
 def transfer(
-    mutual: torch.Tensor, # M: B×B
+    mutual: torch.Tensor, # M: B×B, or b rows of it
     f: torch.Tensor, # B×C×H×W features of the other branch
-) -> torch.Tensor: # B×C×H×W
+) -> torch.Tensor: # B×C×H×W, or b×C×H×W
     "Features moved along the mutual affinity (Eq. 7)"
-    return (mutual.to(f.dtype)@f.flatten(1)).view_as(f)
+    return (mutual.to(f.dtype)@f.flatten(1)).view(-1, *f.shape[1:])
 
 # %% ../../nbs/diagnosis/sai.ipynb #c014
 def affinity_in_context(
@@ -85,8 +87,37 @@ class SAIOutput(NamedTuple):
     # M_{L→S} = A_SR·A_LRᵀ: B×B, and M_{S→L} is its transpose; with references its rows, B×(1+R)
     mutual: torch.Tensor
     embedded: tuple # F_SR and F_LR that were compared: B×C×H×W, B×C×H'×W'
+    back: torch.Tensor|None = None # rows of M_{S→L}, where the rows of M_{L→S} are a part of it; else None
 
 # %% ../../nbs/diagnosis/sai.ipynb #c026
+def affinity_rows(
+    f: torch.Tensor, # b×C×H×W features of this process's samples
+    every: torch.Tensor, # B×C×H×W features of all samples
+) -> tuple: # A: b×B, float32, each row of length 1; the lengths b that the rows had
+    "Rows of the sample affinity (Eq. 5)"
+    with torch.autocast('cpu' if f.is_meta else f.device.type, enabled=False):
+        rows = f.flatten(1).float()@every.flatten(1).float().T
+        return F.normalize(rows, dim=1), rows.norm(dim=1).clamp(min=1e-12)
+
+def mutual_rows(
+    a: torch.Tensor, # b×B, rows of one branch's affinity
+    every: torch.Tensor, # B×C×H×W features of the other branch
+    lengths: torch.Tensor, # B, of the rows of its affinity before normalisation
+) -> torch.Tensor: # b×B, float32
+    "Rows of the mutual affinity (Eq. 6), without the affinity matrix of the other branch"
+    with torch.autocast('cpu' if a.is_meta else a.device.type, enabled=False):
+        f = every.flatten(1).float()
+        return a@f@f.T/lengths
+
+# %% ../../nbs/diagnosis/sai.ipynb #c029
+def _among_all(e_sr, e_lr, how): # the rows of this process, with the columns of all
+    every_sr, every_lr = gathered(e_sr), gathered(e_lr)
+    (a_sr, long_sr), (a_lr, long_lr) = affinity_rows(e_sr, every_sr), affinity_rows(e_lr, every_lr)
+    m, back = (mutual_rows(a_sr, every_lr, gathered(long_lr)), mutual_rows(a_lr, every_sr, gathered(long_sr)))
+    return (transfer(weigh_rows(m, how), every_lr), transfer(weigh_rows(back, how), every_sr),
+            (a_sr, a_lr, m, back))
+
+# %% ../../nbs/diagnosis/sai.ipynb #c031
 class SampleAffinityInteraction(nn.Module):
     "SAI block (section III-B1, Eq. 5-7): what each branch hears from the other, along sample affinities"
     def __init__(self,
@@ -108,7 +139,7 @@ class SampleAffinityInteraction(nn.Module):
         e_sr, e_lr = self.embed_sr(f_sr), self.embed_lr(f_lr)
         to_sr, to_lr, matrices = self._transferred(e_sr, e_lr, mode, references)
         return SAIOutput(resized_like(self.out_sr(to_sr), f_sr), resized_like(self.out_lr(to_lr), f_lr),
-                         *matrices, (e_sr, e_lr))
+                         *matrices[:3], (e_sr, e_lr), *matrices[3:])
 
     def _transferred(self, e_sr, e_lr, mode, references): # → what each branch hears; A_SR, A_LR, M
         if mode == 'solo': return e_lr, e_sr, [torch.eye(len(e_sr), device=e_sr.device)]*3
@@ -120,6 +151,7 @@ class SampleAffinityInteraction(nn.Module):
         return self._in_context(e_sr, e_lr, *references)
 
     def _among(self, e_sr, e_lr): # as published
+        if is_divided(): return _among_all(e_sr, e_lr, self.mutual)
         a_sr, a_lr = affinity(e_sr), affinity(e_lr)
         m = a_sr@a_lr.T
         return (transfer(weigh_rows(m, self.mutual), e_lr), transfer(weigh_rows(m.T, self.mutual), e_sr),

@@ -29,6 +29,7 @@ from .inference import predict
 from .joining import measuring, some_batches
 from .losses import DiagnosisLoss
 from .network import SREnhancedDiagnosis
+from ..training.processes import summed
 from ..training.recipes import Recipe, adam, fit
 
 # %% ../../nbs/diagnosis/training.ipynb #c010
@@ -77,7 +78,9 @@ class HeadAccuracy(Metric):
         self.right += (y.argmax(1) == truth).sum().item()
         self.count += len(truth)
     @property
-    def value(self): return self.right/self.count if self.count else None
+    def value(self):
+        right, count = summed(self.right, self.count)
+        return right/count if count else None
     @property
     def name(self): return 'accuracy' if self.head == 'ens' else f'accuracy_{self.head}'
 

@@ -24,6 +24,7 @@ from ..data.pairs import PatchSampler, SRPairs
 from ..evaluation.image_quality import convention, psnr, ssim
 from .mrcnet import MRCNet
 from .settings import Schedule
+from ..training.processes import collected
 from ..training.recipes import Recipe, adam, fit
 
 # %% ../../nbs/sr/training.ipynb #c008
@@ -35,6 +36,13 @@ class PatchBatches:
     def __len__(self): return len(self.sampler)
     def __getitem__(self, i): return self.sampler[i]
     def batch(self, indices): return self.sampler.batch(len(indices))
+    def part(self, indices, rows): # of a batch that several processes share: these rows, a range
+        def skip(n): # places that other processes cut from
+            for _ in range(n): self.sampler.places.next()
+        skip(rows.start)
+        batch = self.sampler.batch(len(rows))
+        skip(len(indices) - rows.stop)
+        return batch
 
 # %% ../../nbs/sr/training.ipynb #c010
 class WholeImages:
@@ -104,7 +112,9 @@ class ImageMetric(Metric):
         if sr.isfinite().all(): self.values.append(self.function(sr, hr, self.convention).cpu())
         else: self.values.append(torch.full((len(hr),), torch.nan, dtype=torch.float64))
     @property
-    def value(self): return torch.cat(self.values).double().mean().item() if self.values else None
+    def value(self):
+        values = collected(self.values)
+        return torch.cat(values).double().mean().item() if values else None
     @property
     def name(self): return self.function.__name__
 

@@ -29,6 +29,7 @@ from ..core.errors import TrainingError
 from ..core.precision import chosen_precision, computing_in
 from ..core.unfinished import Unfinished
 from .resume import Resume
+from .processes import summed
 
 # %% ../../nbs/training/loop.ipynb #c013
 class BatchLoader(DataLoader):
@@ -50,7 +51,9 @@ class LossComponent(Metric):
         n = len(learn.yb[0])
         self.total, self.count = self.total + float(learn.loss_func.components[self.key])*n, self.count + n
     @property
-    def value(self): return self.total/self.count if self.count else None
+    def value(self):
+        total, count = summed(self.total, self.count)
+        return total/count if count else None
     @property
     def name(self): return self.key
 

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 
 from .loop import StopOnNonFinite # before fastai, which it imports without its warning
+from .divided import divided_fit
 
 from fastai.callback.core import Callback
 from fastai.callback.schedule import ParamScheduler, combined_cos
@@ -142,7 +143,8 @@ def fit(
     if learn.opt is None: learn.create_opt()
     lr = recipe.lr*np.array(factors, float)
     callbacks = _callbacks(recipe, lr, learn.moms, epochs, restart)
-    with _for_log_files(learn): learn.fit(epochs, lr=lr, wd=recipe.weight_decay, cbs=callbacks)
+    with _for_log_files(learn), divided_fit(learn) as more:
+        learn.fit(epochs, lr=lr, wd=recipe.weight_decay, cbs=callbacks + more)
     for cb in learn.cbs.filter(lambda cb: isinstance(cb, StopOnNonFinite)):
         if cb.error is not None: raise cb.error
     return learn
