@@ -39,7 +39,7 @@ def test_one_row_per_image(predicted, labelled):
     assert [r['file'] for r in table] == [str(p) for p in find_images(labelled)]
     assert (list(table[0]) == ['file', 'label', *(f'{h}_{c}' for h in HEADS for c in ('healthy', 'ill')),
                                *GATE, 'gate_closed', 'calibrated_healthy', 'calibrated_ill', 'decision',
-                               'sr_image'])
+                               'sr_image', 'model', 'weights_sha256'])
 
 
 def test_json_says_what_csv_says(predicted):

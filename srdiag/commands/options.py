@@ -162,15 +162,17 @@ class Predict:
     # how a diagnosis model compares images: with its reference images, with nobody, or with their batch as
     # published; default: the model's own
     mode: Mode|None = None
+    # for job arrays: i/n is the i-th of n parts of the images, sorted by name; its tables are named after it
+    shard: str|None = None
     reading: Reading = Reading() # how files are read, and where the model computes
 
     def __post_init__(self):
         if not self.files: raise DataError('There is nothing to predict: name images or folders.')
 
     def run(self):
-        from srdiag.commands.predict import predict_command
-        predict_command(self.model, self.files, self.out, self.images, not self.no_images, self.mode,
-                        self.reading)
+        from srdiag.commands.predict import predict_in_turn
+        for _ in predict_in_turn(self.model, self.files, self.out, self.images, not self.no_images, self.mode,
+                                 self.reading, self.shard): pass
 
 # %% ../../nbs/commands/options.ipynb #c033
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['EXTENSIONS', 'as_float', 'to_uint8', 'luma', 'read_image', 'save_png', 'is_image_file', 'unread_files', 'find_images',
-           'ImageSet', 'known_depth', 'read_images', 'file_hash', 'fingerprints', 'data_hash']
+           'ImageSet', 'known_depth', 'read_images', 'image_reader', 'file_hash', 'fingerprints', 'data_hash']
 
 # %% ../../nbs/data/images.ipynb #c003
 import hashlib
@@ -274,6 +274,17 @@ def read_images(
     return replace(_collected(paths, found, channels), bits=bits)
 
 # %% ../../nbs/data/images.ipynb #c063
+def image_reader(
+    channels: int, # 1 or 3
+    min_size: int = 1, # as in `read_images`
+    size: int|None = None, # as in `read_images`
+    bits: int = 16, # that files of 16 bits really hold
+): # a function: path → C×H×W, or the ImageError that says why not
+    "For many images, one at a time, also in several threads, within `quietly`. DataError as `read_images`"
+    _check_reading([''], channels, min_size, size)
+    return lambda path: _read_or_error(Path(path), channels, min_size, size, bits)
+
+# %% ../../nbs/data/images.ipynb #c066
 def file_hash(
     path: str|Path, # the file
 ) -> str: # 64 hexadecimal digits
@@ -285,7 +296,7 @@ def file_hash(
     except OSError as e: raise DataError(f'{path} cannot be read ({e.strerror}): check the path.') from e
     return h.hexdigest()
 
-# %% ../../nbs/data/images.ipynb #c065
+# %% ../../nbs/data/images.ipynb #c068
 def fingerprints(
     paths: list, # files
     root: str|Path|None = None, # names are taken relative to it; None: to the deepest folder common to all
@@ -299,7 +310,7 @@ def fingerprints(
     lines = sorted(f'{Path(os.path.relpath(p, root)).as_posix()}\0{h}\n' for p, h in zip(paths, hashes))
     return hashlib.sha256(''.join(lines).encode()).hexdigest(), [h[:16] for h in hashes]
 
-# %% ../../nbs/data/images.ipynb #c067
+# %% ../../nbs/data/images.ipynb #c070
 def data_hash(
     paths: list, # files
     root: str|Path|None = None, # see `fingerprints`

@@ -15,6 +15,7 @@ from torch import nn
 
 from ..core.errors import DataError
 from ..core.precision import computing_in
+from ..core.progress import tracked
 from ..data.images import as_float, to_uint8
 from .rcf import RefinedContextFusion
 
@@ -160,7 +161,7 @@ def _shared_context(network, lr, tiles, device, samples=16, passes=1):
 # %% ../../nbs/sr/inference.ipynb #c027
 def _enlarge_tiles(network, lr, tiles, device, out): # fills out, C×sH×sW
     scale = network.scale
-    for tile in tiles:
+    for tile in tracked(tiles, 'tiles'):
         sr = network(_cut(lr, tile, device))[0].float().clamp(0, 1)[(slice(None), *tile.inner(scale))]
         t, l, b, r = (scale*v for v in tile.core)
         out[:, t:b, l:r] = (to_uint8(sr) if out.dtype == torch.uint8 else sr).cpu()
