@@ -48,8 +48,6 @@ def make_folds(
     return out
 
 # %% ../../nbs/bench/folds.ipynb #c015
-_WORDS = dict(train='training', valid='validation')
-
 class FoldedImages:
     "Labelled images in folds, and the parts that rows train and test on"
     def __init__(self,
@@ -68,8 +66,8 @@ class FoldedImages:
     def subset(self, n, seed, fold, name='train'): # row numbers of n images of a part (0: all)
         at = self.folds[fold][name]
         groups, labels = None if self.groups is None else self.groups[at], self.data.table.labels[at]
-        order = nested_order(labels, groups, (seed, fold))
-        return at[subset_of(order, n, labels, f'The {_WORDS[name]} part of fold {fold}')]
+        order, part = nested_order(labels, groups, (seed, fold)), dict(train='training', valid='validation')
+        return at[subset_of(order, n, labels, f'The {part[name]} part of fold {fold}')]
 
     def chosen(self, fold, name, seed): # row numbers of a part, as many as the design wants
         n, at = self.design.labels_n, self.folds[fold][name]

@@ -133,8 +133,8 @@ class StopOnNonFinite(Callback):
 
 # %% ../../nbs/training/loop.ipynb #c047
 class KeepBest(Callback):
-    """Copy (and save) the weights whenever the monitored value is at least as good as before; load the best ones
-    at the end"""
+    """Copy (and save) the weights whenever the monitored value is at least as good as before; load the best
+    ones at the end"""
     order = 65
     def __init__(self,
         monitor: str, # a column of the recorder, e.g. 'valid_psnr'
