@@ -17,8 +17,10 @@ from ..core.errors import DataError
 from ..core.files import write_text
 from ..core.precision import pick_device
 from ..core.words import as_it_was, counted, csv_text, say
-from ..data.degradation import crop_to_multiple, degrade
+from ..data.degradation import crop_to_multiple
 from ..data.images import as_float, find_images, read_images, save_png, to_uint8
+from ..data.realistic import degraded
+from ..datasets.fitting import fit_all, side_of
 from ..datasets.reading import say_unread
 from ..diagnosis.evaluation import calibration_for, say_if_ignored
 from ..diagnosis.inference import batch_of, modes_of, predict
@@ -60,14 +62,17 @@ def _read(network, info, model, paths, images, options): # → Images
     least = (network.min_size if is_sr else MRCNet.min_size)*(network.scale if images == 'hr' else 1)
     size = options.size or (info.size if images == info.images else None)
     channels = network.config['image_channels' if is_sr else 'channels']
-    found = read_images(paths, channels, options.strict, least, size, info.bits)
+    side = side_of(info, images, options, network.scale)
+    least, size = (1, None) if side else (least, size)
+    found = read_images(paths, channels, options.strict, least, size, options.bits or info.bits)
+    if side: found = fit_all(found, *side)
     if found.skipped: say(found.skipped_sentence())
     return found
 
 # %% ../../nbs/commands/predict.ipynb #c015
-def _small(x, scale, images): # what the network reads: the file itself, or the file reduced
+def _small(x, scale, images, how=None): # what the network reads: the file itself, or the file reduced
     if images == 'lr': return x
-    small = degrade(as_float(crop_to_multiple(x, scale)), scale)
+    small = degraded(as_float(crop_to_multiple(x, scale)), scale, how)
     return to_uint8(small) if x.dtype == torch.uint8 else small
 
 # %% ../../nbs/commands/predict.ipynb #c018
@@ -80,11 +85,11 @@ def _names(paths): # of the images to write, without ending, each once
     return names
 
 # %% ../../nbs/commands/predict.ipynb #c020
-def _write_sr(network, found, images, folder, options): # → names relative to the folder above
+def _write_sr(network, found, images, folder, options, how=None): # → names relative to the folder above
     folder.mkdir(exist_ok=True)
     out = []
     for x, p, name in zip(found.images, found.paths, _names(found.paths)):
-        small = _small(x, network.scale, images)
+        small = _small(x, network.scale, images, how)
         deep = small.dtype != torch.uint8 and len(small) == 1 # colour PNGs have 8 bits
         large = super_resolve(network, small, str(p), options.precision,
                               dtype=torch.float32 if deep else torch.uint8)
@@ -119,7 +124,7 @@ def _predict_rows(network, info, found, images, mode): # → a table, a row for 
     if not isinstance(network, SREnhancedDiagnosis):
         sizes = dict(height=[x.shape[1] for x in found.images], width=[x.shape[2] for x in found.images])
         return pd.DataFrame(dict(file=list(map(str, found.paths))) | sizes)
-    lr = [_small(x, network.scale, images) for x in found.images]
+    lr = [_small(x, network.scale, images, info.reduction) for x in found.images]
     _check_sizes(lr, found, info, images)
     lr = torch.stack([x if x.dtype == torch.uint8 else to_uint8(x) for x in lr])
     hr = (torch.stack([as_float(crop_to_multiple(x, network.scale)) for x in found.images])
@@ -153,7 +158,7 @@ def predict_command(
     (folder/'.srdiag').touch()
     enlarger = network.sr_network if isinstance(network, SREnhancedDiagnosis) else network
     if save_images and enlarger is not None:
-        frame['sr_image'] = _write_sr(enlarger, found, images, folder/'sr', options)
+        frame['sr_image'] = _write_sr(enlarger, found, images, folder/'sr', options, info.reduction)
     _write(frame, folder, enlarger is network)
     return frame
 
