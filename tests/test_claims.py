@@ -1,5 +1,6 @@
 """What files claim is compared with what they hold before memory is taken; tables and cards of imported sets
 are safe to open; copies are found by a check."""
+import random
 import shutil
 import time
 
@@ -15,7 +16,7 @@ from srdiag.core.words import as_markdown, as_plain
 from srdiag.data.images import find_images, read_image, save_png
 from srdiag.data.labelled import load_table
 from srdiag.datasets.imported import About, check_set, save_set
-from srdiag.datasets.pcam import _array
+from srdiag.datasets.pcam import _array, _read_all
 from srdiag.datasets.settings import ImportOptions
 from srdiag.diagnosis.evaluation import diagnosis_sentence, never_found
 
@@ -72,6 +73,21 @@ def test_claims_of_hdf5_are_bounded(tmp_path):
         with _array(written(shape=(100, 1, 1, 1), external=outside), 'y', (1, 1, 1)): pass
     with _array(written(shape=(100, 1, 1, 1)), 'y', (1, 1, 1)) as y: assert len(y) == 100
     assert time.perf_counter() - start < 5
+
+
+def test_damaged_hdf5(tmp_path):
+    "60 files, the same each time: read, or a sentence"
+    rng, path = random.Random(0), tmp_path/'a.h5'
+    with h5py.File(path, 'w') as f: f.create_dataset('y', data=np.zeros((300, 1, 1, 1), 'uint8'), chunks=True)
+    whole = path.read_bytes()
+    for _ in range(60):
+        data, start = bytearray(whole), time.perf_counter()
+        for _ in range(rng.choice((1, 5, 20))): data[rng.randrange(len(data))] = rng.randrange(256)
+        path.write_bytes(data)
+        try:
+            with _array(path, 'y', (1, 1, 1)) as y: assert len(_read_all(path, y)) <= 2**24
+        except DataError as e: assert str(e).endswith('.') and '\n' not in str(e), e
+        assert time.perf_counter() - start < 5
 
 
 # Imported sets

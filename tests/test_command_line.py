@@ -21,8 +21,9 @@ def words(text): # without boxes and line breaks
 
 def fields_of(kind): # of a command and of the settings in it, as far as they are options
     for f in dataclasses.fields(kind):
+        if 'Suppress' in repr(f.type): continue
         if dataclasses.is_dataclass(f.default): yield from fields_of(type(f.default))
-        elif 'Suppress' not in repr(f.type): yield f
+        else: yield f
 
 
 # --- help -------------------------------------------------------------------------------------------------

@@ -1,14 +1,16 @@
 """DICOM, on the files that pydicom ships for its own tests, and on some that are written here. Where the
 extra is not installed, only its sentence is tested."""
 import importlib.util
+import random
 import shutil
+import time
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 
-from srdiag.core.errors import DataError, ImageError
+from srdiag.core.errors import DataError, ImageError, SrdiagError
 from srdiag.data import decoding, dicom, images, layout
 from srdiag.data.decoding import quietly
 from srdiag.data.dicom import is_dicom, patient_of, read_dicom, window_sentence
@@ -154,6 +156,24 @@ def test_claims_are_bounded(write, tmp_path):
     for size in (132, 140, 300):
         (tmp_path/'cut.dcm').write_bytes((SHIPPED/'MR_small.dcm').read_bytes()[:size])
         with quietly(), pytest.raises(ImageError): read_dicom(tmp_path/'cut.dcm')
+
+
+@needs_pydicom
+@pytest.mark.parametrize('name', ['MR_small', 'MR_small_RLE', 'MR_small_jp2klossless',
+                                  'SC_rgb_small_odd_jpeg', 'examples_palette'])
+def test_damaged_files(name, tmp_path):
+    "40 of each, the same each time: read, or a sentence"
+    rng, whole = random.Random(name), (SHIPPED/f'{name}.dcm').read_bytes()
+    for _ in range(40):
+        data, start = bytearray(whole), time.perf_counter()
+        for _ in range(rng.choice((1, 5, 40))):
+            end = len(data) if rng.random() < 0.3 else min(len(data), 1500)
+            data[rng.randrange(132, end)] = rng.randrange(256)
+        if rng.random() < 0.3: del data[rng.randrange(140, len(data)):]
+        (tmp_path/'a.dcm').write_bytes(data)
+        try: assert read_images([tmp_path/'a.dcm']).images[0].dim() == 3
+        except SrdiagError as e: assert str(e).endswith('.') and '\n' not in str(e), e
+        assert time.perf_counter() - start < 5
 
 
 @needs_pydicom

@@ -211,6 +211,33 @@ def test_images_are_resized_whole_and_the_model_remembers(mixed, tmp_path, succe
     assert info.resize and info.lr_size == [32, 32]
     assert 'resized whole' in (tmp_path/'m/README.md').read_text(encoding='utf-8')
     assert 'resized' in succeeds('evaluate', '--model', tmp_path/'m', '--data', mixed, '--split', 'all')
+    said = succeeds('predict', '--model', tmp_path/'m', '--out', tmp_path/'o', mixed/'ill')
+    assert len(pd.read_csv(tmp_path/'o/predictions.csv')) == 20 and 'resized' in said
+    from srdiag.models.apply import diagnose
+    one = diagnose(mixed/'ill/q0__a.png', tmp_path/'m')
+    assert abs(one.row['ens_ill'] - pd.read_csv(tmp_path/'o/predictions.csv').set_index('file').ens_ill[
+        str(mixed/'ill/q0__a.png')]) < 1e-4
+
+
+def test_a_model_reduces_as_it_was_trained(fill_labelled, tmp_path, succeeds):
+    from srdiag.models.apply import diagnose
+    fill_labelled(tmp_path/'data', side=32)
+    succeeds('train-diagnosis', '--data', tmp_path/'data/labels.csv', '--inputs', 'LR', '--out', tmp_path/'m',
+             *TINY_DIAGNOSIS, '--width', 16, '--images', 'hr', '--degradation', 'realistic',
+             '--noise', 0.1, 0.2)
+    info = load_model(tmp_path/'m')[1]
+    assert info.images == 'hr' and info.reduction.noise == (0.1, 0.2)
+    said = succeeds('evaluate', '--model', tmp_path/'m', '--data', tmp_path/'data/labels.csv',
+                    '--split', 'all', '--out', tmp_path/'e')
+    assert 'test, ' in said
+    succeeds('predict', '--model', tmp_path/'m', '--out', tmp_path/'o', tmp_path/'data/ill', '--images', 'hr')
+    of = pd.read_csv(tmp_path/'o/predictions.csv').set_index('file').ens_ill
+    tested = pd.read_csv(tmp_path/'e/predictions.csv').set_index('file').ens_ill
+    for name, p in of.items():
+        name = f'ill/{name.split("/")[-1]}'
+        assert abs(tested[name] - p) < 1e-4
+    one = diagnose(of.index[0], tmp_path/'m')
+    assert abs(one.row['ens_ill'] - of.iloc[0]) < 1e-4
 
 
 def test_resize_with_a_size(mixed):

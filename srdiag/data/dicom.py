@@ -91,14 +91,14 @@ def _colour(ds, a: np.ndarray) -> np.ndarray: # H×W×3, uint8 or float32 in [0,
 DEFLATED, MOST_BYTES = '1.2.840.10008.1.2.1.99', 2**31
 MOST_PIXELS = 178_956_970 # as Pillow's limit
 
-def _header(path: Path): # pydicom.Dataset, its pixels not decoded
+def _header(path: Path, pixels: bool = True): # pydicom.Dataset, its pixels not decoded, or not even read
     "ImageError for a file that is no DICOM, or too large when inflated"
     from pydicom import dcmread
     from pydicom.filereader import read_file_meta_info
     syntax = read_file_meta_info(path).get('TransferSyntaxUID')
     if syntax == DEFLATED and 1032*path.stat().st_size > MOST_BYTES:
         raise ImageError(path, 'is deflated DICOM, which may be very large: save it uncompressed')
-    return dcmread(path)
+    return dcmread(path, stop_before_pixels=not pixels)
 
 def _check_header(path: Path, ds) -> None:
     "ImageError for what is no single image of up to 16 bits"
@@ -145,7 +145,7 @@ def read_dicom(
 
 # %% ../../nbs/data/dicom.ipynb #c030
 def _no_window(path: Path) -> bool: # DICOM that is scaled by its own numbers
-    try: ds = _header(path)
+    try: ds = _header(path, pixels=False)
     except Exception: return False
     try: return ds.PhotometricInterpretation.startswith('MONOCHROME') and _by_itself(ds)
     except AttributeError: return False

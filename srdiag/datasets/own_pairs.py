@@ -27,7 +27,8 @@ from ..data.realistic import degraded
 from ..training.options import CHANNELS, Degradation, RunOptions
 
 # %% ../../nbs/datasets/own_pairs.ipynb #c009
-RESOLUTIONS = dict(hr='hr|high[ _-]?res(?:olution)?|hi[ _-]?res', lr='lr|low[ _-]?res(?:olution)?|lo[ _-]?res')
+RESOLUTIONS = dict(hr='hr|high[ _-]?res(?:olution)?|hi[ _-]?res',
+                   lr='lr|low[ _-]?res(?:olution)?|lo[ _-]?res')
 
 def resolution_of(
     name: str, # of a folder

@@ -77,6 +77,18 @@ def _check_claims(path: Path, a) -> None: # an h5py.Dataset
         raise DataError(f'{path} takes its numbers from other files: download it again, it is no part of '
                         'PCam.')
 
+
+def _checked_array(path: Path, f, key: str, shape: tuple): # an h5py.Dataset
+    "The array `key` of an open file; DataError if it is missing or of another kind, h5py's errors if damaged"
+    if not isinstance(a := f.get(key), h5py.Dataset):
+        raise DataError(f'{path} has no array {key}, only {listed(f) or "nothing"}: it is another file '
+                        'under this name. Download it again.')
+    if a.dtype != np.uint8 or a.shape[1:] != shape:
+        raise DataError(f'{path} holds {a.dtype} of shape {"×".join(map(str, a.shape))}, but PCam has '
+                        f'uint8 of shape N×{"×".join(map(str, shape))}: download it again.')
+    _check_claims(path, a)
+    return a
+
 # %% ../../nbs/datasets/pcam.ipynb #c021
 @contextmanager
 def _array(
@@ -92,13 +104,9 @@ def _array(
         what = 'is truncated' if 'truncated' in str(e) else 'is damaged'
         raise DataError(f'{path} {what}: download or unpack it again.') from e
     with f:
-        if not isinstance(a := f.get(key), h5py.Dataset):
-            raise DataError(f'{path} has no array {key}, only {listed(f) or "nothing"}: it is another file '
-                            'under this name. Download it again.')
-        if a.dtype != np.uint8 or a.shape[1:] != shape:
-            raise DataError(f'{path} holds {a.dtype} of shape {"×".join(map(str, a.shape))}, but PCam has '
-                            f'uint8 of shape N×{"×".join(map(str, shape))}: download it again.')
-        _check_claims(path, a)
+        try: a = _checked_array(path, f, key, shape)
+        except (OSError, RuntimeError, KeyError, TypeError, ValueError) as e:
+            raise DataError(f'{path} is damaged: download or unpack it again.') from e
         yield a
 
 # %% ../../nbs/datasets/pcam.ipynb #c024
@@ -122,10 +130,17 @@ def _find_pcam(source: Path,
     return found
 
 # %% ../../nbs/datasets/pcam.ipynb #c027
+def _read_all(path: Path, a) -> np.ndarray: # all of an h5py.Dataset
+    "DataError if the file turns out to be damaged"
+    try: return a[()]
+    except (OSError, RuntimeError) as e:
+        raise DataError(f'{path} is damaged: download or unpack it again.') from e
+
+# %% ../../nbs/datasets/pcam.ipynb #c030
 def _pcam_labels(files: dict, part: str, check: bool) -> np.ndarray: # N of 0 and 1
     "The labels of a part; DataError if they do not fit its patches or, if `check`, the published number"
     x_path, y_path = files[f'{part}_x'], files[f'{part}_y']
-    with _array(y_path, 'y', (1, 1, 1)) as y: labels = y[()].reshape(-1)
+    with _array(y_path, 'y', (1, 1, 1)) as y: labels = _read_all(y_path, y).reshape(-1)
     with _array(x_path, 'x', (96, 96, 3)) as x: n = len(x)
     if n != len(labels):
         raise DataError(f'{x_path} has {n} patches, but {y_path} {len(labels)} labels: download both again.')
@@ -136,7 +151,7 @@ def _pcam_labels(files: dict, part: str, check: bool) -> np.ndarray: # N of 0 an
                         'download it again, or allow other files with --no-check.')
     return labels
 
-# %% ../../nbs/datasets/pcam.ipynb #c029
+# %% ../../nbs/datasets/pcam.ipynb #c032
 def _pcam_slides(meta: Path, labels: np.ndarray, y_path: Path, check: bool) -> np.ndarray: # N names
     "The slide of each patch; DataError for a table of other patches"
     table, n = read_columns(meta, ('wsi',)), len(labels)
@@ -151,7 +166,7 @@ def _pcam_slides(meta: Path, labels: np.ndarray, y_path: Path, check: bool) -> n
                             'it with --no-check.')
     return table.wsi.to_numpy(str)
 
-# %% ../../nbs/datasets/pcam.ipynb #c031
+# %% ../../nbs/datasets/pcam.ipynb #c034
 def _pcam_rows(
     files: dict, # 'train_x' → .h5 or .csv
     part: str, # 'train', 'valid' or 'test'
@@ -166,7 +181,7 @@ def _pcam_rows(
     if meta is None: return rows
     return rows.assign(group=_pcam_slides(meta, labels, files[f'{part}_y'], check))
 
-# %% ../../nbs/datasets/pcam.ipynb #c034
+# %% ../../nbs/datasets/pcam.ipynb #c037
 def _pcam_pixels(files: dict, rows: pd.DataFrame, block: int = 256): # yields (row number, uint8 3×96×96)
     "The chosen patches, part by part; DataError if a file turns out to be damaged"
     for part, chosen in rows.groupby('split', sort=False):
@@ -179,7 +194,7 @@ def _pcam_pixels(files: dict, rows: pd.DataFrame, block: int = 256): # yields (r
                 for k, i in zip(some.index, some['index']):
                     yield k, torch.from_numpy(data[i - start]).permute(2, 0, 1)
 
-# %% ../../nbs/datasets/pcam.ipynb #c036
+# %% ../../nbs/datasets/pcam.ipynb #c039
 def _download_pcam(folder: Path, meta: bool) -> None:
     "Download x and y with torchvision; DataError if that fails, or tables of slides are wanted and missing"
     from torchvision.datasets import PCAM
@@ -197,7 +212,7 @@ def _download_pcam(folder: Path, meta: bool) -> None:
             raise DataError(f'PCam ({split}) could not be downloaded to {folder/"pcam"} ({why}): install '
                             'gdown, try again later, or get the files with a browser.') from e
 
-# %% ../../nbs/datasets/pcam.ipynb #c039
+# %% ../../nbs/datasets/pcam.ipynb #c042
 def _ready_files(source: Path, settings: PCamSettings, room: Path) -> dict: # 'train_x' → .h5 or .csv
     "The files of PCam, unpacked; DataError for those that are missing, exchanged or damaged"
     files = _find_pcam(source, settings.meta)
@@ -208,7 +223,7 @@ def _ready_files(source: Path, settings: PCamSettings, room: Path) -> dict: # 't
         if packed: files[key] = _unpack(path, room)
     return files
 
-# %% ../../nbs/datasets/pcam.ipynb #c041
+# %% ../../nbs/datasets/pcam.ipynb #c044
 def _pcam_warnings(rows, meta): # sentences
     share = (rows.label == 'tumour').groupby(rows.split).mean()
     warnings = [f'The {part} part has {s:.0%} tumour; PCam has 50 % in each.' for part, s in share.items()
@@ -218,7 +233,7 @@ def _pcam_warnings(rows, meta): # sentences
                         'intervals are over patches and look surer than they are.')
     return warnings
 
-# %% ../../nbs/datasets/pcam.ipynb #c043
+# %% ../../nbs/datasets/pcam.ipynb #c046
 def import_pcam(
     source: str|Path, # folder with the official files, .h5 or .h5.gz, and the meta .csv
     out: str|Path, # the data set to make
@@ -243,7 +258,7 @@ def import_pcam(
                         _pcam_warnings(rows, settings.meta), options, report)
     return name_leftovers(made) # after the unpacked files are gone
 
-# %% ../../nbs/datasets/pcam.ipynb #c052
+# %% ../../nbs/datasets/pcam.ipynb #c055
 def _kaggle_table(
     csv: Path, # train_labels.csv
     folder: Path, # train/
@@ -263,7 +278,7 @@ def _kaggle_table(
     return table, [f'Left out, because {csv.name} does not name them: {counted(extra, "file")} of '
                    f'{folder.name}/.'] if extra else []
 
-# %% ../../nbs/datasets/pcam.ipynb #c054
+# %% ../../nbs/datasets/pcam.ipynb #c057
 def _kaggle_slides(groups: Path, ids: pd.Series) -> list: # the slide of each
     "DataError for ids that are unknown or named twice"
     slides = read_columns(groups, ('id', 'wsi'))
@@ -276,7 +291,7 @@ def _kaggle_slides(groups: Path, ids: pd.Series) -> list: # the slide of each
                         f'{listed(lost)}. Add them, or leave out --groups.')
     return [known[i] for i in ids]
 
-# %% ../../nbs/datasets/pcam.ipynb #c056
+# %% ../../nbs/datasets/pcam.ipynb #c059
 def _kaggle_rows(
     source: Path, # folder with train/ and train_labels.csv
     groups: Path|None, # table of id and wsi
@@ -292,7 +307,7 @@ def _kaggle_rows(
                   'will be in training and test, and the test score is too good. Give a table of id and wsi '
                   'with --groups, or use the official files.']
 
-# %% ../../nbs/datasets/pcam.ipynb #c059
+# %% ../../nbs/datasets/pcam.ipynb #c062
 def import_kaggle_pcam(
     source: str|Path, # folder with train/ and train_labels.csv
     out: str|Path, # the data set to make

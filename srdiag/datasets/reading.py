@@ -79,7 +79,8 @@ def sr_files(
 ) -> tuple[list[Path], dict|None]: # the files, and the rows of the manifest (file → row) or None
     "Image files for super-resolution; of a built set the high-resolution ones. DataError if there is none"
     root = Path(data)
-    if not ((root/MANIFEST).is_file() and (root/'.srdiag').exists()): return find_images(data, tell=tell), None
+    built = (root/MANIFEST).is_file() and (root/'.srdiag').exists()
+    if not built: return find_images(data, tell=tell), None
     rows = {row['file']: row for row in read_manifest(root)}
     return [root/name for name in sorted(rows)], rows
 

@@ -20,8 +20,10 @@ from ..core.precision import pick_device
 from ..core.settings import check_choice
 from ..core.words import say
 from ..data.decoding import pil_pixels
-from ..data.degradation import crop_to_multiple, degrade
+from ..data.degradation import crop_to_multiple
 from ..data.images import as_float, known_depth, luma, read_image, to_uint8
+from ..data.realistic import degraded
+from ..datasets.fitting import resized
 from ..diagnosis.network import SREnhancedDiagnosis
 from .info import ModelInfo, check_described
 from .saving import load_model
@@ -210,7 +212,7 @@ class Diagnoses(list):
 # %% ../../nbs/models/apply.ipynb #c044
 def _cut(x, info): # the middle, if the model was trained on middles of files
     (h, w), side = x.shape[1:], info.size
-    if side is None or min(h, w) < side or [h, w] == info.lr_size: return x
+    if side is None or info.resize or min(h, w) < side or [h, w] == info.lr_size: return x
     top, left = (h-side)//2, (w-side)//2
     return x[:, top:top+side, left:left+side]
 
@@ -223,8 +225,9 @@ def _small(p, network, info, resolution): # Picture → LR image as bytes, and t
     channels, scale = network.config['channels'], network.scale
     x = _cut(luma(p.pixels) if channels == 1 else _for_channels(p, channels), info)
     reduced = _reduced(x, info, resolution) and min(x.shape[1:]) >= scale
+    if info.resize and info.lr_size: x = resized(x, *(n*(scale if reduced else 1) for n in info.lr_size))
     hr = as_float(crop_to_multiple(x, scale)) if reduced else None
-    lr = to_uint8(x if hr is None else degrade(hr, scale))
+    lr = to_uint8(x if hr is None else degraded(hr, scale, info.reduction))
     if info.lr_size and list(lr.shape[1:]) != info.lr_size:
         h, w = info.lr_size
         raise DataError(f'{p.name} has {x.shape[1]}×{x.shape[2]} px, but the model reads images of {h}×{w} '
