@@ -105,6 +105,8 @@ class Reading(RunOptions):
     seed: Suppress[Natural] = 0
     precision: Suppress[Literal['auto', 'bf16', 'fp16', 'fp32']] = 'auto'
     channels: Suppress[Literal['auto', 'rgb', 'grey']] = 'auto'
+    in_memory: Suppress[float] = 2.
+    workers: Suppress[int|None] = None
 
 # %% ../../nbs/commands/options.ipynb #c026
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ __all__ = ['ODD', 'SRData', 'file_names', 'sr_files', 'say_unread', 'read_sr_fol
            'read_labelled']
 
 # %% ../../nbs/datasets/reading.ipynb #c003
+import hashlib
 from collections import Counter
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,11 +21,13 @@ from ..data.groups import (
     advice_on, content_keys, copy_sentences, groups_from_names, naming_rule, rejoined, rule_of,
     stray_sentence, units_of, unknown_sentence)
 from ..data.images import ImageSet, find_images, fingerprints, read_images, unread_files
+from ..data.mapped import ImageRows
 from ..data.labelled import LabelledTable, check_classes, load_table, split_table
 from ..data.layout import parts_of_folders, settled_parts
 from ..data.pairs import LabelledPairs, SRPairs
 from ..data.splits import grouped_split
 from .folders import MANIFEST
+from .large import keys_of_rows, large_set, pcam_table, read_rows
 from .manifest import read_manifest
 from ..training.options import CHANNELS, RunOptions
 
@@ -185,19 +188,22 @@ def read_sr_folder(
 class LabelledData:
     "Labelled images in memory: images, labels, groups, parts, and where they came from"
     table: LabelledTable # of the images that could be read: files, labels, classes, groups
-    images: list # C×H×W tensors, in the order of the table
+    images: list|ImageRows # C×H×W tensors, in the order of the table; mapped if they do not fit into memory
     channels: int # 1 or 3
     skipped: str # a sentence about images that could not be read, or ''
     hash: str # of the files
     digests: list # of each file
     parts: dict|None = None # 'train', 'valid', 'test' → row numbers; None: not split yet
     bits: int|None = None # that files of 16 bits were taken to hold; None: there was none
+    workers: int|None = None # processes that read; None: as many as are of use
 
     @property
     def classes(self): return list(self.table.classes)
 
     @property
-    def side(self): return min(min(x.shape[1:]) for x in self.images) # of the smallest image in px
+    def side(self): # of the smallest image in px
+        if isinstance(self.images, ImageRows): return min(self.images.shape[2:])
+        return min(min(x.shape[1:]) for x in self.images)
 
     def split(self, seed): return replace(self, parts=split_table(self.table, seed=seed)) # 70/15/15 by group
 
@@ -207,8 +213,11 @@ class LabelledData:
         return None if self.table.groups is None else self.table.groups[self.rows(part)]
 
     def pairs(self, part, scale, images='lr', augment=None): # LabelledPairs of a part, or of row numbers
-        at = self.rows(part)
-        return LabelledPairs([self.images[i] for i in at], self.table.labels[at], scale, images, augment)
+        at, large = self.rows(part), isinstance(self.images, ImageRows)
+        some = self.images.rows(at) if large else [self.images[i] for i in at]
+        pairs = LabelledPairs(some, self.table.labels[at], scale, images, augment)
+        pairs.workers = self.workers
+        return pairs
 
     def frame(self, references=()): # split.csv: file, label, group, split, sha256, which are references
         frame = self.table.to_frame()
@@ -234,6 +243,21 @@ def of_one_size(
     return images.without(odd)
 
 # %% ../../nbs/datasets/reading.ipynb #c050
+def _labelled_images(files, options, min_size, bits): # → ImageSet of one size, and a key for each picture
+    how = CHANNELS[options.channels], options.strict, min_size, options.size
+    if large_set(files, how[0], options.size, options.in_memory): return read_rows(files, *how, bits)
+    images = of_one_size(read_images(files, *how, bits), options.strict)
+    return images, content_keys(images.images)
+
+def _labelled_hdf5(table, images, options): # → LabelledData of PCam
+    if table.groups is None and options.group_pattern != 'none': say(f'Note: {unknown_sentence(len(table))}')
+    keys = keys_of_rows(images)
+    table = replace(table, twins=keys)
+    for note in copy_sentences(keys, list(map(str, table.files)), table.labels): say(f'Note: {note}')
+    whole = hashlib.sha256('\n'.join(keys).encode()).hexdigest()
+    return LabelledData(table, images, 3, '', whole, [k[:16] for k in keys], workers=options.workers)
+
+# %% ../../nbs/datasets/reading.ipynb #c052
 def read_labelled(
     data: str|Path, # a folder with one sub-folder per class, or a CSV
     labels: str|Path|None, # a CSV whose files are relative to `data`
@@ -242,16 +266,15 @@ def read_labelled(
     bits: int|None = None, # that files of 16 bits hold; None: find out, and say it
 ) -> LabelledData:
     "Read a labelled data set; unreadable images are left out and counted. DataError as `load_table`"
+    if pcam := pcam_table(data) if labels is None else None: return _labelled_hdf5(*pcam, options)
     table = load_table(data, labels, options.group_pattern)
-    images = read_images(table.files, CHANNELS[options.channels], options.strict, min_size, options.size,
-                         bits)
-    images = of_one_size(images, options.strict)
+    images, keys = _labelled_images(table.files, options, min_size, bits)
     if images.skipped: say(images.skipped_sentence())
     where = {p: i for i, p in enumerate(table.files)}
-    table = replace(table.subset([where[p] for p in images.paths]), twins=content_keys(images.images))
+    table = replace(table.subset([where[p] for p in images.paths]), twins=keys)
     names = table.to_frame()
     for note in (*table.notes, *copy_sentences(table.twins, list(names.file), names.label.to_numpy())):
         say(f'Note: {note}')
     check_classes(table)
     return LabelledData(table, images.images, images.channels, images.skipped_sentence(),
-                        *fingerprints(table.files, table.root), bits=images.bits)
+                        *fingerprints(table.files, table.root), bits=images.bits, workers=options.workers)

@@ -9,7 +9,7 @@ __all__ = ['CHANNELS', 'RunOptions']
 from dataclasses import dataclass
 from typing import Literal
 
-from ..core.settings import Natural, Positive, check_settings
+from ..core.settings import Natural, Positive, Weight, check_settings
 
 # %% ../../nbs/training/options.ipynb #c005
 CHANNELS = dict(auto=None, rgb=3, grey=1) # name → channels; None: as the images are
@@ -31,5 +31,8 @@ class RunOptions:
     # groups (patients, slides) by file name: 'auto' is the part before a double underscore, 'none', or a
     # regular expression with one pair of parentheses
     group_pattern: str = 'auto'
+    in_memory: Weight = 2. # GB of labelled images to hold in memory; more than that is read from a file
+    # processes that read labelled images beside the one that trains; default: four where a GPU would wait
+    workers: Natural|None = None
 
     def __post_init__(self): check_settings(self, 'A run')
