@@ -115,7 +115,7 @@ class SlideReading(Reading):
     level: Natural = 0 # of whole slides, 0 being the full resolution
     tissue: Share = 0.5 # of whole slides: the least share of a piece that must be tissue
 
-# %% ../../nbs/commands/options.ipynb #c028
+# %% ../../nbs/commands/options.ipynb #c029
 @dataclass(frozen=True)
 class Evaluate:
     "Test a model folder on images"
@@ -140,7 +140,7 @@ class Evaluate:
         from srdiag.commands.evaluate import evaluate_command
         evaluate_command(self.model, self.data, self.out, self.labels, self.split, self.mode, self.reading)
 
-# %% ../../nbs/commands/options.ipynb #c030
+# %% ../../nbs/commands/options.ipynb #c031
 @dataclass(frozen=True)
 class Predict:
     "Super-resolve images and, with a diagnosis model, predict their class. Not for diagnostic use"
@@ -167,7 +167,7 @@ class Predict:
         for _ in predict_in_turn(self.model, self.files, self.out, self.images, not self.no_images, self.mode,
                                  self.reading, self.shard): pass
 
-# %% ../../nbs/commands/options.ipynb #c035
+# %% ../../nbs/commands/options.ipynb #c036
 @dataclass(frozen=True)
 class Demo:
     "Train, distil, diagnose and join on lesions in a real micrograph, and write a report (minutes)"
