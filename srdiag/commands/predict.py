@@ -9,12 +9,14 @@ __all__ = ['AHEAD', 'predict_in_turn', 'predict_command']
 from collections import Counter, deque
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 
 import pandas as pd
 import torch
 from torch import nn
 
+from .predict_slides import check_for_slides, slide_files, whole_slides
 from .results import (
     Results, Shard, add_picture, add_rows, add_skipped, check_names, check_place_of_results, files_digest)
 from ..core.errors import DataError, ImageError
@@ -67,6 +69,13 @@ class _Task:
     mode: str|None # of prediction; None: the model's own
     save_images: bool
     options: RunOptions
+
+    level: int = 0 # of whole slides
+    tissue: float = 0.5 # share of a piece of a slide
+
+    @cached_property
+    def calibration(self): # or None, with a note
+        return calibration_for(self.network, self.info, self.mode) if self.diagnoses else None
 
     @property
     def diagnoses(self): return isinstance(self.network, SREnhancedDiagnosis)
@@ -206,33 +215,61 @@ def _save(task, batch, names, results): # the enlarged images of a batch → nam
 
 # %% ../../nbs/commands/predict.ipynb #c037
 def _frames(task, paths, names, read, results): # yields tables, and writes them
-    left, calibration = _LeftOut(results, task.options.strict), None
-    if task.diagnoses: calibration = calibration_for(task.network, task.info, task.mode)
+    left, calibration = _LeftOut(results, task.options.strict), task.calibration
     for batch in _batches(task, paths, read, left):
         frame = _row_frame(task, batch, calibration)
         if task.enlarger is not None: frame['sr_image'] = _save(task, batch, names, results)
         frame = frame.assign(**{k: results.about[k] for k in ('model', 'weights_sha256')})
         add_rows(results, frame)
         yield frame
-    if not results.rows: raise DataError(f'None of the images can be used. {left.sentence(len(paths))}')
-    if results.skipped: say(left.sentence(len(paths)))
+    _say_left(left, len(paths))
+
+def _say_left(left, n): # what of n files has no row; DataError if none has
+    if not left.results.rows: raise DataError(f'None of the images can be used. {left.sentence(n)}')
+    if left.results.skipped: say(left.sentence(n))
 
 # %% ../../nbs/commands/predict.ipynb #c039
 def _task(model, images, save_images, mode, options): # → _Task; says which options have no effect
     folder = model_folder(model)
     network, info = load_model(folder, device=pick_device(options.device))
     say_if_ignored(network, None, mode)
-    task = _Task(network, info, folder, images, mode, save_images, options)
+    task = _Task(network, info, folder, images, mode, save_images, options, getattr(options, 'level', 0),
+                 getattr(options, 'tissue', 0.5))
     if task.diagnoses and network.mixes and (mode or modes_of(network)[0]) == 'batch':
         say('Note: the model predicts as published, so each prediction depends on the other images of its '
             f'batch of {task.batch}.')
     return task
+
+def _files_of(paths, names, slides): # → names of pictures that will be written
+    endings = ('geojson', 'png') if slides else ('png',)
+    return [f'{names[p]}.{end}' for p in paths if p in names for end in endings]
 
 def _about(task, paths, shard): # → what the record and each row say of the model
     return dict(model=task.model.name, shards=shard.n if shard else None, files=files_digest(paths),
                 weights_sha256=read_config(task.model)['weights_sha256'])
 
 # %% ../../nbs/commands/predict.ipynb #c042
+def _found(files, out): # → slides, or other images
+    place = Path(out).resolve()
+    slides = [p for p in whole_slides(files) if place not in p.resolve().parents]
+    if not slides: return [], _paths(files, out)
+    try: images = set(_not_below(find_images(files), out)) - set(slides)
+    except DataError: images = [] # there are none
+    return slides, sorted(images)
+
+def _slide_frames(task, slides, names, read, results): # as `_frames`
+    left, kind = _LeftOut(results, task.options.strict), f'slides{results.place.ending}'
+    for path in slides:
+        try:
+            for frame in slide_files(task, path, results.room()/kind, names[path]):
+                frame = frame.assign(**{k: results.about[k] for k in ('model', 'weights_sha256')})
+                add_rows(results, frame)
+                yield frame
+            for end in ('geojson', 'png'): add_picture(results, f'{names[path]}.{end}', None, 'slides')
+        except ImageError as e: left.add(path, e.why)
+    _say_left(left, len(slides))
+
+# %% ../../nbs/commands/predict.ipynb #c044
 def predict_in_turn(
     model: str|Path, # as in `predict_command`, and so are the others
     files: list,
@@ -247,16 +284,19 @@ def predict_in_turn(
     use"""
     part = Shard.read(shard) if shard is not None else None
     place = check_place_of_results(out, options.overwrite, part)
-    task, paths = _task(model, images, save_images, mode, options), _paths(files, out)
-    read, named, mine = _reader(task, paths), _names(paths), part.of(paths) if part else paths
-    names = {p: name for p, name in zip(paths, named)} if task.enlarger is not None else {}
-    check_names(place, [f'{names[p]}.png' for p in mine if p in names])
+    task, (slides, paths) = _task(model, images, save_images, mode, options), _found(files, out)
+    if slides: check_for_slides(task.network, slides, paths)
+    paths, frames = slides or paths, _slide_frames if slides else _frames
+    read, mine = None if slides else _reader(task, paths), part.of(paths) if part else paths
+    named = _names(paths)
+    names = {p: name for p, name in zip(paths, named)} if slides or task.enlarger is not None else {}
+    check_names(place, _files_of(mine, names, slides), 'slides' if slides else 'sr')
     with quietly(), Results(place, _about(task, paths, part)) as results:
-        yield from _frames(task, mine, names, read, results)
-    say(f'{counted(results.rows, "image")}, written to {place.folder}.'
+        yield from frames(task, mine, names, read, results)
+    say(f'{counted(results.rows, "piece" if slides else "image")}, written to {place.folder}.'
         + (' For teaching and research, not for diagnostic use.' if task.diagnoses else ''))
 
-# %% ../../nbs/commands/predict.ipynb #c044
+# %% ../../nbs/commands/predict.ipynb #c046
 def predict_command(
     model: str|Path, # a model folder, super-resolution or diagnosis, or the name of a network of the package
     files: list, # images or folders

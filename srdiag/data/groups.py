@@ -155,6 +155,7 @@ def column_sentences(
 # %% ../../nbs/data/groups.ipynb #c041
 def content_keys(
     images: list[torch.Tensor], # C×H×W, uint8 or float in [0, 1]
+    start: int = 0, # number of the first one, if these are some of many
 ) -> np.ndarray: # N texts, equal for images with the same pixels
     "A fingerprint of the pixels of each image; a uniform image gets one of its own"
     def key(i, x):
@@ -162,7 +163,7 @@ def content_keys(
         h = hashlib.sha256(f'{x.dtype}{tuple(x.shape)}'.encode())
         h.update(x.contiguous().numpy())
         return h.hexdigest()
-    return np.array([key(i, x) for i, x in enumerate(images)])
+    return np.array([key(i, x) for i, x in enumerate(images, start)])
 
 # %% ../../nbs/data/groups.ipynb #c044
 def _smallest(of: np.ndarray, number: np.ndarray) -> np.ndarray: # N

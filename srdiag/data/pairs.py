@@ -16,6 +16,7 @@ from .degradation import crop_to_multiple, degrade
 from .images import as_float, to_uint8
 from .realistic import degraded
 from ..training.options import Degradation
+from .mapped import ImageRows, reduced_rows
 
 # %% ../../nbs/data/pairs.ipynb #c012
 def _shrink(
@@ -236,7 +237,7 @@ class PairAugment:
         return *flips, jitter[0]*self.brightness, 1 + jitter[1]*self.contrast
 
     def __call__(self, *images): # each B×C×H×W float in [0, 1] → a tuple of the same
-        drawn = [v.view(-1, 1, 1, 1) for v in self.draw(len(images[0]))]
+        drawn = [v.view(-1, 1, 1, 1).to(images[0].device) for v in self.draw(len(images[0]))]
         return tuple(self.apply(x, *drawn) for x in images)
 
     @staticmethod
@@ -262,29 +263,38 @@ def _reduced(hr: torch.Tensor, scale: int) -> torch.Tensor: # N×C×H/scale×W/s
     if h % scale or w % scale:
         raise DataError(f'Images of {h}×{w} px cannot be reduced {scale} times: cut them to a multiple of '
                         f'{scale} (--size).')
+    if isinstance(hr, ImageRows): return reduced_rows(hr, scale)
     return torch.cat([to_uint8(degrade(as_float(part), scale)) for part in hr.split(256)])
 
 # %% ../../nbs/data/pairs.ipynb #c054
 class LabelledPairs:
-    """In-memory images with labels, in whole batches: (lr, y), or (lr, hr, y) when the high-resolution image
-    is known"""
+    """Images with labels, in whole batches: (lr, y), or (lr, hr, y) when the high-resolution image is known.
+    They are in memory, or in a file that is mapped to it"""
     def __init__(self,
-        images: list, # C×H×W, uint8 or float in [0, 1], all of one size
+        images: list|ImageRows, # C×H×W, uint8 or float in [0, 1], all of one size
         labels, # N class indices
         scale: int, # between small and large images
         kind: str = 'lr', # what `images` are: 'lr', or 'hr' to be degraded by `scale`
         augment: PairAugment|None = None, # for training
     ):
         if kind not in ('lr', 'hr'): raise ValueError(f"kind must be 'lr' or 'hr', not {kind!r}.")
-        stack = _in_one_block(images)
+        stack = images if isinstance(images, ImageRows) else _in_one_block(images)
         self.lr, self.hr = (stack, None) if kind == 'lr' else (_reduced(stack, scale), stack)
         self.labels, self.augment, self.n_inp = torch.as_tensor(labels), augment, 2 if kind == 'hr' else 1
+        self.workers = None # processes that read; None: as many as are of use
 
     def __len__(self): return len(self.labels)
 
     def __getitem__(self, i): return tuple(t[0] for t in self.batch([i]))
 
     def batch(self, indices): # row numbers → lr, perhaps hr, labels; images as float in [0, 1], augmented
-        images = tuple(as_float(t[indices]) for t in (self.lr, self.hr) if t is not None)
+        return self.finish(self.fetch(indices))
+
+    def fetch(self, indices): # row numbers → the same as bytes: what a process that reads has to do
+        return *(t[indices] for t in (self.lr, self.hr) if t is not None), self.labels[indices]
+
+    def finish(self, batch): # bytes, on any device → as `batch` makes them
+        *images, labels = batch
+        images = tuple(as_float(t) for t in images)
         if self.augment is not None: images = self.augment(*images)
-        return *images, self.labels[indices]
+        return *images, labels

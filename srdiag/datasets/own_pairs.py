@@ -344,15 +344,7 @@ class GivenPairs(LabelledPairs):
                             'common size to cut them to (--size).')
         self.lr, self.hr = (torch.stack([to_uint8(x) for x in images]) for images in (lr, hr))
         self.labels, self.augment, self.n_inp = torch.as_tensor(labels), augment, 2
-
-    def __len__(self): return len(self.labels)
-
-    def __getitem__(self, i): return tuple(t[0] for t in self.batch([i]))
-
-    def batch(self, indices): # row numbers → lr, hr, labels; images as float in [0, 1], augmented
-        images = as_float(self.lr[indices]), as_float(self.hr[indices])
-        if self.augment is not None: images = self.augment(*images)
-        return *images, self.labels[indices]
+        self.workers = None
 
 # %% ../../nbs/datasets/own_pairs.ipynb #c059
 def made_pairs(

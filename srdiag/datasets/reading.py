@@ -7,6 +7,7 @@ __all__ = ['OWN_PAIRS', 'ODD', 'SRData', 'how_made', 'file_names', 'sr_files', '
            'LabelledData', 'of_one_size', 'read_labelled']
 
 # %% ../../nbs/datasets/reading.ipynb #c003
+import hashlib
 from collections import Counter
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,12 +21,14 @@ from ..data.groups import (
     advice_on, content_keys, copy_sentences, groups_from_names, naming_rule, rejoined, rule_of,
     stray_sentence, units_of, unknown_sentence)
 from ..data.images import ImageSet, find_images, fingerprints, unread_files
+from ..data.mapped import ImageRows
 from ..data.labelled import LabelledTable, check_classes, load_table, split_table
 from ..data.layout import parts_of_folders, settled_parts
 from ..data.pairs import LabelledPairs, SRPairs
 from ..data.splits import grouped_split
 from .fitting import fit_all, read_fitting
 from .folders import MANIFEST
+from .large import keys_of_rows, large_set, pcam_table, read_rows
 from .manifest import read_manifest
 from .own_pairs import (
     GivenPairs, OwnPairs, labelled_pairs, made_pairs, own_pairs, partners_of, read_pairs)
@@ -245,7 +248,7 @@ def read_sr_folder(
 class LabelledData:
     "Labelled images in memory: images, labels, groups, parts, and where they came from"
     table: LabelledTable # of the images that could be read: files, labels, classes, groups
-    images: list # C×H×W tensors, in the order of the table
+    images: list|ImageRows # C×H×W tensors, in the order of the table; mapped if they do not fit into memory
     channels: int # 1 or 3
     skipped: str # a sentence about images that could not be read, or ''
     hash: str # of the files
@@ -255,12 +258,15 @@ class LabelledData:
     small: list|None = None # small images of pairs of a user's own, in the same order; None: they are made
     how: Degradation = Degradation() # how they are made
     lr_digests: list|None = None # of the files of small images
+    workers: int|None = None # processes that read; None: as many as are of use
 
     @property
     def classes(self): return list(self.table.classes)
 
     @property
-    def side(self): return min(min(x.shape[1:]) for x in self.images) # of the smallest image in px
+    def side(self): # of the smallest image in px
+        if isinstance(self.images, ImageRows): return min(self.images.shape[2:])
+        return min(min(x.shape[1:]) for x in self.images)
 
     def split(self, seed): return replace(self, parts=split_table(self.table, seed=seed)) # 70/15/15 by group
 
@@ -270,11 +276,13 @@ class LabelledData:
         return None if self.table.groups is None else self.table.groups[self.rows(part)]
 
     def pairs(self, part, scale, images='lr', augment=None): # LabelledPairs of a part, or of row numbers
-        at = self.rows(part)
-        some, y = [self.images[i] for i in at], self.table.labels[at]
-        if self.small is not None: return GivenPairs([self.small[i] for i in at], some, y, augment)
-        if images == 'hr' and self.how.realistic: return made_pairs(some, y, scale, self.how, augment)
-        return LabelledPairs(some, y, scale, images, augment)
+        at, y, large = self.rows(part), self.table.labels, isinstance(self.images, ImageRows)
+        some = self.images.rows(at) if large else [self.images[i] for i in at]
+        if self.small is not None: pairs = GivenPairs([self.small[i] for i in at], some, y[at], augment)
+        elif images == 'hr' and self.how.realistic: pairs = made_pairs(some, y[at], scale, self.how, augment)
+        else: pairs = LabelledPairs(some, y[at], scale, images, augment)
+        pairs.workers = self.workers
+        return pairs
 
     @property
     def degradation(self): return how_made(self.small, self.how) # for ModelInfo
@@ -307,18 +315,40 @@ def of_one_size(
     return images.without(odd)
 
 # %% ../../nbs/datasets/reading.ipynb #c060
-def _labelled_images(table, options, least, scale, lr, side): # → ImageSet; small images, digests, or None
-    if lr is None:
-        images = read_fitting(table.files, options, least, None, side)
-        return of_one_size(images, options.strict, options.resize), None, None
+def _with_partners(table, options, least, scale, lr): # → ImageSet of one size, keys, small images, digests
     own = partners_of(table.files, table.root, lr)
     images, small = read_pairs(own, least, scale, options)
     partner = dict(zip(images.paths, small))
     images = of_one_size(images, options.strict)
     digests = fingerprints([own.partner[p] for p in images.paths])[1]
-    return images, [partner[p] for p in images.paths], digests
+    return images, content_keys(images.images), [partner[p] for p in images.paths], digests
 
 # %% ../../nbs/datasets/reading.ipynb #c062
+def _check_large(options, resized): # DataError for what is only done in memory
+    if resized or options.reduction.realistic:
+        what = 'resized (--resize)' if resized else 'made small realistically (--degradation)'
+        raise DataError(f'These images need more than {options.in_memory:g} GB (--in-memory), and images are '
+                        f'{what} in memory only: allow more, or prepare the images before.')
+
+def _labelled_images(table, options, least, scale, lr, side):
+    # → ImageSet of one size, and a key for each picture; small images, digests, or None
+    if lr is not None: return _with_partners(table, options, least, scale, lr)
+    how = CHANNELS[options.channels], options.strict, least, options.size
+    if large_set(table.files, how[0], options.size, options.in_memory):
+        _check_large(options, side or options.resize)
+        return *read_rows(table.files, *how, options.bits), None, None
+    images = of_one_size(read_fitting(table.files, options, least, None, side), options.strict, options.resize)
+    return images, content_keys(images.images), None, None
+
+def _labelled_hdf5(table, images, options): # → LabelledData of PCam
+    if table.groups is None and options.group_pattern != 'none': say(f'Note: {unknown_sentence(len(table))}')
+    keys = keys_of_rows(images)
+    table = replace(table, twins=keys)
+    for note in copy_sentences(keys, list(map(str, table.files)), table.labels): say(f'Note: {note}')
+    whole = hashlib.sha256('\n'.join(keys).encode()).hexdigest()
+    return LabelledData(table, images, 3, '', whole, [k[:16] for k in keys], workers=options.workers)
+
+# %% ../../nbs/datasets/reading.ipynb #c064
 def read_labelled(
     data: str|Path, # a folder with one sub-folder per class, or a CSV
     labels: str|Path|None, # a CSV whose files are relative to `data`
@@ -331,16 +361,17 @@ def read_labelled(
 ) -> LabelledData:
     "Read a labelled data set; unreadable images are left out and counted. DataError as `load_table`"
     options = replace(options, bits=options.bits or bits)
+    if pcam := pcam_table(data) if labels is None else None: return _labelled_hdf5(*pcam, options)
     data, lr = (data, None) if scale is None else labelled_pairs(data, lr)
     table = load_table(data, labels, options.group_pattern)
-    images, *own = _labelled_images(table, options, min_size, scale, lr, side)
+    images, keys, *own = _labelled_images(table, options, min_size, scale, lr, side)
     if images.skipped: say(images.skipped_sentence())
     where = {p: i for i, p in enumerate(table.files)}
-    table = replace(table.subset([where[p] for p in images.paths]), twins=content_keys(images.images))
+    table = replace(table.subset([where[p] for p in images.paths]), twins=keys)
     names = table.to_frame()
     for note in (*table.notes, *copy_sentences(table.twins, list(names.file), names.label.to_numpy())):
         say(f'Note: {note}')
     check_classes(table)
     return LabelledData(table, images.images, images.channels, images.skipped_sentence(),
                         *fingerprints(table.files, table.root), None, images.bits, own[0],
-                        options.reduction, own[1])
+                        options.reduction, own[1], options.workers)

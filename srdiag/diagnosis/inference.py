@@ -13,6 +13,7 @@ import pandas as pd
 import torch
 
 from ..data.images import as_float
+from ..data.mapped import in_order
 from .network import SREnhancedDiagnosis
 from ..core.errors import ModelError
 
@@ -129,7 +130,7 @@ def batch_of(
 @torch.no_grad()
 def predict(
     model: SREnhancedDiagnosis, # trained; used in eval mode
-    lr: torch.Tensor, # N×C×h×w, uint8 or float in [0, 1]
+    lr: torch.Tensor, # N×C×h×w, uint8 or float in [0, 1]; or ImageRows
     classes: list, # K names
     hr: torch.Tensor|None = None, # N×C×H×W, read where the inputs need it
     batch_size: int|None = None, # at a time; None: 32, in the mode 'batch' as in training
@@ -141,7 +142,7 @@ def predict(
     if model.large != 'HR': hr = None
     batch_size = batch_of(model, mode) if batch_size is None else batch_size
     _check_images(model, lr, hr, classes, batch_size, order)
-    if order is not None: lr, hr = lr[order], None if hr is None else hr[order]
+    if order is not None: lr, hr = in_order(lr, order), None if hr is None else in_order(hr, order)
     model.eval().to(memory_format=torch.channels_last)
     parts, closed, gate = zip(*_answers(model, lr, hr, mode, batch_size))
     model.train(training)

@@ -16,6 +16,7 @@ from torch import nn
 
 from ..core.errors import ModelError
 from ..data.images import as_float
+from ..data.mapped import for_statistics
 from ..data.pairs import LabelledPairs
 from .gate import GatedEnsemble
 from .inference import predict
@@ -194,7 +195,7 @@ def join(
     given = {b: single for b, single in zip(BRANCHES, (lr, sr)) if single is not None}
     for branch, single in given.items(): check_branch(model, single, branch)
     _check_shared(model, lr, sr)
-    model.network.fit_statistics(as_float(images.lr)) # of a branch that is not given
+    model.network.fit_statistics(for_statistics(images.lr)) # of a branch that is not given
     for branch, single in given.items(): _copy(model, single, branch)
     _measure(model, images, batch_size, batches)
     for interact in model.network.interactions:

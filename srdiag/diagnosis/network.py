@@ -14,6 +14,7 @@ from torch import nn
 
 from ..core.precision import check_batch
 from ..data.degradation import upsample
+from ..data.mapped import channel_statistics
 from .branches import ResNet18Branch
 from .gate import GatedEnsemble, gate_closed
 from .sai import SampleAffinityInteraction, resized_like
@@ -82,8 +83,13 @@ class Normalise(nn.Module):
         self.register_buffer('sd', torch.full((channels, 1, 1), 0.25 if on else 1.))
 
     @torch.no_grad()
-    def fit(self, images): # N×C×H×W float in [0, 1]
+    def fit(self, images): # N×C×H×W float in [0, 1]; bytes, in memory or mapped, are taken in one pass
         if not self.on: return
+        if not images.is_floating_point():
+            for known, value in zip((self.mean, self.sd), channel_statistics(images)):
+                known.copy_(value[:, None, None])
+            self.sd.clamp_(min=1e-3)
+            return
         self.mean.copy_(images.mean((0, 2, 3))[:, None, None])
         self.sd.copy_(images.std((0, 2, 3)).clamp(min=1e-3)[:, None, None])
 

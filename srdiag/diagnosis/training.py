@@ -7,6 +7,8 @@ __all__ = ['diagnosis_dataloaders', 'HeadAccuracy', 'parameter_groups', 'rate_fa
            'recalibrate', 'SettleStatistics', 'train_diagnosis']
 
 # %% ../../nbs/diagnosis/training.ipynb #c005
+import multiprocessing
+import os
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +24,7 @@ from fastai.torch_core import set_seed
 
 from ..core.errors import DataError
 from ..core.moved import moved_names
-from ..data.images import as_float
+from ..data.mapped import ImageRows, for_statistics
 from ..data.pairs import LabelledPairs
 from ..data.splits import in_turns
 from .inference import predict
@@ -43,6 +45,13 @@ def _check_batches(n, batch_size):
 def _passes(n, wanted): # → so many of n positions, each pass in a new order
     return [i for _ in range(-(-wanted//n)) for i in torch.randperm(n).tolist()][:wanted]
 
+def _workers(data, device): # → processes that read beside this one
+    if multiprocessing.get_start_method() != 'fork': return 0 # others would copy the images
+    if getattr(data, 'workers', None) is not None: return data.workers
+    waits = isinstance(data.lr, ImageRows) and device is not None and torch.device(device).type != 'cpu'
+    return min(4, os.cpu_count() - 1) if waits else 0
+
+# %% ../../nbs/diagnosis/training.ipynb #c014
 def diagnosis_dataloaders(
     train: LabelledPairs, # with augmentation
     valid: LabelledPairs, # without
@@ -57,14 +66,15 @@ def diagnosis_dataloaders(
     order = torch.randperm(len(valid), generator=torch.Generator().manual_seed(seed)).tolist()
     size = min(batch_size, len(train))
     again = {} if steps is None else dict(shuffle_fn=lambda indices: _passes(len(train), steps*size))
+    workers = [dict(num_workers=_workers(data, device)) for data in (train, valid)]
     loaders = [BatchLoader(train, bs=size, shuffle=True, drop_last=True,
-                           n=None if steps is None else steps*size, **again),
+                           n=None if steps is None else steps*size, **again, **workers[0]),
                BatchLoader(valid, bs=valid_batch_size or batch_size, shuffle=True,
-                           shuffle_fn=lambda indices: order)]
+                           shuffle_fn=lambda indices: order, **workers[1])]
     for loader in loaders: loader.n_inp = train.n_inp
     return DataLoaders(*loaders, device=device)
 
-# %% ../../nbs/diagnosis/training.ipynb #c015
+# %% ../../nbs/diagnosis/training.ipynb #c017
 class HeadAccuracy(Metric):
     "Accuracy of one diagnosis of a DiagnosisOutput"
     def __init__(self,
@@ -84,7 +94,7 @@ class HeadAccuracy(Metric):
     @property
     def name(self): return 'accuracy' if self.head == 'ens' else f'accuracy_{self.head}'
 
-# %% ../../nbs/diagnosis/training.ipynb #c017
+# %% ../../nbs/diagnosis/training.ipynb #c019
 def _groups(model): # → name → trainable parameters, for each rate
     joined = tuple(f'network.{part}_{b}.' for b in model.joined for part in ('branch', 'head'))
     parts = dict(sr=[], branches=[], others=[])
@@ -108,7 +118,7 @@ def rate_factors(
     known = dict(sr=recipe.sr_factor, branches=recipe.branch_factor, others=1.)
     return tuple(known[name] for name in _groups(model))
 
-# %% ../../nbs/diagnosis/training.ipynb #c020
+# %% ../../nbs/diagnosis/training.ipynb #c022
 def diagnosis_learner(
     dls: DataLoaders, # from diagnosis_dataloaders
     model: SREnhancedDiagnosis, # to be trained
@@ -126,7 +136,7 @@ def diagnosis_learner(
     return log_both(Learner(dls, model, loss_func=loss, opt_func=adam(recipe), splitter=parameter_groups,
                             metrics=metrics, cbs=cbs))
 
-# %% ../../nbs/diagnosis/training.ipynb #c022
+# %% ../../nbs/diagnosis/training.ipynb #c024
 def choose_references(
     labels, # N class indices of the training images
     groups=None, # N group names; None: each image on its own
@@ -140,7 +150,7 @@ def choose_references(
     each = min(max(1, n//len(queues)), min(len(q) for q in queues))
     return [int(q[i]) for i in range(each) for q in queues]
 
-# %% ../../nbs/diagnosis/training.ipynb #c025
+# %% ../../nbs/diagnosis/training.ipynb #c027
 @torch.no_grad()
 def recalibrate(
     model: SREnhancedDiagnosis, # trained
@@ -161,7 +171,7 @@ def recalibrate(
     for m in norms: m.running_var[m.running_var < m.eps] = 1.
     return model.eval()
 
-# %% ../../nbs/diagnosis/training.ipynb #c028
+# %% ../../nbs/diagnosis/training.ipynb #c030
 class SettleStatistics(Callback):
     "Measure batch norm's statistics after the training steps of an epoch, before validation"
     def __init__(self,
@@ -173,7 +183,7 @@ class SettleStatistics(Callback):
     def after_train(self):
         recalibrate(self.model, self.images, self.batch_size, self.batches, None, self.epoch)
 
-# %% ../../nbs/diagnosis/training.ipynb #c031
+# %% ../../nbs/diagnosis/training.ipynb #c033
 def _kept_start(learn): # is the joined start the best there was?
     return any(cb.best_epoch == -1 for cb in learn.cbs.filter(lambda cb: isinstance(cb, KeepBest)))
 
@@ -186,7 +196,7 @@ def _measure_again(learn, train, size, seed): # as the last section says
     elif not model.both_ways and (model.mode == 'solo' or model.solo_share):
         recalibrate(model, train, size, mode='solo' if model.mode == 'solo' else 'batch', seed=seed)
 
-# %% ../../nbs/diagnosis/training.ipynb #c033
+# %% ../../nbs/diagnosis/training.ipynb #c035
 def _offer_start(learn, model, valid): # to the callback that keeps the best weights
     names = list(range(model.config['classes']))
     p = predict(model, valid.lr, names, valid.hr)
@@ -197,12 +207,12 @@ def _offer_start(learn, model, valid): # to the callback that keeps the best wei
 def _prepare(model, train, size, fixed, references, seed): # batch size, statistics, references
     model.config |= dict(batch_size=min(size, len(train)))
     if model.sr_network is not None: model.sr_network.requires_grad_(not fixed)
-    if not model.joined: model.network.fit_statistics(as_float(train.lr))
+    if not model.joined: model.network.fit_statistics(for_statistics(train.lr))
     if model.mixes and model.mode == 'context':
         at = choose_references(train.labels, seed=seed) if references is None else references
         model.remember(train.lr[at], None if train.hr is None else train.hr[at])
 
-# %% ../../nbs/diagnosis/training.ipynb #c035
+# %% ../../nbs/diagnosis/training.ipynb #c037
 def train_diagnosis(
     model: SREnhancedDiagnosis, # changed in place
     train: LabelledPairs, # with augmentation
@@ -227,5 +237,5 @@ def train_diagnosis(
     _measure_again(learn, train, size, seed)
     return learn
 
-# %% ../../nbs/diagnosis/training.ipynb #c055
+# %% ../../nbs/diagnosis/training.ipynb #c057
 __getattr__ = moved_names(__name__)

@@ -34,11 +34,16 @@ from .processes import summed
 # %% ../../nbs/training/loop.ipynb #c013
 class BatchLoader(DataLoader):
     """A fastai DataLoader that asks its dataset for whole batches: `dataset.batch(indices)` returns a tuple
-    of tensors"""
+    of tensors. If it has `fetch` and `finish`, the first reads, also in other processes (`num_workers`), and
+    the second does the rest, in this process and on the device"""
     def create_batches(self, samples):
         indices = list(samples)
         stop = len(indices) - (len(indices)%self.bs if self.drop_last else 0)
-        for i in range(0, stop, self.bs): yield self.dataset.batch(indices[i:i+self.bs])
+        read = getattr(self.dataset, 'fetch', self.dataset.batch)
+        for i in range(0, stop, self.bs): yield read(indices[i:i+self.bs])
+
+    def after_batch(self, batch): # on the device
+        return self.dataset.finish(batch) if hasattr(self.dataset, 'finish') else batch
 
 # %% ../../nbs/training/loop.ipynb #c026
 class LossComponent(Metric):

@@ -11,7 +11,7 @@ from numbers import Integral, Real
 from typing import Literal
 
 from ..core.errors import DataError
-from ..core.settings import Natural, Positive, check_number, check_settings
+from ..core.settings import Natural, Positive, Weight, check_number, check_settings
 
 # %% ../../nbs/training/options.ipynb #c005
 CHANNELS = dict(auto=None, rgb=3, grey=1) # name → channels; None: as the images are
@@ -82,5 +82,8 @@ class RunOptions:
     # regular expression with one pair of parentheses; 'dicom': a fingerprint of the patient's number in DICOM
     group_pattern: str = 'auto'
     reduction: Degradation = Degradation() # how small images are made from large ones
+    in_memory: Weight = 2. # GB of labelled images to hold in memory; more than that is read from a file
+    # processes that read labelled images beside the one that trains; default: four where a GPU would wait
+    workers: Natural|None = None
 
     def __post_init__(self): check_settings(self, 'A run')
