@@ -95,7 +95,9 @@ class Unfinished(os.PathLike):
 
     def keep(self, write, done, of): # `write` fills the file that it is given; the epoch before goes
         before = _states(self.folder)
-        with replacing(self.folder/f'after-{done}-of-{of}.pt') as part: write(part)
+        with replacing(self.folder/f'after-{done}-of-{of}.pt') as part:
+            write(part)
+            with open(part, 'rb+') as f: os.fsync(f.fileno()) # the power may fail, too
         for *_, p in before:
             if p.name != f'after-{done}-of-{of}.pt': p.unlink()
 
