@@ -73,8 +73,8 @@ def _settle(folder, key): # put in place what waits for it, clear away the rest
 def _name_older(folder): # what earlier versions have left beside a folder
     place = folder.absolute()
     for p in sorted(place.parent.glob(f'.{glob.escape(place.name)}-*.old')):
-        say(f'Note: {p} was left by a save of an earlier version that was killed. It may hold files of yours: '
-            'look into it, and remove it.')
+        say(f'Note: {p} was left by a save of an earlier version that was killed. It may hold files of '
+            'yours: look into it, and remove it.')
 
 def settle(
     folder: str|Path, # any folder
@@ -115,7 +115,7 @@ def replacing_all(
 ): # yields a folder to write the new files to
     """Files that take their places together, or not at all: also if this process is killed between any two
     system calls"""
-    folder = Path(folder)
+    folder, found = Path(folder), Path(folder).is_dir()
     folder.mkdir(parents=True, exist_ok=True)
     with _alone(folder):
         try:
@@ -127,5 +127,6 @@ def replacing_all(
             with suppress(OSError): _take_places(ready, folder) # else `placed` finds them
         except BaseException:
             with suppress(OSError): list(_settle(folder, key))
-            with suppress(OSError): folder.rmdir() # if it is empty, it was made here
+            if not found:
+                with suppress(OSError): folder.rmdir() # unless something is in it
             raise

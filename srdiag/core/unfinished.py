@@ -75,7 +75,9 @@ class Unfinished(os.PathLike):
     "What a run keeps in its output folder until it has finished; logs may be written to it as to a path"
     def __init__(self,
         output: str|Path, # the output folder
-    ): self.output, self.folder, self.lock = Path(output), Path(output)/FOLDER, None
+    ):
+        self.output, self.folder = Path(output), Path(output)/FOLDER
+        self.lock, self.found = None, self.output.is_dir() # was there before us
 
     def __fspath__(self): return str(self.folder)
     def __truediv__(self, name): return self.folder/name
@@ -109,7 +111,8 @@ class Unfinished(os.PathLike):
     def finish(self): # the work is done: nothing of this stays
         if self.folder.is_dir(): self.forget()
         shutil.rmtree(self.folder, ignore_errors=True)
-        with suppress(OSError): self.output.rmdir() # if it is empty, it was made for this run
+        if not self.found:
+            with suppress(OSError): self.output.rmdir() # unless something is in it
         self.release()
 
     def release(self): # another process may have the folder
