@@ -19,7 +19,7 @@ with warnings.catch_warnings():
 
 from ..core.errors import DataError, ModelError
 from ..core.unfinished import Unfinished
-from ..core.words import say
+from ..core.words import counted, say
 
 # %% ../../nbs/training/resume.ipynb #c005
 def random_state() -> dict: # of numbers, texts and tensors
@@ -93,7 +93,7 @@ def state_of(
     return _plain(dict(model=dict(learn.model.state_dict()), optimiser=learn.opt.state_dict(),
                        scaler=scaler.state_dict() if (scaler := getattr(learn, 'scaler', None)) else None,
                        memories=_memories(learn), loaders=_loader_states(learn.dls), random=random_state(),
-                       steps=learn.train_iter, logs=_lengths(learn)))
+                       steps=learn.train_iter, logs=_lengths(learn), threads=torch.get_num_threads()))
 
 def restore(
     learn, # a fastai Learner in `fit`, before its first epoch
@@ -128,6 +128,9 @@ class Resume(Callback):
     ):
         self.place, self.begun, self.resting = place, 0, []
         if newest := place.newest(): self.begun, self.kept = newest[0], read_state(newest[2])
+        if newest and self.kept['threads'] != torch.get_num_threads():
+            say(f'Note: this was computed with {counted(self.kept["threads"], "thread")} before and is with '
+                f'{torch.get_num_threads()} now, so the last digits may differ.')
 
     def before_fit(self):
         if not self.begun: return
@@ -146,6 +149,6 @@ class Resume(Callback):
     def keep(self): # a full disk does not end the training
         state = state_of(self.learn)
         try: self.place.keep(lambda path: torch.save(state, path), self.epoch + 1, self.n_epoch)
-        except (DataError, OSError, RuntimeError) as e:
-            say(f'Epoch {self.epoch} could not be kept, so a run that is interrupted now goes on before it '
-                f'({e}).')
+        except (DataError, OSError, RuntimeError): # PyTorch's for a disk that is full
+            say(f'Epoch {self.epoch} could not be kept (is the disk full?): a run that is interrupted now '
+                'goes on before it.')
