@@ -1235,6 +1235,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
             'srdiag.core.together': { 'srdiag.core.together._alone': ('core/together.html#_alone', 'srdiag/core/together.py'),
                                       'srdiag.core.together._lock': ('core/together.html#_lock', 'srdiag/core/together.py'),
                                       'srdiag.core.together._mark': ('core/together.html#_mark', 'srdiag/core/together.py'),
+                                      'srdiag.core.together._name_older': ('core/together.html#_name_older', 'srdiag/core/together.py'),
                                       'srdiag.core.together._seal': ('core/together.html#_seal', 'srdiag/core/together.py'),
                                       'srdiag.core.together._settle': ('core/together.html#_settle', 'srdiag/core/together.py'),
                                       'srdiag.core.together._take_places': ('core/together.html#_take_places', 'srdiag/core/together.py'),

@@ -6,6 +6,7 @@
 __all__ = ['KEY', 'SAVING', 'SAVED', 'placed', 'leftovers', 'settle', 'check_names', 'replacing_all']
 
 # %% ../../nbs/core/together.ipynb #c003
+import glob
 import hashlib
 import os
 import shutil
@@ -69,12 +70,19 @@ def _settle(folder, key): # put in place what waits for it, clear away the rest
         yield whole
 
 # %% ../../nbs/core/together.ipynb #c014
+def _name_older(folder): # what earlier versions have left beside a folder
+    place = folder.absolute()
+    for p in sorted(place.parent.glob(f'.{glob.escape(place.name)}-*.old')):
+        say(f'Note: {p} was left by a save of an earlier version that was killed. It may hold files of '
+            'yours: look into it, and remove it.')
+
 def settle(
     folder: str|Path, # any folder
     key: str = KEY, # the file that decides
 ):
     "Bring to its end what a killed process has begun here, and say so"
     folder = Path(folder)
+    _name_older(folder)
     if not leftovers(folder): return
     with _alone(folder):
         for whole in _settle(folder, key):
@@ -107,7 +115,7 @@ def replacing_all(
 ): # yields a folder to write the new files to
     """Files that take their places together, or not at all: also if this process is killed between any two
     system calls"""
-    folder = Path(folder)
+    folder, found = Path(folder), Path(folder).is_dir()
     folder.mkdir(parents=True, exist_ok=True)
     with _alone(folder):
         try:
@@ -119,5 +127,6 @@ def replacing_all(
             with suppress(OSError): _take_places(ready, folder) # else `placed` finds them
         except BaseException:
             with suppress(OSError): list(_settle(folder, key))
-            with suppress(OSError): folder.rmdir() # if it is empty, it was made here
+            if not found:
+                with suppress(OSError): folder.rmdir() # unless something is in it
             raise

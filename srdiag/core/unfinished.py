@@ -71,7 +71,9 @@ class Unfinished(os.PathLike):
     "What a run keeps in its output folder until it has finished; logs may be written to it as to a path"
     def __init__(self,
         output: str|Path, # the output folder
-    ): self.output, self.folder, self.lock = Path(output), Path(output)/FOLDER, None
+    ):
+        self.output, self.folder = Path(output), Path(output)/FOLDER
+        self.lock, self.found = None, self.output.is_dir() # was there before us
 
     def __fspath__(self): return str(self.folder)
     def __truediv__(self, name): return self.folder/name
@@ -91,7 +93,9 @@ class Unfinished(os.PathLike):
 
     def keep(self, write, done, of): # `write` fills the file that it is given; the epoch before goes
         before = _states(self.folder)
-        with replacing(self.folder/f'after-{done}-of-{of}.pt') as part: write(part)
+        with replacing(self.folder/f'after-{done}-of-{of}.pt') as part:
+            write(part)
+            with open(part, 'rb+') as f: os.fsync(f.fileno()) # the power may fail, too
         for *_, p in before:
             if p.name != f'after-{done}-of-{of}.pt': p.unlink()
 
@@ -103,7 +107,8 @@ class Unfinished(os.PathLike):
     def finish(self): # the work is done: nothing of this stays
         if self.folder.is_dir(): self.forget()
         shutil.rmtree(self.folder, ignore_errors=True)
-        with suppress(OSError): self.output.rmdir() # if it is empty, it was made for this run
+        if not self.found:
+            with suppress(OSError): self.output.rmdir() # unless something is in it
         self.release()
 
     def release(self): # another process may have the folder
