@@ -165,8 +165,8 @@ def _too_large(table: LabelledTable) -> list: # a warning, or none
     "A warning about a set that needs more memory than a laptop has"
     size = read_image(table.files[0]).numel()*len(table)
     if size <= 2e9: return []
-    return [f'Training holds {size/1e9:.0f} GB of images in memory: import fewer with --per-class if your '
-            'machine has less than twice that.']
+    return [f'Training puts {size/1e9:.0f} GB of images into a temporary file: have that much room on the '
+            'disk (TMPDIR), or import fewer with --per-class.']
 
 # %% ../../nbs/datasets/imported.ipynb #c036
 def save_set(
