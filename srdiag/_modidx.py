@@ -1879,6 +1879,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                       'srdiag.diagnosis.sai.SampleAffinityInteraction.forward': ( 'diagnosis/sai.html#sampleaffinityinteraction.forward',
                                                                                                   'srdiag/diagnosis/sai.py'),
                                       'srdiag.diagnosis.sai._among_all': ('diagnosis/sai.html#_among_all', 'srdiag/diagnosis/sai.py'),
+                                      'srdiag.diagnosis.sai._among_these': ('diagnosis/sai.html#_among_these', 'srdiag/diagnosis/sai.py'),
                                       'srdiag.diagnosis.sai._conv_bn': ('diagnosis/sai.html#_conv_bn', 'srdiag/diagnosis/sai.py'),
                                       'srdiag.diagnosis.sai.affinity': ('diagnosis/sai.html#affinity', 'srdiag/diagnosis/sai.py'),
                                       'srdiag.diagnosis.sai.affinity_in_context': ( 'diagnosis/sai.html#affinity_in_context',
