@@ -63,7 +63,8 @@ def measure(steps): # what one process of several does; the first one prints sec
             torch.manual_seed(0)
             learn, clock = make(steps, device, precision), Clock()
             learn.add_cb(clock)
-            with learn.no_bar(), learn.no_logging(): fit(learn, Recipe(1e-4, BATCH[name]), 1, factors=FACTORS[name])
+            with learn.no_bar(), learn.no_logging():
+                fit(learn, Recipe(1e-4, BATCH[name]), 1, factors=FACTORS[name])
             pairs = list(zip(clock.ticks, clock.ticks[1:]))[2:]
             print('measured', name, statistics.median(b - a for a, b in pairs), precision, flush=True)
 
