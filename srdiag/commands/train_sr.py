@@ -175,8 +175,7 @@ def distill_command(
     _compare_data(data, teacher, found, known, split)
     network = MRCNet(**(master.config | dict(steps=1)))
     course = _course_of(found, master.scale, s, options)
-    chosen = asdict(s) | dict(steps=course[-1].steps)
-    recorded = _recorded(options, precision, teacher=str(teacher), **chosen)
+    recorded = _recorded(options, precision, teacher=str(teacher), **asdict(s) | dict(steps=course[-1].steps))
     info = _Informant(f'MRC-Net x{master.scale}, distilled', found, start, recorded)
     saver = first_only(ModelSaver(out, network, options.overwrite, found.table))
     def train(folder, save):
