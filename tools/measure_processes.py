@@ -40,8 +40,8 @@ class Clock(Callback):
 
 
 def framework(steps, device, precision):
-    "Tiles of 64×64 px, LR+SR at ×2, branches of a quarter of the width"
-    images = [*torch.randint(256, (64, 3, 64, 64), dtype=torch.uint8)]
+    "Tiles of 32×32 px, LR+SR at ×2, branches of a quarter of the width"
+    images = [*torch.randint(256, (64, 3, 32, 32), dtype=torch.uint8)]
     train, valid = (LabelledPairs(images[:n], [0, 1]*(n//2), 2, 'hr') for n in (64, 2))
     dls = diagnosis_dataloaders(train, valid, BATCH['framework'], device=device, steps=steps)
     model = SREnhancedDiagnosis(2, 2, 'LR+SR', width=16, mutual='mean').to(device)
@@ -49,9 +49,9 @@ def framework(steps, device, precision):
 
 
 def super_resolution(steps, device, precision):
-    "MRC-Net at ×2 on patches of 64×64 px"
+    "MRC-Net at ×2 on patches of 48×48 px"
     pairs, network = SRPairs([*torch.rand(4, 3, 96, 96)], 2), MRCNet(2).to(device)
-    dls = sr_dataloaders(pairs, pairs.few(1), 64, BATCH['sr'], steps, device=device)
+    dls = sr_dataloaders(pairs, pairs.few(1), 48, BATCH['sr'], steps, device=device)
     return sr_learner(dls, network, 2, Recipe(1e-4, BATCH['sr']), precision=precision)
 
 
@@ -63,7 +63,8 @@ def measure(steps): # what one process of several does; the first one prints sec
             torch.manual_seed(0)
             learn, clock = make(steps, device, precision), Clock()
             learn.add_cb(clock)
-            with learn.no_bar(), learn.no_logging(): fit(learn, Recipe(1e-4, BATCH[name]), 1, factors=FACTORS[name])
+            with learn.no_bar(), learn.no_logging():
+                fit(learn, Recipe(1e-4, BATCH[name]), 1, factors=FACTORS[name])
             pairs = list(zip(clock.ticks, clock.ticks[1:]))[2:]
             print('measured', name, statistics.median(b - a for a, b in pairs), precision, flush=True)
 

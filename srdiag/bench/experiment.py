@@ -107,7 +107,11 @@ def _run_side_by_side(job, store, rows, share): # with other processes, each eve
             'why.')
     return len(before) - len(left)
 
-# %% ../../nbs/bench/experiment.ipynb #c017
+def _conclude(name, job, store, rows, networks, share): # in one process
+    if is_whole(share): _measure(name, job, store, rows, networks)
+    if tables_of(store): say(f'Report: {report_diagnosis(store)}')
+
+# %% ../../nbs/bench/experiment.ipynb #c019
 @side_by_side()
 def run_experiment(
     name: str, # a key of TABLES, or 'all'
@@ -131,7 +135,5 @@ def run_experiment(
     _say_what(name, rows, job)
     if is_first(): save_panels(job, store)
     _run(job, store, rows, share)
-    if not is_first(): return store.folder
-    if is_whole(share): _measure(name, job, store, rows, networks)
-    if tables_of(store): say(f'Report: {report_diagnosis(store)}')
+    if is_first(): _conclude(name, job, store, rows, networks, share)
     return store.folder

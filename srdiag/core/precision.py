@@ -84,7 +84,7 @@ def _own_gpu(n): # of n, if torchrun or accelerate gave this process a number am
     number = os.environ.get('LOCAL_RANK', '')
     if not number.isdecimal(): return torch.device('cuda')
     if int(number) >= n:
-        raise DataError(f'Process {number} of this machine has no GPU of its own ({n} there, counted from 0): '
+        raise DataError(f'Process {number} of this machine has no GPU of its own ({n} there, from 0): '
                         'start as many processes as there are GPUs, or choose --device cpu.')
     torch.cuda.set_device(int(number))
     return torch.device('cuda', int(number))

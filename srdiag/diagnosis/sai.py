@@ -110,6 +110,11 @@ def mutual_rows(
         return a@f@f.T/lengths
 
 # %% ../../nbs/diagnosis/sai.ipynb #c029
+def _among_these(e_sr, e_lr, how): # the whole batch is here
+    a_sr, a_lr = affinity(e_sr), affinity(e_lr)
+    m = a_sr@a_lr.T
+    return transfer(weigh_rows(m, how), e_lr), transfer(weigh_rows(m.T, how), e_sr), (a_sr, a_lr, m)
+
 def _among_all(e_sr, e_lr, how): # the rows of this process, with the columns of all
     every_sr, every_lr = gathered(e_sr), gathered(e_lr)
     (a_sr, long_sr), (a_lr, long_lr) = affinity_rows(e_sr, every_sr), affinity_rows(e_lr, every_lr)
@@ -151,11 +156,7 @@ class SampleAffinityInteraction(nn.Module):
         return self._in_context(e_sr, e_lr, *references)
 
     def _among(self, e_sr, e_lr): # as published
-        if is_divided(): return _among_all(e_sr, e_lr, self.mutual)
-        a_sr, a_lr = affinity(e_sr), affinity(e_lr)
-        m = a_sr@a_lr.T
-        return (transfer(weigh_rows(m, self.mutual), e_lr), transfer(weigh_rows(m.T, self.mutual), e_sr),
-                (a_sr, a_lr, m))
+        return (_among_all if is_divided() else _among_these)(e_sr, e_lr, self.mutual)
 
     def _both_ways(self, e_sr, e_lr): # 2B samples: the first B among themselves, then B by themselves
         n = len(e_sr)//2

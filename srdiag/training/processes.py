@@ -161,10 +161,10 @@ def _sentences(rank, size): # for what ends one process or all
         raise
     except RuntimeError as e:
         if not _is_loss(e): raise
-        raise TrainingError(f'Process {rank} of {size} has lost another one, which was killed or ended with a '
-                            f'message of its own, so this one ends, too. {_ALL_AGAIN}') from e
+        raise TrainingError(f'Process {rank} of {size} has lost another one, which was killed or ended with '
+                            f'a message of its own, so this one ends, too. {_ALL_AGAIN}') from e
 
-# %% ../../nbs/training/processes.ipynb #c029
+# %% ../../nbs/training/processes.ipynb #c030
 @contextlib.contextmanager
 def _as_one_of(together):
     rank, size = shard_of_process()
@@ -191,7 +191,7 @@ def side_by_side(): # a context manager, or a decorator
     "Train many models, each process its own; the first speaks. Alone, nothing changes"
     return _as_one_of(False)
 
-# %% ../../nbs/training/processes.ipynb #c036
+# %% ../../nbs/training/processes.ipynb #c037
 class SharedBatchNorm(nn.modules.batchnorm._BatchNorm):
     "Batch norm with mean and variance of the whole batch where it is divided; else an ordinary one"
     def _check_input_dim(self, x): pass # any number of dimensions
@@ -214,7 +214,7 @@ class SharedBatchNorm(nn.modules.batchnorm._BatchNorm):
         self.running_mean.lerp_(mean, share)
         self.running_var.lerp_(var, share)
 
-# %% ../../nbs/training/processes.ipynb #c038
+# %% ../../nbs/training/processes.ipynb #c039
 def _shared(norm): # the same parameters and buffers, shared statistics
     if norm.weight.is_cuda: return nn.SyncBatchNorm.convert_sync_batchnorm(norm)
     new = SharedBatchNorm(norm.num_features, norm.eps, norm.momentum)
@@ -240,7 +240,7 @@ def sharing_norms(
     finally:
         for parent, name, norm in found: setattr(parent, name, norm.train(parent.training))
 
-# %% ../../nbs/training/processes.ipynb #c043
+# %% ../../nbs/training/processes.ipynb #c044
 class Spectator:
     "Stands in the place of a `ModelSaver` where another process saves"
     saved, trained, run = False, False, contextlib.nullcontext()
