@@ -180,8 +180,10 @@ class Predict:
 
     def run(self):
         from srdiag.commands.predict import predict_in_turn
-        for _ in predict_in_turn(self.model, self.files, self.out, self.images, not self.no_images, self.mode,
-                                 self.reading, self.shard): pass
+        from srdiag.training.processes import side_by_side
+        with side_by_side():
+            for _ in predict_in_turn(self.model, self.files, self.out, self.images, not self.no_images,
+                                     self.mode, self.reading, self.shard): pass
 
 # %% ../../nbs/commands/options.ipynb #c036
 @dataclass(frozen=True)

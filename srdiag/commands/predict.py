@@ -9,7 +9,7 @@ __all__ = ['AHEAD', 'predict_in_turn', 'predict_command']
 from collections import Counter, deque
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 
 import pandas as pd
@@ -25,8 +25,10 @@ from ..core.progress import tracked
 from ..core.weights import model_folder, read_config
 from ..core.words import counted, say, shortened
 from ..data.decoding import quietly
-from ..data.degradation import crop_to_multiple, degrade
+from ..data.degradation import crop_to_multiple
 from ..data.images import as_float, find_images, image_reader, known_depth, save_png, to_uint8
+from ..data.realistic import degraded
+from ..datasets.fitting import resized, side_of
 from ..datasets.reading import say_unread
 from ..diagnosis.evaluation import calibration_for, say_if_ignored
 from ..diagnosis.inference import batch_of, modes_of, predict
@@ -36,6 +38,7 @@ from ..models.saving import load_model
 from ..sr.inference import super_resolve
 from ..sr.mrcnet import MRCNet
 from ..training.options import RunOptions
+from ..training.processes import my_place
 
 # %% ../../nbs/commands/predict.ipynb #c008
 def _not_below(paths, out): # images that an earlier prediction wrote are not predicted again
@@ -101,12 +104,19 @@ def _reader(task, paths): # → a function of a path; see `image_reader`
     least = (MRCNet.min_size if task.diagnoses else network.min_size)*by
     size = task.options.size or (info.size if images == info.images else None)
     channels = network.config['channels' if task.diagnoses else 'image_channels']
-    return image_reader(channels, least, size, known_depth(paths, info.bits) or 16)
+    bits = known_depth(paths, task.options.bits or info.bits) or 16
+    side = side_of(info, images, task.options, network.scale)
+    if side is None: return image_reader(channels, least, size, bits)
+    return partial(_read_resized, image_reader(channels, 1, None, bits), side)
+
+def _read_resized(read, side, path): # → image or ImageError
+    x = read(path)
+    return x if isinstance(x, ImageError) else resized(x, *side)
 
 # %% ../../nbs/commands/predict.ipynb #c018
-def _small(x, scale, images): # what the network reads: the file itself, or the file reduced
+def _small(x, scale, images, how=None): # what the network reads: the file itself, or the file reduced
     if images == 'lr': return x
-    small = degrade(as_float(crop_to_multiple(x, scale)), scale)
+    small = degraded(as_float(crop_to_multiple(x, scale)), scale, how)
     return to_uint8(small) if x.dtype == torch.uint8 else small
 
 # %% ../../nbs/commands/predict.ipynb #c021
@@ -193,14 +203,14 @@ def _row_frame(task, batch, calibration): # → a table, a row for each image
         sizes = dict(height=[x.shape[1] for x in images], width=[x.shape[2] for x in images])
         return pd.DataFrame(dict(file=list(map(str, paths))) | sizes)
     network = task.network
-    lr = torch.stack([to_uint8(_small(x, network.scale, task.images)) for x in images])
+    lr = torch.stack([to_uint8(_small(x, network.scale, task.images, task.info.reduction)) for x in images])
     hr = (torch.stack([as_float(crop_to_multiple(x, network.scale)) for x in images])
           if network.large == 'HR' else None)
     return predict(network, lr, task.info.classes, hr, mode=task.mode).to_frame(paths, calibration)
 
 # %% ../../nbs/commands/predict.ipynb #c034
 def _enlarge(task, x, path): # → C×H×W, and the bits to save
-    small = _small(x, task.enlarger.scale, task.images)
+    small = _small(x, task.enlarger.scale, task.images, task.info.reduction)
     deep = small.dtype != torch.uint8 and len(small) == 1 # colour PNGs have 8 bits
     large = super_resolve(task.enlarger, small, str(path), task.options.precision,
                           dtype=torch.float32 if deep else torch.uint8)
@@ -244,6 +254,10 @@ def _files_of(paths, names, slides): # → names of pictures that will be writte
     endings = ('geojson', 'png') if slides else ('png',)
     return [f'{names[p]}.{end}' for p in paths if p in names for end in endings]
 
+def _own_shard(): # of one of several processes that share the work; None: this one does all of it
+    i, n = my_place()
+    return Shard(i + 1, n) if n > 1 else None
+
 def _about(task, paths, shard): # → what the record and each row say of the model
     return dict(model=task.model.name, shards=shard.n if shard else None, files=files_digest(paths),
                 weights_sha256=read_config(task.model)['weights_sha256'])
@@ -282,7 +296,7 @@ def predict_in_turn(
 ): # yields tables, a row per image; all is in place when they are through
     """`predict_command` in constant memory: rows are written as they come, and not kept. Not for diagnostic
     use"""
-    part = Shard.read(shard) if shard is not None else None
+    part = Shard.read(shard) if shard is not None else _own_shard()
     place = check_place_of_results(out, options.overwrite, part)
     task, (slides, paths) = _task(model, images, save_images, mode, options), _found(files, out)
     if slides: check_for_slides(task.network, slides, paths)

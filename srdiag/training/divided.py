@@ -167,10 +167,13 @@ def check_parts(
 @contextlib.contextmanager
 def _divided_loaders(dls): # for training and for validation
     ways = list(zip(dls, (Divided, *[DealtOut]*len(dls.loaders))))
-    for loader, way in ways: loader.create_batches = way(loader)
-    try: yield
-    finally:
-        for loader, _ in ways: del loader.create_batches
+    with contextlib.ExitStack() as alone: # no processes that only read: they would draw for themselves
+        for loader, way in ways:
+            alone.enter_context(loader.fake_l.no_multiproc())
+            vars(loader).update(create_batches=way(loader), after_batch=lambda batch: batch) # it is finished
+        try: yield
+        finally:
+            for loader, _ in ways: del loader.create_batches, loader.after_batch
 
 @contextlib.contextmanager
 def divided_fit(
