@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 
 from srdiag.core import unfinished
 from srdiag.core.errors import ModelError
-from srdiag.core.together import leftovers, settle
+from srdiag.core.together import left_behind, settle
 from srdiag.core.unfinished import progress_of
 from srdiag.models.saving import ModelSaver, check_output, load_model, save_model
 from srdiag.models.info import ModelInfo
@@ -112,7 +112,7 @@ def test_a_save_is_cut_short_at_every_system_call(case, what, tmp_path):
         else: seen.append(found_in(folder))
         if case == 'own files': assert all((folder/name).read_text() == text for name, text in OWN.items())
         if folder.is_dir(): settle(folder)
-        assert not leftovers(folder) and (seen[-1] == 'nothing' or found_in(folder) == seen[-1])
+        assert not left_behind(folder) and (seen[-1] == 'nothing' or found_in(folder) == seen[-1])
         save(folder, NEW, 'new', overwrite=True)
         assert found_in(folder) == 'new' and set(os.listdir(tmp_path/f'{at}')) == {'model'}
         if ended == 0 and seen[-1] == 'new' and what is kill: seen.append('done')
@@ -135,7 +135,7 @@ def test_a_file_that_cannot_grow(tmp_path):
         resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
         save(tmp_path/'model', NEW, 'new', overwrite=True)
     assert in_a_copy(work, -5, kill) == 2
-    assert found_in(tmp_path/'model') == 'old' and not leftovers(tmp_path/'model')
+    assert found_in(tmp_path/'model') == 'old' and not left_behind(tmp_path/'model')
 
 
 def test_who_reads_while_it_is_saved_finds_one_model(tmp_path):
@@ -307,7 +307,7 @@ def test_a_queue_ends_it_and_a_second_one_waits(sr_folder, tmp_path, started, ru
     words = ['train-sr', '--data', sr_folder, '--out', out, '--scale', 2, '--steps', 5, '--patch', 16,
              '--epochs', 5000, '--device', 'cpu']
     process = started(*words, until=lambda: progress_of(out))
-    monkeypatch.setattr(unfinished, 'PATIENCE', 0.1)
+    monkeypatch.setattr(unfinished, 'LOCK_PATIENCE', 0.1)
     for more in ('--overwrite', '--resume'):
         code, _, err = run_cli(*words, more)
         assert code == 2 and 'Another process is training into' in err
@@ -393,6 +393,6 @@ def test_killed_twenty_times(name, sr_folder, labelled, teacher, tmp_path):
             shutil.copytree(teacher, out)
             (out/'notes.txt').write_text('mine')
     assert run_for([*words, '--out', out, '--overwrite', *(['--resume'] if trains else [])]) == 0
-    assert not leftovers(out) and not list(out.rglob('.unfinished'))
+    assert not left_behind(out) and not list(out.rglob('.unfinished'))
     if trains: assert same(tmp_path/'whole', out) and (out/'notes.txt').read_text() == 'mine'
     else: assert {p.name for p in out.rglob('*')} == {p.name for p in (tmp_path/'whole').rglob('*')}
