@@ -28,7 +28,7 @@ from ..core.errors import DataError, ModelError
 from ..core.records import json_text
 from ..core.together import check_names, left_behind, replacing_all, settle
 from ..core.unfinished import (
-    FOLDER, WHOLE_RUN, Unfinished, begin, check_same, differences, one_of_several, progress_of)
+    FOLDER, WHOLE_RUN, Unfinished, begin, check_same, differences, progress_of)
 from srdiag.core.weights import (
     FORMAT, check_fit, is_model_folder, load_weights, model_folder, read_config, weight_shapes,
     without_numbers)
@@ -37,6 +37,7 @@ from ..data.images import file_hash
 from ..diagnosis.network import SREnhancedDiagnosis
 from .info import ModelInfo, model_card
 from ..sr.zoo import ARCHITECTURES, architecture_of
+from ..training.processes import is_together
 
 # %% ../../nbs/models/saving.ipynb #c005
 def _made(): # when, where and with what
@@ -151,7 +152,7 @@ class ModelSaver:
         split, # pandas.DataFrame: which file was in which part
         resume: bool = False, # go on where a run of the same kind was interrupted
     ):
-        if resume and one_of_several():
+        if resume and is_together():
             raise ModelError('Several processes that train together keep no states, so --resume is for one: '
                              'leave it out, or start a single process.')
         self.folder, self.network = check_output(folder, overwrite, resume), network
@@ -201,8 +202,8 @@ def is_finished(
 EARLY = 'Training had not finished when this was saved.' # the note of a model that is not the last
 
 def _begun(saver, info): # the place for logs and states, of this run alone
-    if one_of_several(): return Path(tempfile.mkdtemp(prefix='srdiag-'))
     saver.take()
+    if is_together(): return Path(tempfile.mkdtemp(prefix='srdiag-'))
     begin(saver.run, _about(info, saver.files, saver.network.config), saver.resume)
     saver.saved = saver.run.newest() is not None and is_model_folder(saver.folder)
     return saver.run
