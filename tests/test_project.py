@@ -114,7 +114,8 @@ def test_console_scripts_are_installed(installed):
 
 
 def test_installed_requirements_are_those_of_settings(installed):
-    extras = {'requirements': '', 'notebooks_requirements': "; extra == 'notebooks'",
+    extras = {'requirements': '', 'dicom_requirements': "; extra == 'dicom'",
+              'notebooks_requirements': "; extra == 'notebooks'",
               'dev_requirements': "; extra == 'dev'", 'docs_requirements': "; extra == 'docs'"}
     expected = {requirement_of(line + extra) for key, extra in extras.items() for line in listed(key)}
     assert {requirement_of(line) for line in installed.requires} == expected, (

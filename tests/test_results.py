@@ -46,7 +46,8 @@ def peak(*argv):
 # Any number of files
 
 def test_memory_does_not_grow_with_the_number_of_files(models, tmp_path):
-    picture = Image.fromarray(np.random.default_rng(0).integers(0, 256, (900, 1200, 3), dtype=np.uint8))
+    noise = np.random.default_rng(0).integers(0, 256, (900, 1200, 3), dtype=np.uint8)
+    picture = Image.fromarray(noise)
     for n in (4, 60):
         (tmp_path/f'{n}').mkdir()
         for k in range(n): picture.save(tmp_path/f'{n}'/f'{k:02d}.jpg', quality=30)

@@ -18,7 +18,7 @@ from torch import nn
 
 from .predict_slides import check_for_slides, slide_files, whole_slides
 from .results import (
-    Results, Shard, add_picture, add_rows, add_skipped, check_names, check_place_of_results, files_digest)
+    Results, Shard, add_picture, add_rows, add_skipped, check_free_names, check_place_of_results, files_digest)
 from ..core.errors import DataError, ImageError
 from ..core.precision import pick_device
 from ..core.progress import tracked
@@ -304,7 +304,7 @@ def predict_in_turn(
     read, mine = None if slides else _reader(task, paths), part.of(paths) if part else paths
     named = _names(paths)
     names = {p: name for p, name in zip(paths, named)} if slides or task.enlarger is not None else {}
-    check_names(place, _files_of(mine, names, slides), 'slides' if slides else 'sr')
+    check_free_names(place, _files_of(mine, names, slides), 'slides' if slides else 'sr')
     with quietly(), Results(place, _about(task, paths, part)) as results:
         yield from frames(task, mine, names, read, results)
     say(f'{counted(results.rows, "piece" if slides else "image")}, written to {place.folder}.'

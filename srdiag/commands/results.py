@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['PICTURES', 'Shard', 'Place', 'check_place_of_results', 'files_digest', 'Results', 'complete', 'leave', 'add_rows',
-           'add_skipped', 'check_names', 'add_picture']
+           'add_skipped', 'check_free_names', 'add_picture']
 
 # %% ../../nbs/commands/results.ipynb #c003
 import hashlib
@@ -305,7 +305,7 @@ def add_skipped(
     results.skipped += 1
 
 # %% ../../nbs/commands/results.ipynb #c039
-def check_names(
+def check_free_names(
     place: Place, # of the results
     names, # of pictures that are to be written
     kind: str = 'sr', # one of PICTURES

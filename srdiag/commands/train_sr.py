@@ -172,15 +172,13 @@ def distill_command(
     lr: str|Path|None = None, # a folder with low-resolution images of the same names
 ) -> dict: # test metrics
     "Recursion distillation (Algorithm 1); the student is tested on the images the teacher never saw"
-    start, s = time.monotonic(), settings
-    device, precision = pick_place(options.device, options.precision)
+    start, s, (device, precision) = time.monotonic(), settings, pick_place(options.device, options.precision)
     check_output(out, options.overwrite, options.resume)
     master, known, split = _teacher(teacher, device)
     options = replace(options, channels='rgb' if master.config['image_channels'] == 3 else 'grey')
     found = read_sr_folder(data, _smallest(s.patch, master.scale), options, split, lr, master.scale)
     _compare_data(data, teacher, found, known, split)
-    network = MRCNet(**(master.config | dict(steps=1)))
-    course = _course_of(found, master.scale, s, options)
+    network, course = MRCNet(**(master.config | dict(steps=1))), _course_of(found, master.scale, s, options)
     recorded = _recorded(options, precision, **(asdict(s) | dict(steps=course[-1].steps) | _origin(teacher)))
     info = _Informant(f'MRC-Net x{master.scale}, distilled', found, start, recorded)
     saver = first_only(ModelSaver(out, network, options.overwrite, found.table, options.resume))

@@ -337,7 +337,8 @@ def _labelled_images(table, options, least, scale, lr, side):
     if large_set(table.files, how[0], options.size, options.in_memory):
         _check_large(options, side or options.resize)
         return *read_rows(table.files, *how, options.bits), None, None
-    images = of_one_size(read_fitting(table.files, options, least, None, side), options.strict, options.resize)
+    found = read_fitting(table.files, options, least, None, side)
+    images = of_one_size(found, options.strict, options.resize)
     return images, content_keys(images.images), None, None
 
 def _labelled_hdf5(table, images, options): # → LabelledData of PCam
@@ -349,6 +350,16 @@ def _labelled_hdf5(table, images, options): # → LabelledData of PCam
     return LabelledData(table, images, 3, '', whole, [k[:16] for k in keys], workers=options.workers)
 
 # %% ../../nbs/datasets/reading.ipynb #c064
+def _table_of(table, images, keys): # → LabelledTable of the images that were read; says what is odd
+    where = {p: i for i, p in enumerate(table.files)}
+    table = replace(table.subset([where[p] for p in images.paths]), twins=keys)
+    names = table.to_frame()
+    for note in (*table.notes, *copy_sentences(table.twins, list(names.file), names.label.to_numpy())):
+        say(f'Note: {note}')
+    check_classes(table)
+    return table
+
+# %% ../../nbs/datasets/reading.ipynb #c066
 def read_labelled(
     data: str|Path, # a folder with one sub-folder per class, or a CSV
     labels: str|Path|None, # a CSV whose files are relative to `data`
@@ -366,12 +377,7 @@ def read_labelled(
     table = load_table(data, labels, options.group_pattern)
     images, keys, *own = _labelled_images(table, options, min_size, scale, lr, side)
     if images.skipped: say(images.skipped_sentence())
-    where = {p: i for i, p in enumerate(table.files)}
-    table = replace(table.subset([where[p] for p in images.paths]), twins=keys)
-    names = table.to_frame()
-    for note in (*table.notes, *copy_sentences(table.twins, list(names.file), names.label.to_numpy())):
-        say(f'Note: {note}')
-    check_classes(table)
+    table = _table_of(table, images, keys)
     return LabelledData(table, images.images, images.channels, images.skipped_sentence(),
                         *fingerprints(table.files, table.root), None, images.bits, own[0],
                         options.reduction, own[1], options.workers)

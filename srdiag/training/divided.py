@@ -175,6 +175,7 @@ def _divided_loaders(dls): # for training and for validation
         finally:
             for loader, _ in ways: del loader.create_batches, loader.after_batch
 
+# %% ../../nbs/training/divided.ipynb #c033
 @contextlib.contextmanager
 def divided_fit(
     learn, # a fastai Learner whose loaders are BatchLoaders
