@@ -310,3 +310,9 @@ def test_help_does_not_wait_for_torch():
                                 'try: main()\nexcept SystemExit as e: assert not e.code')
     assert 'usage' in printed.lower()
     assert 'torch' not in loaded, 'srdiag --help loads torch.'
+
+
+def test_every_name_is_defined():
+    "A merge or a move can lose an import in a line that no test runs"
+    done = subprocess.run([sys.executable, '-m', 'pyflakes', ROOT/'srdiag'], capture_output=True, text=True)
+    assert not done.stderr and [x for x in done.stdout.splitlines() if 'undefined' in x] == []

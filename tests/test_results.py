@@ -51,8 +51,8 @@ def test_memory_does_not_grow_with_the_number_of_files(models, tmp_path):
     for n in (4, 60):
         (tmp_path/f'{n}').mkdir()
         for k in range(n): picture.save(tmp_path/f'{n}'/f'{k:02d}.jpg', quality=30)
-    few, many = (peak('predict', tmp_path/f'{n}', '--model', models.lr, '--out', tmp_path/f'o{n}', '--size', 8)
-                 for n in (4, 60))
+    few, many = (peak('predict', tmp_path/f'{n}', '--model', models.lr, '--out', tmp_path/f'o{n}',
+                      '--size', 8) for n in (4, 60))
     assert len(rows(tmp_path/'o60/predictions.csv')) == 60
     assert many - few < 100, f'4 images: {few} MB, 60 images: {many} MB' # together they have 194 MB
 

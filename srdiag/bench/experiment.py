@@ -22,7 +22,7 @@ from ..core.errors import DataError, ModelError
 from ..core.files import check_apart
 from ..core.precision import pick_place
 from ..core.records import session_now
-from ..core.words import counted, say
+from ..core.words import counted, listed, say
 from ..datasets.reading import read_labelled
 from ..sr.mrcnet import MRCNet
 from ..training.options import RunOptions

@@ -70,7 +70,7 @@ def labels_tables(
     answers: LabelsAnswers, # of an experiment
 ) -> dict: # name of the CSV file → DataFrame
     "Every number of the report"
-    rows, most = answers.rows(), answers.steps[-1]
+    rows = answers.rows()
     others = [r for r in rows if r in ('SR', 'LR+SR', 'SR-tuned', 'LR+SR-tuned', 'HR')]
     labels = [a.labels for a in answers.of('ILR')]
     needs = [labels_needed(answers, r, 'ILR', s) for r in others for s in answers.steps]

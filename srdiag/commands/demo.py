@@ -18,7 +18,7 @@ from ..core.precision import pick_device
 from ..core.records import json_text
 from ..data.degradation import upsample
 from ..data.pairs import LabelledPairs, PairAugment, SRPairs
-from ..data.phantom import SHAPES, Lesion, TileSettings, blocks, lesion_blocks, lesion_tiles, split_of
+from ..data.phantom import SHAPES, Lesion, TileSettings, blocks, lesion_blocks, lesion_tiles
 
 # %% ../../nbs/commands/demo.ipynb #c005
 from ..diagnosis.evaluation import evaluate_labelled

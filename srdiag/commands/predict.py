@@ -17,8 +17,9 @@ import torch
 from torch import nn
 
 from .predict_slides import check_for_slides, slide_files, whole_slides
-from .results import (
-    Results, Shard, add_picture, add_rows, add_skipped, check_free_names, check_place_of_results, files_digest)
+from srdiag.commands.results import (
+    Results, Shard, add_picture, add_rows, add_skipped, check_free_names, check_place_of_results,
+    files_digest)
 from ..core.errors import DataError, ImageError
 from ..core.precision import pick_device
 from ..core.progress import tracked

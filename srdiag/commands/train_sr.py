@@ -28,7 +28,7 @@ from ..sr.mrcnet import MRCNet
 from ..sr.settings import DistilSettings, SRSettings, Schedule
 from ..sr.training import evaluate_sr, train_sr
 from ..sr.zoo import create_model, entry_of
-from ..training.options import Degradation, RunOptions
+from ..training.options import RunOptions
 from ..training.processes import as_one, first_only
 from ..training.recipes import SR_RECIPES
 

@@ -8,6 +8,7 @@ __all__ = ['RESOLUTIONS', 'LOOKED_AT', 'resolution_of', 'OwnPairs', 'match_files
            'shift_sentence', 'read_pairs', 'GivenPairs', 'made_pairs']
 
 # %% ../../nbs/datasets/own_pairs.ipynb #c003
+import os
 import re
 from collections import Counter
 from dataclasses import dataclass

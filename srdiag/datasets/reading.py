@@ -32,7 +32,7 @@ from .large import keys_of_rows, large_set, pcam_table, read_rows
 from .manifest import read_manifest
 from .own_pairs import (
     GivenPairs, OwnPairs, labelled_pairs, made_pairs, own_pairs, partners_of, read_pairs)
-from ..training.options import Degradation, RunOptions
+from ..training.options import CHANNELS, Degradation, RunOptions
 
 # %% ../../nbs/datasets/reading.ipynb #c009
 @dataclass
