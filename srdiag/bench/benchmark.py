@@ -58,7 +58,7 @@ def prepare_benchmark(
     check_apart(store.folder, data)
     check_store(store)
     found = read_sr_folder(data, max(budget.patch, scale*MRCNet.min_size), options, scale=scale)
-    job = SRJob(found, scale, budget, pick_device(options.device), options.precision, options.size)
+    job = SRJob(found, scale, budget, pick_device(options.device), options.precision, options)
     fixed = job.fixed() | dict(split_seed=options.seed)
     compare(store, fixed)
     check_images(job.images, store)

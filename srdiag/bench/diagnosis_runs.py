@@ -98,7 +98,8 @@ class DiagnosisJob(Job):
     def fixed(self): # what must not change within one folder
         budget = {k: v for k, v in asdict(self.budget).items() if k != 'seeds'}
         return (fixed_images(self.images)
-                | dict(size=self.options.size, device=self.device.type, precision=self.precision)
+                | dict(size=self.options.size, resize=self.options.resize, bits=self.options.bits)
+                | dict(device=self.device.type, precision=self.precision)
                 | budget | asdict(self.design))
 
     def numbers(self, share):
@@ -181,7 +182,8 @@ def _model_info(job, run, mode, metrics):
                      list(images.part(row, fold, 'test').lr.shape[-2:]), images.classes,
                      dict(name=images.data.table.root.name, hash=images.data.hash,
                           **{k: len(idx) for k, idx in images.folds[fold].items()}),
-                     training, metrics, 'Of an experiment.', bits=images.data.bits)
+                     training, metrics, 'Of an experiment.', bits=images.data.bits, resize=job.options.resize,
+                     degradation=images.data.degradation if job.design.images == 'hr' else {})
 
 # %% ../../nbs/bench/diagnosis_runs.ipynb #c026
 def save_networks(

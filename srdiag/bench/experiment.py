@@ -23,6 +23,7 @@ from ..core.files import check_apart
 from ..core.precision import pick_place
 from ..core.records import session_now
 from ..core.words import counted, listed, say
+from ..datasets.own_pairs import refuse_pairs
 from ..datasets.reading import read_labelled
 from ..sr.mrcnet import MRCNet
 from ..training.options import RunOptions
@@ -56,6 +57,7 @@ def read_for(
 ): # LabelledData
     "Read the images that these rows can use; smaller ones are left out"
     least = max(r.scale if design.images == 'hr' else 1 for r in rows)*MRCNet.min_size
+    refuse_pairs(data, 'an experiment')
     found = read_labelled(data, labels, options, least)
     if found.table.split is not None:
         say('Note: the split column of the table is not used here: folds take its place.')

@@ -16,7 +16,6 @@ from .settings import Design
 from .store import table_hash
 from ..core.errors import DataError
 from ..data.groups import naming_rule
-from ..data.pairs import LabelledPairs
 from ..data.splits import grouped_folds, grouped_split
 from ..datasets.reading import LabelledData
 from ..diagnosis.training import choose_references
@@ -76,8 +75,7 @@ class FoldedImages:
 
     def pairs(self, scale): # all images, degraded once
         if scale not in self._pairs:
-            self._pairs[scale] = LabelledPairs(self.data.images, self.data.table.labels, scale,
-                                               self.design.images)
+            self._pairs[scale] = self.data.pairs(np.arange(len(self.frame)), scale, self.design.images)
         return self._pairs[scale]
 
     def part(self, row, fold, name, augment=None, seed=0): # LabelledPairs, HR only where the row reads it
@@ -108,7 +106,7 @@ def split_frame(
 # %% ../../nbs/bench/folds.ipynb #c019
 def fixed_images(images): # what must not change within one folder, in JSON's types
     return {'data hash': images.data.hash, 'split hash': table_hash(split_frame(images)),
-            'channels': images.data.channels}
+            'channels': images.data.channels, 'degradation': images.data.degradation}
 
 def about_images(
     images: FoldedImages, # of an experiment

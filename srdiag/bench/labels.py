@@ -19,6 +19,7 @@ from ..core.files import check_apart
 from ..core.precision import pick_place
 from ..core.records import session_now
 from ..core.words import counted, say
+from ..datasets.own_pairs import refuse_pairs
 from ..datasets.reading import read_labelled
 from ..sr.mrcnet import MRCNet
 from ..training.options import RunOptions
@@ -77,6 +78,7 @@ def run_labels(
     store, arms = LabelsStore(out), arms_of(rows, budget.labels)
     check_apart(out, data)
     check_labels_request(rows, budget, sources, share, options)
+    refuse_pairs(data, 'an experiment')
     found = read_labelled(data, sources.labels, options, design.scale*MRCNet.min_size)
     job = LabelsJob(found, design, budget, sources, options)
     check_labels_job(job, arms, store)

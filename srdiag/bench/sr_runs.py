@@ -38,6 +38,7 @@ from ..models.saving import load_model, save_model
 from ..sr.distillation import distil
 from ..sr.settings import Schedule
 from ..sr.training import score_images, train_sr
+from ..training.options import RunOptions
 from ..training.recipes import SR_RECIPES
 
 # %% ../../nbs/bench/sr_runs.ipynb #c007
@@ -105,7 +106,9 @@ class SRImages:
         table, n = self.data.table, self.data.table.split.value_counts()
         split = table_hash(table[['file', 'group', 'split']].astype(str))
         counts = {f'{k} images': int(n[k]) for k in self.pairs}
-        return {'data hash': self.data.hash, 'split hash': split, **counts, 'channels': self.data.channels}
+        own = None if 'lr_sha256' not in table else table_hash(table[['lr_sha256']])
+        return {'data hash': self.data.hash, 'split hash': split, **counts, 'channels': self.data.channels,
+                'lr': own, 'degradation': self.data.degradation}
 
     def about(self): # for the reader
         table, parts = self.data.table, ('train', 'valid', 'test')
@@ -126,15 +129,16 @@ class SRJob(Job):
         budget: SRBudget, # the same for all
         device: torch.device|str = 'cpu', # where to train
         precision: str = 'auto', # 'auto', 'bf16', 'fp16' or 'fp32'
-        size: int|None = None, # files were cut to their middle size×size px
+        options: RunOptions = RunOptions(), # how files were read: size, resize, bits
     ):
         self.images, self.scale = SRImages(data, scale, budget.valid_images), scale
-        self.budget, self.device, self.size = budget, torch.device(device), size
+        self.budget, self.device, self.options = budget, torch.device(device), options
         self.precision = chosen_precision(precision, device)
 
     def fixed(self): # what must not change within one store
         budget = {k: v for k, v in asdict(self.budget).items() if k not in ('seeds', 'rounds')}
-        return (dict(scale=self.scale, size=self.size) | self.images.fixed() | budget
+        read = {k: getattr(self.options, k) for k in ('size', 'resize', 'bits')}
+        return (dict(scale=self.scale) | read | self.images.fixed() | budget
                 | dict(precision=self.precision, device=self.device.type, srdiag=version('srdiag')))
 
     def numbers(self, share): return [(seed,) for seed in those(self.budget.seeds, share.only_seed)]

@@ -117,7 +117,6 @@ class Reading(RunOptions):
     channels: Suppress[Literal['auto', 'rgb', 'grey']] = 'auto'
     reduction: Suppress[Degradation] = Degradation() # that of the model is taken
     resume: Suppress[bool] = False
-    in_memory: Suppress[float] = 2.
     workers: Suppress[int|None] = None
 
 # %% ../../nbs/commands/options.ipynb #c026

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['RESOLUTIONS', 'LOOKED_AT', 'resolution_of', 'OwnPairs', 'match_files', 'pairs_in_folder', 'pairs_of_folders',
-           'table_of_pairs', 'pairs_in_table', 'own_pairs', 'labelled_pairs', 'partners_of', 'times_larger', 'shift_of',
-           'shift_sentence', 'read_pairs', 'GivenPairs', 'made_pairs']
+           'table_of_pairs', 'pairs_in_table', 'own_pairs', 'labelled_pairs', 'refuse_pairs', 'partners_of',
+           'times_larger', 'shift_of', 'shift_sentence', 'read_pairs', 'GivenPairs', 'made_pairs']
 
 # %% ../../nbs/datasets/own_pairs.ipynb #c003
 import os
@@ -205,6 +205,16 @@ def labelled_pairs(
     kinds = {p: resolution_of(p.name) for p in (sub_folders(data) if data.is_dir() else ())}
     if sorted(kinds.values()) != ['hr', 'lr']: return data, None
     return tuple(sorted(kinds, key=kinds.get))
+
+def refuse_pairs(
+    data: str|Path, # labelled images
+    who: str, # what cannot use pairs, for the sentence
+) -> None:
+    "DataError for pairs of a user's own"
+    labels, small = labelled_pairs(data)
+    if small is not None:
+        raise DataError(f'{data} holds pairs of small and large images, and {who} makes small images itself: '
+                        f'name the large ones alone ({labels}).')
 
 # %% ../../nbs/datasets/own_pairs.ipynb #c036
 def partners_of(

@@ -180,12 +180,14 @@ class ModelSaver:
         check_same(self.run, _about(info, self.files, self.network.config), self.resume, WHOLE_RUN)
 
 # %% ../../nbs/models/saving.ipynb #c028
-PASSING = 'command', 'seconds', 'overwrite', 'resume' # of `ModelInfo.training`: not the same in two sessions
+# of `ModelInfo.training`: they may differ in two sessions
+PASSING = 'command', 'seconds', 'overwrite', 'resume', 'workers', 'in_memory'
 
 def _about(info, files, config=None): # what a run is
     training = {k: v for k, v in info.training.items() if k not in PASSING}
     split = hashlib.sha256(files['split.csv'].encode()).hexdigest()
-    return dict(network=config or {}, title=info.title, training=training, data=info.data, split=split)
+    return dict(network=config or {}, title=info.title, training=training, data=info.data, split=split,
+                degradation=info.degradation)
 
 def is_finished(
     saver: ModelSaver, # of a run
@@ -203,7 +205,9 @@ EARLY = 'Training had not finished when this was saved.' # the note of a model t
 
 def _begun(saver, info): # the place for logs and states, of this run alone
     saver.take()
-    if is_together(): return Path(tempfile.mkdtemp(prefix='srdiag-'))
+    if is_together():
+        saver.scratch = tempfile.TemporaryDirectory(prefix='srdiag-') # gone with the saver
+        return Path(saver.scratch.name)
     begin(saver.run, _about(info, saver.files, saver.network.config), saver.resume)
     saver.saved = saver.run.newest() is not None and is_model_folder(saver.folder)
     return saver.run
@@ -226,6 +230,7 @@ def train_in(
     except KeyboardInterrupt as e: # or a request of the system to end
         how = progress_of(saver.folder)
         raise type(e)(f'interrupted {how}: the same command with --resume goes on from there' if how
+                      else 'interrupted; the best model so far is kept' if saver.saved
                       else 'interrupted before the first epoch was complete') from e
     finally:
         if saver.saved: _copy_logs(place, saver.folder)

@@ -21,6 +21,7 @@ import torch.distributed as dist
 from torch import nn
 
 from ..core.errors import DataError, SrdiagError, TrainingError
+from ..core.signals import Terminated
 
 # %% ../../nbs/training/processes.ipynb #c005
 def shard_of_process() -> tuple: # i and n: this is process i of n, counted from 0
@@ -139,11 +140,12 @@ def _is_loss(e): # an error of the network between processes?
 _ALL_AGAIN = ('The best model so far is kept: look for what ended the other (memory, time limit), and start '
               'all of them again.')
 
+def _told(rank, size): # by SIGTERM
+    return f'Process {rank} of {size} was told to end, as all are when one has ended. {_ALL_AGAIN}'
+
 @contextlib.contextmanager
 def _told_to_end(rank, size): # SIGTERM as a sentence, unless somebody else looks after it
-    def end(*_):
-        raise TrainingError(f'Process {rank} of {size} was told to end, as all are when one has ended. '
-                            f'{_ALL_AGAIN}')
+    def end(*_): raise TrainingError(_told(rank, size))
     usual = (threading.current_thread() is threading.main_thread()
              and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL)
     if usual: signal.signal(signal.SIGTERM, end)
@@ -159,6 +161,8 @@ def _sentences(rank, size): # for what ends one process or all
         if rank: time.sleep(3)
         if rank: e.args = (f'{e} (Process {rank} of {size} says so.)',)
         raise
+    except Terminated as e:
+        raise TrainingError(_told(rank, size)) from e
     except RuntimeError as e:
         if not _is_loss(e): raise
         raise TrainingError(f'Process {rank} of {size} has lost another one, which was killed or ended with '
