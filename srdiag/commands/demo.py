@@ -54,8 +54,8 @@ class DemoSettings:
     valid: int = 64 # labelled lesions that choose the best epoch of each row
     test: int = 1000 # lesions
     width: int = 16 # channels of a branch's first stage; 64 in the paper
-    epochs: int = 21 # of each row; the framework shares them among LR, SR and both together
-    alone: float = 0.2 # the share of LR, and of SR
+    epochs: int = 24 # of each row; the framework shares them among LR, SR and both together
+    alone: float = 1/6 # the share of LR, and of SR
     sr_recipe: Recipe = Recipe(2e-3, 8)
     diagnosis_recipe: Recipe = Recipe(2e-3, 16, weight_decay=1e-4, steps=10)
 
