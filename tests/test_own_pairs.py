@@ -125,7 +125,7 @@ def test_the_network_sees_the_small_images_of_the_user(pairs):
     assert torch.equal(hr, hr_made) and torch.equal(lr.flip(0), lr_made) and not torch.equal(lr, lr_made)
 
 
-def test_train_diagnosis_with_pairs(tmp_path, pair, succeeds):
+def test_train_diagnosis_with_pairs(tmp_path, pair, succeeds, refused):
     for label, first in (('healthy', 0), ('ill', 100)):
         for k in range(12):
             pair(tmp_path/f'data/HR/{label}/p{k}__{label}.png', tmp_path/f'data/LR/{label}/p{k}__{label}.png',
@@ -141,6 +141,7 @@ def test_train_diagnosis_with_pairs(tmp_path, pair, succeeds):
     again = succeeds('evaluate', '--model', tmp_path/'m', '--data', tmp_path/'data/HR', '--lr',
                      tmp_path/'small')
     assert again.splitlines()[-1] == next(line for line in said.splitlines() if line.startswith('test'))
+    refused('evaluate', '--model', tmp_path/'m', '--data', tmp_path/'data/HR', naming=['both images', '--lr'])
 
 
 def test_small_images_of_training_are_not_tested_on(tmp_path, pair, succeeds, run_cli):
