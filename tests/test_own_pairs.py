@@ -98,6 +98,21 @@ def test_a_shift_is_seen(shift, tile):
     assert abs(shift_of(hr, degrade(moved/255, 2), 2) - shift/2) < 0.3
 
 
+def test_a_shift_is_seen_in_a_smooth_image(tile):
+    from srdiag.data.realistic import blur
+    smooth = blur(tile(0, 256)/255, 15)
+    hr = smooth[:, :128, :128]
+    assert shift_of(hr, degrade(hr, 2), 2) < 0.3
+    assert abs(shift_of(hr, degrade(smooth[:, :128, 4:132], 2), 2) - 2) < 0.5
+
+
+def test_a_built_set_makes_its_small_images(sr_folder, tmp_path, succeeds, refused):
+    succeeds('build', 'endosr', '--data', sr_folder, '--out', tmp_path/'set', '--size', 32,
+             '--test-fraction', 0.3)
+    refused('train-sr', '--data', tmp_path/'set', '--lr', sr_folder, '--out', tmp_path/'m', *TINY_SR,
+            naming=['built set', '--lr'])
+
+
 def test_train_sr_with_pairs_in_all_forms(pairs, tmp_path, succeeds, refused):
     def trained(out, *argv):
         said = succeeds('train-sr', *argv, '--out', tmp_path/out, *TINY_SR)

@@ -265,6 +265,7 @@ def _found(files, out): # → slides, or other images
     if not slides: return [], _paths(files, out)
     return slides, sorted(set(_not_below(find_images([*files, *slides]), out)) - set(slides))
 
+# %% ../../nbs/commands/predict.ipynb #c044
 def _of_slide(task, path, folder, name): # → its tables; nothing stays of a slide that is damaged halfway
     try: return list(slide_files(task, path, folder, name))
     except ImageError:
@@ -272,6 +273,7 @@ def _of_slide(task, path, folder, name): # → its tables; nothing stays of a sl
         raise
 
 def _slide_frames(task, slides, names, read, results): # as `_frames`, a slide at a time
+    say_no_effect(task.images, task.options)
     left, folder = _LeftOut(results, task.options.strict), results.room()/f'slides{results.place.ending}'
     for path in slides:
         try: frames = _of_slide(task, path, folder, names[path])
@@ -285,7 +287,7 @@ def _slide_frames(task, slides, names, read, results): # as `_frames`, a slide a
             yield frame
     _say_left(left, len(slides))
 
-# %% ../../nbs/commands/predict.ipynb #c043
+# %% ../../nbs/commands/predict.ipynb #c046
 def predict_in_turn(
     model: str|Path, # as in `predict_command`, and so are the others
     files: list,
@@ -302,7 +304,6 @@ def predict_in_turn(
     place = check_place_of_results(out, options.overwrite, part)
     task, (slides, paths) = _task(model, images, save_images, mode, options), _found(files, out)
     if slides: check_for_slides(task.network, slides, paths, task.info)
-    if slides: say_no_effect(images, options)
     paths, frames = slides or paths, _slide_frames if slides else _frames
     read, mine = None if slides else _reader(task, paths), part.of(paths) if part else paths
     named = _names(paths)
@@ -313,7 +314,7 @@ def predict_in_turn(
     say(f'{counted(results.rows, "piece" if slides else "image")}, written to {place.folder}.'
         + (' For teaching and research, not for diagnostic use.' if task.diagnoses else ''))
 
-# %% ../../nbs/commands/predict.ipynb #c045
+# %% ../../nbs/commands/predict.ipynb #c048
 def predict_command(
     model: str|Path, # a model folder, super-resolution or diagnosis, or the name of a network of the package
     files: list, # images or folders

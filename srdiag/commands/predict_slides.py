@@ -183,10 +183,11 @@ def check_for_slides(
                         f'{counted(len(images), "other image")}: predict them apart, each into a folder of '
                         'its own.')
     if info is not None and network.large == 'HR' and info.images == 'lr':
-        raise DataError(f'{slides[0]} has one image of each piece, but the model has learned from pairs of its '
-                        'user and reads both images of a pair: cut pieces out of the slide, and predict them '
-                        'with --images hr.')
+        raise DataError(f'{slides[0]} has one image of each piece, but the model has learned from pairs of '
+                        'its user and reads both images of a pair: cut pieces out of the slide, and predict '
+                        'them with --images hr.')
 
+# %% ../../nbs/commands/predict_slides.ipynb #c031
 def say_no_effect(
     images: str, # what the files are said to be: 'lr' or 'hr'
     options, # RunOptions: size, resize
@@ -197,7 +198,7 @@ def say_no_effect(
         say(f'Note: {listed(given)} {"has" if len(given) == 1 else "have"} no effect on whole slides: their '
             'pieces are as large as the images that the model was trained on, and made small as those were.')
 
-# %% ../../nbs/commands/predict_slides.ipynb #c031
+# %% ../../nbs/commands/predict_slides.ipynb #c033
 def slide_files(
     task, # as in `slide_rows`
     path: Path, # the slide
