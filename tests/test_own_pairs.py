@@ -104,6 +104,8 @@ def test_a_shift_is_seen_in_a_smooth_image(tile):
     hr = smooth[:, :128, :128]
     assert shift_of(hr, degrade(hr, 2), 2) < 0.3
     assert abs(shift_of(hr, degrade(smooth[:, :128, 4:132], 2), 2) - 2) < 0.5
+    noise = 0.02*torch.randn(3, 128, 128, generator=torch.Generator().manual_seed(0))
+    assert shift_of(smooth, (degrade(smooth, 2) + noise).clamp(0, 1), 2) < 0.5 # and noise is none
 
 
 def test_a_built_set_makes_its_small_images(sr_folder, tmp_path, succeeds, refused):

@@ -256,7 +256,8 @@ def shift_of(
     return float(np.hypot(*phase_cross_correlation(a, b, upsample_factor=10, normalization=None)[0]))
 
 def _edges(a): # h×w → how steep it is, without its mean, fading out towards the border
-    steep = np.hypot(*np.gradient(a))
+    from skimage.filters import gaussian
+    steep = np.hypot(*np.gradient(gaussian(a, 2))) # blurred first, or noise is as steep as an edge
     return (steep - steep.mean())*np.outer(*(np.hanning(n + 2)[1:-1] for n in a.shape))
 
 # %% ../../nbs/datasets/own_pairs.ipynb #c046
