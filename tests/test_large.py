@@ -158,3 +158,46 @@ print(block.numel()//2**20, own() - before)
     assert done.returncode == 0, done.stderr
     size, more = map(int, re.findall(r'-?\d+', done.stdout))
     assert size > 750 and more < 250, done.stdout
+
+
+def test_many_images_of_another_size(labelled, tmp_path, tile, refused):
+    import shutil
+    from srdiag.data.images import save_png
+    shutil.copytree(labelled, tmp_path/'data')
+    (tmp_path/'data/labels.csv').unlink()
+    for k in range(3): save_png(tile(5, 32)[:, k:], tmp_path/f'data/ill/odd__{k}.png')
+    refused('train-diagnosis', '--data', tmp_path/'data', '--out', tmp_path/'m', '--inputs', 'LR',
+            '--in-memory', 0, naming=['3 of 27 images', '--size'])
+
+
+@pytest.mark.parametrize('option', ['--size 32', '--resize --size 96', '--degradation realistic',
+                                    '--channels grey', '--lr small'])
+def test_pcam_is_taken_as_it_lies(option, pcam, tmp_path, refused):
+    refused('train-diagnosis', '--data', pcam, '--out', tmp_path/'m', '--inputs', 'LR', '--images', 'hr',
+            *option.split(), naming=['PCam', option.split()[0]])
+
+
+def test_copies_in_pcam_are_said_with_their_classes(pcam, capsys):
+    with h5py.File(pcam/f'{PCAM_FILE.format("valid", "x")}.h5', 'r+') as f: f['x'][1] = f['x'][0]
+    read_labelled(pcam, None, RunOptions())
+    assert 'normal and tumour' in capsys.readouterr().out
+
+
+def test_hdf5_that_claims_too_much(pcam, tmp_path):
+    from srdiag.core.errors import DataError
+    from srdiag.datasets.large import pcam_table
+    x, y = (pcam/f'{PCAM_FILE.format("test", kind)}.h5' for kind in 'xy')
+    whole = x.read_bytes()
+    def refuses(match):
+        with pytest.raises(DataError, match=match): pcam_table(pcam)
+    with h5py.File(x, 'w') as f: f['x'] = np.zeros((8, 32, 32, 3), np.uint8)
+    refuses('32×32×3, and not of 96×96×3')
+    with h5py.File(x, 'w') as f:
+        f.create_dataset('x', (2**25, 96, 96, 3), np.uint8, chunks=(1, 96, 96, 3))
+    refuses('more than any part of PCam')
+    with h5py.File(x, 'w') as f:
+        f.create_dataset('x', (8, 96, 96, 3), np.uint8, external=[(str(y), 0, h5py.h5f.UNLIMITED)])
+    refuses('from other files')
+    x.write_bytes(whole)
+    with h5py.File(y, 'w') as f: f.create_group('y')
+    refuses('holds no labels')

@@ -98,6 +98,23 @@ def test_a_shift_is_seen(shift, tile):
     assert abs(shift_of(hr, degrade(moved/255, 2), 2) - shift/2) < 0.3
 
 
+def test_a_shift_is_seen_in_a_smooth_image(tile):
+    from srdiag.data.realistic import blur
+    smooth = blur(tile(0, 256)/255, 15)
+    hr = smooth[:, :128, :128]
+    assert shift_of(hr, degrade(hr, 2), 2) < 0.3
+    assert abs(shift_of(hr, degrade(smooth[:, :128, 4:132], 2), 2) - 2) < 0.5
+    noise = 0.02*torch.randn(3, 128, 128, generator=torch.Generator().manual_seed(0))
+    assert shift_of(smooth, (degrade(smooth, 2) + noise).clamp(0, 1), 2) < 0.5 # and noise is none
+
+
+def test_a_built_set_makes_its_small_images(sr_folder, tmp_path, succeeds, refused):
+    succeeds('build', 'endosr', '--data', sr_folder, '--out', tmp_path/'set', '--size', 32,
+             '--test-fraction', 0.3)
+    refused('train-sr', '--data', tmp_path/'set', '--lr', sr_folder, '--out', tmp_path/'m', *TINY_SR,
+            naming=['built set', '--lr'])
+
+
 def test_train_sr_with_pairs_in_all_forms(pairs, tmp_path, succeeds, refused):
     def trained(out, *argv):
         said = succeeds('train-sr', *argv, '--out', tmp_path/out, *TINY_SR)
@@ -125,7 +142,7 @@ def test_the_network_sees_the_small_images_of_the_user(pairs):
     assert torch.equal(hr, hr_made) and torch.equal(lr.flip(0), lr_made) and not torch.equal(lr, lr_made)
 
 
-def test_train_diagnosis_with_pairs(tmp_path, pair, succeeds):
+def test_train_diagnosis_with_pairs(tmp_path, pair, succeeds, refused):
     for label, first in (('healthy', 0), ('ill', 100)):
         for k in range(12):
             pair(tmp_path/f'data/HR/{label}/p{k}__{label}.png', tmp_path/f'data/LR/{label}/p{k}__{label}.png',
@@ -141,6 +158,7 @@ def test_train_diagnosis_with_pairs(tmp_path, pair, succeeds):
     again = succeeds('evaluate', '--model', tmp_path/'m', '--data', tmp_path/'data/HR', '--lr',
                      tmp_path/'small')
     assert again.splitlines()[-1] == next(line for line in said.splitlines() if line.startswith('test'))
+    refused('evaluate', '--model', tmp_path/'m', '--data', tmp_path/'data/HR', naming=['both images', '--lr'])
 
 
 def test_small_images_of_training_are_not_tested_on(tmp_path, pair, succeeds, run_cli):

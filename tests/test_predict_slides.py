@@ -92,3 +92,54 @@ def test_one_huge_image_shows_progress(models, monkeypatch, capsys):
     super_resolve(network, torch.zeros(3, 128, 128, dtype=torch.uint8), tile=32, dtype=torch.uint8)
     said = capsys.readouterr().out.splitlines()
     assert 8 <= len(said) <= 9 and said[-1].endswith('of 16 tiles.')
+
+
+def test_a_missing_file_beside_a_slide(scans, models, tmp_path, refused):
+    refused('predict', scans/'a.tif', scans/'missing.svs', '--model', models.lr, '--out', tmp_path/'out',
+            naming=['missing.svs', 'does not exist'])
+
+
+def test_nothing_stays_of_a_slide_that_breaks_off(scans, models, tmp_path, monkeypatch, succeeds):
+    from srdiag.commands import predict_slides
+    from srdiag.core.errors import ImageError
+    whole = predict_slides.slide_rows
+    def broken(task, slide): # after two batches
+        for k, frame in enumerate(whole(task, slide)):
+            if k == 2 and slide.path.name == 'b.tif': raise ImageError(slide.path, 'is damaged')
+            yield frame
+    monkeypatch.setattr(predict_slides, 'slide_rows', broken)
+    argv = ('predict', scans/'a.tif', scans/'b.tif', '--model', models.lr, '--device', 'cpu', '--out',
+            tmp_path/'out')
+    said = succeeds(*argv, '--images', 'hr', '--size', 64)
+    assert '--images, --size have no effect on whole slides' in said and 'b.tif is damaged' in said
+    assert {r['file'] for r in rows(tmp_path/'out/predictions.csv')} == {str(scans/'a.tif')}
+    assert sorted(p.name for p in (tmp_path/'out/slides').iterdir()) == ['a.geojson', 'a.png']
+    monkeypatch.undo()
+    assert 'no effect' not in succeeds(*argv, '--overwrite')
+    assert (tmp_path/'out/slides/b.png').is_file()
+
+
+def test_pieces_are_made_small_as_in_the_training(models):
+    from types import SimpleNamespace
+    from srdiag.commands.predict_slides import _frame_of
+    from srdiag.datasets.fitting import small_of
+    from srdiag.diagnosis.inference import predict
+    network, info = load_model(models.lr)
+    info.degradation = dict(degradation='realistic', noise=[0.1, 0.2])
+    pieces = list(torch.from_numpy(skdata.immunohistochemistry()).permute(2, 0, 1)[:, :64, :16].split(16, 1))
+    found = _frame_of(SimpleNamespace(network=network, info=info, mode=None, calibration=None), pieces)
+    def by(how):
+        lr = torch.stack([small_of(x, 2, 'hr', how) for x in pieces])
+        return predict(network, lr, info.classes).probabilities['ens'][:, 1]
+    assert np.allclose(found.ens_ill, by(info.reduction), atol=1e-5)
+    assert not np.allclose(found.ens_ill, by(None), atol=1e-5)
+
+
+def test_pieces_have_no_partner(scans, models):
+    from types import SimpleNamespace
+    from srdiag.commands.predict_slides import check_for_slides
+    from srdiag.core.errors import DataError
+    network = SimpleNamespace(network=None, large='HR')
+    check_for_slides(network, [scans/'a.tif'], [], SimpleNamespace(images='hr'))
+    with pytest.raises(DataError, match='both images of a pair'):
+        check_for_slides(network, [scans/'a.tif'], [], SimpleNamespace(images='lr'))

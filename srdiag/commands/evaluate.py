@@ -84,6 +84,9 @@ def _evaluate_sr(a): # _Asked → metrics, no tables, no page
 # %% ../../nbs/commands/evaluate.ipynb #c014
 def _labelled(a): # _Asked → LabelledData, rows that count, how many images are left out
     scale, own = a.network.scale, labelled_pairs(a.data, a.lr)[1] is not None
+    if not own and a.network.large == 'HR' and a.info.images == 'lr':
+        raise DataError(f'The model in {a.model} has learned from pairs of its user and reads both images of '
+                        f'a pair, but {a.data} has one of each: name the small ones with --lr.')
     large = scale if own and a.info.images == 'lr' else 1 # the model counts px of small files
     size = a.options.size or a.info.size and a.info.size*large
     options = _as_trained(a, a.network.config['channels'], size)

@@ -16,7 +16,7 @@ import pandas as pd
 import torch
 from torch import nn
 
-from .predict_slides import check_for_slides, slide_files, whole_slides
+from .predict_slides import check_for_slides, say_no_effect, slide_files, whole_slides
 from srdiag.commands.results import (
     Results, Shard, add_picture, add_rows, add_skipped, check_free_names, check_place_of_results,
     files_digest)
@@ -28,8 +28,7 @@ from ..core.words import counted, say, shortened
 from ..data.decoding import quietly
 from ..data.degradation import crop_to_multiple
 from ..data.images import as_float, find_images, image_reader, known_depth, save_png, to_uint8
-from ..data.realistic import degraded
-from ..datasets.fitting import resized, side_of
+from ..datasets.fitting import resized, side_of, small_of
 from ..datasets.reading import say_unread
 from ..diagnosis.evaluation import calibration_for, say_if_ignored
 from ..diagnosis.inference import batch_of, modes_of, predict
@@ -114,13 +113,7 @@ def _read_resized(read, side, path): # → image or ImageError
     x = read(path)
     return x if isinstance(x, ImageError) else resized(x, *side)
 
-# %% ../../nbs/commands/predict.ipynb #c018
-def _small(x, scale, images, how=None): # what the network reads: the file itself, or the file reduced
-    if images == 'lr': return x
-    small = degraded(as_float(crop_to_multiple(x, scale)), scale, how)
-    return to_uint8(small) if x.dtype == torch.uint8 else small
-
-# %% ../../nbs/commands/predict.ipynb #c021
+# %% ../../nbs/commands/predict.ipynb #c020
 AHEAD = 2**26 # bytes of images that are read before they are needed
 
 def _bytes(x): return 4096 if isinstance(x, ImageError) else x.numel()*x.element_size()
@@ -137,7 +130,7 @@ def _read_ahead(paths, read): # yields (path, image or ImageError), in order
             yield p, found
             room = min(64, max(1, AHEAD//_bytes(found)))
 
-# %% ../../nbs/commands/predict.ipynb #c023
+# %% ../../nbs/commands/predict.ipynb #c022
 @dataclass
 class _LeftOut:
     "Files without a row"
@@ -156,7 +149,7 @@ class _LeftOut:
         more = f'; and {k-5} more' if k > 5 else ''
         return f'{k} of {n} images {"was" if k == 1 else "were"} skipped: {named}{more}.'
 
-# %% ../../nbs/commands/predict.ipynb #c026
+# %% ../../nbs/commands/predict.ipynb #c025
 def _fits(x, task): # is it of the size that the model was made for?
     if not task.diagnoses: return True
     by = task.network.scale if task.images == 'hr' else 1
@@ -181,7 +174,7 @@ class _Odd:
                          f'({counted(self.count, "such file")}): use --size, or --images '
                          f'{"lr" if self.task.images == "hr" else "hr"} if that is what the files are.')
 
-# %% ../../nbs/commands/predict.ipynb #c028
+# %% ../../nbs/commands/predict.ipynb #c027
 def _batches(task, paths, read, left): # yields lists of (path, image); DataError if none fits
     odd, batch, fitted = _Odd(task), [], False
     for p, x in tracked(_read_ahead(paths, read), 'images', len(paths)):
@@ -197,21 +190,21 @@ def _batches(task, paths, read, left): # yields lists of (path, image); DataErro
     if batch: yield batch
     elif odd.count and not fitted: raise odd.error()
 
-# %% ../../nbs/commands/predict.ipynb #c031
+# %% ../../nbs/commands/predict.ipynb #c030
 def _row_frame(task, batch, calibration): # → a table, a row for each image
     paths, images = zip(*batch)
     if not task.diagnoses:
         sizes = dict(height=[x.shape[1] for x in images], width=[x.shape[2] for x in images])
         return pd.DataFrame(dict(file=list(map(str, paths))) | sizes)
     network = task.network
-    lr = torch.stack([to_uint8(_small(x, network.scale, task.images, task.info.reduction)) for x in images])
+    lr = torch.stack([to_uint8(small_of(x, network.scale, task.images, task.info.reduction)) for x in images])
     hr = (torch.stack([as_float(crop_to_multiple(x, network.scale)) for x in images])
           if network.large == 'HR' else None)
     return predict(network, lr, task.info.classes, hr, mode=task.mode).to_frame(paths, calibration)
 
-# %% ../../nbs/commands/predict.ipynb #c034
+# %% ../../nbs/commands/predict.ipynb #c033
 def _enlarge(task, x, path): # → C×H×W, and the bits to save
-    small = _small(x, task.enlarger.scale, task.images, task.info.reduction)
+    small = small_of(x, task.enlarger.scale, task.images, task.info.reduction)
     deep = small.dtype != torch.uint8 and len(small) == 1 # colour PNGs have 8 bits
     large = super_resolve(task.enlarger, small, str(path), task.options.precision,
                           dtype=torch.float32 if deep else torch.uint8)
@@ -224,7 +217,7 @@ def _save(task, batch, names, results): # the enlarged images of a batch → nam
         out.append(add_picture(results, f'{names[path]}.png', lambda to: save_png(large, to, bits=bits)))
     return out
 
-# %% ../../nbs/commands/predict.ipynb #c037
+# %% ../../nbs/commands/predict.ipynb #c036
 def _frames(task, paths, names, read, results): # yields tables, and writes them
     left, calibration = _LeftOut(results, task.options.strict), task.calibration
     for batch in _batches(task, paths, read, left):
@@ -239,7 +232,7 @@ def _say_left(left, n): # what of n files has no row; DataError if none has
     if not left.results.rows: raise DataError(f'None of the images can be used. {left.sentence(n)}')
     if left.results.skipped: say(left.sentence(n))
 
-# %% ../../nbs/commands/predict.ipynb #c039
+# %% ../../nbs/commands/predict.ipynb #c038
 def _task(model, images, save_images, mode, options): # → _Task; says which options have no effect
     folder = model_folder(model)
     network, info = load_model(folder, device=pick_device(options.device))
@@ -251,8 +244,10 @@ def _task(model, images, save_images, mode, options): # → _Task; says which op
             f'batch of {task.batch}.')
     return task
 
+_ENDINGS = 'geojson', 'png' # of what is written for a slide
+
 def _files_of(paths, names, slides): # → names of pictures that will be written
-    endings = ('geojson', 'png') if slides else ('png',)
+    endings = _ENDINGS if slides else ('png',)
     return [f'{names[p]}.{end}' for p in paths if p in names for end in endings]
 
 def _own_shard(): # of one of several processes that share the work; None: this one does all of it
@@ -263,28 +258,36 @@ def _about(task, paths, shard): # → what the record and each row say of the mo
     return dict(model=task.model.name, shards=shard.n if shard else None, files=files_digest(paths),
                 weights_sha256=read_config(task.model)['weights_sha256'])
 
-# %% ../../nbs/commands/predict.ipynb #c042
+# %% ../../nbs/commands/predict.ipynb #c041
 def _found(files, out): # → slides, or other images
     place = Path(out).resolve()
     slides = [p for p in whole_slides(files) if place not in p.resolve().parents]
     if not slides: return [], _paths(files, out)
-    try: images = set(_not_below(find_images(files), out)) - set(slides)
-    except DataError: images = [] # there are none
-    return slides, sorted(images)
-
-def _slide_frames(task, slides, names, read, results): # as `_frames`
-    left, kind = _LeftOut(results, task.options.strict), f'slides{results.place.ending}'
-    for path in slides:
-        try:
-            for frame in slide_files(task, path, results.room()/kind, names[path]):
-                frame = frame.assign(**{k: results.about[k] for k in ('model', 'weights_sha256')})
-                add_rows(results, frame)
-                yield frame
-            for end in ('geojson', 'png'): add_picture(results, f'{names[path]}.{end}', None, 'slides')
-        except ImageError as e: left.add(path, e.why)
-    _say_left(left, len(slides))
+    return slides, sorted(set(_not_below(find_images([*files, *slides]), out)) - set(slides))
 
 # %% ../../nbs/commands/predict.ipynb #c044
+def _of_slide(task, path, folder, name): # → its tables; nothing stays of a slide that is damaged halfway
+    try: return list(slide_files(task, path, folder, name))
+    except ImageError:
+        for end in _ENDINGS: (folder/f'{name}.{end}').unlink(missing_ok=True)
+        raise
+
+def _slide_frames(task, slides, names, read, results): # as `_frames`, a slide at a time
+    say_no_effect(task.images, task.options)
+    left, folder = _LeftOut(results, task.options.strict), results.room()/f'slides{results.place.ending}'
+    for path in slides:
+        try: frames = _of_slide(task, path, folder, names[path])
+        except ImageError as e:
+            left.add(path, e.why)
+            continue
+        for end in _ENDINGS: add_picture(results, f'{names[path]}.{end}', None, 'slides')
+        for frame in frames:
+            frame = frame.assign(**{k: results.about[k] for k in ('model', 'weights_sha256')})
+            add_rows(results, frame)
+            yield frame
+    _say_left(left, len(slides))
+
+# %% ../../nbs/commands/predict.ipynb #c046
 def predict_in_turn(
     model: str|Path, # as in `predict_command`, and so are the others
     files: list,
@@ -300,7 +303,7 @@ def predict_in_turn(
     part = Shard.read(shard) if shard is not None else _own_shard()
     place = check_place_of_results(out, options.overwrite, part)
     task, (slides, paths) = _task(model, images, save_images, mode, options), _found(files, out)
-    if slides: check_for_slides(task.network, slides, paths)
+    if slides: check_for_slides(task.network, slides, paths, task.info)
     paths, frames = slides or paths, _slide_frames if slides else _frames
     read, mine = None if slides else _reader(task, paths), part.of(paths) if part else paths
     named = _names(paths)
@@ -311,7 +314,7 @@ def predict_in_turn(
     say(f'{counted(results.rows, "piece" if slides else "image")}, written to {place.folder}.'
         + (' For teaching and research, not for diagnostic use.' if task.diagnoses else ''))
 
-# %% ../../nbs/commands/predict.ipynb #c046
+# %% ../../nbs/commands/predict.ipynb #c048
 def predict_command(
     model: str|Path, # a model folder, super-resolution or diagnosis, or the name of a network of the package
     files: list, # images or folders

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['CLASS_COLOURS', 'whole_slides', 'tissue_grid', 'slide_rows', 'tile_feature', 'add_features', 'heat_map', 'Map',
-           'check_for_slides', 'slide_files']
+           'check_for_slides', 'say_no_effect', 'slide_files']
 
 # %% ../../nbs/commands/predict_slides.ipynb #c003
 import json
@@ -16,9 +16,9 @@ import torch
 
 from ..core.errors import DataError, ImageError
 from ..core.progress import tracked
-from ..core.words import counted
-from ..data.degradation import degrade
-from ..data.images import as_float, luma, to_uint8
+from ..core.words import counted, listed, say
+from ..data.images import as_float, luma
+from ..datasets.fitting import small_of
 from ..datasets.slides import SLIDE_EXTENSIONS, Slide, is_slide, level_for
 from ..datasets.tissue import thumbnail, tissue_mask, tissue_share
 from ..data.layout import walk
@@ -75,12 +75,11 @@ def _read(slide, place, side, level, channels): # a row of the grid → uint8 C�
     return luma(x) if channels == 1 else x.expand(3, -1, -1)
 
 def _frame_of(task, pieces): # uint8 tensors → a table
-    network, info, x = task.network, task.info, torch.stack(pieces)
-    reduced = info.images == 'hr'
-    lr = to_uint8(degrade(as_float(x), network.scale)) if reduced else x
-    hr = as_float(x) if network.large == 'HR' else None
+    network, info = task.network, task.info
+    lr = torch.stack([small_of(x, network.scale, info.images, info.reduction) for x in pieces])
+    hr = as_float(torch.stack(pieces)) if network.large == 'HR' else None
     found = predict(network, lr, info.classes, hr, mode=task.mode)
-    return found.to_frame(['']*len(x), task.calibration).drop(columns='file')
+    return found.to_frame(['']*len(lr), task.calibration).drop(columns='file')
 
 # %% ../../nbs/commands/predict_slides.ipynb #c016
 def slide_rows(
@@ -172,8 +171,10 @@ def check_for_slides(
     network, # of the model
     slides: list, # files
     images: list, # other images that are to be predicted
+    info=None, # ModelInfo
 ):
-    "DataError for a model that only enlarges, or slides and images together"
+    """DataError for a model that only enlarges or wants two images of each piece, or for slides and images
+    together"""
     if not hasattr(network, 'network'):
         raise DataError(f'{slides[0]} is a whole slide, and this model enlarges images and knows no classes: '
                         'name a model made by srdiag train-diagnosis.')
@@ -181,8 +182,23 @@ def check_for_slides(
         raise DataError(f'There are {counted(len(slides), "whole slide")} and '
                         f'{counted(len(images), "other image")}: predict them apart, each into a folder of '
                         'its own.')
+    if info is not None and network.large == 'HR' and info.images == 'lr':
+        raise DataError(f'{slides[0]} has one image of each piece, but the model has learned from pairs of '
+                        'its user and reads both images of a pair: cut pieces out of the slide, and predict '
+                        'them with --images hr.')
 
 # %% ../../nbs/commands/predict_slides.ipynb #c031
+def say_no_effect(
+    images: str, # what the files are said to be: 'lr' or 'hr'
+    options, # RunOptions: size, resize
+):
+    "Say which options mean nothing on whole slides"
+    asked = {'--images': images != 'lr', '--size': options.size, '--resize': options.resize}
+    if given := [name for name, value in asked.items() if value]:
+        say(f'Note: {listed(given)} {"has" if len(given) == 1 else "have"} no effect on whole slides: their '
+            'pieces are as large as the images that the model was trained on, and made small as those were.')
+
+# %% ../../nbs/commands/predict_slides.ipynb #c033
 def slide_files(
     task, # as in `slide_rows`
     path: Path, # the slide

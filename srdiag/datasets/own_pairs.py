@@ -258,13 +258,19 @@ def shift_of(
     lr: torch.Tensor, # C×H/scale×W/scale
     scale: int, # between the two
 ) -> float: # in low-resolution px; nan for images in which nothing can be seen
-    "How far the small image lies beside the large one, by phase correlation"
+    "How far the small image lies beside the large one, by cross-correlation of their edges"
     from skimage.registration import phase_cross_correlation
     a, b = degrade(as_float(luma(hr)), scale)[0].numpy(), as_float(luma(lr))[0].numpy()
     if min(a.std(), b.std()) < 1e-3 or min(a.shape) < 8: return float('nan')
+    a, b = _edges(a), _edges(b)
     return float(np.hypot(*phase_cross_correlation(a, b, upsample_factor=10, normalization=None)[0]))
 
-# %% ../../nbs/datasets/own_pairs.ipynb #c045
+def _edges(a): # h×w → how steep it is, without its mean, fading out towards the border
+    from skimage.filters import gaussian
+    steep = np.hypot(*np.gradient(gaussian(a, 2))) # blurred first, or noise is as steep as an edge
+    return (steep - steep.mean())*np.outer(*(np.hanning(n + 2)[1:-1] for n in a.shape))
+
+# %% ../../nbs/datasets/own_pairs.ipynb #c046
 def shift_sentence(
     hr: list, # of large images
     lr: list, # of small ones, partners at the same place
@@ -277,9 +283,9 @@ def shift_sentence(
     if not len(found) or np.median(found) < 0.5: return ''
     return (f'In {(found >= 0.5).sum()} of {counted(len(found), "pair")} that were looked at, the two images '
             f'lie beside one another by half a low-resolution pixel or more ({np.median(found):.1f} px in '
-            'the median, by phase correlation): register them first, or the network learns to blur.')
+            'the median, by the correlation of edges): register them first, or the network learns to blur.')
 
-# %% ../../nbs/datasets/own_pairs.ipynb #c048
+# %% ../../nbs/datasets/own_pairs.ipynb #c049
 def _cut(hr: torch.Tensor, lr: torch.Tensor, side: int, scale: int): # → both, or None if they are too small
     "The middle of both images, `side` px of the large one"
     n = side//scale
@@ -298,7 +304,7 @@ def _partner(own: OwnPairs, p: Path, x: torch.Tensor, small: dict, wanted: tuple
                 f'not exactly {scale} times as large')
     return (x, y) if size is None else _cut(x, y, size, scale) or f'is smaller than {size}×{size} pixels'
 
-# %% ../../nbs/datasets/own_pairs.ipynb #c050
+# %% ../../nbs/datasets/own_pairs.ipynb #c051
 def _both(own: OwnPairs, least: int, scale: int,
           options: RunOptions) -> tuple: # ImageSet, partner → LR or why not
     "All images of pairs, before they are compared"
@@ -317,7 +323,7 @@ def _check_options(options: RunOptions, scale: int) -> None:
         raise DataError(f'Pairs cut to {options.size} px have no small image of {options.size}/{scale} px: '
                         f'use a --size that is a multiple of {scale}.')
 
-# %% ../../nbs/datasets/own_pairs.ipynb #c052
+# %% ../../nbs/datasets/own_pairs.ipynb #c053
 def read_pairs(
     own: OwnPairs, # matched
     least: int, # smallest side of a large image in px
@@ -341,7 +347,7 @@ def read_pairs(
     if note := shift_sentence(kept.images, partners, scale): say(f'Note: {note}')
     return kept, partners
 
-# %% ../../nbs/datasets/own_pairs.ipynb #c056
+# %% ../../nbs/datasets/own_pairs.ipynb #c057
 class GivenPairs(LabelledPairs):
     "Small and large images of a user's own, with labels, in whole batches: (lr, hr, y)"
     def __init__(self,
@@ -357,7 +363,7 @@ class GivenPairs(LabelledPairs):
         self.labels, self.augment, self.n_inp = torch.as_tensor(labels), augment, 2
         self.workers = None
 
-# %% ../../nbs/datasets/own_pairs.ipynb #c059
+# %% ../../nbs/datasets/own_pairs.ipynb #c060
 def made_pairs(
     images: list, # C×H×W, uint8 or float in [0, 1], large
     labels, # N class indices

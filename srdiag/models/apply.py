@@ -22,8 +22,7 @@ from ..core.words import say
 from ..data.decoding import pil_pixels
 from ..data.degradation import crop_to_multiple
 from ..data.images import as_float, known_depth, luma, read_image, to_uint8
-from ..data.realistic import degraded
-from ..datasets.fitting import resized
+from ..datasets.fitting import resized, small_of
 from ..diagnosis.network import SREnhancedDiagnosis
 from .info import ModelInfo, check_described
 from .saving import load_model
@@ -227,7 +226,7 @@ def _small(p, network, info, resolution): # Picture → LR image as bytes, and t
     reduced = _reduced(x, info, resolution) and min(x.shape[1:]) >= scale
     if info.resize and info.lr_size: x = resized(x, *(n*(scale if reduced else 1) for n in info.lr_size))
     hr = as_float(crop_to_multiple(x, scale)) if reduced else None
-    lr = to_uint8(x if hr is None else degraded(hr, scale, info.reduction))
+    lr = to_uint8(small_of(x, scale, 'hr' if reduced else 'lr', info.reduction))
     if info.lr_size and list(lr.shape[1:]) != info.lr_size:
         h, w = info.lr_size
         raise DataError(f'{p.name} has {x.shape[1]}×{x.shape[2]} px, but the model reads images of {h}×{w} '
