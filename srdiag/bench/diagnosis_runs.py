@@ -8,6 +8,7 @@ __all__ = ['predict_by', 'predictions_frame', 'DiagnosisJob', 'build_row', 'trai
 # %% ../../nbs/bench/diagnosis_runs.ipynb #c005
 import time
 from dataclasses import asdict, replace
+from functools import partial
 
 import pandas as pd
 import torch
@@ -147,7 +148,8 @@ def train_row(
     model, epochs = build_row(row, job), job.design.epochs(job.budget)
     train = job.images.part(row, fold, 'train', PairAugment(seed), seed)
     valid = job.images.part(row, fold, 'valid', seed=seed)
-    fit, logs = (train_joined, folder/'logs') if job.design.join and model.two else (train_diagnosis, folder)
+    fit, logs = train_diagnosis, folder
+    if job.design.join and model.two: fit, logs = partial(train_joined, share=job.design.alone), folder/'logs'
     fit(model, train, valid, recipe, epochs, seed=seed, fixed=row.fixed,
         references=job.images.references(row, fold, seed), loss=loss_of(job.design.settings(row)),
         precision=job.precision, folder=logs, save=keep)

@@ -102,6 +102,7 @@ class LaterChoices:
     # is chosen by as many validation images at most; 0: all
     labels_n: Natural = 0
     steps: Positive|None = None # training steps per epoch; default: a pass over the training images
+    alone: Annotated[float, Between(0.01, 0.49)] = 1/3 # of joined rows, the share of each branch alone
 
 # %% ../../nbs/bench/settings.ipynb #c023
 @dataclass(frozen=True)

@@ -56,6 +56,7 @@ def train_joined(
     epochs: int, # in all, see `share_epochs`
     branches: dict|None = None, # 'lr', 'sr' → a single network that was trained before
     seed: int = 0, # of the order of images
+    share: float = 1/3, # of the epochs, for each branch alone
     **kwargs, # to `train_diagnosis`: loss, folder (of folders lr, sr, joint), precision, save ...
 ) -> tuple: # the Learner of the joint training; 'lr', 'sr' → single network
     """Train each branch alone, join them, train both together. The joined start is kept where training does
@@ -63,7 +64,7 @@ def train_joined(
     singles = dict(branches or {})
     for b, single in singles.items(): check_branch(model, single, b)
     missing = [b for b in BRANCHES if b not in singles]
-    each, together = share_epochs(epochs, len(missing))
+    each, together = share_epochs(epochs, len(missing), share)
     plain = {k: v for k, v in kwargs.items() if k not in ('save', 'references')}
     for b in missing:
         singles[b] = train_branch(model, b, train, valid, recipe, each, seed, **_within(plain, b))
