@@ -116,6 +116,7 @@ def _read_resized(read, side, path): # → image or ImageError
 # %% ../../nbs/commands/predict.ipynb #c020
 AHEAD = 2**26 # bytes of images that are read before they are needed
 
+# %% ../../nbs/commands/predict.ipynb #c022
 def _bytes(x): return 4096 if isinstance(x, ImageError) else x.numel()*x.element_size()
 
 def _read_ahead(paths, read): # yields (path, image or ImageError), in order
@@ -130,7 +131,7 @@ def _read_ahead(paths, read): # yields (path, image or ImageError), in order
             yield p, found
             room = min(64, max(1, AHEAD//_bytes(found)))
 
-# %% ../../nbs/commands/predict.ipynb #c022
+# %% ../../nbs/commands/predict.ipynb #c024
 @dataclass
 class _LeftOut:
     "Files without a row"
@@ -149,7 +150,7 @@ class _LeftOut:
         more = f'; and {k-5} more' if k > 5 else ''
         return f'{k} of {n} images {"was" if k == 1 else "were"} skipped: {named}{more}.'
 
-# %% ../../nbs/commands/predict.ipynb #c025
+# %% ../../nbs/commands/predict.ipynb #c027
 def _fits(x, task): # is it of the size that the model was made for?
     if not task.diagnoses: return True
     by = task.network.scale if task.images == 'hr' else 1
@@ -174,7 +175,7 @@ class _Odd:
                          f'({counted(self.count, "such file")}): use --size, or --images '
                          f'{"lr" if self.task.images == "hr" else "hr"} if that is what the files are.')
 
-# %% ../../nbs/commands/predict.ipynb #c027
+# %% ../../nbs/commands/predict.ipynb #c029
 def _batches(task, paths, read, left): # yields lists of (path, image); DataError if none fits
     odd, batch, fitted = _Odd(task), [], False
     for p, x in tracked(_read_ahead(paths, read), 'images', len(paths)):
@@ -190,7 +191,7 @@ def _batches(task, paths, read, left): # yields lists of (path, image); DataErro
     if batch: yield batch
     elif odd.count and not fitted: raise odd.error()
 
-# %% ../../nbs/commands/predict.ipynb #c030
+# %% ../../nbs/commands/predict.ipynb #c032
 def _row_frame(task, batch, calibration): # → a table, a row for each image
     paths, images = zip(*batch)
     if not task.diagnoses:
@@ -202,7 +203,7 @@ def _row_frame(task, batch, calibration): # → a table, a row for each image
           if network.large == 'HR' else None)
     return predict(network, lr, task.info.classes, hr, mode=task.mode).to_frame(paths, calibration)
 
-# %% ../../nbs/commands/predict.ipynb #c033
+# %% ../../nbs/commands/predict.ipynb #c035
 def _enlarge(task, x, path): # → C×H×W, and the bits to save
     small = small_of(x, task.enlarger.scale, task.images, task.info.reduction)
     deep = small.dtype != torch.uint8 and len(small) == 1 # colour PNGs have 8 bits
@@ -217,7 +218,7 @@ def _save(task, batch, names, results): # the enlarged images of a batch → nam
         out.append(add_picture(results, f'{names[path]}.png', lambda to: save_png(large, to, bits=bits)))
     return out
 
-# %% ../../nbs/commands/predict.ipynb #c036
+# %% ../../nbs/commands/predict.ipynb #c038
 def _frames(task, paths, names, read, results): # yields tables, and writes them
     left, calibration = _LeftOut(results, task.options.strict), task.calibration
     for batch in _batches(task, paths, read, left):
@@ -232,7 +233,7 @@ def _say_left(left, n): # what of n files has no row; DataError if none has
     if not left.results.rows: raise DataError(f'None of the images can be used. {left.sentence(n)}')
     if left.results.skipped: say(left.sentence(n))
 
-# %% ../../nbs/commands/predict.ipynb #c038
+# %% ../../nbs/commands/predict.ipynb #c040
 def _task(model, images, save_images, mode, options): # → _Task; says which options have no effect
     folder = model_folder(model)
     network, info = load_model(folder, device=pick_device(options.device))
@@ -258,14 +259,14 @@ def _about(task, paths, shard): # → what the record and each row say of the mo
     return dict(model=task.model.name, shards=shard.n if shard else None, files=files_digest(paths),
                 weights_sha256=read_config(task.model)['weights_sha256'])
 
-# %% ../../nbs/commands/predict.ipynb #c041
+# %% ../../nbs/commands/predict.ipynb #c043
 def _found(files, out): # → slides, or other images
     place = Path(out).resolve()
     slides = [p for p in whole_slides(files) if place not in p.resolve().parents]
     if not slides: return [], _paths(files, out)
     return slides, sorted(set(_not_below(find_images([*files, *slides]), out)) - set(slides))
 
-# %% ../../nbs/commands/predict.ipynb #c044
+# %% ../../nbs/commands/predict.ipynb #c046
 def _of_slide(task, path, folder, name): # → its tables; nothing stays of a slide that is damaged halfway
     try: return list(slide_files(task, path, folder, name))
     except ImageError:
@@ -287,7 +288,7 @@ def _slide_frames(task, slides, names, read, results): # as `_frames`, a slide a
             yield frame
     _say_left(left, len(slides))
 
-# %% ../../nbs/commands/predict.ipynb #c046
+# %% ../../nbs/commands/predict.ipynb #c048
 def predict_in_turn(
     model: str|Path, # as in `predict_command`, and so are the others
     files: list,
@@ -314,7 +315,7 @@ def predict_in_turn(
     say(f'{counted(results.rows, "piece" if slides else "image")}, written to {place.folder}.'
         + (' For teaching and research, not for diagnostic use.' if task.diagnoses else ''))
 
-# %% ../../nbs/commands/predict.ipynb #c048
+# %% ../../nbs/commands/predict.ipynb #c050
 def predict_command(
     model: str|Path, # a model folder, super-resolution or diagnosis, or the name of a network of the package
     files: list, # images or folders

@@ -25,6 +25,7 @@ def _answer(number, frame): # to the first signal; to the second, the system ans
     signal.signal(number, signal.SIG_DFL)
     raise Terminated('terminated') if number == signal.SIGTERM else KeyboardInterrupt('interrupted')
 
+# %% ../../nbs/core/signals.ipynb #c009
 @contextmanager
 def ends_in_order():
     "In the block, the first SIGTERM or Ctrl-C raises an exception, and the second ends the program"

@@ -43,6 +43,7 @@ def is_together() -> bool: # False: this process trains by itself
     "Whether several processes train one model"
     return _here.together
 
+# %% ../../nbs/training/processes.ipynb #c013
 def my_place() -> tuple: # number of this process, from 0, and how many there are
     "Where this process stands among those that it has joined; (0, 1) if there are none"
     return _here.rank, _here.size
@@ -51,7 +52,7 @@ def is_divided() -> bool: # False: the batch is whole
     "Whether the batch at hand is this process's part of a larger one"
     return _here.divided
 
-# %% ../../nbs/training/processes.ipynb #c013
+# %% ../../nbs/training/processes.ipynb #c015
 @contextlib.contextmanager
 def dividing(
     on: bool = True, # False: nothing changes
@@ -61,7 +62,7 @@ def dividing(
     try: yield
     finally: _here.divided = before
 
-# %% ../../nbs/training/processes.ipynb #c016
+# %% ../../nbs/training/processes.ipynb #c018
 class _Gather(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x): # b×… → n·b×…
@@ -81,7 +82,7 @@ def gathered(
     "The rows of all processes, with gradient"
     return _Gather.apply(x.contiguous()) if _here.divided else x
 
-# %% ../../nbs/training/processes.ipynb #c018
+# %% ../../nbs/training/processes.ipynb #c020
 def summed(
     *values: float, # of this process
 ) -> tuple: # the same numbers added up over all processes, as they were if it is alone
@@ -100,7 +101,7 @@ def collected(
     dist.all_gather_object(lists, values)
     return [v for part in lists for v in part]
 
-# %% ../../nbs/training/processes.ipynb #c020
+# %% ../../nbs/training/processes.ipynb #c022
 def agreed(
     value, # of any kind
 ): # that of process 0
@@ -114,7 +115,7 @@ def meet() -> None:
     "Wait until all processes have come here"
     if _here.size > 1: dist.all_reduce(torch.zeros(1))
 
-# %% ../../nbs/training/processes.ipynb #c023
+# %% ../../nbs/training/processes.ipynb #c025
 # for a process that lives but does not come: it may be writing a large model, or has more to do
 WAIT, WAIT_APART = timedelta(hours=2), timedelta(days=60)
 
@@ -131,7 +132,7 @@ def _quiet(rank): # all but the first
     with open(os.devnull, 'w', encoding='utf-8') as nowhere:
         with contextlib.redirect_stdout(nowhere) if rank else contextlib.nullcontext(): yield
 
-# %% ../../nbs/training/processes.ipynb #c025
+# %% ../../nbs/training/processes.ipynb #c027
 LOST = 'gloo', 'nccl', 'connection', 'socket', 'timed out' # one of them is in every error of the network
 
 def _is_loss(e): # an error of the network between processes?
@@ -153,7 +154,7 @@ def _told_to_end(rank, size): # SIGTERM as a sentence, unless somebody else look
     finally:
         if usual: signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
-# %% ../../nbs/training/processes.ipynb #c027
+# %% ../../nbs/training/processes.ipynb #c029
 @contextlib.contextmanager
 def _sentences(rank, size): # for what ends one process or all
     try: yield
@@ -168,7 +169,7 @@ def _sentences(rank, size): # for what ends one process or all
         raise TrainingError(f'Process {rank} of {size} has lost another one, which was killed or ended with '
                             f'a message of its own, so this one ends, too. {_ALL_AGAIN}') from e
 
-# %% ../../nbs/training/processes.ipynb #c030
+# %% ../../nbs/training/processes.ipynb #c032
 @contextlib.contextmanager
 def _as_one_of(together):
     rank, size = shard_of_process()
@@ -195,7 +196,7 @@ def side_by_side(): # a context manager, or a decorator
     "Train many models, each process its own; the first speaks. Alone, nothing changes"
     return _as_one_of(False)
 
-# %% ../../nbs/training/processes.ipynb #c037
+# %% ../../nbs/training/processes.ipynb #c039
 class SharedBatchNorm(nn.modules.batchnorm._BatchNorm):
     "Batch norm with mean and variance of the whole batch where it is divided; else an ordinary one"
     def _check_input_dim(self, x): pass # any number of dimensions
@@ -218,7 +219,7 @@ class SharedBatchNorm(nn.modules.batchnorm._BatchNorm):
         self.running_mean.lerp_(mean, share)
         self.running_var.lerp_(var, share)
 
-# %% ../../nbs/training/processes.ipynb #c039
+# %% ../../nbs/training/processes.ipynb #c041
 def _shared(norm): # the same parameters and buffers, shared statistics
     if norm.weight.is_cuda: return nn.SyncBatchNorm.convert_sync_batchnorm(norm)
     new = SharedBatchNorm(norm.num_features, norm.eps, norm.momentum)
@@ -244,7 +245,7 @@ def sharing_norms(
     finally:
         for parent, name, norm in found: setattr(parent, name, norm.train(parent.training))
 
-# %% ../../nbs/training/processes.ipynb #c044
+# %% ../../nbs/training/processes.ipynb #c046
 class Spectator:
     "Stands in the place of a `ModelSaver` where another process saves"
     saved, trained, run = False, False, contextlib.nullcontext()
