@@ -2703,6 +2703,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                       'srdiag.models.saving._loaded': ('models/saving.html#_loaded', 'srdiag/models/saving.py'),
                                       'srdiag.models.saving._made': ('models/saving.html#_made', 'srdiag/models/saving.py'),
                                       'srdiag.models.saving._nothing_in': ('models/saving.html#_nothing_in', 'srdiag/models/saving.py'),
+                                      'srdiag.models.saving._version': ('models/saving.html#_version', 'srdiag/models/saving.py'),
                                       'srdiag.models.saving._write_files': ('models/saving.html#_write_files', 'srdiag/models/saving.py'),
                                       'srdiag.models.saving.check_not_a_class': ( 'models/saving.html#check_not_a_class',
                                                                                   'srdiag/models/saving.py'),

@@ -310,14 +310,18 @@ def _loaded(folder, config): # network and what is known about it
     return load_weights(folder, network, None), info
 
 # %% ../../nbs/models/saving.ipynb #c050
+def _version(folder): # the configuration, and which save it is of
+    at = (Path(folder)/'config.json').stat()
+    return read_config(folder), at.st_ino, at.st_mtime_ns
+
 def _in_one_piece(folder, kind, scale): # the same, all of it from one save
-    config = read_config(folder)
-    _check_wanted(folder, config, kind, scale)
+    before = _version(folder) if (Path(folder)/'config.json').is_file() else (read_config(folder),)
+    _check_wanted(folder, before[0], kind, scale)
     try:
-        found = _loaded(folder, config)
-        if read_config(folder) == config: return found
+        found = _loaded(folder, before[0])
+        if _version(folder) == before: return found
     except (ModelError, OSError):
-        if read_config(folder) == config: raise
+        if _version(folder) == before: raise
     return _in_one_piece(folder, kind, scale)
 
 def load_model(
