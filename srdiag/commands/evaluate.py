@@ -21,8 +21,9 @@ from ..core.words import counted, csv_text, say
 from ..data.degradation import upsample
 from ..data.images import fingerprints
 from ..data.pairs import SRPairs
+from ..datasets.fitting import side_of
 from ..datasets.own_pairs import labelled_pairs
-from ..datasets.reading import OWN_PAIRS, file_names, read_labelled, read_sr_images
+from ..datasets.reading import file_names, read_labelled, read_sr_images
 from ..diagnosis.evaluation import calibration_for, diagnosis_sentence, evaluate_labelled, say_if_ignored
 from ..diagnosis.network import SREnhancedDiagnosis
 from ..evaluation.diagnostic import confusion
@@ -32,7 +33,7 @@ from ..models.split import test_rows
 from ..show.assessment import Assessed, assessment_report
 from ..sr.mrcnet import MRCNet
 from ..sr.training import evaluate_sr
-from ..training.options import RunOptions
+from ..training.options import OWN_PAIRS, RunOptions
 
 # %% ../../nbs/commands/evaluate.ipynb #c005
 @dataclass(frozen=True)
@@ -91,7 +92,7 @@ def _labelled(a): # _Asked → LabelledData, rows that count, how many images ar
     size = a.options.size or a.info.size and a.info.size*large
     options = _as_trained(a, a.network.config['channels'], size)
     by = scale if own or a.info.images == 'hr' else 1
-    side = [by*n for n in a.info.lr_size] if options.resize and not own else None
+    side = None if own else side_of(a.info, a.info.images, options, scale)
     found = read_labelled(a.data, a.labels, options, MRCNet.min_size*by, lr=a.lr, scale=scale, side=side)
     if found.classes != list(a.info.classes):
         raise DataError(f'The data has the classes {", ".join(found.classes)}, but the model knows '

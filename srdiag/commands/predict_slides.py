@@ -17,7 +17,7 @@ import torch
 from ..core.errors import DataError, ImageError
 from ..core.progress import tracked
 from ..core.words import counted, listed, say
-from ..data.images import as_float, luma
+from ..data.images import as_float, with_channels
 from ..datasets.fitting import small_of
 from ..datasets.slides import SLIDE_EXTENSIONS, Slide, is_slide, level_for
 from ..datasets.tissue import thumbnail, tissue_mask, tissue_share
@@ -71,8 +71,7 @@ def _sides(network, info): # of a piece, in pixels of the level
     return tuple(by*side for side in info.lr_size)
 
 def _read(slide, place, side, level, channels): # a row of the grid → uint8 C×H×W
-    x = slide.read(int(place.top), int(place.left), *side, level)
-    return luma(x) if channels == 1 else x.expand(3, -1, -1)
+    return with_channels(slide.read(int(place.top), int(place.left), *side, level), channels)
 
 def _frame_of(task, pieces): # uint8 tensors → a table
     network, info = task.network, task.info

@@ -35,7 +35,7 @@ def progress_of(
     own = Path(folder)/FOLDER
     if states := _states(own): return 'after epoch {} of {}'.format(*states[-1])
     # a run of several trainings, each in a folder of its own
-    if own.is_dir() and any(p.parent != own for p in (*Path(folder).glob('*/*/.unfinished/after-*.pt'),
+    if own.is_dir() and any(p.parent != own for p in (*Path(folder).glob(f'*/*/{FOLDER}/after-*.pt'),
                                                       *Path(folder).glob('*/*/config.json'))):
         return 'between two of its trainings'
     return ''

@@ -21,7 +21,7 @@ from ..core.progress import tracked
 from ..core.words import say
 from ..data.decoding import quietly
 from ..data.groups import content_keys
-from ..data.images import ImageSet, image_reader, known_depth, luma, to_uint8
+from ..data.images import ImageSet, image_reader, known_depth, to_uint8, with_channels
 from ..data.labelled import LabelledTable
 from ..data.mapped import ImageRows, in_parts, is_large, mapped
 from .pcam import check_claims
@@ -54,10 +54,8 @@ class _Colour(Exception): "An image in colour among grey ones"
 
 def _fitted(x, channels): # C×H×W → uint8 with so many channels
     x = to_uint8(x)
-    if len(x) > channels:
-        if (x == x[:1]).all(): return luma(x)
-        raise _Colour
-    return x if len(x) == channels else x.repeat(channels, 1, 1)
+    if len(x) > channels and not (x == x[:1]).all(): raise _Colour
+    return with_channels(x, channels)
 
 # %% ../../nbs/datasets/large.ipynb #c012
 ODD = 0.1 # at most this share of images may differ in size to be set aside

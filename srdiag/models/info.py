@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 
 from ..core.errors import DataError, ModelError
 from ..core.words import as_plain, markdown_table, shortened
-from ..training.options import Degradation
+from ..training.options import OWN_PAIRS, Degradation
 
 # %% ../../nbs/models/info.ipynb #c005
 def _is_size(value): # a number of pixels
@@ -58,7 +58,7 @@ class ModelInfo:
 
     @property
     def reduction(self): # Degradation that makes small images like those of the training
-        own = self.degradation.get('degradation') == 'own pairs' # nobody can make these
+        own = self.degradation.get('degradation') == OWN_PAIRS # nobody can make these
         return Degradation() if own else Degradation(**self.degradation)
 
     def __post_init__(self):
@@ -89,7 +89,7 @@ def _as_table(facts):
     return markdown_table(['', ''], [[as_plain(k), as_plain(_short(v))] for k, v in facts.items()])
 
 def _made_by(info): # how small images come about, in words
-    if info.degradation.get('degradation') == 'own pairs': return 'pairs of the user, nothing was made'
+    if info.degradation.get('degradation') == OWN_PAIRS: return 'pairs of the user, nothing was made'
     return info.reduction.sentence() if info.degradation else 'MATLAB bicubic'
 
 def _cut(info): # what happens to files of another size

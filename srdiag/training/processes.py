@@ -11,7 +11,6 @@ __all__ = ['WAIT', 'WAIT_APART', 'LOST', 'shard_of_process', 'is_first', 'is_tog
 import contextlib
 import os
 import signal
-import threading
 import time
 from datetime import timedelta
 from types import SimpleNamespace
@@ -21,7 +20,7 @@ import torch.distributed as dist
 from torch import nn
 
 from ..core.errors import DataError, SrdiagError, TrainingError
-from ..core.signals import Terminated
+from ..core.signals import Terminated, ends_in_order
 
 # %% ../../nbs/training/processes.ipynb #c005
 def shard_of_process() -> tuple: # i and n: this is process i of n, counted from 0
@@ -144,15 +143,9 @@ _ALL_AGAIN = ('The best model so far is kept: look for what ended the other (mem
 def _told(rank, size): # by SIGTERM
     return f'Process {rank} of {size} was told to end, as all are when one has ended. {_ALL_AGAIN}'
 
-@contextlib.contextmanager
-def _told_to_end(rank, size): # SIGTERM as a sentence, unless somebody else looks after it
-    def end(*_): raise TrainingError(_told(rank, size))
-    usual = (threading.current_thread() is threading.main_thread()
-             and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL)
-    if usual: signal.signal(signal.SIGTERM, end)
-    try: yield
-    finally:
-        if usual: signal.signal(signal.SIGTERM, signal.SIG_DFL)
+def _listening(): # to SIGTERM, unless somebody else does
+    free = signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+    return ends_in_order() if free else contextlib.nullcontext()
 
 # %% ../../nbs/training/processes.ipynb #c029
 @contextlib.contextmanager
@@ -178,7 +171,7 @@ def _as_one_of(together):
         return
     hidden = {k: os.environ.pop(k) for k in ('RANK', 'WORLD_SIZE') if k in os.environ}
     try:
-        with _quiet(rank), _sentences(rank, size), _told_to_end(rank, size):
+        with _quiet(rank), _sentences(rank, size), _listening():
             _join(rank, size, WAIT if together else WAIT_APART)
             vars(_here).update(rank=rank, size=size, together=together)
             yield
