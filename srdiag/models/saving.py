@@ -311,11 +311,11 @@ def _loaded(folder, config): # network and what is known about it
 
 # %% ../../nbs/models/saving.ipynb #c050
 def _version(folder): # the configuration, and which save it is of
-    at = (Path(folder)/'config.json').stat()
-    return read_config(folder), at.st_ino, at.st_mtime_ns
+    config, at = read_config(folder), (Path(folder)/'config.json').stat()
+    return config, at.st_ino, at.st_mtime_ns
 
 def _in_one_piece(folder, kind, scale): # the same, all of it from one save
-    before = _version(folder) if (Path(folder)/'config.json').is_file() else (read_config(folder),)
+    before = _version(folder)
     _check_wanted(folder, before[0], kind, scale)
     try:
         found = _loaded(folder, before[0])
