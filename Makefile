@@ -47,7 +47,7 @@ $(VENV)/.base: $(INPUTS) | $(BIN)/python
 
 $(VENV)/.installed: $(INPUTS) | $(BIN)/python
 	$(say) 'Installing srdiag with notebooks and tests $(patience)'
-	@$(PIP) install -c constraints.txt -e '.[dev,docs,dicom]'
+	@$(PIP) install -c constraints.txt -e '.[dev,docs,all]'
 	@touch $(VENV)/.base $@
 
 demo: $(VENV)/.base

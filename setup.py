@@ -26,6 +26,12 @@ CLASSIFIERS = [
 def lines(key): return [line.strip() for line in cfg[key].splitlines() if line.strip()]
 
 
+def extras(): # name → what it asks for; `all`: those of users together
+    found = {key.removesuffix('_requirements'): lines(key) for key in cfg if key.endswith('_requirements')}
+    users = [name for name in found if name not in ('notebooks', 'dev', 'docs')]
+    return found | {'all': sorted({line for name in users for line in found[name]})}
+
+
 def addresses(): # what PyPI shows beside the package; nothing as long as the project has no address
     git, doc = cfg['git_url'], cfg['doc_url']
     pages = {'Source': git, 'Issues': git and f'{git}/issues', 'Documentation': doc,
@@ -44,5 +50,5 @@ setup(
     package_data={'srdiag': ['py.typed'], 'srdiag.published': ['*.csv'], 'srdiag.styles': ['*.mplstyle'],
                   'srdiag.templates': ['*'], 'srdiag.pretrained': ['*/*']},
     python_requires=f'>={cfg["min_python"]}', install_requires=lines('requirements'),
-    extras_require={name: lines(f'{name}_requirements') for name in ('dicom', 'notebooks', 'dev', 'docs')},
+    extras_require=extras(),
     entry_points={'console_scripts': lines('console_scripts'), 'nbdev': ['srdiag=srdiag._modidx:d']})
