@@ -201,3 +201,34 @@ def test_hdf5_that_claims_too_much(pcam, tmp_path):
     x.write_bytes(whole)
     with h5py.File(y, 'w') as f: f.create_group('y')
     refuses('holds no labels')
+
+
+@pytest.fixture
+def stack(labelled, tmp_path): # the images of a folder in one HDF5 file, in the order of their names
+    from srdiag.data.images import find_images, read_image
+    rows = np.stack([read_image(p).permute(1, 2, 0).numpy() for p in find_images(labelled)])
+    with h5py.File(tmp_path/'x.h5', 'w') as f: f['x'] = rows
+    return tmp_path/'x.h5'
+
+
+@pytest.mark.parametrize('model', ['sr', 'diagnosis'])
+def test_images_in_hdf5_are_predicted_like_files(model, models, labelled, stack, tmp_path, succeeds):
+    import pandas as pd
+    for place, files in (('files', labelled), ('rows', stack)):
+        succeeds('predict', files, '--model', getattr(models, model), '--out', tmp_path/place,
+                 '--images', 'hr')
+    files, rows = (pd.read_csv(tmp_path/place/'predictions.csv') for place in ('files', 'rows'))
+    assert [f'{stack}/{k:07d}' for k in range(len(files))] == rows.file.tolist()
+    assert rows.sr_image.iloc[0] == 'sr/x_0000000.png'
+    same = [c for c in files if c not in ('file', 'sr_image')]
+    pd.testing.assert_frame_equal(files[same], rows[same])
+    for a, b in zip(files.sr_image, rows.sr_image):
+        assert (tmp_path/'files'/a).read_bytes() == (tmp_path/'rows'/b).read_bytes()
+
+
+def test_hdf5_without_images_is_named(models, stack, tmp_path, refused):
+    with h5py.File(tmp_path/'y.h5', 'w') as f: f['y'] = np.zeros((4, 1, 1, 1), np.uint8)
+    with h5py.File(tmp_path/'none.h5', 'w') as f: f['x'] = np.zeros((0, 16, 16, 3), np.uint8)
+    for name, why in (('y', 'no array x'), ('none', 'no image')):
+        refused('predict', stack, tmp_path/f'{name}.h5', '--model', models.sr, '--out', tmp_path/'out',
+                naming=(f'{name}.h5', why))

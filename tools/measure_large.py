@@ -131,6 +131,7 @@ def main():
     ask.add_argument('--images', type=int, default=327_680)
     ask.add_argument('--steps', type=int, default=20)
     a = ask.parse_args()
+    a.out.mkdir(parents=True, exist_ok=True)
     few = a.images//20
     with tempfile.TemporaryDirectory() as place:
         path = Path(place)/'x.h5'

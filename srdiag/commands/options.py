@@ -159,7 +159,7 @@ class Evaluate:
 @dataclass(frozen=True)
 class Predict:
     "Super-resolve images and, with a diagnosis model, predict their class. Not for diagnostic use"
-    # images or folders
+    # images, folders, or HDF5 files with an array x of images N×H×W×C, like PCam's
     files: Annotated[Positional[tuple[Path, ...]], arg(metavar='FILE ...', help_behavior_hint='(1 or more)')]
     # model folder, or the name of a network of the package: histology_x2, endoscopy_x4,
     # redcells_x4

@@ -27,9 +27,10 @@ from ..core.weights import model_folder, read_config
 from ..core.words import counted, say, shortened
 from ..data.decoding import quietly
 from ..data.degradation import crop_to_multiple
-from ..data.images import as_float, find_images, image_reader, known_depth, save_png, to_uint8
+from ..data.images import as_float, find_images, known_depth, save_png, to_uint8
 from ..datasets.fitting import resized, side_of, small_of
 from ..datasets.reading import say_unread
+from ..datasets.stacks import each_row, is_row, row_reader, stem_of
 from ..diagnosis.evaluation import calibration_for, say_if_ignored
 from ..diagnosis.inference import batch_of, modes_of, predict
 from ..diagnosis.network import SREnhancedDiagnosis
@@ -50,14 +51,15 @@ def _not_below(paths, out): # images that an earlier prediction wrote are not pr
 def _paths(files, out): # → images to predict; says what else lies in folders
     found, place = _not_below(find_images(files), out), Path(out).resolve()
     say_unread([p for p in files if not place.is_relative_to(Path(p).resolve())])
-    return found
+    return each_row(found)
 
 # %% ../../nbs/commands/predict.ipynb #c011
 def _names(paths): # of the images to write, without ending, each once
-    names, taken = [], Counter(p.stem for p in paths)
-    for k, p in enumerate(paths):
-        name = p.stem if taken[p.stem] == 1 else f'{k:05d}_{p.stem}'
-        while name != p.stem and taken[name]: name = f'_{name}' # the name of another file
+    stems = [stem_of(p) for p in paths]
+    names, taken = [], Counter(stems)
+    for k, stem in enumerate(stems):
+        name = stem if taken[stem] == 1 else f'{k:05d}_{stem}'
+        while name != stem and taken[name]: name = f'_{name}' # the name of another file
         names.append(name)
     return names
 
@@ -104,10 +106,10 @@ def _reader(task, paths): # → a function of a path; see `image_reader`
     least = (MRCNet.min_size if task.diagnoses else network.min_size)*by
     size = task.options.size or (info.size if images == info.images else None)
     channels = network.config['channels' if task.diagnoses else 'image_channels']
-    bits = known_depth(paths, task.options.bits or info.bits) or 16
+    bits = known_depth([p for p in paths if not is_row(p)], task.options.bits or info.bits) or 16
     side = side_of(info, images, task.options, network.scale)
-    if side is None: return image_reader(channels, least, size, bits)
-    return partial(_read_resized, image_reader(channels, 1, None, bits), side)
+    if side is None: return row_reader(channels, least, size, bits)
+    return partial(_read_resized, row_reader(channels, 1, None, bits), side)
 
 def _read_resized(read, side, path): # → image or ImageError
     x = read(path)
@@ -318,7 +320,7 @@ def predict_in_turn(
 # %% ../../nbs/commands/predict.ipynb #c050
 def predict_command(
     model: str|Path, # a model folder, super-resolution or diagnosis, or the name of a network of the package
-    files: list, # images or folders
+    files: list, # images, folders, or HDF5 files with an array x of images
     out: str|Path, # where predictions.csv, predictions.json and sr/ go
     images: str = 'lr', # what the files are: 'lr' as they are, 'hr' to be reduced by the scale first
     save_images: bool = True, # write the super-resolved images

@@ -213,9 +213,9 @@ class ImageSet:
 
 # %% ../../nbs/data/images.ipynb #c049
 def _read_or_error(path: Path, channels: int|None, min_size: int, size: int|None,
-                   bits: int|None = None) -> torch.Tensor|ImageError: # C×H×W, or why not
+                   bits: int|None = None, read=_read) -> torch.Tensor|ImageError: # C×H×W, or why not
     "One image of `min_size` px a side or more, its middle if `size` is given; or the error that reading gave"
-    try: x = _read(path, channels, bits or 16)
+    try: x = read(path, channels, bits or 16)
     except ImageError as e: return e
     h, w = x.shape[-2:]
     need = max(min_size, size or 1)
@@ -283,10 +283,11 @@ def image_reader(
     min_size: int = 1, # as in `read_images`
     size: int|None = None, # as in `read_images`
     bits: int = 16, # that files of 16 bits really hold
+    read=_read, # a function of path, channels and bits → C×H×W
 ): # a function: path → C×H×W, or the ImageError that says why not
     "For many images, one at a time, also in several threads, within `quietly`. DataError as `read_images`"
     _check_reading([''], channels, min_size, size)
-    return lambda path: _read_or_error(Path(path), channels, min_size, size, bits)
+    return lambda path: _read_or_error(Path(path), channels, min_size, size, bits, read)
 
 # %% ../../nbs/data/images.ipynb #c066
 def file_hash(
