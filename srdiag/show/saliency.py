@@ -250,7 +250,8 @@ def _layers(model): # → from the top down: name and the modules that are rando
     for k in reversed(range(4)):
         modules = [*(b.stages[k] for b in branches), interactions[k]]
         steps.append((f'stage {k+1}', [m for m in modules if isinstance(m, nn.Module)]))
-    return [*steps, ('stem', [m for b in branches for m in (b.conv1, b.bn1)])]
+    stems = [m for b in branches for m in b.children() if all(m is not stage for stage in b.stages)]
+    return [*steps, ('stem', stems)]
 
 # %% ../../nbs/show/saliency.ipynb #c055
 def map_similarity(
