@@ -77,7 +77,7 @@ class StageInteraction(nn.Module):
 class Normalise(nn.Module):
     "(x − mean)/sd per channel; both are buffers that `fit` sets from training images"
     def __init__(self,
-        channels: int, # 3 for RGB, 1 for grey
+        channels: int, # 3 for RGB, 1 for grey, or any other number
         on: bool = True, # False: images stay as they are, as in the released code
     ):
         super().__init__()
@@ -275,7 +275,7 @@ class FrameworkParts(_Modules):
     "The settings and modules of `SREnhancedDiagnosis`, by name. ValueError for settings that do not exist"
     def __init__(self,
         classes: int, # K
-        scale: int, # between the small and the large image: 2 or 4
+        scale: int, # between the small and the large image: 2, 3, 4 or 8
         inputs: str = 'LR+SR', # one of INPUTS
         sai: bool = True, # for two branches; False: plain concatenation
         channels: int = 3, # of the images: 3 for RGB, 1 for grey

@@ -33,7 +33,7 @@ class InputSettings:
     "What a framework reads, and which super-resolution network is in front of it"
     inputs: Inputs = 'LR+SR' # a row of Table V; ILR: bicubic enlargement
     sai: bool = True # sample affinity interaction; --no-sai concatenates features instead
-    scale: Literal[2, 4] = 4 # enlargement by the super-resolution network
+    scale: Literal[2, 3, 4, 8] = 4 # enlargement by the super-resolution network
     images: Files = 'lr' # what the files are: lr, read as they are; hr, reduced by the scale first
     # model folder of an MRC-Net, or the name of one that comes with the package (Pretrain); default: start it
     # from scratch
