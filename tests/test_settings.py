@@ -108,7 +108,7 @@ def test_rows(wrong):
         (dict(mutual='x'), 'printed, l2, mean'),
         (dict(mode='x'), 'context, solo, batch'),
         (dict(inputs='x'), 'LR, ILR'),
-        (dict(scale=3), '2, 4'),
+        (dict(scale=5), '2, 3, 4, 8'),
         (dict(images='x'), 'lr, hr'),
         (dict(references=0), 'references'),
         (dict(sac=-1), 'sac to be a number of 0 or more'),
@@ -168,7 +168,7 @@ def test_training_for_diagnosis_reads_nothing_first(tmp_path, wrong, naming):
     'make, naming',
     [
         (lambda: SRSettings(steps=0), 'steps'),
-        (lambda: SRSettings(scale=3), '2, 4'),
+        (lambda: SRSettings(scale=5), '2, 3, 4, 8'),
         (lambda: DistilSettings(steps=0), 'steps'),
         (lambda: DistilSettings(phase1=1.5), 'phase1.* from 0 to 1'),
         (lambda: DistilSettings(weight=-1), 'weight.* of 0 or more'),

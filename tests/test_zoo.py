@@ -13,11 +13,11 @@ from srdiag.sr.pre_upsampling import SRNetwork, haar, inverse_haar
 from srdiag.sr.zoo import (
     ARCHITECTURES,
     MODELS,
-    SCALES,
     architecture_of,
     create_model,
     describe,
     list_models,
+    scales_of,
     traits,
 )
 
@@ -236,8 +236,8 @@ def test_recursion_shares_its_weights():
 
 def test_every_architecture_has_a_name_and_every_name_an_architecture():
     assert {e.architecture for e in MODELS.values()} == set(ARCHITECTURES)
-    assert NAMES == sorted(f'{base}_x{s}' for base in MODELS for s in SCALES)
-    assert list_models('carn*') == ['carn_x2', 'carn_x4'] and list_models('nothing*') == []
+    assert NAMES == sorted(f'{base}_x{s}' for base in MODELS for s in scales_of(base))
+    assert list_models('carn*') == ['carn_x2', 'carn_x3', 'carn_x4'] and list_models('nothing*') == []
 
 
 @every
@@ -270,10 +270,11 @@ def test_the_rows_of_the_tables_are_those_with_published_counts():
         ('edsr_baselin_x4', {}, ['edsr_baselin_x4', 'Did you mean edsr_baseline_x4', 'vdsr_x2']),
         ('', {}, ['vdsr_x2']),
         ('_x2', {}, ['vdsr_x2']),
-        ('vdsr_x3', {}, ['scales 2 and 4', 'vdsr_x2 or vdsr_x4']),
-        ('vdsr_x', {}, ['scales 2 and 4']),
+        ('vdsr_x5', {}, ['scales 2, 3, 4 and 8, not 5', 'vdsr_x4 or vdsr_x8']),
+        ('carn_x8', {}, ['scales 2, 3 and 4, not 8']),
+        ('vdsr_x', {}, ['scales 2, 3, 4 and 8']),
         ('vdsr_x04', {}, ['vdsr_x4']),
-        ('mwcnn', {}, ['scales 2 and 4', 'mwcnn_x2 or mwcnn_x4']),
+        ('mwcnn', {}, ['scales 2, 3, 4 and 8', 'mwcnn_x4 or mwcnn_x8']),
         ('carn_x2', dict(chanels=3), ['chanels', 'channels, blocks, units, skip']),
         ('carn_x2', dict(scale=4), ['part of its name']),
         ('bicubic_x2', dict(channels=4), ['channels', 'none']),
@@ -289,10 +290,10 @@ def test_a_slip_is_answered_with_a_sentence(name, config, words):
 
 @pytest.mark.parametrize('cls', [c for c in ARCHITECTURES.values() if c is not MRCNet])
 def test_a_class_refuses_what_it_cannot_do(cls):
-    with pytest.raises(ValueError, match='no scale 3'):
-        cls(scale=3)
-    with pytest.raises(ValueError, match='not 2'):
-        cls(image_channels=2)
+    with pytest.raises(ValueError, match='no scale 5'):
+        cls(scale=5)
+    with pytest.raises(ValueError, match='not 0'):
+        cls(image_channels=0)
     with pytest.raises(TypeError):
         cls(stepps=3)
     assert issubclass(cls, SRNetwork)

@@ -20,12 +20,13 @@ from ..core.words import counted, say
 from ..data.pairs import PairAugment
 from ..datasets.own_pairs import labelled_pairs
 from ..datasets.reading import LabelledData, read_labelled
+from ..diagnosis.backbones import check_backbone, start_branch
 from ..diagnosis.build import build_framework, check_channels, say_if_recursive
 from ..diagnosis.evaluation import diagnosis_sentence, evaluate_labelled
 from ..diagnosis.joining import BRANCHES, check_branch, join, single_of
 from ..diagnosis.joint_training import share_epochs
 from ..diagnosis.losses import loss_of
-from ..diagnosis.pretrained import imagenet_file, start_from_imagenet
+from ..diagnosis.pretrained import imagenet_file
 from ..diagnosis.settings import Caution, FrameworkSettings
 from ..diagnosis.training import choose_references, train_diagnosis
 from ..evaluation.calibration import calibrate
@@ -36,9 +37,21 @@ from ..models.split import read_split
 from ..sr.mrcnet import MRCNet
 from ..training.options import RunOptions
 from ..training.processes import as_one, first_only
-from ..training.recipes import diagnosis_recipe
+from ..training.recipes import FULL_WIDTH, diagnosis_recipe
 
 # %% ../../nbs/commands/train_diagnosis.ipynb #c008
+def _check_backbones(settings): # ModelError, DataError
+    single = '+' not in settings.inputs
+    for b in BRANCHES:
+        name, unread = getattr(settings, f'{b}_backbone'), single and (settings.inputs == 'LR') != (b == 'lr')
+        if check_backbone(name) is not None and unread:
+            raise DataError(f'{settings.inputs} has no {b.upper()} branch: leave out --{b}-backbone {name}.')
+    kinds = [getattr(settings, f'{b}_backbone') or settings.backbone for b in BRANCHES]
+    foreign = [check_backbone(name) for name in kinds]
+    if settings.width != FULL_WIDTH and None not in foreign:
+        raise DataError(f'--width {settings.width} is for branches of ResNet-18, not for {foreign[0]}: leave '
+                        'it out.')
+
 def _check_inputs(settings, data):
     if settings.inputs.endswith('HR') and settings.images != 'hr':
         raise DataError(f'{settings.inputs} needs high-resolution files: use --images hr if that is what '
@@ -50,6 +63,7 @@ def _check_inputs(settings, data):
         if said and '+' not in settings.inputs:
             raise DataError(f'{settings.inputs} is a single branch: leave out {option} {said}, or choose '
                             '--inputs LR+SR.')
+    _check_backbones(settings)
     if settings.sr and settings.start('sr') == 'folder':
         raise DataError(f'The model in {settings.sr_branch} brings its own super-resolution network: leave '
                         f'out --sr {settings.sr}.')
@@ -210,7 +224,7 @@ def _own_branch(run, model, branch): # the single network, ready to be trained
     single = single_of(model, branch)
     if run.settings.start(branch) == 'imagenet':
         said = getattr(run.settings, f'{branch}_branch')
-        start_from_imagenet(single.network.branch, imagenet_file(said))
+        start_branch(single.network.branch, imagenet_file(said))
     return single.to(run.device)
 
 def _train_branch(run, single, branch, epochs, saver): # → a single network, trained

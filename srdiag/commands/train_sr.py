@@ -25,7 +25,7 @@ from ..models.saving import EARLY, ModelSaver, check_output, load_model, train_i
 from ..models.split import read_split
 from ..sr.distillation import distil
 from ..sr.mrcnet import MRCNet
-from ..sr.settings import DistilSettings, SRSettings, Schedule
+from ..sr.settings import DistilSettings, SRSettings, Schedule, with_patch
 from ..sr.training import evaluate_sr, train_sr
 from ..sr.zoo import create_model, entry_of
 from ..training.options import RunOptions
@@ -106,7 +106,7 @@ def train_sr_command(
     lr: str|Path|None = None, # a folder with low-resolution images of the same names
 ) -> dict: # test metrics
     "Train an MRC-Net, or another network of the zoo, on a folder of images; SrdiagError for what cannot be"
-    start, s = time.monotonic(), settings
+    start, s = time.monotonic(), with_patch(settings, settings.scale)
     device, precision = pick_place(options.device, options.precision)
     check_output(out, options.overwrite, options.resume)
     name = _trainable(s)
@@ -175,6 +175,7 @@ def distill_command(
     start, s, (device, precision) = time.monotonic(), settings, pick_place(options.device, options.precision)
     check_output(out, options.overwrite, options.resume)
     master, known, split = _teacher(teacher, device)
+    s = with_patch(s, master.scale)
     options = replace(options, channels='rgb' if master.config['image_channels'] == 3 else 'grey')
     found = read_sr_folder(data, _smallest(s.patch, master.scale), options, split, lr, master.scale)
     _compare_data(data, teacher, found, known, split)

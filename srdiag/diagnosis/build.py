@@ -11,7 +11,8 @@ from torch import nn
 from ..core.errors import ModelError
 from ..core.words import say
 from ..datasets.reading import LabelledData
-from .branches import stem_for
+from .backbones import check_reads
+from .branches import ResNet18Branch, stem_for
 from .network import SREnhancedDiagnosis
 from .settings import FrameworkSettings
 from ..sr.zoo import architecture_of
@@ -42,6 +43,13 @@ def _stems(side, settings): # of the images in px → stem of the small image an
     large = side if settings.images == 'hr' else side*settings.scale
     return stem_for(side//settings.reduction), stem_for(large)
 
+def _check_sides(model, side): # ModelError for a branch that cannot read images of this size
+    c, network = model.config, model.network
+    pairs = ([(network.branch_lr, side), (network.branch_sr, side*c['scale'])] if model.two
+             else [(network.branch, side*(1 if c['inputs'] == 'LR' else c['scale']))])
+    for branch, px in pairs:
+        if not isinstance(branch, ResNet18Branch): check_reads(branch, c['channels'], px)
+
 def build_framework(
     found: LabelledData, # its images decide stems and channels
     settings: FrameworkSettings, # what is read, compared and how wide the branches are
@@ -53,10 +61,11 @@ def build_framework(
     own = {} if network is None else dict(sr=network.config, sr_architecture=architecture_of(network))
     mode, solo_share = (s.mode, s.solo) if s.mixes else ('solo', 0.)
     kind = 'none' if not s.standardise else 'each' if '+' in s.inputs else 'shared'
-    own |= dict(width=s.width, statistics=kind, gate_norm=s.gate_norm,
+    own |= dict(backbone=s.backbone, lr_backbone=s.lr_backbone, sr_backbone=s.sr_backbone, width=s.width, statistics=kind, gate_norm=s.gate_norm,
                 both_ways=s.mixes and s.trains == 'both')
     model = SREnhancedDiagnosis(len(found.classes), s.scale, s.inputs, s.sai, found.channels, lr_stem,
                                 sr_stem, mutual=s.mutual, mode=mode, solo_share=solo_share, **own)
+    _check_sides(model, found.side//s.reduction)
     if pretrained and network is not None and model.sr_network is not None:
         model.sr_network.load_state_dict(network.state_dict())
     return model

@@ -22,15 +22,16 @@ class GatedOutput(NamedTuple):
 class GatedEnsemble(nn.Module):
     "Auxiliary diagnosis and the gate-weighted sum of three diagnoses (section III-B2, Eq. 8)"
     def __init__(self,
-        features: int, # of one branch after pooling (512)
+        features: int|tuple, # of one branch after pooling (512); or of the SR and of the LR branch
         classes: int, # K
         hidden: int = 32, # width between the two layers of gate and auxiliary head
         norm: bool = True, # batch norm after each layer of the gate; False: Eq. (8) as printed
     ):
         super().__init__()
-        self.aux = nn.Sequential(nn.Linear(2*features, hidden), nn.ReLU(), nn.Linear(hidden, classes))
+        both = sum(features) if isinstance(features, tuple) else 2*features
+        self.aux = nn.Sequential(nn.Linear(both, hidden), nn.ReLU(), nn.Linear(hidden, classes))
         first, second = (nn.BatchNorm1d(n) if norm else nn.Identity() for n in (hidden, 3))
-        self.gate = nn.Sequential(nn.Linear(2*features, hidden), first, nn.ReLU(),
+        self.gate = nn.Sequential(nn.Linear(both, hidden), first, nn.ReLU(),
                                   nn.Linear(hidden, 3), second)
 
     def forward(self,

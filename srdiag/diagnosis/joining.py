@@ -18,6 +18,7 @@ from ..core.errors import ModelError
 from ..data.images import as_float
 from ..data.mapped import for_statistics
 from ..data.pairs import LabelledPairs
+from .backbones import OURS
 from .gate import GatedEnsemble
 from .inference import predict
 from .network import SREnhancedDiagnosis
@@ -37,15 +38,18 @@ def single_of(
     c = model.config
     plain = dict(inputs=_inputs_of(model, branch), mode='solo', both_ways=False, solo_share=0.,
                  references=None, statistics='none' if c['statistics'] == 'none' else 'shared')
+    plain |= dict.fromkeys(('lr_backbone', 'sr_backbone'), c[f'{branch}_backbone']) # it is either
     single = SREnhancedDiagnosis(**c | plain)
     if single.sr_network is not None: single.sr_network.load_state_dict(model.sr_network.state_dict())
     return single
 
 # %% ../../nbs/diagnosis/joining.ipynb #c012
-def _traits(framework, inputs): # of the branch that reads this: a name for people → its value
+def _traits(framework, inputs, branch): # of the branch that reads this: a name for people → its value
     c = framework.config
-    out = {'input': inputs, 'number of classes': c['classes'], 'number of image channels': c['channels'],
-           'width': c['width'], 'stem': c['lr_stem' if inputs == 'LR' else 'sr_stem']}
+    network = c[f'{branch}_backbone'] or c['backbone'] or OURS
+    out = {'input': inputs, 'network': network, 'number of classes': c['classes'],
+           'number of image channels': c['channels']}
+    if network == OURS: out |= {'width': c['width'], 'stem': c['lr_stem' if inputs == 'LR' else 'sr_stem']}
     if inputs in ('SR', 'ILR'): out['scale'] = c['scale']
     if inputs == 'SR': out['super-resolution network'] = c['sr_architecture'], framework.sr_network.config
     return out
@@ -64,8 +68,9 @@ def check_branch(
     if getattr(single, 'two', True):
         raise ModelError(f'{name} is not a network with one branch: give a model that reads '
                          f'{_inputs_of(model, branch)} alone, imagenet or scratch.')
-    own = _traits(single, single.config['inputs'])
-    for what, wanted in _traits(model, _inputs_of(model, branch)).items():
+    reads = single.config['inputs']
+    own = _traits(single, reads, 'lr' if reads == 'LR' else 'sr')
+    for what, wanted in _traits(model, _inputs_of(model, branch), branch).items():
         if own[what] != wanted:
             raise ModelError(f'{name} cannot be the {branch.upper()} branch: its {what} is '
                              f'{_said(own[what])}, but {_said(wanted)} is needed. Train a branch that fits, '
@@ -77,8 +82,8 @@ def start_as_identity(
 ) -> None:
     "Own features pass unchanged, transferred ones have no weight"
     conv, _, norm = bottleneck
-    own = torch.eye(conv.out_channels, device=conv.weight.device)
-    conv.weight.copy_(torch.cat([own, torch.zeros_like(own)], 1)[:, :, None, None])
+    conv.weight.zero_()
+    conv.weight[:, :conv.out_channels, 0, 0] = torch.eye(conv.out_channels, device=conv.weight.device)
     conv.bias.zero_()
     norm.weight.copy_((norm.running_var + norm.eps).sqrt())
     norm.bias.copy_(norm.running_mean)

@@ -15,7 +15,7 @@ from torch import nn
 from ..core.precision import check_batch
 from ..data.degradation import upsample
 from ..data.mapped import channel_statistics
-from .branches import ResNet18Branch
+from .backbones import make_branch
 from .gate import GatedEnsemble, gate_closed
 from .sai import SampleAffinityInteraction, resized_like
 from .settings import INPUTS, MODES, ROW_WEIGHTS, STATISTICS
@@ -48,19 +48,22 @@ class DiagnosisOutput(NamedTuple):
         return p, closed
 
 # %% ../../nbs/diagnosis/network.ipynb #c009
-def _bottleneck(channels):
-    return nn.Sequential(nn.Conv2d(2*channels, channels, 1), nn.ReLU(inplace=True), nn.BatchNorm2d(channels))
+def _bottleneck(own, heard): # channels
+    return nn.Sequential(nn.Conv2d(own + heard, own, 1), nn.ReLU(inplace=True), nn.BatchNorm2d(own))
 
 class StageInteraction(nn.Module):
     "Exchange between the branches after one stage: SAI or plain concatenation, then a 1×1 bottleneck each"
     def __init__(self,
-        channels: int, # C of both branches at this stage
+        channels: int|tuple, # C of both branches at this stage; or of the SR and of the LR branch
         sai: bool = True, # False: plain concatenation (Table VII)
         mutual: str = 'printed', # weights of Eq. (7), see `weigh_rows`
     ):
         super().__init__()
         self.sai = SampleAffinityInteraction(channels, mutual) if sai else None
-        self.bottleneck_sr, self.bottleneck_lr = _bottleneck(channels), _bottleneck(channels)
+        sr, lr = channels if isinstance(channels, tuple) else (channels, channels)
+        # SAI gives what is heard the width of the branch that hears it
+        self.bottleneck_sr = _bottleneck(sr, sr if sai else lr)
+        self.bottleneck_lr = _bottleneck(lr, lr if sai else sr)
 
     def forward(self, f_sr, f_lr, mode='batch', references=None):
         # B×C×H×W, B×C×H'×W' → the same two shapes and an SAIOutput or None
@@ -74,7 +77,7 @@ class StageInteraction(nn.Module):
 class Normalise(nn.Module):
     "(x − mean)/sd per channel; both are buffers that `fit` sets from training images"
     def __init__(self,
-        channels: int, # 3 for RGB, 1 for grey
+        channels: int, # 3 for RGB, 1 for grey, or any other number
         on: bool = True, # False: images stay as they are, as in the released code
     ):
         super().__init__()
@@ -99,12 +102,14 @@ class Normalise(nn.Module):
 # %% ../../nbs/diagnosis/network.ipynb #c017
 class BranchPair(nn.Module):
     "What two branches do between the images and the heads"
-    def __init__(self, channels, stems, width, statistics, exchange): # stems and exchange as pairs
+    def __init__(self, channels, branches, width, statistics, exchange):
+        # branches: name and stem of each, SR first; exchange: SAI or not, weights of Eq. (7)
         super().__init__()
         self.normalise = Normalise(channels, statistics != 'none')
         if statistics == 'each': self.normalise_sr = Normalise(channels)
-        self.branch_sr, self.branch_lr = (ResNet18Branch(channels, s, width) for s in stems)
-        self.interactions = nn.ModuleList(StageInteraction(c, *exchange) for c in self.branch_sr.widths)
+        self.branch_sr, self.branch_lr = (make_branch(name, channels, stem, width) for name, stem in branches)
+        self.interactions = nn.ModuleList(
+            StageInteraction(c, *exchange) for c in zip(self.branch_sr.widths, self.branch_lr.widths))
 
     @property
     def normalisers(self): # of the LR branch and of the SR branch; they may be one and the same
@@ -146,10 +151,14 @@ class DiagnosisNetwork(BranchPair):
         width: int = 64, # of both branches, see ResNet18Branch
         statistics: str = 'shared', # for the normalisation of the images, one of STATISTICS
         gate_norm: bool = True, # batch norm in the gate, see GatedEnsemble
+        sr_backbone: str|None = None, # network of the branch with the large image, see `make_branch`
+        lr_backbone: str|None = None, # network of the branch with the small image
     ):
-        super().__init__(channels, (sr_stem, lr_stem), width, statistics, (sai, mutual))
-        self.head_sr, self.head_lr = (nn.Linear(8*width, classes) for _ in range(2))
-        self.ensemble = GatedEnsemble(8*width, classes, norm=gate_norm)
+        branches = (sr_backbone, sr_stem), (lr_backbone, lr_stem)
+        super().__init__(channels, branches, width, statistics, (sai, mutual))
+        features = self.branch_sr.widths[-1], self.branch_lr.widths[-1]
+        self.head_sr, self.head_lr = (nn.Linear(n, classes) for n in features)
+        self.ensemble = GatedEnsemble(features, classes, norm=gate_norm)
 
     def forward(self,
         x_lr: torch.Tensor, # B×C×h×w in [0, 1], the original image
@@ -174,10 +183,11 @@ class SingleBranch(nn.Module):
         stem: str = '7x7', # see `STEMS`
         width: int = 64, # see ResNet18Branch
         standardise: bool = True, # centre and scale the images
+        backbone: str|None = None, # its network, see `make_branch`
     ):
         super().__init__()
         self.normalise = Normalise(channels, standardise)
-        self.branch = ResNet18Branch(channels, stem, width)
+        self.branch = make_branch(backbone, channels, stem, width)
         self.head = nn.Linear(self.branch.widths[-1], classes)
 
     def fit_statistics(self, images): # N×C×H×W float in [0, 1]
@@ -240,10 +250,12 @@ def _sr_network(c): # configuration → super-resolution network, or None if no 
 
 def _diagnosis_network(c): # configuration → two branches or one
     stem = c['lr_stem'] if c['inputs'].split('+')[-1] == 'LR' else c['sr_stem']
+    lr, sr = (c[f'{branch}_backbone'] or c['backbone'] for branch in ('lr', 'sr'))
     if '+' not in c['inputs']:
-        return SingleBranch(c['classes'], c['channels'], stem, c['width'], c['statistics'] != 'none')
+        return SingleBranch(c['classes'], c['channels'], stem, c['width'], c['statistics'] != 'none',
+                            lr if c['inputs'] == 'LR' else sr)
     return DiagnosisNetwork(c['classes'], c['sai'], c['channels'], stem, c['lr_stem'], c['mutual'],
-                            c['width'], c['statistics'], c['gate_norm'])
+                            c['width'], c['statistics'], c['gate_norm'], sr, lr)
 
 # %% ../../nbs/diagnosis/network.ipynb #c037
 class _Modules(nn.Module):
@@ -263,7 +275,7 @@ class FrameworkParts(_Modules):
     "The settings and modules of `SREnhancedDiagnosis`, by name. ValueError for settings that do not exist"
     def __init__(self,
         classes: int, # K
-        scale: int, # between the small and the large image: 2 or 4
+        scale: int, # between the small and the large image: 2, 3, 4 or 8
         inputs: str = 'LR+SR', # one of INPUTS
         sai: bool = True, # for two branches; False: plain concatenation
         channels: int = 3, # of the images: 3 for RGB, 1 for grey
@@ -280,6 +292,9 @@ class FrameworkParts(_Modules):
         gate_norm: bool = True, # False: Eq. (8) without batch norm
         both_ways: bool = False, # each training batch with and without affinity between its samples
         batch_size: int = 32, # images that meet in the mode 'batch': as many as in training
+        backbone: str|None = None, # network of the branches, see `make_branch`; None: ResNet-18 as published
+        lr_backbone: str|None = None, # of the branch of the small image; None: `backbone`
+        sr_backbone: str|None = None, # of the branch of the large image; None: `backbone`
     ):
         super().__init__({k: v for k, v in locals().items() if k not in ('self', '__class__')})
 

@@ -67,8 +67,8 @@ def weigh_rows(
     raise ValueError(f"how must be 'printed', 'l2' or 'mean', not {how!r}.")
 
 # %% ../../nbs/diagnosis/sai.ipynb #c022
-def _conv_bn(channels):
-    return nn.Sequential(nn.Conv2d(channels, channels, 1, bias=False), nn.BatchNorm2d(channels))
+def _conv_bn(n_in, n_out):
+    return nn.Sequential(nn.Conv2d(n_in, n_out, 1, bias=False), nn.BatchNorm2d(n_out))
 
 def resized_like(
     x: torch.Tensor, # B×C×h×w
@@ -126,13 +126,14 @@ def _among_all(e_sr, e_lr, how): # the rows of this process, with the columns of
 class SampleAffinityInteraction(nn.Module):
     "SAI block (section III-B1, Eq. 5-7): what each branch hears from the other, along sample affinities"
     def __init__(self,
-        channels: int, # C, the same in both branches
+        channels: int|tuple, # C of both branches; or of the SR and of the LR branch, if they differ
         mutual: str = 'printed', # weights of Eq. (7), see `weigh_rows`
     ):
         super().__init__()
         self.mutual = mutual
-        self.embed_sr, self.embed_lr = _conv_bn(channels), _conv_bn(channels)
-        self.out_sr, self.out_lr = _conv_bn(channels), _conv_bn(channels)
+        sr, lr = channels if isinstance(channels, tuple) else (channels, channels)
+        self.embed_sr, self.embed_lr = _conv_bn(sr, sr), _conv_bn(lr, lr)
+        self.out_sr, self.out_lr = _conv_bn(lr, sr), _conv_bn(sr, lr) # what is heard has the other's width
 
     def forward(self,
         f_sr: torch.Tensor, # B×C×H×W

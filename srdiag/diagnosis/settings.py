@@ -33,7 +33,7 @@ class InputSettings:
     "What a framework reads, and which super-resolution network is in front of it"
     inputs: Inputs = 'LR+SR' # a row of Table V; ILR: bicubic enlargement
     sai: bool = True # sample affinity interaction; --no-sai concatenates features instead
-    scale: Literal[2, 4] = 4 # enlargement by the super-resolution network
+    scale: Literal[2, 3, 4, 8] = 4 # enlargement by the super-resolution network
     images: Files = 'lr' # what the files are: lr, read as they are; hr, reduced by the scale first
     # model folder of an MRC-Net, or the name of one that comes with the package (Pretrain); default: start it
     # from scratch
@@ -61,6 +61,10 @@ class BranchSettings:
     # imagenet:FILE), or scratch; default: it is trained alone first, on these images
     lr_branch: str|None = None
     sr_branch: str|None = None # the same for the branch of the large image
+    # network of both branches: timm/NAME or torchvision/NAME; default: ResNet-18, as published
+    backbone: str|None = None
+    lr_backbone: str|None = None # of the branch of the small image; default: that of both
+    sr_backbone: str|None = None # of the branch of the large image; default: that of both
     gate_norm: bool = True # batch norm in the gate; --no-gate-norm leaves it out, as Eq. (8) is printed
     # centre and scale the images of each branch; --no-standardise takes them as they are, like the released
     # code

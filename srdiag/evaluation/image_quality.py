@@ -31,10 +31,11 @@ class Convention:
                              f"not {self.window!r}.")
 
     def describe(self,
-        channels: int = 3, # of the images that were scored: 1 prints "grey" instead of "RGB"
+        channels: int = 3, # of the images that were scored: 3 prints "RGB", 1 "grey"
     ) -> str: # for example "RGB, 2 px border cropped, 8-bit, SSIM 11x11 Gaussian"
         "The convention as one line of text"
-        colour = 'Y of BT.601' if self.colour == 'y_bt601' else 'grey' if channels == 1 else 'RGB'
+        names = {1: 'grey', 3: 'RGB'}
+        colour = 'Y of BT.601' if self.colour == 'y_bt601' else names.get(channels, f'{channels} channels')
         crop = f'{self.crop} px border cropped' if self.crop else 'no border cropped'
         window = '11x11 Gaussian' if self.window == 'gaussian11' else '7x7 uniform'
         return f"{colour}, {crop}, {'8-bit' if self.quantised else 'not quantised'}, SSIM {window}"

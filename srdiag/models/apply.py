@@ -18,7 +18,7 @@ from torch import nn
 from ..core.errors import DataError, ModelError
 from ..core.precision import pick_device
 from ..core.settings import check_choice
-from ..core.words import say
+from ..core.words import counted, say
 from ..data.decoding import pil_pixels
 from ..data.degradation import crop_to_multiple
 from ..data.images import as_float, known_depth, luma, read_image, to_uint8
@@ -38,9 +38,13 @@ def _shape_hint(shape, last): # what to do about a shape; `last`: channels are w
                 else 'put the channels first, e.g. with image.permute(2, 0, 1)')
     return 'choose the channels that are to be seen'
 
-def _check_shape(name, shape, last):
-    if len(shape) != 3 or shape[-1 if last else 0] not in (1, 3):
-        wanted = 'H×W, H×W×1 or H×W×3' if last else '1×H×W or 3×H×W'
+def _wanted(last, channels): # shapes in words
+    if channels in (1, 3, None): return 'H×W, H×W×1 or H×W×3' if last else '1×H×W or 3×H×W'
+    return f'H×W×{channels}' if last else f'{channels}×H×W'
+
+def _check_shape(name, shape, last, channels): # that the network reads; None: 1 or 3
+    if len(shape) != 3 or shape[-1 if last else 0] not in (1, 3, channels):
+        wanted = _wanted(last, channels)
         raise DataError(f'{name} has the shape {tuple(shape)}, but {wanted} is needed: '
                         f'{_shape_hint(shape, last)}.')
     if 0 in shape: raise DataError(f'{name} has no pixels: its shape is {tuple(shape)}.')
@@ -62,9 +66,9 @@ def _check_values(name, x): # uint8, or a float tensor in [0, 1]
     return x.clamp(0, 1)
 
 # %% ../../nbs/models/apply.ipynb #c014
-def _of_array(a, name): # H×W or H×W×C → C×H×W
+def _of_array(a, name, channels=None): # H×W or H×W×C → C×H×W
     a = a[..., None] if a.ndim == 2 else a
-    _check_shape(name, a.shape, last=True)
+    _check_shape(name, a.shape, True, channels)
     if a.dtype.kind == 'f': a = a.astype(np.float32)
     elif a.dtype == np.uint16: a = (a/65535).astype(np.float32)
     elif a.dtype != np.uint8:
@@ -76,7 +80,7 @@ def _of_array(a, name): # H×W or H×W×C → C×H×W
 @dataclass(frozen=True)
 class Picture:
     "One image as networks read it, and the way back to what it was"
-    pixels: torch.Tensor # C×H×W with C = 1 or 3: uint8, or float32 in [0, 1]
+    pixels: torch.Tensor # C×H×W with C = 1, 3 or what the network reads: uint8, or float32 in [0, 1]
     name: str # for messages
     back: Callable # C×sH×sW, uint8 or float32 in [0, 1] → the like of what was given
 
@@ -99,6 +103,7 @@ def picture(
     image, # a path, a PIL image, an array H×W(×C) or a tensor C×H×W
     name: str = 'The image', # for messages
     bits: int|None = None, # that a file of 16 bits really holds; None: find out, and say it
+    channels: int|None = None, # that the network reads; None: 1 or 3
 ) -> Picture:
     """An image of any kind, ready for a network. DataError or ImageError for what cannot be used, TypeError
     for what is no image"""
@@ -109,21 +114,21 @@ def picture(
         x = _of_array(pil_pixels(name, ImageOps.exif_transpose(image)), name)
         return Picture(x, name, lambda y: _to_pil(y, x.dtype))
     if isinstance(image, np.ndarray):
-        return Picture(_of_array(image, name), name, lambda y: _to_array(y, image.dtype, image.ndim))
+        return Picture(_of_array(image, name, channels), name, lambda y: _to_array(y, image.dtype, image.ndim))
     if isinstance(image, torch.Tensor):
-        _check_shape(name, image.shape, last=False)
+        _check_shape(name, image.shape, False, channels)
         return Picture(_check_values(name, image), name, lambda y: _to_tensor(y, image))
     raise TypeError(f'{name} is a path, a PIL image, a NumPy array or a tensor, not of the type '
                     f'{type(image).__name__}.')
 
 # %% ../../nbs/models/apply.ipynb #c024
-def _pictures(images, info=None): # and ModelInfo or None → list of Picture; are there many?
+def _pictures(images, info=None, channels=None): # and ModelInfo or None → list of Picture; are there many?
     many = isinstance(images, (list, tuple))
     if many and not images: raise DataError('There is no image: the list is empty.')
     files = [p for p in (images if many else [images]) if isinstance(p, (str, os.PathLike))]
     bits = known_depth(files, None if info is None else info.bits) or 16
-    if not many: return [picture(images, bits=bits)], False
-    return [picture(image, f'images[{k}]', bits) for k, image in enumerate(images)], True
+    if not many: return [picture(images, bits=bits, channels=channels)], False
+    return [picture(image, f'images[{k}]', bits, channels) for k, image in enumerate(images)], True
 
 # %% ../../nbs/models/apply.ipynb #c026
 def network_of(
@@ -145,6 +150,10 @@ def network_of(
 def _for_channels(p, channels): # Picture → its pixels with so many channels
     x = p.pixels
     if len(x) == channels: return x
+    if channels not in (1, 3):
+        raise DataError(f'{p.name} has {counted(len(x), "channel")}, and the network reads {channels}: hand '
+                        f'over an array H×W×{channels} or a tensor {channels}×H×W, e.g. from tifffile. '
+                        'Image files are read as grey or RGB.')
     if channels == 3: return x.repeat(3, 1, 1)
     if (x == x[:1]).all(): return x[:1]
     raise DataError(f'{p.name} has colours, and the network reads grey images only: make it grey first, e.g. '
@@ -167,11 +176,11 @@ def enlarge(
     """Enlarge images of any size with a super-resolution network, or with that of a diagnosis model.
     DataError, ImageError, ModelError or TypeError say what does not fit"""
     network, info = network_of(model, device)
-    found, many = _pictures(images, info)
     if isinstance(network, SREnhancedDiagnosis): network = network.sr_network
     if network is None or 'image_channels' not in network.config:
         raise ModelError('This model has no super-resolution network, so it enlarges nothing: choose another '
                          'one.')
+    found, many = _pictures(images, info, network.config['image_channels'])
     out = [_enlarged(network, p, precision) for p in found]
     return out if many else out[0]
 
@@ -280,7 +289,7 @@ def diagnose(
     if resolution is not None: check_choice('resolution', resolution, ('lr', 'hr'))
     network, info = network_of(model, device)
     info = _described(network, info, model)
-    found, many = _pictures(images, info)
+    found, many = _pictures(images, info, network.config['channels'])
     lr, hr = _stacked([_small(p, network, info, resolution) for p in found])
     if len(found) > 1 and network.mixes and (mode or modes_of(network)[0]) == 'batch':
         say('Note: the model predicts as published, so each answer depends on the other images of its batch.')

@@ -97,11 +97,16 @@ def _cut(info): # what happens to files of another size
     if info.resize: return f'none, resized whole to {to} (bicubic)'
     return f'middle {info.size}×{info.size} px' if info.size else 'none'
 
+def _values(config): # what images are, in words
+    n = config.get('channels' if 'classes' in config else 'image_channels', 3)
+    if n not in (1, 3): return f'arrays of {n} channels, handed over in Python, scaled to [0, 1]'
+    return 'RGB or grey, 8 or 16 bit, scaled to [0, 1]'
+
 def _preprocessing(config, info): # what happens to a file before the network sees it
     images = dict(lr='low-resolution, taken as they are',
                   hr=f'high-resolution, reduced by the scale first ({_made_by(info)})')
     facts = dict(scale=config['scale'], images=images[info.images], cut=_cut(info),
-                 values='RGB or grey, 8 or 16 bit, scaled to [0, 1]')
+                 values=_values(config))
     if info.degradation: facts['low-resolution images of the training'] = _made_by(info)
     if info.bits: facts['16-bit files'] = f'hold {info.bits} bits: {2**info.bits - 1} is white'
     if info.classes: facts['classes'] = info.classes

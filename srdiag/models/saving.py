@@ -32,7 +32,7 @@ from ..core.unfinished import (
 from srdiag.core.weights import (
     FORMAT, check_fit, is_model_folder, load_weights, model_folder, read_config, weight_shapes,
     without_numbers)
-from ..core.words import csv_text, say, shortened
+from ..core.words import csv_text, listed, say, shortened
 from ..data.images import file_hash
 from ..diagnosis.network import SREnhancedDiagnosis
 from .info import ModelInfo, model_card
@@ -117,6 +117,17 @@ def check_output(
     return folder
 
 # %% ../../nbs/models/saving.ipynb #c018
+def _check_loadable(kind, network): # ModelError if `load_model` could not build it again
+    cls = SREnhancedDiagnosis if kind == 'diagnosis' else ARCHITECTURES[architecture_of(network)]
+    with without_numbers(): due = cls(**network.config).state_dict()
+    own = network.state_dict()
+    odd = [k for k in due.keys() | own.keys() if k not in due or k not in own or due[k].shape != own[k].shape]
+    if odd:
+        raise ModelError(f'The network is not the one that its settings describe ({listed(sorted(odd))}), so '
+                         'nobody could load it again: it is not saved. Name other branches with backbone=, '
+                         'and give a network of your own a name with register_backbone.')
+
+# %% ../../nbs/models/saving.ipynb #c020
 def save_model(
     folder: str|Path, # becomes the model folder
     network: nn.Module, # MRCNet, one of the zoo, or SREnhancedDiagnosis
@@ -133,6 +144,7 @@ def save_model(
     if bad := [k for k, v in floats.items() if not torch.isfinite(v).all()]:
         raise ModelError(f'The network has non-finite weights ({bad[0]} and {len(bad)-1} more): it is not '
                          'saved.')
+    _check_loadable(kind, network)
     info.made = _made()
     try:
         with replacing_all(folder) as new: _write_files(new, kind, network, info, files or {}, half)
@@ -141,7 +153,7 @@ def save_model(
                          'folder. What was there is unchanged.') from e
     return folder
 
-# %% ../../nbs/models/saving.ipynb #c026
+# %% ../../nbs/models/saving.ipynb #c028
 class ModelSaver:
     """Saves a network and its split at each improvement, then for good; the folder may replace what this run
     wrote before"""
@@ -179,7 +191,7 @@ class ModelSaver:
         if info is None: return # ModelInfo of the run as a whole
         check_same(self.run, _about(info, self.files, self.network.config), self.resume, WHOLE_RUN)
 
-# %% ../../nbs/models/saving.ipynb #c028
+# %% ../../nbs/models/saving.ipynb #c030
 # of `ModelInfo.training`: they may differ in two sessions
 PASSING = 'command', 'seconds', 'overwrite', 'resume', 'workers', 'in_memory'
 
@@ -200,7 +212,7 @@ def is_finished(
     return known.notes != EARLY and not differences(_about(known, saver.files) | dict(split=split),
                                                     _about(info, saver.files))
 
-# %% ../../nbs/models/saving.ipynb #c030
+# %% ../../nbs/models/saving.ipynb #c032
 EARLY = 'Training had not finished when this was saved.' # the note of a model that is not the last
 
 def _begun(saver, info): # the place for logs and states, of this run alone
@@ -217,7 +229,7 @@ def _copy_logs(place, folder):
         for p in Path(place).glob('*.csv'): shutil.copyfile(p, folder/p.name)
     except OSError as e: say(f'The logs could not be copied to {folder} ({e.strerror}).')
 
-# %% ../../nbs/models/saving.ipynb #c033
+# %% ../../nbs/models/saving.ipynb #c035
 def train_in(
     saver: ModelSaver, # called at each improvement
     train, # function of `folder` for logs and `save`, called with network, value and epoch
@@ -237,7 +249,7 @@ def train_in(
     saver.trained = True
     return result
 
-# %% ../../nbs/models/saving.ipynb #c038
+# %% ../../nbs/models/saving.ipynb #c040
 def check_not_a_class(
     out: str|Path, # output folder
     data: str|Path, # folder of labelled images
@@ -252,7 +264,7 @@ def check_not_a_class(
         raise DataError(f'{out} lies among the classes of {data}, and would be read as one of them: choose '
                         'an output folder elsewhere.')
 
-# %% ../../nbs/models/saving.ipynb #c041
+# %% ../../nbs/models/saving.ipynb #c043
 def _build(path, config): # the network that config.json describes, with fresh weights, and its ModelInfo
     try:
         cls = SREnhancedDiagnosis
@@ -262,7 +274,7 @@ def _build(path, config): # the network that config.json describes, with fresh w
         raise ModelError(f'{path} does not describe a network of this version of srdiag '
                          f'({shortened(e, 1000)}).') from e
 
-# %% ../../nbs/models/saving.ipynb #c043
+# %% ../../nbs/models/saving.ipynb #c045
 MOST = 4096 # whole number in the settings of a network, unless its weights have a longer side
 
 def _check_sizes(path, settings, most): # ModelError for a number that no network of these weights has
@@ -284,7 +296,7 @@ def _at_most(n): # ValueError when more parameters than that are made in the blo
     try: yield
     finally: hook.remove()
 
-# %% ../../nbs/models/saving.ipynb #c046
+# %% ../../nbs/models/saving.ipynb #c048
 def _check_claims(folder, config): # ModelError for a network that is not the one of the weights, at no cost
     path, shapes = f'{folder}/config.json', weight_shapes(folder, config['weights_sha256'])
     longest = max((side for v in shapes.values() for side in v.shape), default=0)
@@ -292,7 +304,7 @@ def _check_claims(folder, config): # ModelError for a network that is not the on
     with without_numbers(), _at_most(4*len(shapes) + 1000): network, _ = _build(path, config)
     check_fit(Path(folder)/'model.safetensors', shapes, network.state_dict())
 
-# %% ../../nbs/models/saving.ipynb #c048
+# %% ../../nbs/models/saving.ipynb #c050
 def _check_wanted(folder, config, kind, scale): # ModelError for a model of another kind or scale
     if kind and config['kind'] != kind:
         raise ModelError(f'{folder} holds a model for {config["kind"]}, but one for {kind} is needed.')
@@ -309,7 +321,7 @@ def _loaded(folder, config): # network and what is known about it
                          f'{known}: restore it from a copy.')
     return load_weights(folder, network, None), info
 
-# %% ../../nbs/models/saving.ipynb #c050
+# %% ../../nbs/models/saving.ipynb #c052
 def _version(folder): # the configuration, and which save it is of
     config, at = read_config(folder), (Path(folder)/'config.json').stat()
     return config, at.st_ino, at.st_mtime_ns

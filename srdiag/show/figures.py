@@ -19,7 +19,7 @@ from matplotlib.text import Text
 from matplotlib.ticker import MaxNLocator
 
 from ..evaluation.image_quality import Convention, error_map, psnr, ssim
-from .style import COLOURS, PALETTE, colour_of, finished, plain, style
+from .style import COLOURS, PALETTE, colour_of, finished, plain, style, visible
 
 # %% ../../nbs/show/figures.ipynb #c011
 def _check_panel(images, hr, zoom_box):
@@ -36,7 +36,7 @@ def _check_panel(images, hr, zoom_box):
 
 # %% ../../nbs/show/figures.ipynb #c013
 def _show(ax, image): # C×H×W
-    x = image.detach().float().cpu().clamp(0, 1).permute(1, 2, 0).numpy()
+    x = visible(image).detach().float().cpu().clamp(0, 1).permute(1, 2, 0).numpy()
     if x.shape[2] == 1: ax.imshow(x[:, :, 0], cmap='gray', vmin=0, vmax=1)
     else: ax.imshow(x)
 

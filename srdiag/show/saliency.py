@@ -24,7 +24,7 @@ from ..diagnosis.network import SREnhancedDiagnosis
 from srdiag.show.interpretation import (
     branches_of, diagnosing_part, images_for, mode_for, run_network, watch,
 )
-from .style import finished, plain, style
+from .style import finished, plain, style, visible
 
 # %% ../../nbs/show/saliency.ipynb #c011
 class GradCam(NamedTuple):
@@ -153,7 +153,7 @@ def _no_map(cam, i, heat): # → why image i has no map, or ''
     return ''
 
 def _draw_image(ax, image): # C×H×W
-    shown = image[0] if len(image) == 1 else image.permute(1, 2, 0).clamp(0, 1)
+    shown = visible(image).permute(1, 2, 0).clamp(0, 1)
     ax.imshow(shown, cmap='gray', vmin=0, vmax=1)
 
 def _draw_heat(ax, image, heat, why): # over the image in grey, transparent where it is weak
@@ -250,7 +250,8 @@ def _layers(model): # → from the top down: name and the modules that are rando
     for k in reversed(range(4)):
         modules = [*(b.stages[k] for b in branches), interactions[k]]
         steps.append((f'stage {k+1}', [m for m in modules if isinstance(m, nn.Module)]))
-    return [*steps, ('stem', [m for b in branches for m in (b.conv1, b.bn1)])]
+    stems = [m for b in branches for m in b.children() if all(m is not stage for stage in b.stages)]
+    return [*steps, ('stem', stems)]
 
 # %% ../../nbs/show/saliency.ipynb #c055
 def map_similarity(

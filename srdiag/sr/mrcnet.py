@@ -22,7 +22,7 @@ from .mrc import MRCModule
 class Head(nn.Sequential):
     "Image to features X: conv3×3 to 2n, residual block, conv3×3 to n, residual block (Fig. 3a)"
     def __init__(self,
-        in_channels: int, # 3 for RGB, 1 for grey
+        in_channels: int, # 3 for RGB, 1 for grey, or any other number
         channels: int, # n
     ):
         super().__init__(conv_prelu(in_channels, 2*channels), ResidualBlock(2*channels),
@@ -33,13 +33,14 @@ class Reconstruction(nn.Module):
     "Features Y to the image residual; returns it with F_SR, the features after the last pixel shuffle"
     def __init__(self,
         channels: int, # n
-        out_channels: int, # 3 for RGB, 1 for grey
-        scale: int, # 2 or 4
+        out_channels: int, # 3 for RGB, 1 for grey, or any other number
+        scale: int, # 2, 3, 4 or 8
     ):
         super().__init__()
-        middle = [conv_prelu(channels, channels), ResidualBlock(channels), conv_prelu(channels, channels),
-                  PixelShuffleUpsampler(channels)]
-        self.enlarge = nn.Sequential(PixelShuffleUpsampler(channels), *(middle if scale == 4 else []))
+        def more(): return [conv_prelu(channels, channels), ResidualBlock(channels),
+                            conv_prelu(channels, channels), PixelShuffleUpsampler(channels)]
+        first, twice = PixelShuffleUpsampler(channels, 3 if scale == 3 else 2), {4: 1, 8: 2}.get(scale, 0)
+        self.enlarge = nn.Sequential(first, *(m for _ in range(twice) for m in more()))
         self.to_image = nn.Sequential(conv_prelu(channels, channels), conv_prelu(channels, channels, 1),
                                       nn.Conv2d(channels, out_channels, 3, padding=1))
 
@@ -154,10 +155,10 @@ def _make(network, config): # checks `config`, the arguments of its __init__, an
 class MRCNet(Pretrained, MRCParts):
     "Multi-scale Refined Context Network (section III-A): an image in [0, 1] to one `scale` times as large"
     def __init__(self,
-        scale: int = 4, # 2 or 4
+        scale: int = 4, # 2, 3, 4 or 8
         steps: int = 1, # recursions T: 1 single-forward, 3 recursive
         channels: int = 32, # n, features of every layer
-        image_channels: int = 3, # 3 for RGB, 1 for grey
+        image_channels: int = 3, # 3 for RGB, 1 for grey, or any other number
         modules: int = 1, # 3: Stack of Table II
         stages: int = 3, # groups in an MRC module
         blocks: int = 4, # residual blocks in a group, per path

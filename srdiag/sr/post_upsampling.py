@@ -42,7 +42,8 @@ class EnlargeLast(SRNetwork):
         super().__init__(arguments, radius + 3)
         n, channels = self.config['channels'], self.config['image_channels']
         self.head = conv3(channels, n)
-        self.enlarge = nn.Sequential(*[PixelShuffleUpsampler(n) for _ in range(int(math.log2(self.scale)))])
+        factors = [3] if self.scale == 3 else [2]*int(math.log2(self.scale))
+        self.enlarge = nn.Sequential(*[PixelShuffleUpsampler(n, factor) for factor in factors])
         self.to_image = conv3(n, channels)
 
     def body(self, x): # B×n×H×W → B×n×H×W
@@ -58,8 +59,8 @@ class EnlargeLast(SRNetwork):
 class EDSR(EnlargeLast):
     "Residual blocks at low resolution and pixel shuffle; by default EDSR-baseline, EDSR* in Table I [5]"
     def __init__(self,
-        scale: int = 4, # 2 or 4
-        image_channels: int = 3, # 3 for RGB, 1 for grey
+        scale: int = 4, # 2, 3, 4 or 8
+        image_channels: int = 3, # 3 for RGB, 1 for grey, or any other number
         channels: int = 64, # features of each layer; 256 in the large EDSR
         blocks: int = 16, # residual blocks; 32 in the large EDSR
         res_scale: float = 1., # factor on each residual branch; 0.1 in the large EDSR
@@ -94,9 +95,10 @@ class Cascade(nn.Module):
 # %% ../../nbs/sr/post_upsampling.ipynb #c021
 class CARN(EnlargeLast):
     "Cascades of residual blocks at low resolution, for one scale [6]"
+    scales = 2, 3, 4 # as published
     def __init__(self,
-        scale: int = 4, # 2 or 4
-        image_channels: int = 3, # 3 for RGB, 1 for grey
+        scale: int = 4, # 2, 3, 4 or 8
+        image_channels: int = 3, # 3 for RGB, 1 for grey, or any other number
         channels: int = 64, # features of each layer
         blocks: int = 3, # cascading blocks
         units: int = 3, # residual blocks in each
@@ -132,8 +134,8 @@ class Fractal(nn.Module):
 class SRRFN(EnlargeLast):
     "A fractal module used `recursions` times at low resolution [42]"
     def __init__(self,
-        scale: int = 4, # 2 or 4
-        image_channels: int = 3, # 3 for RGB, 1 for grey
+        scale: int = 4, # 2, 3, 4 or 8
+        image_channels: int = 3, # 3 for RGB, 1 for grey, or any other number
         channels: int = 64, # features of each layer
         counts: list = (10, 5), # parts of the fractal per level, from the smallest up
         recursions: int = 4, # uses of the fractal module

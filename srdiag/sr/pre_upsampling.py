@@ -35,7 +35,7 @@ class SRNetwork(nn.Module):
 # %% ../../nbs/sr/pre_upsampling.ipynb #c011
 def reach_after_enlarging(
     radius: int, # px of the large image that the convolutions see to each side
-    scale: int, # 2 or 4
+    scale: int, # 2, 3, 4 or 8
 ) -> int: # px of the small image
     "The reach of a network that enlarges by bicubic interpolation and then convolves"
     return 2 + math.ceil(radius/scale)
@@ -81,8 +81,8 @@ def conv_relus(
 class Bicubic(SRNetwork):
     "Bicubic enlargement (first row of Table I) in the form of a network without parameters"
     def __init__(self,
-        scale: int = 4, # 2 or 4
-        image_channels: int = 3, # 3 for RGB, 1 for grey
+        scale: int = 4, # 2, 3, 4 or 8
+        image_channels: int = 3, # 3 for RGB, 1 for grey, or any other number
     ):
         super().__init__(locals(), reach_after_enlarging(0, scale))
 
@@ -93,8 +93,8 @@ class Bicubic(SRNetwork):
 class SRCNN(SRNetwork):
     "Three convolutions on the enlarged image, 9-5-5 [3]"
     def __init__(self,
-        scale: int = 4, # 2 or 4
-        image_channels: int = 3, # 3 for RGB, 1 for grey
+        scale: int = 4, # 2, 3, 4 or 8
+        image_channels: int = 3, # 3 for RGB, 1 for grey, or any other number
         channels: int = 64, # features of the first layer; the second has half as many
         middle: int = 5, # kernel side of the second layer: 1, 3 or 5
         skip: bool = True, # add the enlarged image to the output; False: as published
@@ -114,8 +114,8 @@ class SRCNN(SRNetwork):
 class VDSR(SRNetwork):
     "Twenty 3×3 convolutions on the enlarged image that learn its residual [4]"
     def __init__(self,
-        scale: int = 4, # 2 or 4
-        image_channels: int = 3, # 3 for RGB, 1 for grey
+        scale: int = 4, # 2, 3, 4 or 8
+        image_channels: int = 3, # 3 for RGB, 1 for grey, or any other number
         channels: int = 64, # features of each layer
         depth: int = 20, # convolutions, first and last included
     ):
@@ -132,8 +132,8 @@ class VDSR(SRNetwork):
 class DRCN(SRNetwork):
     "One convolution used `recursions` times on the enlarged image [40]"
     def __init__(self,
-        scale: int = 4, # 2 or 4
-        image_channels: int = 3, # 3 for RGB, 1 for grey
+        scale: int = 4, # 2, 3, 4 or 8
+        image_channels: int = 3, # 3 for RGB, 1 for grey, or any other number
         channels: int = 256, # features of each layer
         recursions: int = 16, # uses of the shared convolution
         ensemble: bool = False, # weighted sum of all images (original); False: the last one (Table II)
@@ -186,8 +186,8 @@ class RecursiveBlock(nn.Module):
 class DRRN(SRNetwork):
     "Recursive residual blocks on the enlarged image, B1U9 without batch norm [41]"
     def __init__(self,
-        scale: int = 4, # 2 or 4
-        image_channels: int = 3, # 3 for RGB, 1 for grey
+        scale: int = 4, # 2, 3, 4 or 8
+        image_channels: int = 3, # 3 for RGB, 1 for grey, or any other number
         channels: int = 128, # features of each layer
         blocks: int = 1, # recursive blocks, B
         units: int = 9, # uses of each block's residual unit, U
@@ -234,15 +234,15 @@ def _stages(image_channels, n, levels): # of MWCNN: down and up, in the order of
 class MWCNN(SRNetwork):
     "A U-shaped network on the enlarged image that reduces by Haar transforms; any size, padded inside [7]"
     def __init__(self,
-        scale: int = 4, # 2 or 4
-        image_channels: int = 3, # 3 for RGB, 1 for grey
+        scale: int = 4, # 2, 3, 4 or 8
+        image_channels: int = 3, # 3 for RGB, 1 for grey, or any other number
         channels: int = 64, # features at full size; twice as many at each level down
         levels: int = 3, # transforms
     ):
         arguments, multiple = locals(), 2**levels # the padded sides are multiples of it
         radius = 8*(multiple - 1) + 12*multiple + multiple # of the stages, the bottom, the squares
         super().__init__(arguments, reach_after_enlarging(radius, scale))
-        self.multiple, self.align = multiple, max(1, multiple//scale)
+        self.multiple, self.align = multiple, multiple//math.gcd(multiple, scale)
         self.down, self.up, self.bottom = _stages(image_channels, channels, levels)
         start_(self, self.up[-1][-1])
 
