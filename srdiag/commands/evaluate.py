@@ -27,7 +27,7 @@ from ..datasets.reading import file_names, read_labelled, read_sr_images
 from ..diagnosis.evaluation import calibration_for, diagnosis_sentence, evaluate_labelled, say_if_ignored
 from ..diagnosis.network import SREnhancedDiagnosis
 from ..evaluation.diagnostic import confusion
-from ..models.info import ModelInfo, check_described
+from ..models.info import ModelInfo, check_described, check_files
 from ..models.saving import check_not_a_class, check_output, load_model
 from ..models.split import test_rows
 from ..show.assessment import Assessed, assessment_report
@@ -62,6 +62,7 @@ def _sr_pairs(a): # _Asked → SRPairs that count, how many images are left out
                    lr=small and [small[i] for i in rows], how=options.reduction), left
 
 def _as_trained(a, channels, size): # → options: files are read, and small images made, as for the training
+    check_files(a.network.config, a.model)
     return replace(a.options, channels='rgb' if channels == 3 else 'grey', size=size,
                    resize=a.options.resize or a.info.resize, bits=a.options.bits or a.info.bits,
                    reduction=a.info.reduction)

@@ -34,7 +34,7 @@ from ..datasets.stacks import each_row, is_row, row_reader, stem_of
 from ..diagnosis.evaluation import calibration_for, say_if_ignored
 from ..diagnosis.inference import batch_of, modes_of, predict
 from ..diagnosis.network import SREnhancedDiagnosis
-from ..models.info import ModelInfo, check_described
+from ..models.info import ModelInfo, check_described, check_files
 from ..models.saving import load_model
 from ..sr.inference import super_resolve
 from ..sr.mrcnet import MRCNet
@@ -239,6 +239,7 @@ def _say_left(left, n): # what of n files has no row; DataError if none has
 def _task(model, images, save_images, mode, options): # → _Task; says which options have no effect
     folder = model_folder(model)
     network, info = load_model(folder, device=pick_device(options.device))
+    check_files(network.config, folder)
     say_if_ignored(network, None, mode)
     task = _Task(network, info, folder, images, mode, save_images, options, getattr(options, 'level', 0),
                  getattr(options, 'tissue', 0.5))

@@ -20,7 +20,7 @@ from ..core.words import counted, say
 from ..data.degradation import upsample
 from ..data.pairs import check_patch_side
 from ..datasets.reading import read_sr_folder
-from ..models.info import ModelInfo
+from ..models.info import ModelInfo, check_files
 from ..models.saving import EARLY, ModelSaver, check_output, load_model, train_in
 from ..models.split import read_split
 from ..sr.distillation import distil
@@ -176,6 +176,7 @@ def distill_command(
     check_output(out, options.overwrite, options.resume)
     master, known, split = _teacher(teacher, device)
     s = with_patch(s, master.scale)
+    check_files(master.config, teacher)
     options = replace(options, channels='rgb' if master.config['image_channels'] == 3 else 'grey')
     found = read_sr_folder(data, _smallest(s.patch, master.scale), options, split, lr, master.scale)
     _compare_data(data, teacher, found, known, split)

@@ -328,6 +328,19 @@ def check_reads(
         for m, training in modes: m.training = training
 
 # %% ../../nbs/diagnosis/backbones.ipynb #c046
+def _trained(name, channels, state): # → state dict of a branch; ModelError unless the weights are its own
+    twins = []
+    for seed in (0, 1):
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            twins.append(_foreign(name, channels, state).state_dict())
+    a, b = twins
+    if missing := [k for k in a if not torch.equal(a[k], b[k])]:
+        raise ModelError(f'These weights say nothing about {listed(missing)} of {name}: they were made for '
+                         'another network.')
+    return a
+
+# %% ../../nbs/diagnosis/backbones.ipynb #c048
 def start_branch(
     branch: nn.Module, # of `make_branch`; changed in place
     path=None, # file of weights under the network's own names; None: a download of its library
@@ -335,11 +348,9 @@ def start_branch(
     "Start a branch from trained weights. ModelError if they cannot be had or are another network's"
     if isinstance(branch, ResNet18Branch): return start_from_imagenet(branch, path)
     state = True if path is None else read_weights(path)
-    try:
-        with torch.random.fork_rng(devices=[]): other = _foreign(branch.name, branch.in_channels, state)
+    try: branch.load_state_dict(_trained(branch.name, branch.in_channels, state))
     except OSError as e: # of the download
         raise ModelError(f'The weights of {branch.name} could not be downloaded ({shortened(e)}): get its '
                          'file on a machine with a network, and name it with imagenet:FILE. To do without, '
                          'start the branch from scratch.') from e
-    branch.load_state_dict(other.state_dict())
     return branch
