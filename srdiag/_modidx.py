@@ -1359,6 +1359,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                       'srdiag.data.decoding.quietly': ('data/decoding.html#quietly', 'srdiag/data/decoding.py')},
             'srdiag.data.degradation': { 'srdiag.data.degradation._as_batch': ( 'data/degradation.html#_as_batch',
                                                                                 'srdiag/data/degradation.py'),
+                                         'srdiag.data.degradation._check_span': ( 'data/degradation.html#_check_span',
+                                                                                  'srdiag/data/degradation.py'),
                                          'srdiag.data.degradation._pad_symmetric': ( 'data/degradation.html#_pad_symmetric',
                                                                                      'srdiag/data/degradation.py'),
                                          'srdiag.data.degradation.crop_to_multiple': ( 'data/degradation.html#crop_to_multiple',
