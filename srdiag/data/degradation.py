@@ -46,6 +46,7 @@ def _as_batch(
     x = x[None] if x.dim() == 3 else x
     return x if x.dtype == torch.float64 else x.float()
 
+# %% ../../nbs/data/degradation.ipynb #c018
 def _check_span(x, clip): # ValueError for numbers that are no image
     low, high = torch.aminmax(x)
     if not (low > -torch.inf and high < torch.inf):
@@ -54,7 +55,7 @@ def _check_span(x, clip): # ValueError for numbers that are no image
         raise ValueError(f'degrade needs values in [0, 1], but got {low:.3g} to {high:.3g}: divide 8-bit '
                          'values by 255 first, or set clip=False.')
 
-# %% ../../nbs/data/degradation.ipynb #c018
+# %% ../../nbs/data/degradation.ipynb #c020
 def degrade(
     hr: torch.Tensor, # C×H×W or B×C×H×W, float in [0, 1]; H and W divisible by `scale`
     scale: int, # how many times smaller
@@ -74,7 +75,7 @@ def degrade(
     x = (x.clamp(0, 1) if clip else x).to(hr.dtype)
     return x[0] if hr.dim() == 3 else x
 
-# %% ../../nbs/data/degradation.ipynb #c027
+# %% ../../nbs/data/degradation.ipynb #c029
 def crop_to_multiple(
     x: torch.Tensor, # ...×H×W, any dtype
     multiple: int, # usually the scale
@@ -87,7 +88,7 @@ def crop_to_multiple(
                          'small.')
     return x[..., :h - h%multiple, :w - w%multiple]
 
-# %% ../../nbs/data/degradation.ipynb #c030
+# %% ../../nbs/data/degradation.ipynb #c032
 def upsample(
     lr: torch.Tensor, # C×h×w or B×C×h×w, float
     scale: int, # how many times larger
