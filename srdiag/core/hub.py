@@ -35,7 +35,7 @@ _SENTENCES = { # class of huggingface_hub → what to say of the repository {0}
     'RevisionNotFoundError': '{0} has no such revision: leave out what follows the @, or look up which there '
                              'are.',
     'LocalEntryNotFoundError': 'There is no model folder {0} here, none in the cache, and the Hugging Face '
-                               'Hub cannot be reached: check the path, or try again with a connection.',
+                               'Hub does not answer: check the path, or try again with a connection.',
     'HFValidationError': '{0} is no name that the Hugging Face Hub knows: it is owner/name, in letters, '
                          'digits, dots and hyphens.',
     'LocalTokenNotFoundError': 'Nobody is signed in to the Hugging Face Hub: run hf auth login first.',
@@ -61,8 +61,8 @@ def hub_errors(
     try: yield
     except ModuleNotFoundError as e:
         if e.name != 'huggingface_hub': raise
-        raise ModelError(f'There is no model folder {shortened(name)} here. To look for it on the Hugging Face Hub, '
-                         "install the extra: pip install 'srdiag[hub]'.") from e
+        raise ModelError(f'There is no model folder {shortened(name)} here. To look for it on the Hugging '
+                         "Face Hub, install the extra: pip install 'srdiag[hub]'.") from e
     except Exception as e:
         if (sentence := _sentence(name, e)) is None: raise
         raise ModelError(sentence) from e
@@ -86,11 +86,12 @@ def hub_folder(
     name: str, # 'owner/name', or with a revision: 'owner/name@v1.0'
     **how, # of `huggingface_hub.snapshot_download`: cache_dir, local_files_only, token, force_download
 ) -> Path: # a model folder in the cache
-    """The folder of a model on the Hub, fetched if it is not there yet; ModelError says what is wrong. Nothing
-    in it is executed"""
+    """The folder of a model on the Hub, fetched if it is not there yet; nothing in it is executed. ModelError
+    says what is wrong"""
     repo, revision = hub_name(name) or (str(name), None)
     with hub_errors(repo):
         from huggingface_hub import snapshot_download
-        def fetched(files): return Path(snapshot_download(repo, revision=revision, allow_patterns=files, **how))
+        def fetched(files):
+            return Path(snapshot_download(repo, revision=revision, allow_patterns=files, **how))
         _check_library(repo, fetched(['config.json'])/'config.json')
         return fetched(list(FILES))

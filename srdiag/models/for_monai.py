@@ -46,14 +46,14 @@ class SuperResolve(Transform):
         self.network, self.precision = enlarging_network(model, device), precision
         self.scale = self.network.scale
 
-    def _pixels(self, x): # tensor C×H×W → C×sH×sW
+    def _pixels(self, x): # C×H×W → C×sH×sW
         if x.ndim == 4:
             raise DataError(f'A volume of the shape {tuple(x.shape)} is not enlarged: these networks read '
                             'slices C×H×W, one by one.')
-        return enlarge(x, self.network, self.precision)
+        if isinstance(x, torch.Tensor): return enlarge(x, self.network, self.precision)
+        return np.moveaxis(enlarge(np.moveaxis(x, 0, -1), self.network, self.precision), -1, 0)
 
     def __call__(self, img): # the like of what is given
-        if isinstance(img, np.ndarray): return self._pixels(torch.from_numpy(np.ascontiguousarray(img))).numpy()
         if not isinstance(img, MetaTensor): return self._pixels(img)
         out = MetaTensor(self._pixels(img.as_tensor()), meta=dict(img.meta))
         out.applied_operations = list(img.applied_operations)

@@ -37,7 +37,8 @@ def _check_sizes(items): # DataError if they differ
     sizes = {size: type(item).__name__ for item in items if (size := _size(item)) is not None}
     if len(sizes) > 1:
         said = ' and '.join(f'{name} {h}×{w} px' for (h, w), name in sizes.items())
-        raise DataError(f'One sample has parts of different sizes ({said}): all are those of the small image.')
+        raise DataError(f'One sample has parts of different sizes ({said}): all are to be those of the small '
+                        'image.')
 
 # %% ../../nbs/models/for_torchvision.ipynb #c011
 class Enlarge(v2.Transform):

@@ -57,7 +57,7 @@ def front_matter(
     tags = ['srdiag', 'medical-imaging', 'not-for-diagnostic-use', f'x{network["scale"]}']
     if kind == 'sr': tags += ['super-resolution', config.get('architecture', 'mrcnet')]
     elif network.get('sai'): tags.append('sample-affinity')
-    facts = _licence(config['info'].get('license', '')) | dict(library_name='srdiag', pipeline_tag=TASKS[kind],
-                                                               tags=tags)
+    about = dict(library_name='srdiag', pipeline_tag=TASKS[kind], tags=tags)
+    facts = _licence(config['info'].get('license', '')) | about
     if _scores(config['info']): facts['model-index'] = _index(config)
     return '\n'.join(['---', *(f'{key}: {as_yaml(value)}' for key, value in facts.items()), '---', '', ''])

@@ -327,7 +327,7 @@ def _in_one_piece(folder, kind, scale): # the same, all of it from one save
     return _in_one_piece(folder, kind, scale)
 
 def load_model(
-    folder: str|Path, # a model folder, or the name of a network of the package, e.g. 'histology_x2'
+    folder: str|Path, # a model folder, the name of one of the package, or owner/name on the Hub
     kind: str|None = None, # 'sr' or 'diagnosis'; None: either
     scale: int|None = None, # the scale that is needed; None: any
     device: str|torch.device = 'cpu', # where to put it

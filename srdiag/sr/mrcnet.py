@@ -119,7 +119,8 @@ class Pretrained:
     ) -> nn.Module: # of this class, in eval mode
         "A trained network; ModelError lists the known ones, or says why this is none"
         from srdiag.core.errors import ModelError
-        from srdiag.core.weights import list_pretrained, load_weights, model_folder, pretrained_folder, read_config
+        from srdiag.core.weights import (
+            list_pretrained, load_weights, model_folder, pretrained_folder, read_config)
         folder = model_folder(name)
         config = read_config(folder if folder.is_dir() else pretrained_folder(str(name)))
         if config['kind'] != 'sr':
