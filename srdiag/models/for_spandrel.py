@@ -111,7 +111,7 @@ def save_for_spandrel(
     "One file with the weights of an MRC-Net, which a tool with spandrel and `install` can use"
     file, (network, _) = Path(file), load_model(model, 'sr')
     if not isinstance(network, MRCNet):
-        raise ModelError(f'{model} holds a {type(network).__name__}, not an MRC-Net: choose another model.')
+        raise ModelError(f'{model} holds no MRC-Net but {type(network).__name__}: choose another model.')
     if file.suffix != '.safetensors':
         raise ModelError(f'{file} would not be found by its ending: call it {file.stem}.safetensors.')
     if file.exists(): raise ModelError(f'{file} exists, and is not replaced: choose another name.')
