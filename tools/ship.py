@@ -22,13 +22,14 @@ SOURCES = {
         source='oral epithelium, 400x and 100x (Rahman et al., A histopathological image repository of '
                'normal epithelium of oral cavity and oral squamous cell carcinoma, 2020, CC BY 4.0); '
                'osteosarcoma, 10x (Osteosarcoma data from UT Southwestern/UT Dallas, TCIA, doi '
-               '10.7937/tcia.2019.bvhjhdas, CC BY 3.0)',
+               '10.7937/tcia.2019.bvhjhdas, CC BY 3.0)', license='mit',
         notes='Enlarges stained tissue twice. It has learned what bicubic reduction takes away, and the JPEG '
               'artefacts of a part of its images with it; it has not seen other stains, scanners or blur.'),
     'redcells_x4': dict(
         title='Malaria in single red cells of 16 px, LR+SR',
         source='NIH/NLM malaria cell images (Rajaraman et al., PeerJ 2018), published for free use by a US '
                'government library; 64x64 px by 2x2 means, reduced to 16x16 px (MATLAB bicubic, 8 bits)',
+        license='mit',
         notes='Says whether a single, cut-out red blood cell of 16 px (thin smear, Giemsa stain, 64 px '
               'reduced four times) is parasitized. It shows how the method works. It is not for '
               'diagnosis, not for whole fields or thick smears, and it has seen one laboratory, one '
@@ -38,6 +39,7 @@ SOURCES = {
         title='MRC-Net x4 for colonoscopy frames, distilled',
         source='Kvasir-SEG (Jha et al., 2020; research and education use; the frames are also in '
                'HyperKvasir, CC BY 4.0), frames squashed to 352x352 and saved as JPEG of quality 75',
+        license='for research and education',
         notes='Enlarges colonoscopy frames four times. The truth it was trained on has JPEG artefacts; what '
               'it adds is plausible, not observed. Weights for research and education, as the images are.'),
 }
@@ -60,7 +62,7 @@ def ship(folder, name, others):
     network, info = load_model(folder, kind)
     facts = SOURCES[name]
     if 'labels' in others: info.metrics |= with_fewer_labels(others.pop('labels'))
-    info.title, info.notes = facts['title'], facts['notes']
+    info.title, info.notes, info.license = facts['title'], facts['notes'], facts['license']
     info.data |= dict(source=facts['source'])
     info.training['command'] = short(info.training['command'])
     if 'teacher' in info.training: info.training['teacher'] = short(info.training['teacher'])

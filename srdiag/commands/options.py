@@ -131,7 +131,7 @@ class SlideReading(Reading):
 class Evaluate:
     "Test a model folder on images"
     # model folder, or the name of a network of the package: histology_x2, endoscopy_x4,
-    # redcells_x4
+    # redcells_x4; or owner/name on the Hugging Face Hub
     model: Path
     # images; for a diagnosis model: a folder with one sub-folder per class, or a CSV with columns file, label
     # and, if known, group and split
@@ -162,7 +162,7 @@ class Predict:
     # images, folders, or HDF5 files with an array x of images N×H×W×C, like PCam's
     files: Annotated[Positional[tuple[Path, ...]], arg(metavar='FILE ...', help_behavior_hint='(1 or more)')]
     # model folder, or the name of a network of the package: histology_x2, endoscopy_x4,
-    # redcells_x4
+    # redcells_x4; or owner/name on the Hugging Face Hub
     model: Path
     out: Path # where predictions.csv, predictions.json and sr/*.png go
     images: Files = 'lr' # what the files are: lr, read as they are; hr, reduced by the scale first

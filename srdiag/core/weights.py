@@ -21,6 +21,7 @@ from torch import nn
 from torch.overrides import TorchFunctionMode
 
 from .errors import ModelError
+from .hub import hub_folder, hub_name
 from .together import placed
 from .words import listed, shortened
 
@@ -160,8 +161,11 @@ def pretrained_folder(
 
 # %% ../../nbs/core/weights.ipynb #c029
 def model_folder(
-    folder_or_name: str|Path, # a path, or the name of a trained network of the package
+    folder_or_name: str|Path, # a path, the name of a network of the package, or owner/name on the Hub
 ) -> Path: # a path that may or may not exist
-    "The folder meant: a folder that exists wins over a name of the package"
+    """The folder meant: one that exists wins over a name of the package, and that over one on the Hub.
+    ModelError if the Hub is asked and has none"""
     folder, name = Path(folder_or_name), str(folder_or_name)
-    return pretrained_folder(name) if not os.path.isdir(folder) and name in list_pretrained() else folder
+    if os.path.isdir(folder): return folder
+    if name in list_pretrained(): return pretrained_folder(name)
+    return folder if hub_name(name) is None else hub_folder(name)

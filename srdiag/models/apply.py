@@ -132,7 +132,7 @@ def _pictures(images, info=None, channels=None): # and ModelInfo or None → lis
 
 # %% ../../nbs/models/apply.ipynb #c026
 def network_of(
-    model, # name or folder of a model, a network, or what `load_model` returns
+    model, # name or folder of a model, owner/name on the Hub, a network, or what `load_model` returns
     device: str = 'auto', # for a model that is loaded here, see `pick_device`; others stay where they are
 ) -> tuple: # network, and ModelInfo or None
     "A model in whatever form it is given. ModelError or TypeError for what is none"
@@ -169,7 +169,7 @@ def _enlarged(network, p, precision): # Picture → the like of what it came fro
 # %% ../../nbs/models/apply.ipynb #c031
 def enlarge(
     images, # paths, PIL images, arrays H×W(×C) (uint8, uint16, float in [0, 1]), tensors C×H×W: one or a list
-    model, # name or folder of a model, a network, or what `load_model` returns
+    model, # name or folder of a model, owner/name on the Hub, a network, or what `load_model` returns
     precision: str = 'auto', # see `chosen_precision`
     device: str = 'auto', # for a model that is loaded here, see `pick_device`
 ): # the like of each image, larger by the model's scale; PIL images for paths; a list for a list

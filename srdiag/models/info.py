@@ -55,6 +55,7 @@ class ModelInfo:
     bits: int|None = None # that 16-bit files held in training, e.g. 12; None: there were none
     resize: bool = False # files of another size were resized, whole; False: cut, or set aside
     degradation: dict = field(default_factory=dict) # how small images were made; empty: bicubic interpolation
+    license: str = '' # of the weights, as the Hub calls it, e.g. 'cc-by-4.0'; empty: nobody has said
 
     @property
     def reduction(self): # Degradation that makes small images like those of the training
@@ -68,6 +69,7 @@ class ModelInfo:
         for key in ('data', 'training', 'metrics', 'calibration', 'made', 'degradation'):
             if not isinstance(getattr(self, key), dict):
                 raise ValueError(f'{key} is a dictionary, not {getattr(self, key)!r}')
+        if not isinstance(self.license, str): raise ValueError(f'license is a text, not {self.license!r}')
         _check_degradation(self)
         known = self.calibrated
         if known is not None and list(known.classes) != list(self.classes):

@@ -35,6 +35,7 @@ from srdiag.core.weights import (
 from ..core.words import csv_text, listed, say, shortened
 from ..data.images import file_hash
 from ..diagnosis.network import SREnhancedDiagnosis
+from .front_matter import front_matter
 from .info import ModelInfo, model_card
 from ..sr.zoo import ARCHITECTURES, architecture_of
 from ..training.processes import is_together
@@ -61,7 +62,8 @@ def _write_files(folder, kind, network, info, files, half):
     for name, text in files.items(): (folder/name).write_text(text, encoding='utf-8', newline='\n')
     config['files_sha256'] = {name: file_hash(folder/name) for name in files}
     (folder/'config.json').write_text(json_text(config), encoding='utf-8')
-    (folder/'README.md').write_text(model_card(what, network.config, info), encoding='utf-8')
+    card = front_matter(config) + model_card(what, network.config, info)
+    (folder/'README.md').write_text(card, encoding='utf-8')
     # safetensors makes it readable for its owner only
     shutil.copymode(folder/'config.json', folder/'model.safetensors')
 
@@ -337,7 +339,7 @@ def _in_one_piece(folder, kind, scale): # the same, all of it from one save
     return _in_one_piece(folder, kind, scale)
 
 def load_model(
-    folder: str|Path, # a model folder, or the name of a network of the package, e.g. 'histology_x2'
+    folder: str|Path, # a model folder, the name of one of the package, or owner/name on the Hub
     kind: str|None = None, # 'sr' or 'diagnosis'; None: either
     scale: int|None = None, # the scale that is needed; None: any
     device: str|torch.device = 'cpu', # where to put it

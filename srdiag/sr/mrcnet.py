@@ -6,6 +6,7 @@
 __all__ = ['Head', 'Reconstruction', 'MRCFeatures', 'Recursion', 'Pretrained', 'MRCParts', 'MRCNet']
 
 # %% ../../nbs/sr/mrcnet.ipynb #c005
+import math
 from typing import NamedTuple
 
 import torch
@@ -98,24 +99,40 @@ class Recursion(nn.Module):
         return out
 
 # %% ../../nbs/sr/mrcnet.ipynb #c020
+def _check_modest(folder, config): # ModelError for settings that ask for more than there are weights
+    # safetensors is needed here and below alone
+    from srdiag.core.errors import ModelError
+    from srdiag.core.weights import weight_shapes
+    shapes = weight_shapes(folder, config['weights_sha256']).values()
+    numbers = {k: v for k, v in config['network'].items() if isinstance(v, int)}
+    most = max([len(shapes), *(side for v in shapes for side in v.shape)])
+    blocks = math.prod(max(1, numbers.get(k, 1)) for k in ('modules', 'stages', 'blocks'))
+    if max(numbers.values(), default=0) > most or blocks > len(shapes):
+        raise ModelError(f'{folder}/config.json asks for a larger network than its weights explain: restore '
+                         'it from a copy.')
+
+# %% ../../nbs/sr/mrcnet.ipynb #c022
 class Pretrained:
-    "Networks that can be built with weights of the package"
+    "Networks that can be built with trained weights"
     @classmethod
     def from_pretrained(cls,
-        name: str, # see srdiag.core.weights.list_pretrained, e.g. 'histology_x2'
+        name: str, # of list_pretrained, e.g. 'histology_x2'; a model folder; or owner/name on the Hub
     ) -> nn.Module: # of this class, in eval mode
-        "A trained network that comes with the package; ModelError lists the known ones"
-        # safetensors is needed here alone
+        "A trained network; ModelError lists the known ones, or says why this is none"
         from srdiag.core.errors import ModelError
-        from srdiag.core.weights import list_pretrained, load_weights, pretrained_folder, read_config
-        folder = pretrained_folder(name)
-        config = read_config(folder)
+        from srdiag.core.weights import (
+            list_pretrained, load_weights, model_folder, pretrained_folder, read_config)
+        folder = model_folder(name)
+        config = read_config(folder if folder.is_dir() else pretrained_folder(str(name)))
         if config['kind'] != 'sr':
             raise ModelError(f'{name} is no super-resolution network: choose one of '
                              f'{", ".join(list_pretrained("sr"))}.')
+        if (kind := config.get('architecture', 'mrcnet')) != cls.__name__.lower():
+            raise ModelError(f'{name} holds a network of the kind {kind}: load it with srdiag.load_model.')
+        _check_modest(folder, config)
         return load_weights(folder, cls(**config['network']), config['weights_sha256']).eval()
 
-# %% ../../nbs/sr/mrcnet.ipynb #c024
+# %% ../../nbs/sr/mrcnet.ipynb #c026
 class MRCParts(nn.Module):
     "What MRC-Net does with its head, its recursion and its reconstruction; `MRCNet` says how they are made"
     min_size = 8 # px, the smallest side of a low-resolution image: the global path then still has 4 px
@@ -137,7 +154,7 @@ class MRCParts(nn.Module):
         y, _, _ = self.recursion(self.head(lr))[-1]
         return self.reconstruction.image(y) + self._skip(lr) # in the precision of `lr`, as the skip is
 
-# %% ../../nbs/sr/mrcnet.ipynb #c026
+# %% ../../nbs/sr/mrcnet.ipynb #c028
 def _make(network, config): # checks `config`, the arguments of its __init__, and makes the parts
     network.config, network.scale, network.skip = config, config['scale'], config['skip']
     check_config(network)
@@ -151,7 +168,7 @@ def _make(network, config): # checks `config`, the arguments of its __init__, an
     initialise_(network)
     with torch.no_grad(): network.reconstruction.to_image[-1].weight.mul_(0.1)
 
-# %% ../../nbs/sr/mrcnet.ipynb #c028
+# %% ../../nbs/sr/mrcnet.ipynb #c030
 class MRCNet(Pretrained, MRCParts):
     "Multi-scale Refined Context Network (section III-A): an image in [0, 1] to one `scale` times as large"
     def __init__(self,
