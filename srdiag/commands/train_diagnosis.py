@@ -33,7 +33,9 @@ from ..models.info import ModelInfo
 from ..models.saving import (
     EARLY, ModelSaver, check_not_a_class, is_finished, load_model, train_in)
 from ..models.split import read_split
+from ..models.starting import say_if_learned, start_diagnosis, start_facts
 from ..sr.mrcnet import MRCNet
+from ..training.learner import watching
 from ..training.options import RunOptions
 from ..training.processes import as_one, first_only
 from ..training.recipes import diagnosis_recipe
@@ -69,7 +71,15 @@ def _say_if_without_a_class(found): # `check_split` has seen to the training par
                 'another --seed or a split column of your own would help.')
 
 # %% ../../nbs/commands/train_diagnosis.ipynb #c014
-def _sr_network(settings, channels, branches): # the network that the framework has, or None
+def _check_start(settings, start): # DataError for options that a model to fine-tune leaves no room for
+    if start is None: return
+    for option in ('sr', 'lr_branch', 'sr_branch'):
+        if said := getattr(settings, option):
+            raise DataError(f'The model in {start} brings all of its weights: leave out '
+                            f'--{option.replace("_", "-")} {said}.')
+
+def _sr_network(settings, channels, branches, start=None): # the network that the framework has, or None
+    if start is not None and settings.has_sr: return load_model(start, 'diagnosis')[0].sr_network
     if settings.has_sr and 'sr' in branches: return branches['sr'].sr_network
     if not settings.sr: return None
     network = load_model(settings.sr, 'sr', settings.scale)[0]
@@ -77,12 +87,12 @@ def _sr_network(settings, channels, branches): # the network that the framework 
     say_if_recursive(network, settings.sr)
     return network
 
-def _framework(found, settings, branches): # untrained; ModelError for a branch that does not fit
-    network = _sr_network(settings, found.channels, branches)
+def _framework(found, settings, branches, start=None): # ModelError for a branch that does not fit
+    network = _sr_network(settings, found.channels, branches, start)
     # the network of a branch comes with it, when the two are joined
     model = build_framework(found, settings, network, pretrained='sr' not in branches)
     for b, single in branches.items(): check_branch(model, single, b, getattr(settings, f'{b}_branch'))
-    return model
+    return model if start is None else start_diagnosis(model, found.classes, start)
 
 def _sets_of(found, settings, seed): # the three parts as pairs, the training part augmented
     return {part: found.pairs(part, settings.scale, settings.images,
@@ -98,13 +108,15 @@ def _recorded(settings, options, model, references, images): # → for ModelInfo
         command=command_line(), precision=precision, recipe=repr(recipe),
         sr=str(s.sr or 'from scratch'), images=s.images, fixed=s.fixed,
         loss=dict(rank=s.rank, sac=s.sac, sar=s.sar, norm=s.affinity_norm, temperature=s.temperature,
-                  margin=s.margin, rank_on=s.rank_on, ens_weight=s.ens_weight),
+                  margin=s.margin, rank_on=s.rank_on, ens_weight=s.ens_weight, class_weights=s.class_weights,
+                  label_smoothing=s.label_smoothing, focal=s.focal),
         mutual=s.mutual, mode=model.mode, solo_share=model.solo_share,
         references=len(references) if model.mode == 'context' else 0)
 
 def _recipe_of(settings, options): # with the batch size that was asked for
-    recipe = diagnosis_recipe(options.recipe, settings.width)
-    return replace(recipe, batch_size=settings.batch_size or recipe.batch_size, steps=settings.steps)
+    recipe, lr = diagnosis_recipe(options.recipe, settings.width), options.learning_rate
+    return replace(recipe, batch_size=settings.batch_size or recipe.batch_size, steps=settings.steps,
+                   lr=recipe.lr if lr is None else lr)
 
 # %% ../../nbs/commands/train_diagnosis.ipynb #c022
 def _info_of(found, model, lr_size, training): # what is known before the first metric
@@ -149,6 +161,8 @@ class _Run:
     caution: Caution
     options: RunOptions
     device: torch.device
+    out: Path = Path() # the model folder to make
+    origin: str|Path|None = None # model whose weights are the start
 
     def __post_init__(self):
         self.start, self.sets = time.monotonic(), _sets_of(self.found, self.settings, self.options.seed)
@@ -166,8 +180,9 @@ class _Run:
         return _info_of(self.found, model, list(train.lr.shape[-2:]), recorded)
 
 # %% ../../nbs/commands/train_diagnosis.ipynb #c034
-def _train(run, model, saver, **more): # → test metrics; `more` for the record
+def _train(run, model, saver, part='', **more): # → test metrics; `more` for the record
     known, s = run.known(model, more), run.settings
+    loss = loss_of(s, run.sets['train'].labels, len(run.found.classes))
     def info(**what):
         seconds = dict(seconds=round(time.monotonic() - run.start, 1))
         return replace(known, training=known.training | seconds, **what)
@@ -176,9 +191,9 @@ def _train(run, model, saver, **more): # → test metrics; `more` for the record
                     notes=EARLY)
     def train_it(**kw):
         return train_diagnosis(model, run.sets['train'], run.sets['valid'], _recipe_of(s, run.options),
-                               run.options.epochs, s.fixed, run.options.seed, run.chosen, loss=loss_of(s),
-                               precision=known.training['precision'], **kw)
-    with saver.run:
+                               run.options.epochs, s.fixed, run.options.seed, run.chosen, loss=loss,
+                               precision=known.training['precision'], cbs=cbs, **kw)
+    with saver.run, watching(run.options, 'valid_accuracy', run.out, part) as cbs:
         train_in(saver, train_it, early)
         return _finish(saver, model, run.found, run.sets, run.caution, info)
 
@@ -224,12 +239,12 @@ def _train_branch(run, single, branch, epochs, saver): # → a single network, t
         say(f'{said}: it was finished before.')
         return load_model(saver.folder, 'diagnosis', device=run.device)[0]
     say(f'{said}:')
-    _train(own, single, saver, start=start)
+    _train(own, single, saver, branch.upper(), start=start)
     return single
 
 # %% ../../nbs/commands/train_diagnosis.ipynb #c042
 def _to_train(run, model, branches, folder): # 'lr', 'sr' → single network and its saver
-    todo = {b: _own_branch(run, model, b) for b in BRANCHES
+    todo = {b: _own_branch(run, model, b) for b in BRANCHES if not run.origin
             if model.two and b not in branches and run.settings.start(b) != 'scratch'}
     o = run.options # the branches of a run that goes on are its own
     return {b: (single, first_only(ModelSaver(folder/'branches'/b.upper(), single, o.overwrite or o.resume,
@@ -255,6 +270,7 @@ def train_diagnosis_command(
     caution: Caution = Caution(), # what the thresholds are to reach
     options: RunOptions = RunOptions(), # how long, from which seed, where
     lr: str|Path|None = None, # a folder of low-resolution images in the same class folders
+    start: str|Path|None = None, # a model to fine-tune
 ) -> dict: # test metrics
     """Train the framework (or a baseline) on labelled images, split 70/15/15 by group, and test it;
     SrdiagError for what cannot be"""
@@ -262,22 +278,29 @@ def train_diagnosis_command(
     check_not_a_class(out, data, labels, options.overwrite, options.resume)
     if labelled_pairs(data, lr)[1] is not None: settings = replace(settings, images='hr')
     _check_inputs(settings, data)
+    _check_start(settings, start)
     found = read_labelled(data, labels, options, MRCNet.min_size*settings.reduction, lr=lr,
                           scale=settings.scale).split(options.seed)
     _say_if_without_a_class(found)
     caution.check(found.classes)
     branches = _read_branches(settings, found)
     torch.manual_seed(options.seed)
-    model = _framework(found, settings, branches).to(device)
-    return _train_all(_Run(found, settings, caution, options, device), model, branches, out)
+    model = _framework(found, settings, branches, start).to(device)
+    return _train_all(_Run(found, settings, caution, options, device, Path(out), start), model, branches, out)
 
 # %% ../../nbs/commands/train_diagnosis.ipynb #c046
+def _facts_of_start(run): # for the record; says if the test part was learned from
+    if run.origin is None: return {}
+    say_if_learned(run.origin, run.found.frame())
+    return start_facts(run.origin)
+
 def _train_all(run, model, branches, out): # → test metrics of the framework, or of a single network
     o = run.options
     saver = first_only(ModelSaver(out, model, o.overwrite, run.frame(model), o.resume))
     todo = _to_train(run, model, branches, saver.folder)
-    if not model.two: return _train(run, model, saver)
+    more = _facts_of_start(run)
+    if not model.two: return _train(run, model, saver, **more)
     with saver.run:
-        saver.claim(run.known(model, {}))
+        saver.claim(run.known(model, more))
         run, record = _joined(run, model, branches, todo)
-        return _train(run, model, saver, **record)
+        return _train(run, model, saver, **record | more)

@@ -128,7 +128,8 @@ def _wandb(folder, name): # a run that is only on this disk, unless WANDB_MODE s
     except ImportError as e: raise _missing('wandb') from e
     if wandb.run is None:
         folder.mkdir(parents=True, exist_ok=True)
-        wandb.init(project='srdiag', name=name, dir=str(folder), mode=os.environ.get('WANDB_MODE', 'offline'))
+        wandb.init(project='srdiag', name=name, dir=str(folder), settings=wandb.Settings(silent=True),
+                   mode=os.environ.get('WANDB_MODE', 'offline'))
     return WandbCallback(log_preds=False)
 
 # %% ../../nbs/training/learner.ipynb #c025
@@ -150,4 +151,4 @@ def watching(
     finally:
         if elsewhere and options.log == 'wandb':
             import wandb
-            wandb.finish(quiet=True)
+            wandb.finish()
