@@ -2413,6 +2413,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                                       'srdiag/diagnosis/training.py'),
                                            'srdiag.diagnosis.training._check_batches': ( 'diagnosis/training.html#_check_batches',
                                                                                          'srdiag/diagnosis/training.py'),
+                                           'srdiag.diagnosis.training._check_labels': ( 'diagnosis/training.html#_check_labels',
+                                                                                        'srdiag/diagnosis/training.py'),
                                            'srdiag.diagnosis.training._groups': ( 'diagnosis/training.html#_groups',
                                                                                   'srdiag/diagnosis/training.py'),
                                            'srdiag.diagnosis.training._kept_start': ( 'diagnosis/training.html#_kept_start',

@@ -38,7 +38,8 @@ SCHEDULE = Schedule(1, 2, 32)
 
 
 def labelled(y=tuple(k % 2 for k in range(16))):
-    return LabelledPairs(TILES[:12], y[:12], 2, 'hr', PairAugment(0)), LabelledPairs(TILES[12:], y[12:], 2, 'hr')
+    train = LabelledPairs(TILES[:12], y[:12], 2, 'hr', PairAugment(0))
+    return train, LabelledPairs(TILES[12:], y[12:], 2, 'hr')
 
 
 def network(**more): return MRCNet(2, channels=8, blocks=1, **more)

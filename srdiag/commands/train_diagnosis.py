@@ -41,7 +41,14 @@ from ..training.processes import as_one, first_only
 from ..training.recipes import diagnosis_recipe
 
 # %% ../../nbs/commands/train_diagnosis.ipynb #c008
-def _check_inputs(settings, data):
+def _check_start(settings, start): # DataError for options that a model to fine-tune leaves no room for
+    for option in ('sr', 'lr_branch', 'sr_branch'):
+        if said := getattr(settings, option):
+            raise DataError(f'The model in {start} brings all of its weights: leave out '
+                            f'--{option.replace("_", "-")} {said}.')
+
+def _check_inputs(settings, data, start=None):
+    if start is not None: _check_start(settings, start)
     if settings.inputs.endswith('HR') and settings.images != 'hr':
         raise DataError(f'{settings.inputs} needs high-resolution files: use --images hr if that is what '
                         f'{data} holds.')
@@ -71,13 +78,6 @@ def _say_if_without_a_class(found): # `check_split` has seen to the training par
                 'another --seed or a split column of your own would help.')
 
 # %% ../../nbs/commands/train_diagnosis.ipynb #c014
-def _check_start(settings, start): # DataError for options that a model to fine-tune leaves no room for
-    if start is None: return
-    for option in ('sr', 'lr_branch', 'sr_branch'):
-        if said := getattr(settings, option):
-            raise DataError(f'The model in {start} brings all of its weights: leave out '
-                            f'--{option.replace("_", "-")} {said}.')
-
 def _sr_network(settings, channels, branches, start=None): # the network that the framework has, or None
     if start is not None and settings.has_sr: return load_model(start, 'diagnosis')[0].sr_network
     if settings.has_sr and 'sr' in branches: return branches['sr'].sr_network
@@ -277,8 +277,7 @@ def train_diagnosis_command(
     device, _ = pick_place(options.device, options.precision)
     check_not_a_class(out, data, labels, options.overwrite, options.resume)
     if labelled_pairs(data, lr)[1] is not None: settings = replace(settings, images='hr')
-    _check_inputs(settings, data)
-    _check_start(settings, start)
+    _check_inputs(settings, data, start)
     found = read_labelled(data, labels, options, MRCNet.min_size*settings.reduction, lr=lr,
                           scale=settings.scale).split(options.seed)
     _say_if_without_a_class(found)

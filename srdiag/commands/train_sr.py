@@ -121,7 +121,7 @@ def _decided(settings, options, start, new_scale): # → both, and the name of t
     if new_scale is not None: _check_scale(scale)
     return replace(settings, scale=scale), options, f'{architecture_of(known)}_x{scale}'
 
-# %% ../../nbs/commands/train_sr.ipynb #c024
+# %% ../../nbs/commands/train_sr.ipynb #c025
 def _check_scale(scale): # DataError for one that networks do not have
     check_value('A run', 'new_scale', scale, get_type_hints(SRSettings)['scale'])
 
@@ -133,7 +133,7 @@ def _network_of(name, found, settings, start): # → network, title, facts for t
     title = f'{type(network).__name__} x{settings.scale}, fine-tuned from {Path(start).name}'
     return network, title, start_facts(start)
 
-# %% ../../nbs/commands/train_sr.ipynb #c025
+# %% ../../nbs/commands/train_sr.ipynb #c028
 @as_one()
 def train_sr_command(
     data: str|Path, # a folder with images
@@ -155,12 +155,12 @@ def train_sr_command(
     info = _Informant(title, found, began, _recorded(options, precision, model=name,
                                                      steps=course[-1].steps, patch=s.patch, **more))
     saver = first_only(ModelSaver(out, network.to(device), options.overwrite, found.table, options.resume))
-    with saver.run, watching(options, 'valid_psnr', out) as cbs:
-        own = dict(precision=precision, num_workers=options.workers, cbs=cbs)
-        train_in(saver, partial(train_sr, network, *course, s.supervise_steps, **own), info.early)
+    train = partial(train_sr, network, *course, s.supervise_steps, precision=precision)
+    with saver.run, watching(options, 'valid_psnr', out) as own:
+        train_in(saver, partial(train, cbs=own, num_workers=options.workers), info.early)
         return _finish_sr(saver, network, found, info)
 
-# %% ../../nbs/commands/train_sr.ipynb #c027
+# %% ../../nbs/commands/train_sr.ipynb #c030
 def _recipe_of(options): # with the rate that was asked for
     recipe, lr = SR_RECIPES[options.recipe], options.learning_rate
     return recipe if lr is None else replace(recipe, lr=lr)
@@ -179,7 +179,7 @@ def _recorded(options, precision, **more): # → for ModelInfo.training
     own = dict(command=command_line(), precision=precision, recipe=recipe, steps=steps)
     return asdict(options) | own | more | dict(reduction=options.reduction.sentence())
 
-# %% ../../nbs/commands/train_sr.ipynb #c038
+# %% ../../nbs/commands/train_sr.ipynb #c040
 def _teacher(folder, device): # → network, what is known about it, its split
     network, known = load_model(folder, 'sr', device=device)
     if network.config.get('steps', 1) < 2:
@@ -203,7 +203,7 @@ def _copying(network, save): # a `save` that brings `network` up to date first
         save(model, value, epoch)
     return keep
 
-# %% ../../nbs/commands/train_sr.ipynb #c041
+# %% ../../nbs/commands/train_sr.ipynb #c043
 @as_one()
 def distill_command(
     data: str|Path, # the folder the teacher was trained on

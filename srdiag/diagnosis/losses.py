@@ -88,16 +88,15 @@ class RankLoss(nn.Module):
     def __init__(self,
         margin: float = 0.05, # m
         on: str = 'probabilities', # 'probabilities' (as printed) or 'logits'
-        multilabel: bool = False, # an image may have several labels
     ):
         super().__init__()
         if on not in ('probabilities', 'logits'):
             raise ValueError(f"on must be 'probabilities' or 'logits', not {on!r}.")
-        self.margin, self.on, self.multilabel = margin, on, multilabel
+        self.margin, self.on = margin, on
 
-    def forward(self, ens, others, target, reduction='mean'):
+    def forward(self, ens, others, target, reduction='mean', multilabel=False):
         # B×K logits, a list of B×K logits, B class indices or B×K → a number, or with 'none' B numbers
-        best, *scores = (score_of_truth(y, target, self.on, self.multilabel) for y in (ens, *others))
+        best, *scores = (score_of_truth(y, target, self.on, multilabel) for y in (ens, *others))
         hinges = [F.relu(y - best + self.margin) for y in scores]
         return sum(h.mean() if reduction == 'mean' else h.reshape(len(h), -1).mean(1) for h in hinges)
 
@@ -110,8 +109,9 @@ def _check_weights(weights, temperature, norm): # name → number
     if not isinstance(temperature, (int, float)) or not 0 < temperature < math.inf:
         raise ValueError(f'temperature is a positive number, not {temperature!r}.')
 
-def _terms(margin, rank_on, temperature, norm, mutual, several): # → L_rank, L_SAC, L_SAR
-    return (RankLoss(margin, rank_on, several), SampleAffinityConsistencyLoss(temperature, norm),
+def _terms(weights, margin, rank_on, temperature, norm, mutual): # → L_rank, L_SAC, L_SAR
+    _check_weights(weights | dict(margin=margin), temperature, norm)
+    return (RankLoss(margin, rank_on), SampleAffinityConsistencyLoss(temperature, norm),
             SampleAffinityRegularizationLoss(temperature, norm, mutual))
 
 # %% ../../nbs/diagnosis/losses.ipynb #c032
@@ -131,18 +131,16 @@ class DiagnosisLoss(nn.Module):
         targets: TargetLoss|None = None, # what each diagnosis costs; None: the plain cross entropy
     ):
         super().__init__()
-        self.targets = TargetLoss() if targets is None else targets
-        self.weights, self.ens_weight = dict(rank=rank, sac=sac, sar=sar), ens_weight
-        _check_weights(self.weights | dict(ens_weight=ens_weight, margin=margin), temperature, norm)
-        self.rank, self.sac, self.sar = _terms(margin, rank_on, temperature, norm, mutual,
-                                               self.targets.multilabel)
+        self.targets, w = targets or TargetLoss(), dict(rank=rank, sac=sac, sar=sar, ens_weight=ens_weight)
+        self.weights, self.rank, self.sac, self.sar = w, *_terms(w, margin, rank_on, temperature, norm, mutual)
 
     def forward(self, out: DiagnosisOutput, target): # B class indices, or B×K → a number
         target, how = out.repeated(target), self.reduction
         preliminary = [out.sr, out.lr, out.aux] if out.gate is not None else []
         w, others = self.weights, sum(self.targets(y, target, how) for y in preliminary)
-        terms = dict(ce=self.ens_weight*self.targets(out.ens, target, how) + others)
-        if preliminary: terms['rank'] = w['rank']*self.rank(out.ens, preliminary, target, how)
+        terms = dict(ce=w['ens_weight']*self.targets(out.ens, target, how) + others)
+        ranked = out.ens, preliminary, target, how, self.targets.multilabel
+        if preliminary: terms['rank'] = w['rank']*self.rank(*ranked)
         if out.mutual and w['sac']: terms['sac'] = w['sac']*self.sac(out.a_sr, out.a_lr)
         if out.mutual and w['sar']: terms['sar'] = w['sar']*self.sar(out.mutual, out.back)
         self.components = dict.fromkeys(self.names, 0.) | {k: v.detach().mean() for k, v in terms.items()}

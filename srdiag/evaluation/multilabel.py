@@ -5,12 +5,12 @@
 # %% auto #0
 __all__ = ['multilabel_metrics']
 
-# %% ../../nbs/evaluation/multilabel.ipynb #c004
+# %% ../../nbs/evaluation/multilabel.ipynb #c003
 import numpy as np
 
 from ..core.errors import DataError
 
-# %% ../../nbs/evaluation/multilabel.ipynb #c006
+# %% ../../nbs/evaluation/multilabel.ipynb #c005
 def _checked(targets, probabilities, classes): # → N×K booleans, N×K float64
     y, p = (np.asarray(x, float) for x in (targets, probabilities))
     if p.ndim != 2 or p.shape != y.shape or p.shape[1] != len(classes):
@@ -20,7 +20,7 @@ def _checked(targets, probabilities, classes): # → N×K booleans, N×K float64
         raise DataError('Probabilities of labels lie between 0 and 1, and there is at least one image.')
     return y >= 0.5, p
 
-# %% ../../nbs/evaluation/multilabel.ipynb #c008
+# %% ../../nbs/evaluation/multilabel.ipynb #c007
 def _mean_over(score, y, p): # of the labels that are there and not there
     both = [k for k in range(y.shape[1]) if 0 < y[:, k].sum() < len(y)]
     return float(np.mean([score(y[:, k], p[:, k]) for k in both])) if both else float('nan')

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['carry_over', 'start_sentence', 'sr_start', 'start_diagnosis', 'say_if_learned', 'start_facts']
 
-# %% ../../nbs/models/starting.ipynb #c004
+# %% ../../nbs/models/starting.ipynb #c003
 from pathlib import Path
 
 from torch import nn
@@ -17,7 +17,7 @@ from ..diagnosis.network import SREnhancedDiagnosis
 from .saving import load_model
 from .split import read_split
 
-# %% ../../nbs/models/starting.ipynb #c006
+# %% ../../nbs/models/starting.ipynb #c005
 def carry_over(
     network: nn.Module, # new; changed in place
     source: nn.Module, # trained
@@ -71,10 +71,11 @@ def _check_alike(folder, source, model): # ModelError for a framework of another
     flags = dict(inputs='--inputs', scale='--scale', width='--width', channels='--channels rgb or grey')
     for key, flag in flags.items():
         a, b = source.config[key], model.config[key]
-        if a != b: raise ModelError(f'The model in {folder} has {key} {a}, but {b} was asked for: give {flag} '
-                                    'as it was in its training.')
+        if a == b: continue
+        raise ModelError(f'The model in {folder} has {key} {a}, but {b} was asked for: give {flag} as it was '
+                         'in its training.')
 
-# %% ../../nbs/models/starting.ipynb #c017
+# %% ../../nbs/models/starting.ipynb #c018
 def start_diagnosis(
     model: SREnhancedDiagnosis, # untrained; changed in place
     classes: list, # its names
@@ -87,7 +88,7 @@ def start_diagnosis(
     say(start_sentence(folder, model, *carry_over(model, source, but)))
     return model
 
-# %% ../../nbs/models/starting.ipynb #c021
+# %% ../../nbs/models/starting.ipynb #c022
 def say_if_learned(
     folder: str|Path, # the model that a training starts from
     table, # pandas.DataFrame with split and sha256, of the new training
@@ -104,4 +105,5 @@ def start_facts(
     folder: str|Path, # the model that a training starts from
 ) -> dict: # for ModelInfo.training
     "Where the weights came from"
-    return dict(started_from=str(folder), started_from_sha256=read_config(model_folder(folder))['weights_sha256'])
+    digest = read_config(model_folder(folder))['weights_sha256']
+    return dict(started_from=str(folder), started_from_sha256=digest)

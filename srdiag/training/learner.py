@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['RunLearner', 'ShownLoader', 'BatchLoaders', 'early_stopping', 'watching']
 
-# %% ../../nbs/training/learner.ipynb #c005
+# %% ../../nbs/training/learner.ipynb #c004
 import os
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -27,7 +27,7 @@ from ..core.errors import DataError, TrainingError
 from .options import RunOptions
 from .processes import my_place
 
-# %% ../../nbs/training/learner.ipynb #c009
+# %% ../../nbs/training/learner.ipynb #c008
 class RunLearner(Learner):
     "A Learner whose logs, states and best weights are touched by `fit` alone"
     @contextmanager
@@ -54,7 +54,7 @@ class RunLearner(Learner):
     def lr_find(self, *args, **kwargs):
         with self.resting(): return super().lr_find(*args, **kwargs)
 
-# %% ../../nbs/training/learner.ipynb #c011
+# %% ../../nbs/training/learner.ipynb #c010
 def _draw(rows): # of (image C×H×W, title) each → a figure
     size = max(map(len, rows))
     fig, axes = plt.subplots(len(rows), size, figsize=(1.6*size, 1.8*len(rows)), squeeze=False)
@@ -81,10 +81,11 @@ def _parts(x, y, out): # → what fastai's TensorBoardCallback logs: x, y, sampl
     if y.dim() == 4:
         return (TensorImage(x), TensorImage(y), L((TensorImage(a), TensorImage(b)) for a, b in zip(x, y)),
                 L((TensorImage(o.clamp(0, 1)),) for o in out))
-    return (TensorImage(x), TensorCategory(y), L((TensorImage(a), TitledStr(_class_of(b))) for a, b in zip(x, y)),
+    samples = L((TensorImage(a), TitledStr(_class_of(b))) for a, b in zip(x, y))
+    return (TensorImage(x), TensorCategory(y), samples,
             L((TitledStr(_class_of(o)),) for o in out))
 
-# %% ../../nbs/training/learner.ipynb #c013
+# %% ../../nbs/training/learner.ipynb #c015
 class ShownLoader(BatchLoader):
     "A BatchLoader whose batches, and what a network makes of them, can be looked at"
     def show_batch(self, b=None, max_n=9, **kwargs):
@@ -96,14 +97,14 @@ class ShownLoader(BatchLoader):
         shown = [t[:max_n] for t in (x[0], y, torch.stack(list(out)).detach().cpu())]
         return _draw(_rows(*shown)) if show else _parts(*shown)
 
-# %% ../../nbs/training/learner.ipynb #c015
+# %% ../../nbs/training/learner.ipynb #c017
 class BatchLoaders(DataLoaders):
     "fastai's DataLoaders of ShownLoaders; they are not exported"
     def new_empty(self):
         raise TrainingError('A Learner is not exported here, because a pickle executes what is in it when '
                             'it is read: save the network with save_model of srdiag.models.saving.')
 
-# %% ../../nbs/training/learner.ipynb #c020
+# %% ../../nbs/training/learner.ipynb #c022
 def early_stopping(
     patience: int|None, # epochs without improvement after which a training ends; None: never
     monitor: str, # a column of the recorder, e.g. 'valid_psnr'
@@ -111,16 +112,17 @@ def early_stopping(
     "fastai's EarlyStoppingCallback for a value that is better the larger it is"
     return [] if patience is None else [EarlyStoppingCallback(monitor, patience=patience)]
 
-# %% ../../nbs/training/learner.ipynb #c022
+# %% ../../nbs/training/learner.ipynb #c024
 def _missing(name): # DataError for a library that is not there
-    return DataError(f'--log {name} needs a library that is not installed here: pip install "srdiag[logging]".')
+    return DataError(f'--log {name} needs a library that is not installed here: pip install '
+                     '"srdiag[logging]".')
 
 def _tensorboard(folder, name):
     try: from fastai.callback.tensorboard import TensorBoardCallback
     except ImportError as e: raise _missing('tensorboard') from e
     return TensorBoardCallback(str(folder/'tensorboard'/name), trace_model=False, log_preds=False)
 
-# %% ../../nbs/training/learner.ipynb #c023
+# %% ../../nbs/training/learner.ipynb #c026
 def _wandb(folder, name): # a run that is only on this disk, unless WANDB_MODE says otherwise
     try:
         import wandb
@@ -132,7 +134,7 @@ def _wandb(folder, name): # a run that is only on this disk, unless WANDB_MODE s
                    mode=os.environ.get('WANDB_MODE', 'offline'))
     return WandbCallback(log_preds=False)
 
-# %% ../../nbs/training/learner.ipynb #c025
+# %% ../../nbs/training/learner.ipynb #c028
 def _elsewhere(log, out, part): # → a list of at most one callback
     if log == 'csv' or my_place()[0]: return []
     name = '/'.join(filter(None, (out.name, part)))
