@@ -125,7 +125,8 @@ def _decided(settings, options, start, new_scale): # → both, and the name of t
 def _check_scale(scale): # DataError for one that networks do not have
     check_value('A run', 'new_scale', scale, get_type_hints(SRSettings)['scale'])
 
-def _network_of(name, found, settings, start): # → network, title, facts for the record
+def _network_of(name, found, settings, start, seed): # → network, title, facts for the record
+    torch.manual_seed(seed)
     if start is None: return *_new_network(name, found.channels, settings), {}
     steps = settings.recursions if settings.recursions > 1 else None
     network = sr_start(start, scale=settings.scale, image_channels=found.channels, steps=steps)
@@ -149,8 +150,7 @@ def train_sr_command(
     check_output(out, options.overwrite, options.resume)
     s, options, name = _decided(settings, options, start, new_scale)
     found = read_sr_folder(data, _smallest(s.patch, s.scale), options, None, lr, s.scale)
-    torch.manual_seed(options.seed)
-    network, title, more = _network_of(name, found, s, start)
+    network, title, more = _network_of(name, found, s, start, options.seed)
     course = _course_of(found, s.scale, s, options)
     info = _Informant(title, found, began, _recorded(options, precision, model=name,
                                                      steps=course[-1].steps, patch=s.patch, **more))

@@ -5,21 +5,21 @@
 # %% auto #0
 __all__ = ['check_targets', 'class_weights', 'TargetLoss', 'score_of_truth', 'share_right']
 
-# %% ../../nbs/diagnosis/targets.ipynb #c006
+# %% ../../nbs/diagnosis/targets.ipynb #c005
 import torch
 import torch.nn.functional as F
 from torch import nn
 
 from ..core.errors import DataError
 
-# %% ../../nbs/diagnosis/targets.ipynb #c008
+# %% ../../nbs/diagnosis/targets.ipynb #c007
 def _check_numbers(y, classes): # N class numbers
     if not torch.equal(y, y.round()):
-        raise DataError('The labels are numbers with fractions. This framework diagnoses classes and predicts '
-                        'no quantities: cut the numbers into classes, or give N×K probabilities.')
+        raise DataError('The labels are numbers with fractions. This framework diagnoses classes and '
+                        'predicts no quantities: cut the numbers into classes, or give N×K probabilities.')
     if len(y) and not 0 <= y.min() <= y.max() < classes:
-        raise DataError(f'The labels run from {y.min():g} to {y.max():g}, but with {classes} classes they run '
-                        f'from 0 to {classes - 1}.')
+        raise DataError(f'The labels run from {y.min():g} to {y.max():g}, but with {classes} classes they '
+                        f'run from 0 to {classes - 1}.')
 
 def _check_table(y, classes, multilabel): # N×K
     if y.dim() != 2 or y.shape[1] != classes:
@@ -52,8 +52,9 @@ def class_weights(
     y = check_targets(labels, classes, multilabel)
     counts = (F.one_hot(y.long(), classes) if y.dim() == 1 else y).double().sum(0)
     if (counts == 0).any():
-        raise DataError(f'Class number {int((counts == 0).nonzero()[0])} has no training image, so it gets no '
-                        'weight: leave class weights out, or choose another split.')
+        k = int((counts == 0).nonzero()[0])
+        raise DataError(f'Class number {k} has no training image, so it gets no weight: leave class '
+                        'weights out, or choose another split.')
     n = len(y)
     return ((n - counts)/counts if multilabel else n/(classes*counts)).float()
 
@@ -77,7 +78,7 @@ def _several(scores, y, loss): # B×K each → B, the mean over labels
 def _focus(gap, gamma): # (1 − p)^γ, with a gradient where p is 1
     return gap.clamp(min=1e-6)**gamma
 
-# %% ../../nbs/diagnosis/targets.ipynb #c018
+# %% ../../nbs/diagnosis/targets.ipynb #c019
 class TargetLoss(nn.Module):
     "What a diagnosis costs, given the truth in any of its forms. ValueError for a number that makes no sense"
     def __init__(self,
@@ -87,7 +88,7 @@ class TargetLoss(nn.Module):
         multilabel: bool = False, # an image may have several labels: a binary cross entropy for each
     ):
         super().__init__()
-        if not 0 <= smoothing < 1: raise ValueError(f'smoothing lies from 0 to below 1, not at {smoothing!r}.')
+        if not 0 <= smoothing < 1: raise ValueError(f'smoothing lies between 0 and 1, not at {smoothing!r}.')
         if not 0 <= focal < float('inf'): raise ValueError(f'focal is a number of 0 or more, not {focal!r}.')
         self.smoothing, self.focal, self.multilabel = smoothing, focal, multilabel
         self.register_buffer('weight', weight, persistent=False)
@@ -102,7 +103,7 @@ class TargetLoss(nn.Module):
         each = (_several if self.multilabel else _single)(scores, target, self)
         return each if reduction == 'none' else each.mean()
 
-# %% ../../nbs/diagnosis/targets.ipynb #c030
+# %% ../../nbs/diagnosis/targets.ipynb #c031
 def score_of_truth(
     scores: torch.Tensor, # B×K logits
     target: torch.Tensor, # B class numbers, or B×K
@@ -117,7 +118,7 @@ def score_of_truth(
     scores = scores.softmax(1) if chance else scores
     return scores.gather(1, target[:, None])[:, 0] if target.dim() == 1 else (scores*target).sum(1)
 
-# %% ../../nbs/diagnosis/targets.ipynb #c033
+# %% ../../nbs/diagnosis/targets.ipynb #c034
 def share_right(
     p: torch.Tensor, # B×K probabilities
     target: torch.Tensor, # B class numbers, or B×K

@@ -112,7 +112,7 @@ def early_stopping(
     "fastai's EarlyStoppingCallback for a value that is better the larger it is"
     return [] if patience is None else [EarlyStoppingCallback(monitor, patience=patience)]
 
-# %% ../../nbs/training/learner.ipynb #c024
+# %% ../../nbs/training/learner.ipynb #c025
 def _missing(name): # DataError for a library that is not there
     return DataError(f'--log {name} needs a library that is not installed here: pip install '
                      '"srdiag[logging]".')
@@ -122,7 +122,7 @@ def _tensorboard(folder, name):
     except ImportError as e: raise _missing('tensorboard') from e
     return TensorBoardCallback(str(folder/'tensorboard'/name), trace_model=False, log_preds=False)
 
-# %% ../../nbs/training/learner.ipynb #c026
+# %% ../../nbs/training/learner.ipynb #c027
 def _wandb(folder, name): # a run that is only on this disk, unless WANDB_MODE says otherwise
     try:
         import wandb
@@ -134,7 +134,7 @@ def _wandb(folder, name): # a run that is only on this disk, unless WANDB_MODE s
                    mode=os.environ.get('WANDB_MODE', 'offline'))
     return WandbCallback(log_preds=False)
 
-# %% ../../nbs/training/learner.ipynb #c028
+# %% ../../nbs/training/learner.ipynb #c029
 def _elsewhere(log, out, part): # → a list of at most one callback
     if log == 'csv' or my_place()[0]: return []
     name = '/'.join(filter(None, (out.name, part)))

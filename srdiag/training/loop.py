@@ -87,7 +87,7 @@ class StepLog(Callback):
     def after_epoch(self): self.file.flush()
     def after_fit(self):
         self.file.close()
-        self.append = True # the same Learner, fitted again, goes on with it
+        vars(self).update(append=True) # the same Learner, fitted again, goes on with it
 
 # %% ../../nbs/training/loop.ipynb #c034
 class EpochLog(CSVLogger):
@@ -100,7 +100,7 @@ class EpochLog(CSVLogger):
 
     def after_fit(self):
         super().after_fit()
-        self.append = True
+        vars(self).update(append=True)
 
 # %% ../../nbs/training/loop.ipynb #c037
 class Autocast(Callback):
