@@ -3530,6 +3530,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                            'srdiag/training/learner.py'),
                                          'srdiag.training.learner.RunLearner.__exit__': ( 'training/learner.html#runlearner.__exit__',
                                                                                           'srdiag/training/learner.py'),
+                                         'srdiag.training.learner.RunLearner.gather_args': ( 'training/learner.html#runlearner.gather_args',
+                                                                                             'srdiag/training/learner.py'),
                                          'srdiag.training.learner.RunLearner.get_preds': ( 'training/learner.html#runlearner.get_preds',
                                                                                            'srdiag/training/learner.py'),
                                          'srdiag.training.learner.RunLearner.lr_find': ( 'training/learner.html#runlearner.lr_find',

@@ -1,6 +1,6 @@
 "Every Learner that a training function returns does what fastai's Learners do, and says what it does not."
+import sys
 from dataclasses import replace
-from pathlib import Path
 
 import pandas as pd
 import pytest
@@ -22,6 +22,8 @@ from srdiag.sr.distillation import distil
 from srdiag.sr.mrcnet import MRCNet
 from srdiag.sr.settings import Schedule
 from srdiag.sr.training import train_sr
+from srdiag.training.learner import watching
+from srdiag.training.options import RunOptions
 from srdiag.training.recipes import DIAGNOSIS_RECIPES, SR_RECIPES
 
 # isort: split
@@ -124,6 +126,23 @@ def test_callbacks_of_fastai_work(trained, make, tmp_path):
     learn, *_ = trained
     with learn.no_bar(): learn.fit(2, 1e-4, cbs=make(tmp_path))
     if (tmp_path/'board').exists(): assert list((tmp_path/'board').glob('events*'))
+
+
+@pytest.mark.parametrize('log', ['tensorboard', 'wandb'])
+def test_a_command_logs_elsewhere(log, tmp_path, monkeypatch):
+    monkeypatch.delenv('WANDB_MODE', raising=False)
+    with watching(RunOptions(log=log, early_stopping=5), 'valid_psnr', tmp_path/'model', 'LR') as cbs:
+        assert len(cbs) == 2
+        TRAININGS['sr'](cbs=cbs)
+    found = list((tmp_path/log).rglob('events*' if log == 'tensorboard' else '*.wandb'))
+    assert found and all(p.stat().st_size for p in found) and not (tmp_path/'model').exists()
+
+
+def test_a_missing_library_is_named_with_its_line(tmp_path, monkeypatch):
+    for name in ('wandb', 'fastai.callback.tensorboard'): monkeypatch.setitem(sys.modules, name, None)
+    for log in ('wandb', 'tensorboard'):
+        with pytest.raises(DataError, match='pip install'):
+            with watching(RunOptions(log=log), 'valid_psnr', tmp_path/'model'): pass
 
 
 def test_a_learner_is_not_exported(trained):

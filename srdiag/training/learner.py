@@ -8,6 +8,7 @@ __all__ = ['RunLearner', 'ShownLoader', 'BatchLoaders', 'early_stopping', 'watch
 # %% ../../nbs/training/learner.ipynb #c004
 import os
 from contextlib import ExitStack, contextmanager
+from dataclasses import asdict
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -53,6 +54,8 @@ class RunLearner(Learner):
 
     def lr_find(self, *args, **kwargs):
         with self.resting(): return super().lr_find(*args, **kwargs)
+
+    def gather_args(self): return {} # fastai's callback for W&B stumbles over numbers (2.8.12)
 
 # %% ../../nbs/training/learner.ipynb #c010
 def _draw(rows): # of (image C×H×W, title) each → a figure
@@ -123,22 +126,22 @@ def _tensorboard(folder, name):
     return TensorBoardCallback(str(folder/'tensorboard'/name), trace_model=False, log_preds=False)
 
 # %% ../../nbs/training/learner.ipynb #c027
-def _wandb(folder, name): # a run that is only on this disk, unless WANDB_MODE says otherwise
+def _wandb(folder, name, config): # a run that is only on this disk, unless WANDB_MODE says otherwise
     try:
         import wandb
         from fastai.callback.wandb import WandbCallback
     except ImportError as e: raise _missing('wandb') from e
     if wandb.run is None:
         folder.mkdir(parents=True, exist_ok=True)
-        wandb.init(project='srdiag', name=name, dir=str(folder), settings=wandb.Settings(silent=True),
-                   mode=os.environ.get('WANDB_MODE', 'offline'))
+        wandb.init(project='srdiag', name=name, dir=str(folder), config=config,
+                   settings=wandb.Settings(silent=True), mode=os.environ.get('WANDB_MODE', 'offline'))
     return WandbCallback(log_preds=False)
 
 # %% ../../nbs/training/learner.ipynb #c029
-def _elsewhere(log, out, part): # → a list of at most one callback
-    if log == 'csv' or my_place()[0]: return []
-    name = '/'.join(filter(None, (out.name, part)))
-    return [_tensorboard(out.parent, name) if log == 'tensorboard' else _wandb(out.parent, name)]
+def _elsewhere(options, out, part): # → a list of at most one callback
+    if options.log == 'csv' or my_place()[0]: return []
+    at = out.parent, '/'.join(filter(None, (out.name, part)))
+    return [_tensorboard(*at) if options.log == 'tensorboard' else _wandb(*at, asdict(options))]
 
 @contextmanager
 def watching(
@@ -148,7 +151,7 @@ def watching(
     part: str = '', # name of one of several trainings of the run
 ): # yields a list of fastai callbacks
     "What a command was asked to watch a training with; DataError for a library that is not installed"
-    elsewhere = _elsewhere(options.log, Path(out).absolute(), part)
+    elsewhere = _elsewhere(options, Path(out).absolute(), part)
     try: yield early_stopping(options.early_stopping, monitor) + elsewhere
     finally:
         if elsewhere and options.log == 'wandb':
