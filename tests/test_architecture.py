@@ -23,8 +23,8 @@ FLOORS = [
     'bench',
     'commands',
 ]
-MAY_IMPORT_FASTAI = {'training.loop', 'training.divided', 'training.recipes', 'training.resume',
-                     'sr.training', 'sr.distillation', 'diagnosis.training'}
+MAY_IMPORT_FASTAI = {'training.loop', 'training.learner', 'training.divided', 'training.recipes',
+                     'training.resume', 'sr.training', 'sr.distillation', 'diagnosis.training'}
 MAX_LINES, MAX_COLUMNS, MAX_PARAMETERS = 450, 110, 8 # of a module, of a line, of a function without self
 DATA = {'pretrained', 'published', 'styles', 'templates'} # folders of files that come with the package
 

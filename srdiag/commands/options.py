@@ -33,10 +33,14 @@ class TrainSR:
     # low-resolution images of your own, matched with --data by name and place; a folder with HR and LR in it,
     # or a table with the columns lr and hr, needs no option
     lr: Path|None = None
+    # fine-tune: a model folder, or the name of a network of the package, whose weights are the start; kind,
+    # form, scale and channels of the network are its own
+    start: Annotated[Path|None, arg(name='from')] = None
+    new_scale: Positive|None = None # with --from, another scale; what enlarges begins anew then
 
     def run(self):
         from srdiag.commands.train_sr import train_sr_command
-        train_sr_command(self.data, self.out, *self.decided(), self.lr)
+        train_sr_command(self.data, self.out, *self.decided(), self.lr, self.start, self.new_scale)
 
     def decided(self): # → settings and options, as published where that was asked for
         chosen = self.network, self.training
@@ -82,6 +86,9 @@ class TrainDiagnosis:
     # low-resolution images of your own, matched with --data by name and place; a folder with HR and LR in it,
     # or a table with the columns lr and hr, needs no option
     lr: Path|None = None
+    # fine-tune: a model folder of a framework that is built alike, whose weights are the start of all of it;
+    # for other classes its heads begin anew
+    start: Annotated[Path|None, arg(name='from')] = None
 
     @classmethod
     def published(cls): # what the defaults are then
@@ -92,7 +99,7 @@ class TrainDiagnosis:
         from srdiag.commands.train_diagnosis import train_diagnosis_command
         if self.as_published: say_departures(self.framework, self.training)
         train_diagnosis_command(self.data, self.out, self.framework, self.labels, self.caution, self.training,
-                                self.lr)
+                                self.lr, self.start)
 
 # %% ../../nbs/commands/options.ipynb #c021
 def say_departures(
@@ -118,6 +125,9 @@ class Reading(RunOptions):
     reduction: Suppress[Degradation] = Degradation() # that of the model is taken
     resume: Suppress[bool] = False
     workers: Suppress[int|None] = None
+    learning_rate: Suppress[float|None] = None
+    early_stopping: Suppress[int|None] = None
+    log: Suppress[Literal['csv', 'tensorboard', 'wandb']] = 'csv'
 
 # %% ../../nbs/commands/options.ipynb #c026
 @dataclass(frozen=True)

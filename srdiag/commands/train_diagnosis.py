@@ -34,7 +34,9 @@ from ..models.info import ModelInfo
 from ..models.saving import (
     EARLY, ModelSaver, check_not_a_class, is_finished, load_model, train_in)
 from ..models.split import read_split
+from ..models.starting import say_if_learned, start_diagnosis, start_facts
 from ..sr.mrcnet import MRCNet
+from ..training.learner import watching
 from ..training.options import RunOptions
 from ..training.processes import as_one, first_only
 from ..training.recipes import FULL_WIDTH, diagnosis_recipe
@@ -52,7 +54,15 @@ def _check_backbones(settings): # ModelError, DataError
         raise DataError(f'--width {settings.width} is for branches of ResNet-18, not for {foreign[0]}: leave '
                         'it out.')
 
-def _check_inputs(settings, data):
+def _check_start(settings, start): # DataError for options that a model to fine-tune leaves no room for
+    for option in ('sr', 'lr_branch', 'sr_branch'):
+        if said := getattr(settings, option):
+            raise DataError(f'The model in {start} brings all of its weights: leave out '
+                            f'--{option.replace("_", "-")} {said}.')
+
+# %% ../../nbs/commands/train_diagnosis.ipynb #c010
+def _check_inputs(settings, data, start=None):
+    if start is not None: _check_start(settings, start)
     if settings.inputs.endswith('HR') and settings.images != 'hr':
         raise DataError(f'{settings.inputs} needs high-resolution files: use --images hr if that is what '
                         f'{data} holds.')
@@ -71,7 +81,7 @@ def _check_inputs(settings, data):
         raise DataError(f'{settings.inputs} has no super-resolution network: leave out --sr {settings.sr}, '
                         'or choose --inputs LR+SR.')
 
-# %% ../../nbs/commands/train_diagnosis.ipynb #c011
+# %% ../../nbs/commands/train_diagnosis.ipynb #c013
 _WITHOUT_A_CLASS = dict(valid='the epoch, the temperature and the thresholds are chosen without them',
                         test='nothing is known about how well they are found')
 
@@ -82,8 +92,9 @@ def _say_if_without_a_class(found): # `check_split` has seen to the training par
             say(f'Note: the {part} part has no image of {", ".join(missing)}, so {loss}. More groups, '
                 'another --seed or a split column of your own would help.')
 
-# %% ../../nbs/commands/train_diagnosis.ipynb #c014
-def _sr_network(settings, channels, branches): # the network that the framework has, or None
+# %% ../../nbs/commands/train_diagnosis.ipynb #c016
+def _sr_network(settings, channels, branches, start=None): # the network that the framework has, or None
+    if start is not None and settings.has_sr: return load_model(start, 'diagnosis')[0].sr_network
     if settings.has_sr and 'sr' in branches: return branches['sr'].sr_network
     if not settings.sr: return None
     network = load_model(settings.sr, 'sr', settings.scale)[0]
@@ -91,18 +102,18 @@ def _sr_network(settings, channels, branches): # the network that the framework 
     say_if_recursive(network, settings.sr)
     return network
 
-def _framework(found, settings, branches): # untrained; ModelError for a branch that does not fit
-    network = _sr_network(settings, found.channels, branches)
+def _framework(found, settings, branches, start=None): # ModelError for a branch that does not fit
+    network = _sr_network(settings, found.channels, branches, start)
     # the network of a branch comes with it, when the two are joined
     model = build_framework(found, settings, network, pretrained='sr' not in branches)
     for b, single in branches.items(): check_branch(model, single, b, getattr(settings, f'{b}_branch'))
-    return model
+    return model if start is None else start_diagnosis(model, found.classes, start)
 
 def _sets_of(found, settings, seed): # the three parts as pairs, the training part augmented
     return {part: found.pairs(part, settings.scale, settings.images,
                               PairAugment(seed) if part == 'train' else None) for part in found.parts}
 
-# %% ../../nbs/commands/train_diagnosis.ipynb #c020
+# %% ../../nbs/commands/train_diagnosis.ipynb #c022
 def _recorded(settings, options, model, references, images): # → for ModelInfo.training
     s, (_, precision) = settings, pick_place(options.device, options.precision)
     recipe = _recipe_of(s, options)
@@ -112,15 +123,17 @@ def _recorded(settings, options, model, references, images): # → for ModelInfo
         command=command_line(), precision=precision, recipe=repr(recipe),
         sr=str(s.sr or 'from scratch'), images=s.images, fixed=s.fixed,
         loss=dict(rank=s.rank, sac=s.sac, sar=s.sar, norm=s.affinity_norm, temperature=s.temperature,
-                  margin=s.margin, rank_on=s.rank_on, ens_weight=s.ens_weight),
+                  margin=s.margin, rank_on=s.rank_on, ens_weight=s.ens_weight, class_weights=s.class_weights,
+                  label_smoothing=s.label_smoothing, focal=s.focal),
         mutual=s.mutual, mode=model.mode, solo_share=model.solo_share,
         references=len(references) if model.mode == 'context' else 0)
 
 def _recipe_of(settings, options): # with the batch size that was asked for
-    recipe = diagnosis_recipe(options.recipe, settings.width)
-    return replace(recipe, batch_size=settings.batch_size or recipe.batch_size, steps=settings.steps)
+    recipe, lr = diagnosis_recipe(options.recipe, settings.width), options.learning_rate
+    return replace(recipe, batch_size=settings.batch_size or recipe.batch_size, steps=settings.steps,
+                   lr=recipe.lr if lr is None else lr)
 
-# %% ../../nbs/commands/train_diagnosis.ipynb #c022
+# %% ../../nbs/commands/train_diagnosis.ipynb #c024
 def _info_of(found, model, lr_size, training): # what is known before the first metric
     c, groups = model.config, found.table.groups
     title = f'{c["inputs"]}{"" if c["sai"] or "+" not in c["inputs"] else " without SAI"}, '
@@ -136,7 +149,7 @@ def _files_of(found, model, training): # → what files are, and to which size t
     if found.small is None: return images, size
     return 'lr', size and size//model.scale # what is to be predicted are small images like these
 
-# %% ../../nbs/commands/train_diagnosis.ipynb #c025
+# %% ../../nbs/commands/train_diagnosis.ipynb #c027
 def _calibrated(found, p, caution): # Predictions of the validation images → Calibration
     y, groups = found.table.labels[found.parts['valid']], found.groups('valid')
     clear = ~p.closed if not p.closed.all() else np.ones(len(y), bool)
@@ -144,7 +157,7 @@ def _calibrated(found, p, caution): # Predictions of the validation images → C
                      None if groups is None else groups[clear], caution.risk, caution.sensitivity,
                      caution.positive)
 
-# %% ../../nbs/commands/train_diagnosis.ipynb #c027
+# %% ../../nbs/commands/train_diagnosis.ipynb #c029
 def _finish(saver, model, found, sets, caution, info): # → test metrics
     _, p = evaluate_labelled(model, sets['valid'], found.classes, found.groups('valid'))
     calibration = _calibrated(found, p, caution)
@@ -154,7 +167,7 @@ def _finish(saver, model, found, sets, caution, info): # → test metrics
     say(diagnosis_sentence(metrics), f'Saved to {saver.folder}.')
     return metrics
 
-# %% ../../nbs/commands/train_diagnosis.ipynb #c031
+# %% ../../nbs/commands/train_diagnosis.ipynb #c033
 @dataclass
 class _Run:
     "What all trainings of one command have in common"
@@ -163,6 +176,8 @@ class _Run:
     caution: Caution
     options: RunOptions
     device: torch.device
+    out: Path = Path() # the model folder to make
+    origin: str|Path|None = None # model whose weights are the start
 
     def __post_init__(self):
         self.start, self.sets = time.monotonic(), _sets_of(self.found, self.settings, self.options.seed)
@@ -179,9 +194,10 @@ class _Run:
         recorded = _recorded(self.settings, self.options, model, self.chosen, len(train)) | more
         return _info_of(self.found, model, list(train.lr.shape[-2:]), recorded)
 
-# %% ../../nbs/commands/train_diagnosis.ipynb #c034
-def _train(run, model, saver, **more): # → test metrics; `more` for the record
+# %% ../../nbs/commands/train_diagnosis.ipynb #c036
+def _train(run, model, saver, part='', **more): # → test metrics; `more` for the record
     known, s = run.known(model, more), run.settings
+    loss = loss_of(s, run.sets['train'].labels, len(run.found.classes))
     def info(**what):
         seconds = dict(seconds=round(time.monotonic() - run.start, 1))
         return replace(known, training=known.training | seconds, **what)
@@ -190,13 +206,13 @@ def _train(run, model, saver, **more): # → test metrics; `more` for the record
                     notes=EARLY)
     def train_it(**kw):
         return train_diagnosis(model, run.sets['train'], run.sets['valid'], _recipe_of(s, run.options),
-                               run.options.epochs, s.fixed, run.options.seed, run.chosen, loss=loss_of(s),
-                               precision=known.training['precision'], **kw)
-    with saver.run:
+                               run.options.epochs, s.fixed, run.options.seed, run.chosen, loss=loss,
+                               precision=known.training['precision'], cbs=cbs, **kw)
+    with saver.run, watching(run.options, 'valid_accuracy', run.out, part) as cbs:
         train_in(saver, train_it, early)
         return _finish(saver, model, run.found, run.sets, run.caution, info)
 
-# %% ../../nbs/commands/train_diagnosis.ipynb #c036
+# %% ../../nbs/commands/train_diagnosis.ipynb #c038
 def _read_branches(settings, found): # 'lr', 'sr' → single network, of those that come from a folder
     branches = {}
     for b in BRANCHES:
@@ -218,7 +234,7 @@ def _say_if_seen(folder, found): # were images of the test part learned from?
     if n: say(f'Note: the branch in {folder} has learned from {counted(n, "image")} of the test part, which '
               'will flatter the result. Train it with the same --seed and the same images.')
 
-# %% ../../nbs/commands/train_diagnosis.ipynb #c039
+# %% ../../nbs/commands/train_diagnosis.ipynb #c041
 def _own_branch(run, model, branch): # the single network, ready to be trained
     torch.manual_seed(run.options.seed + BRANCHES.index(branch))
     single = single_of(model, branch)
@@ -238,12 +254,12 @@ def _train_branch(run, single, branch, epochs, saver): # → a single network, t
         say(f'{said}: it was finished before.')
         return load_model(saver.folder, 'diagnosis', device=run.device)[0]
     say(f'{said}:')
-    _train(own, single, saver, start=start)
+    _train(own, single, saver, branch.upper(), start=start)
     return single
 
-# %% ../../nbs/commands/train_diagnosis.ipynb #c042
+# %% ../../nbs/commands/train_diagnosis.ipynb #c044
 def _to_train(run, model, branches, folder): # 'lr', 'sr' → single network and its saver
-    todo = {b: _own_branch(run, model, b) for b in BRANCHES
+    todo = {b: _own_branch(run, model, b) for b in BRANCHES if not run.origin
             if model.two and b not in branches and run.settings.start(b) != 'scratch'}
     o = run.options # the branches of a run that goes on are its own
     return {b: (single, first_only(ModelSaver(folder/'branches'/b.upper(), single, o.overwrite or o.resume,
@@ -259,7 +275,7 @@ def _joined(run, model, branches, todo): # → the run of the joint training, an
     record |= dict(epochs_of_branches=each*len(todo))
     return replace(run, options=replace(run.options, epochs=together)), record
 
-# %% ../../nbs/commands/train_diagnosis.ipynb #c044
+# %% ../../nbs/commands/train_diagnosis.ipynb #c046
 @as_one()
 def train_diagnosis_command(
     data: str|Path, # a folder with one sub-folder per class, or a CSV
@@ -269,29 +285,36 @@ def train_diagnosis_command(
     caution: Caution = Caution(), # what the thresholds are to reach
     options: RunOptions = RunOptions(), # how long, from which seed, where
     lr: str|Path|None = None, # a folder of low-resolution images in the same class folders
+    start: str|Path|None = None, # a model to fine-tune
 ) -> dict: # test metrics
     """Train the framework (or a baseline) on labelled images, split 70/15/15 by group, and test it;
     SrdiagError for what cannot be"""
     device, _ = pick_place(options.device, options.precision)
     check_not_a_class(out, data, labels, options.overwrite, options.resume)
     if labelled_pairs(data, lr)[1] is not None: settings = replace(settings, images='hr')
-    _check_inputs(settings, data)
+    _check_inputs(settings, data, start)
     found = read_labelled(data, labels, options, MRCNet.min_size*settings.reduction, lr=lr,
                           scale=settings.scale).split(options.seed)
     _say_if_without_a_class(found)
     caution.check(found.classes)
     branches = _read_branches(settings, found)
     torch.manual_seed(options.seed)
-    model = _framework(found, settings, branches).to(device)
-    return _train_all(_Run(found, settings, caution, options, device), model, branches, out)
+    model = _framework(found, settings, branches, start).to(device)
+    return _train_all(_Run(found, settings, caution, options, device, Path(out), start), model, branches, out)
 
-# %% ../../nbs/commands/train_diagnosis.ipynb #c046
+# %% ../../nbs/commands/train_diagnosis.ipynb #c048
+def _facts_of_start(run): # for the record; says if the test part was learned from
+    if run.origin is None: return {}
+    say_if_learned(run.origin, run.found.frame())
+    return start_facts(run.origin)
+
 def _train_all(run, model, branches, out): # → test metrics of the framework, or of a single network
     o = run.options
     saver = first_only(ModelSaver(out, model, o.overwrite, run.frame(model), o.resume))
     todo = _to_train(run, model, branches, saver.folder)
-    if not model.two: return _train(run, model, saver)
+    more = _facts_of_start(run)
+    if not model.two: return _train(run, model, saver, **more)
     with saver.run:
-        saver.claim(run.known(model, {}))
+        saver.claim(run.known(model, more))
         run, record = _joined(run, model, branches, todo)
-        return _train(run, model, saver, **record)
+        return _train(run, model, saver, **record | more)

@@ -8,13 +8,16 @@ __all__ = ['VALIDATED', 'train_sr_command', 'distill_command']
 # %% ../../nbs/commands/train_sr.ipynb #c003
 import time
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
+from typing import get_type_hints
 
 import torch
 
-from ..core.errors import ModelError
+from ..core.errors import DataError, ModelError
 from ..core.precision import pick_place
 from ..core.records import command_line
+from ..core.settings import check_value
 from ..core.weights import model_folder, read_config
 from ..core.words import counted, say
 from ..data.degradation import upsample
@@ -23,11 +26,13 @@ from ..datasets.reading import read_sr_folder
 from ..models.info import ModelInfo, check_files
 from ..models.saving import EARLY, ModelSaver, check_output, load_model, train_in
 from ..models.split import read_split
+from ..models.starting import say_if_learned, sr_start, start_facts
 from ..sr.distillation import distil
 from ..sr.mrcnet import MRCNet
 from ..sr.settings import DistilSettings, SRSettings, Schedule, with_patch
 from ..sr.training import evaluate_sr, train_sr
-from ..sr.zoo import create_model, entry_of
+from ..sr.zoo import architecture_of, create_model, entry_of
+from ..training.learner import watching
 from ..training.options import RunOptions
 from ..training.processes import as_one, first_only
 from ..training.recipes import SR_RECIPES
@@ -96,7 +101,40 @@ def _finish_sr(saver, network, data, info): # → test metrics
         f'{saver.folder}.')
     return metrics
 
-# %% ../../nbs/commands/train_sr.ipynb #c022
+# %% ../../nbs/commands/train_sr.ipynb #c023
+def _check_start(settings, start): # DataError for options that a model to start from decides
+    usual = SRSettings()
+    for key in ('model', 'stages', 'blocks', 'peepholes', 'skip', 'scale'):
+        if getattr(settings, key) != getattr(usual, key):
+            other = ' (another scale is asked for by --new-scale)' if key == 'scale' else ''
+            raise DataError(f'The network in {start} is as it is: leave --{key} out{other}.')
+
+def _decided(settings, options, start, new_scale): # → both, and the name of the network
+    if start is None:
+        if new_scale is None: return settings, options, _trainable(settings)
+        raise DataError('--new-scale is for a model that is fine-tuned (--from): use --scale.')
+    _check_start(settings, start)
+    known, _ = load_model(start, 'sr')
+    if options.channels == 'auto':
+        options = replace(options, channels='rgb' if known.config['image_channels'] == 3 else 'grey')
+    scale = known.config['scale'] if new_scale is None else new_scale
+    if new_scale is not None: _check_scale(scale)
+    return replace(settings, scale=scale), options, f'{architecture_of(known)}_x{scale}'
+
+# %% ../../nbs/commands/train_sr.ipynb #c025
+def _check_scale(scale): # DataError for one that networks do not have
+    check_value('A run', 'new_scale', scale, get_type_hints(SRSettings)['scale'])
+
+def _network_of(name, found, settings, start, seed): # → network, title, facts for the record
+    torch.manual_seed(seed)
+    if start is None: return *_new_network(name, found.channels, settings), {}
+    steps = settings.recursions if settings.recursions > 1 else None
+    network = sr_start(start, scale=settings.scale, image_channels=found.channels, steps=steps)
+    say_if_learned(start, found.table)
+    title = f'{type(network).__name__} x{settings.scale}, fine-tuned from {Path(start).name}'
+    return network, title, start_facts(start)
+
+# %% ../../nbs/commands/train_sr.ipynb #c028
 @as_one()
 def train_sr_command(
     data: str|Path, # a folder with images
@@ -104,28 +142,33 @@ def train_sr_command(
     settings: SRSettings = SRSettings(), # which network, how many steps on which patches
     options: RunOptions = RunOptions(), # how long, from which seed, where
     lr: str|Path|None = None, # a folder with low-resolution images of the same names
+    start: str|Path|None = None, # a model to fine-tune
+    new_scale: int|None = None, # of that model, if it is to be another
 ) -> dict: # test metrics
     "Train an MRC-Net, or another network of the zoo, on a folder of images; SrdiagError for what cannot be"
-    start, s = time.monotonic(), with_patch(settings, settings.scale)
-    device, precision = pick_place(options.device, options.precision)
+    began, (device, precision) = time.monotonic(), pick_place(options.device, options.precision)
     check_output(out, options.overwrite, options.resume)
-    name = _trainable(s)
+    s, options, name = _decided(settings, options, start, new_scale)
+    s = with_patch(s, s.scale)
     found = read_sr_folder(data, _smallest(s.patch, s.scale), options, None, lr, s.scale)
-    torch.manual_seed(options.seed)
-    network, title = _new_network(name, found.channels, s)
+    network, title, more = _network_of(name, found, s, start, options.seed)
     course = _course_of(found, s.scale, s, options)
-    info = _Informant(title, found, start, _recorded(options, precision, model=name,
-                                                     steps=course[-1].steps, patch=s.patch))
-    def train(**kw): return train_sr(network, *course, s.supervise_steps, precision=precision, **kw)
+    info = _Informant(title, found, began, _recorded(options, precision, model=name,
+                                                     steps=course[-1].steps, patch=s.patch, **more))
     saver = first_only(ModelSaver(out, network.to(device), options.overwrite, found.table, options.resume))
-    with saver.run:
-        train_in(saver, train, info.early)
+    train = partial(train_sr, network, *course, s.supervise_steps, precision=precision)
+    with saver.run, watching(options, 'valid_psnr', out) as own:
+        train_in(saver, partial(train, cbs=own, num_workers=options.workers), info.early)
         return _finish_sr(saver, network, found, info)
 
-# %% ../../nbs/commands/train_sr.ipynb #c024
+# %% ../../nbs/commands/train_sr.ipynb #c030
+def _recipe_of(options): # with the rate that was asked for
+    recipe, lr = SR_RECIPES[options.recipe], options.learning_rate
+    return recipe if lr is None else replace(recipe, lr=lr)
+
 def _course_of(found, scale, settings, options): # → pairs to learn from, those that choose, recipe, schedule
     pairs = found.pairs('train', scale), found.pairs('valid', scale).few(VALIDATED)
-    recipe, steps = SR_RECIPES[options.recipe], settings.steps
+    recipe, steps = _recipe_of(options), settings.steps
     if steps is None and options.recipe == 'published':
         say(f'An epoch is a pass over {counted(len(pairs[0]), "training image")} in batches of '
             f'{recipe.batch_size}, one patch of each; --steps gives epochs another length.')
@@ -133,11 +176,11 @@ def _course_of(found, scale, settings, options): # → pairs to learn from, thos
     return *pairs, recipe, Schedule(options.epochs, steps, settings.patch, options.seed)
 
 def _recorded(options, precision, **more): # → for ModelInfo.training
-    recipe, steps = repr(SR_RECIPES[options.recipe]), more.pop('steps') or 'a pass'
+    recipe, steps = repr(_recipe_of(options)), more.pop('steps') or 'a pass'
     own = dict(command=command_line(), precision=precision, recipe=recipe, steps=steps)
     return asdict(options) | own | more | dict(reduction=options.reduction.sentence())
 
-# %% ../../nbs/commands/train_sr.ipynb #c032
+# %% ../../nbs/commands/train_sr.ipynb #c040
 def _teacher(folder, device): # → network, what is known about it, its split
     network, known = load_model(folder, 'sr', device=device)
     if network.config.get('steps', 1) < 2:
@@ -161,7 +204,7 @@ def _copying(network, save): # a `save` that brings `network` up to date first
         save(model, value, epoch)
     return keep
 
-# %% ../../nbs/commands/train_sr.ipynb #c035
+# %% ../../nbs/commands/train_sr.ipynb #c043
 @as_one()
 def distill_command(
     data: str|Path, # the folder the teacher was trained on
@@ -184,8 +227,9 @@ def distill_command(
     recorded = _recorded(options, precision, **(asdict(s) | dict(steps=course[-1].steps) | _origin(teacher)))
     info = _Informant(f'MRC-Net x{master.scale}, distilled', found, start, recorded)
     saver = first_only(ModelSaver(out, network, options.overwrite, found.table, options.resume))
+    own = dict(precision=precision, num_workers=options.workers)
     def train(folder, save): # → the student, the Learner
-        return distil(master, *course, s, folder=folder, precision=precision, save=_copying(network, save))
-    with saver.run:
+        return distil(master, *course, s, folder=folder, save=_copying(network, save), cbs=cbs, **own)
+    with saver.run, watching(options, 'valid_psnr', out) as cbs:
         network.load_state_dict(train_in(saver, train, info.early)[0].state_dict())
         return _finish_sr(saver, network, found, info)

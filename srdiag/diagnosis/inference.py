@@ -29,17 +29,25 @@ class Predictions:
     probabilities: dict # head → N×K float64 array; heads 'ens' and, with two branches, 'sr', 'lr', 'aux'
     gate: np.ndarray|None # N×3 weights of SR, LR, aux; None for a single branch
     closed: np.ndarray # N bool: the gate shut all heads, 'ens' is the mean of the others
+    multilabel: bool = False # an image may have several labels: rows of probabilities do not sum to 1
 
     def __len__(self): return len(self.closed)
 
     @property
-    def labels(self): # N class indices of the final diagnosis
-        return self.probabilities['ens'].argmax(1)
+    def labels(self): # N class indices of the final diagnosis; with several labels N×K booleans
+        p = self.probabilities['ens']
+        return p >= 0.5 if self.multilabel else p.argmax(1)
+
+    @property
+    def names(self): # N texts
+        if not self.multilabel: return [self.classes[k] for k in self.labels]
+        return ['; '.join(self.classes[k] for k in np.flatnonzero(row)) for row in self.labels]
 
     def reorder(self, index): # N positions → the same predictions in that order
         index = np.asarray(index)
         return Predictions(self.classes, {h: p[index] for h, p in self.probabilities.items()},
-                           None if self.gate is None else self.gate[index], self.closed[index])
+                           None if self.gate is None else self.gate[index], self.closed[index],
+                           self.multilabel)
 
     def decisions(self, calibration, operate=True): # Calibration → N class indices by its thresholds
         "Too little confidence, or a gate that shut all heads, is no answer: -1"
@@ -48,7 +56,7 @@ class Predictions:
 
     def to_frame(self, names, calibration=None) -> pd.DataFrame: # one row per image
         "Label, probabilities of each head and gate by name; with a Calibration also what it makes of them"
-        columns = dict(file=list(map(str, names)), label=[self.classes[k] for k in self.labels])
+        columns = dict(file=list(map(str, names)), label=self.names)
         for head, p in self.probabilities.items(): columns |= _by_class(head, p, self.classes)
         if self.gate is not None:
             columns |= _by_class('gate', self.gate, ('sr', 'lr', 'aux')) | dict(gate_closed=self.closed)
@@ -114,7 +122,7 @@ def _answers(model, lr, hr, mode, batch_size): # → for each part: probabilitie
         images = [as_float(t[i:i+batch_size]).to(device).contiguous(memory_format=torch.channels_last)
                   for t in (lr, hr) if t is not None]
         out = model(*images, mode=mode, context=context)
-        p, closed = out.answers()
+        p, closed = out.answers(model.config['multilabel'])
         gate = None if out.gate is None else out.gate.float().cpu()
         yield {h: v.cpu() for h, v in p.items()}, closed.cpu(), gate
 
@@ -148,5 +156,6 @@ def predict(
     model.train(training)
     probabilities = {h: torch.cat([p[h] for p in parts]).numpy() for h in parts[0]}
     gate = None if gate[0] is None else torch.cat(gate).numpy()
-    found = Predictions(list(classes), probabilities, gate, torch.cat(closed).numpy())
+    found = Predictions(list(classes), probabilities, gate, torch.cat(closed).numpy(),
+                        model.config['multilabel'])
     return found if order is None else found.reorder(order.argsort())

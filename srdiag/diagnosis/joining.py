@@ -109,11 +109,13 @@ SHARES = tuple(k/20 for k in range(1, 20)) # of SR that are tried
 def share_of_sr(
     p_lr, # N×K probabilities of the LR head
     p_sr, # N×K probabilities of the SR head
-    y, # N true class indices
+    y, # N true class indices, or N×K probabilities of them
 ) -> float: # one of SHARES
     "The share of SR in the averaged scores that makes the true classes most probable"
     scores = [torch.as_tensor(p).clamp(min=1e-12).log() for p in (p_lr, p_sr)]
-    loss = {w: F.cross_entropy(torch.lerp(*scores, w), torch.as_tensor(y)).item() for w in SHARES}
+    y = torch.as_tensor(y)
+    if y.is_floating_point(): y = y.to(scores[0].dtype) # soft labels
+    loss = {w: F.cross_entropy(torch.lerp(*scores, w), y).item() for w in SHARES}
     return min(loss, key=lambda w: (loss[w], abs(w - 0.5)))
 
 # %% ../../nbs/diagnosis/joining.ipynb #c025
@@ -121,7 +123,8 @@ def trust(
     model: SREnhancedDiagnosis, # with branches that were trained; its gate does not matter
     valid: LabelledPairs, # images that neither branch has learned from
 ) -> tuple: # weights of SR, LR, aux
-    "How far the gate is to open for each head, by its answers on validation images"
+    "How far the gate is to open for each head, by its answers on validation images; OPEN for several labels"
+    if model.config['multilabel']: return OPEN
     names = list(range(model.config['classes']))
     p = predict(model, valid.lr, names, valid.hr, mode='solo').probabilities
     w = share_of_sr(p['lr'], p['sr'], valid.labels)

@@ -16,6 +16,7 @@ from torch import nn
 from .network import DiagnosisOutput
 from .sai import weigh_rows
 from .settings import FrameworkSettings, NORMS, ROW_WEIGHTS
+from .targets import TargetLoss, class_weights, score_of_truth
 from ..training.processes import gathered, is_divided
 
 # %% ../../nbs/diagnosis/losses.ipynb #c009
@@ -93,11 +94,11 @@ class RankLoss(nn.Module):
             raise ValueError(f"on must be 'probabilities' or 'logits', not {on!r}.")
         self.margin, self.on = margin, on
 
-    def forward(self, ens, others, target): # B×K logits, a list of B×K logits, B class indices → a number
-        def true_class(y):
-            return (y.softmax(1) if self.on == 'probabilities' else y).gather(1, target[:, None])[:, 0]
-        best = true_class(ens)
-        return sum(F.relu(true_class(y) - best + self.margin).mean() for y in others)
+    def forward(self, ens, others, target, reduction='mean', multilabel=False):
+        # B×K logits, a list of B×K logits, B class indices or B×K → a number, or with 'none' B numbers
+        best, *scores = (score_of_truth(y, target, self.on, multilabel) for y in (ens, *others))
+        hinges = [F.relu(y - best + self.margin) for y in scores]
+        return sum(h.mean() if reduction == 'mean' else h.reshape(len(h), -1).mean(1) for h in hinges)
 
 # %% ../../nbs/diagnosis/losses.ipynb #c030
 def _check_weights(weights, temperature, norm): # name → number
@@ -108,14 +109,15 @@ def _check_weights(weights, temperature, norm): # name → number
     if not isinstance(temperature, (int, float)) or not 0 < temperature < math.inf:
         raise ValueError(f'temperature is a positive number, not {temperature!r}.')
 
-def _terms(margin, rank_on, temperature, norm, mutual): # → L_rank, L_SAC, L_SAR
+def _terms(weights, margin, rank_on, temperature, norm, mutual): # → L_rank, L_SAC, L_SAR
+    _check_weights(weights | dict(margin=margin), temperature, norm)
     return (RankLoss(margin, rank_on), SampleAffinityConsistencyLoss(temperature, norm),
             SampleAffinityRegularizationLoss(temperature, norm, mutual))
 
 # %% ../../nbs/diagnosis/losses.ipynb #c032
 class DiagnosisLoss(nn.Module):
     "L (Eq. 14); `components` holds its weighted terms. ValueError for a negative weight or an unknown norm"
-    names = 'ce', 'rank', 'sac', 'sar'
+    names, reduction = ('ce', 'rank', 'sac', 'sar'), 'mean' # 'none': one number for each image of a batch
     def __init__(self,
         rank: float = 1., # λ₁
         sac: float = 100., # λ₂; 0 switches the term off (Table VIII)
@@ -126,28 +128,39 @@ class DiagnosisLoss(nn.Module):
         rank_on: str = 'probabilities', # see `RankLoss`
         ens_weight: float = 1., # of the ensemble's cross entropy; the released code has 2
         mutual: str = 'printed', # of SAR, see `SampleAffinityRegularizationLoss`
+        targets: TargetLoss|None = None, # what each diagnosis costs; None: the plain cross entropy
     ):
         super().__init__()
-        self.weights, self.ens_weight = dict(rank=rank, sac=sac, sar=sar), ens_weight
-        _check_weights(self.weights | dict(ens_weight=ens_weight, margin=margin), temperature, norm)
-        self.rank, self.sac, self.sar = _terms(margin, rank_on, temperature, norm, mutual)
+        self.targets, w = targets or TargetLoss(), dict(rank=rank, sac=sac, sar=sar, ens_weight=ens_weight)
+        self.weights, self.rank, self.sac, self.sar = w, *_terms(w, margin, rank_on, temperature, norm, mutual)
 
-    def forward(self, out: DiagnosisOutput, target): # B class indices → a number
-        target = out.repeated(target)
+    def forward(self, out: DiagnosisOutput, target): # B class indices, or B×K → a number
+        target, how = out.repeated(target), self.reduction
         preliminary = [out.sr, out.lr, out.aux] if out.gate is not None else []
-        w, others = self.weights, sum(F.cross_entropy(y, target) for y in preliminary)
-        terms = dict(ce=self.ens_weight*F.cross_entropy(out.ens, target) + others)
-        if preliminary: terms['rank'] = w['rank']*self.rank(out.ens, preliminary, target)
+        w, others = self.weights, sum(self.targets(y, target, how) for y in preliminary)
+        terms = dict(ce=w['ens_weight']*self.targets(out.ens, target, how) + others)
+        ranked = out.ens, preliminary, target, how, self.targets.multilabel
+        if preliminary: terms['rank'] = w['rank']*self.rank(*ranked)
         if out.mutual and w['sac']: terms['sac'] = w['sac']*self.sac(out.a_sr, out.a_lr)
         if out.mutual and w['sar']: terms['sar'] = w['sar']*self.sar(out.mutual, out.back)
-        self.components = dict.fromkeys(self.names, 0.) | {k: v.detach() for k, v in terms.items()}
+        self.components = dict.fromkeys(self.names, 0.) | {k: v.detach().mean() for k, v in terms.items()}
         return sum(terms.values())
+
+    def activation(self, out): # of fastai: a DiagnosisOutput → B×K probabilities; those stay as they are
+        answered = isinstance(out, torch.Tensor)
+        return out if answered else out.answers(self.targets.multilabel)[0]['ens'].float()
+
+    def decodes(self, p): # of fastai: B×K probabilities → B class numbers, or with several labels B×K
+        return (p >= 0.5).long() if self.targets.multilabel else p.argmax(1)
 
 # %% ../../nbs/diagnosis/losses.ipynb #c034
 def loss_of(
     settings: FrameworkSettings, # its LossSettings, and mutual
+    labels=None, # of the training images, for balanced class weights
+    classes: int|None = None, # how many there are, for the same
 ) -> DiagnosisLoss:
     "Eq. (14) with the weights and readings of the settings"
     s = settings
+    weight = class_weights(labels, classes) if s.class_weights == 'balanced' else None
     return DiagnosisLoss(s.rank, s.sac, s.sar, s.temperature, s.margin, s.affinity_norm, s.rank_on,
-                         s.ens_weight, s.mutual)
+                         s.ens_weight, s.mutual, TargetLoss(weight, s.label_smoothing, s.focal))

@@ -23,6 +23,9 @@ from ..sr.zoo import ARCHITECTURES
 from ..training.processes import agreed
 
 # %% ../../nbs/diagnosis/network.ipynb #c007
+def _probable(scores, multilabel): # B×K logits → B×K probabilities
+    return scores.sigmoid() if multilabel else scores.softmax(1)
+
 class DiagnosisOutput(NamedTuple):
     "What `DiagnosisNetwork` returns; scores are logits"
     ens: torch.Tensor # y_ens: B×K; 2B×K in the mode 'both'
@@ -35,13 +38,14 @@ class DiagnosisOutput(NamedTuple):
     mutual: list # M_{L→S} of each stage: likewise
     back: list|tuple = () # rows of M_{S→L} of each stage, where those of `mutual` are a part of it
 
-    def repeated(self, y): # B labels → one for each row: twice the same in the training mode 'both'
-        return y.repeat(len(self.ens)//len(y))
+    def repeated(self, y): # B or B×K labels → one for each row: twice the same in the training mode 'both'
+        return y.repeat(len(self.ens)//len(y), *[1]*(y.dim() - 1))
 
-    def answers(self): # → dict of head → B×K probabilities, and B booleans: the gate shut all heads
-        "Softmax of each head's scores; where the gate is closed 'ens' is the mean of the three heads"
+    def answers(self, multilabel=False): # → head → B×K probabilities; B booleans: the gate shut all heads
+        """Softmax of each head's scores, with several labels their sigmoid; where the gate is closed 'ens' is
+        the mean of the three heads"""
         names = ('ens',) if self.gate is None else ('ens', 'sr', 'lr', 'aux')
-        p = {name: getattr(self, name).detach().double().softmax(1) for name in names}
+        p = {name: _probable(getattr(self, name).detach().double(), multilabel) for name in names}
         if self.gate is None: return p, torch.zeros(len(self.ens), dtype=torch.bool, device=self.ens.device)
         closed = gate_closed(self.gate.detach())
         if closed.any(): p['ens'][closed] = torch.stack([p[name][closed] for name in names[1:]]).mean(0)
@@ -295,6 +299,7 @@ class FrameworkParts(_Modules):
         backbone: str|None = None, # network of the branches, see `make_branch`; None: ResNet-18 as published
         lr_backbone: str|None = None, # of the branch of the small image; None: `backbone`
         sr_backbone: str|None = None, # of the branch of the large image; None: `backbone`
+        multilabel: bool = False, # an image may have several labels, or none
     ):
         super().__init__({k: v for k, v in locals().items() if k not in ('self', '__class__')})
 

@@ -90,6 +90,10 @@ class LossSettings:
     margin: Weight = 0.05 # m of Eq. (13): so much the ensemble is to be ahead of each head
     rank_on: RankOn = 'probabilities' # what Eq. (13) compares: logits as in the released code
     ens_weight: Weight = 1. # weight of the ensemble's cross entropy in Eq. (12); the released code has 2
+    # of the cross entropies: balanced makes up for rare classes, each weighing n/(K·n_k)
+    class_weights: Literal['none', 'balanced'] = 'none'
+    label_smoothing: Annotated[float, Between(0, 0.999)] = 0. # ε: so much of each label goes to all classes
+    focal: Weight = 0. # γ of the focal loss, which lets easy images weigh less; 0 switches it off, 2 is usual
 
 # %% ../../nbs/diagnosis/settings.ipynb #c014
 @dataclass(frozen=True)

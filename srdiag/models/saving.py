@@ -195,7 +195,7 @@ class ModelSaver:
 
 # %% ../../nbs/models/saving.ipynb #c030
 # of `ModelInfo.training`: they may differ in two sessions
-PASSING = 'command', 'seconds', 'overwrite', 'resume', 'workers', 'in_memory'
+PASSING = 'command', 'seconds', 'overwrite', 'resume', 'workers', 'in_memory', 'log'
 
 def _about(info, files, config=None): # what a run is
     training = {k: v for k, v in info.training.items() if k not in PASSING}

@@ -13,14 +13,14 @@ from torch import nn
 from ..training.loop import LossComponent, as_float32 # before fastai
 
 from fastai.callback.core import Callback
-from fastai.learner import Learner
 from fastai.torch_core import set_seed
 
 from ..data.pairs import SRPairs
 from .mrcnet import MRCFeatures, MRCNet
 from .settings import Distillation, Schedule
 from .training import sr_dataloaders, sr_learner
-from ..training.recipes import Recipe, fit
+from ..training.learner import RunLearner
+from ..training.recipes import Recipe, fit, split_keywords
 
 # %% ../../nbs/sr/distillation.ipynb #c008
 def student_of(
@@ -55,6 +55,7 @@ class DistillationLoss(nn.Module):
 # %% ../../nbs/sr/distillation.ipynb #c016
 class PhasedLoss(nn.Module):
     "MAE, plus γ_d times the distillation loss while there are `teacher_features` (Algorithm 1, lines 7, 11)"
+    reduction = 'mean' # 'none': the MAE of each image
     def __init__(self,
         weight: float = 1., # γ_d
         distil: DistillationLoss|None = None, # None: the published weights
@@ -66,6 +67,7 @@ class PhasedLoss(nn.Module):
 
     def forward(self, pred, hr): # MRCFeatures or an image; B×C×sH×sW → a number
         sr = pred.sr if isinstance(pred, MRCFeatures) else pred
+        if self.reduction == 'none': return (sr-hr).abs().mean((1, 2, 3))
         mae = (sr-hr).abs().mean()
         self.components = dict.fromkeys(self.names, 0.) | dict(mae=mae.detach())
         if self.teacher_features is None: return mae
@@ -125,14 +127,14 @@ def distil(
     recipe: Recipe, # e.g. SR_RECIPES['fast']
     schedule: Schedule = Schedule(), # epochs of both phases together, steps, patch, seed
     how: Distillation = Distillation(), # share of phase 1, weights γ, one schedule or two
-    **kwargs, # to sr_learner: folder, precision, save
-) -> tuple[MRCNet, Learner]: # the student with its best weights, and the Learner
+    **kwargs, # lr instead of the recipe's, num_workers; to sr_learner: folder, precision, save, cbs
+) -> tuple[MRCNet, RunLearner]: # the student with its best weights, and the Learner
     "Recursion distillation (Algorithm 1)"
     student = student_of(teacher)
-    s = schedule
+    s, (recipe, workers, kwargs) = schedule, split_keywords(recipe, kwargs)
     set_seed(s.seed, reproducible=True)
     dls = sr_dataloaders(train, valid, s.patch, recipe.batch_size, s.steps, s.seed,
-                         device=next(student.parameters()).device)
+                         device=next(student.parameters()).device, **workers)
     loss = PhasedLoss(how.weight, distillation_loss_of(how))
     learn = sr_learner(dls, FeatureStudent(student), student.scale, recipe, loss=loss, **kwargs)
     learn.add_cb(RecursionDistillation(teacher, how.phase1))

@@ -7,6 +7,7 @@ __all__ = ['PatchBatches', 'WholeImages', 'sr_dataloaders', 'SRLoss', 'Supervise
            'evaluate_sr', 'sr_learner', 'train_sr']
 
 # %% ../../nbs/sr/training.ipynb #c006
+import math
 from pathlib import Path
 
 import pandas as pd
@@ -14,10 +15,12 @@ import torch
 from torch import nn
 
 from ..training.loop import BatchLoader, LossComponent, log_both, standard_callbacks # before fastai
+from ..training.learner import BatchLoaders, RunLearner, ShownLoader
 
 from fastai.data.core import DataLoaders
-from fastai.learner import Learner, Metric
+from fastai.learner import Metric
 from fastai.torch_core import set_seed
+from fastcore.foundation import L
 
 from ..core.errors import TrainingError
 from ..data.pairs import PatchSampler, SRPairs
@@ -25,7 +28,7 @@ from ..evaluation.image_quality import convention, psnr, ssim
 from .mrcnet import MRCNet
 from .settings import Schedule
 from ..training.processes import collected
-from ..training.recipes import Recipe, adam, fit
+from ..training.recipes import Recipe, adam, fit, split_keywords
 
 # %% ../../nbs/sr/training.ipynb #c008
 class PatchBatches:
@@ -73,17 +76,21 @@ def sr_dataloaders(
     seed: int = 0, # of the patches
     augment: bool = True, # flips and 90° rotations
     device=None, # None: fastai's default
+    **kwargs, # to the loader of patches: num_workers, processes that cut patches beside this one
 ) -> DataLoaders: # of (lr, hr)
     "Random patches for training, whole images for validation"
     sampler = PatchSampler(train, patch, steps and batch_size*steps, seed=seed, augment=augment)
-    return DataLoaders(BatchLoader(PatchBatches(sampler), bs=batch_size),
-                       BatchLoader(WholeImages(valid), bs=1), device=device)
+    return BatchLoaders(ShownLoader(PatchBatches(sampler), bs=batch_size, **kwargs),
+                        ShownLoader(WholeImages(valid), bs=1), device=device)
 
 # %% ../../nbs/sr/training.ipynb #c019
 class SRLoss(nn.Module):
     "Mean absolute error of one image, or the mean over a list of them (one per recursion step)"
+    reduction = 'mean' # 'none': one number for each image of the batch
     def forward(self, sr, hr): # B×C×sH×sW, or a list of such; B×C×sH×sW → a number
         images = sr if isinstance(sr, (list, tuple)) else [sr]
+        each = self.reduction == 'none'
+        if each: return torch.stack([(s-hr).abs().mean((1, 2, 3)) for s in images]).mean(0)
         loss = torch.stack([(s-hr).abs().mean() for s in images]).mean()
         self.components = dict(mae=loss.detach())
         return loss
@@ -114,7 +121,7 @@ class ImageMetric(Metric):
     @property
     def value(self):
         values = collected(self.values)
-        return torch.cat(values).double().mean().item() if values else None
+        return torch.cat(values).double().mean().item() if values else math.nan # while it trains
     @property
     def name(self): return self.function.__name__
 
@@ -162,12 +169,13 @@ def sr_learner(
     precision: str = 'auto', # 'auto', 'bf16', 'fp16' or 'fp32'
     save=None, # called with (model, value, epoch) when PSNR improves
     loss=None, # None: SRLoss
-) -> Learner:
+    **kwargs, # to fastai's Learner: cbs (beside ours), path
+) -> RunLearner:
     "A Learner for super-resolution that keeps the network with the best validation PSNR"
     callbacks = standard_callbacks(folder, 'valid_psnr', True, save, precision, dls.device or 'cpu')
-    metrics = [LossComponent('mae'), ImageMetric(psnr, scale)]
-    return log_both(Learner(dls, network, loss_func=SRLoss() if loss is None else loss,
-                            opt_func=adam(recipe), metrics=metrics, cbs=callbacks))
+    metrics, cbs = [LossComponent('mae'), ImageMetric(psnr, scale)], L(callbacks) + L(kwargs.pop('cbs', None))
+    return log_both(RunLearner(dls, network, loss_func=SRLoss() if loss is None else loss, lr=recipe.lr,
+                               opt_func=adam(recipe), metrics=metrics, cbs=cbs, **kwargs))
 
 # %% ../../nbs/sr/training.ipynb #c034
 def train_sr(
@@ -177,12 +185,12 @@ def train_sr(
     recipe: Recipe, # e.g. SR_RECIPES['fast']
     schedule: Schedule = Schedule(), # epochs, steps, patch, seed
     supervise_steps: bool = False, # compare the image of each recursion step
-    **kwargs, # to sr_learner: folder, precision, save
-) -> Learner: # after training; `network` holds the best weights
+    **kwargs, # lr instead of the recipe's, num_workers; to sr_learner: folder, precision, save, cbs
+) -> RunLearner: # after training; `network` holds the best weights
     "Train a super-resolution network with the mean absolute error"
-    s = schedule
+    s, (recipe, workers, kwargs) = schedule, split_keywords(recipe, kwargs)
     set_seed(s.seed, reproducible=True)
     dls = sr_dataloaders(train, valid, s.patch, recipe.batch_size, s.steps, s.seed,
-                         device=next(network.parameters()).device)
+                         device=next(network.parameters()).device, **workers)
     model = SuperviseSteps(network) if supervise_steps else network
     return fit(sr_learner(dls, model, network.scale, recipe, **kwargs), recipe, s.epochs)

@@ -8,10 +8,10 @@ __all__ = ['CHANNELS', 'OWN_PAIRS', 'Degradation', 'RunOptions']
 # %% ../../nbs/training/options.ipynb #c003
 from dataclasses import asdict, dataclass
 from numbers import Integral, Real
-from typing import Literal
+from typing import Annotated, Literal
 
 from ..core.errors import DataError
-from ..core.settings import Natural, Positive, Weight, check_number, check_settings
+from ..core.settings import Between, Natural, Positive, Weight, check_number, check_settings
 
 # %% ../../nbs/training/options.ipynb #c005
 CHANNELS = dict(auto=None, rgb=3, grey=1) # name → channels; None: as the images are
@@ -84,7 +84,14 @@ class RunOptions:
     group_pattern: str = 'auto'
     reduction: Degradation = Degradation() # how small images are made from large ones
     in_memory: Weight = 2. # GB of labelled images to hold in memory; more than that is read from a file
-    # processes that read labelled images beside the one that trains; default: four where a GPU would wait
+    # processes that read images or cut patches beside the one that trains; default: four where a GPU would
+    # wait for labelled images, none for patches
     workers: Natural|None = None
+    # peak learning rate of the whole run; default: the recipe's (for --recipe fast 0.001)
+    learning_rate: Annotated[float, Between(1e-12, 1e3)]|None = None
+    # end a training after so many epochs without a better value on validation images; default: never
+    early_stopping: Positive|None = None
+    # where curves go beside log.csv and steps.csv: folders tensorboard or wandb (offline) beside --out
+    log: Literal['csv', 'tensorboard', 'wandb'] = 'csv'
 
     def __post_init__(self): check_settings(self, 'A run')

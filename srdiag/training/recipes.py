@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['SR_RECIPES', 'DIAGNOSIS_RECIPES', 'FULL_WIDTH', 'Recipe', 'diagnosis_recipe', 'Halving', 'InTurn', 'StartAnew',
-           'adam', 'fit']
+           'split_keywords', 'adam', 'fit']
 
 # %% ../../nbs/training/recipes.ipynb #c003
 import sys
@@ -95,17 +95,28 @@ class StartAnew(Callback):
     def before_epoch(self):
         if self.epoch == self.at: self.opt.clear_state()
 
-# %% ../../nbs/training/recipes.ipynb #c022
+# %% ../../nbs/training/recipes.ipynb #c023
+def split_keywords(
+    recipe: Recipe, # of the training
+    keywords: dict, # of a training function
+) -> tuple: # the recipe with the rate `lr`; keywords of the loaders; the other keywords
+    "What of a training function's keywords is for the recipe and for the loaders"
+    rest, lr = {k: v for k, v in keywords.items() if k not in ('lr', 'num_workers')}, keywords.get('lr')
+    workers = {} if keywords.get('num_workers') is None else dict(num_workers=keywords['num_workers'])
+    return recipe if lr is None else replace(recipe, lr=lr), workers, rest
+
+# %% ../../nbs/training/recipes.ipynb #c025
 def adam(
     recipe: Recipe, # for its weight decay
 ): # an optimiser factory for fastai's Learner
     "torch.optim.Adam (β = 0.9, 0.999) in its fused form, as `opt_func`"
-    return partial(OptimWrapper, opt=torch.optim.Adam, fused=True, weight_decay=recipe.weight_decay)
+    return partial(OptimWrapper, opt=torch.optim.Adam, fused=True, foreach=False,
+                   weight_decay=recipe.weight_decay)
 
-# %% ../../nbs/training/recipes.ipynb #c024
+# %% ../../nbs/training/recipes.ipynb #c027
 def _line(names, values): # of a log: what was measured in an epoch
     said = (f'{k} {v:.4g}' if isinstance(v, float) else f'{k} {v}'
-            for k, v in zip(names, values) if v is not None)
+            for k, v in zip(names, values) if v is not None and not (v != v and k.startswith('train_')))
     return f'    {", ".join(said)}'
 
 @contextmanager
@@ -119,7 +130,7 @@ def _for_log_files(learn): # no progress bar, and one readable line per epoch, u
         with learn.no_bar(): yield
     finally: learn.logger = before
 
-# %% ../../nbs/training/recipes.ipynb #c027
+# %% ../../nbs/training/recipes.ipynb #c030
 def _course(recipe, lr, moms, epochs): # of so many epochs: hyperparameter → its schedule
     if recipe.schedule == 'halving': return dict(lr=Halving(lr, epochs, recipe.halve_every))
     return dict(lr=combined_cos(0.2, lr/10, lr, lr/1e5), mom=combined_cos(0.2, *moms))
@@ -130,7 +141,7 @@ def _callbacks(recipe, lr, moms, epochs, restart): # that carry the recipe out
     course = {k: InTurn(schedule, second[k], restart/epochs) for k, schedule in first.items()}
     return [ParamScheduler(course), StartAnew(restart)]
 
-# %% ../../nbs/training/recipes.ipynb #c029
+# %% ../../nbs/training/recipes.ipynb #c032
 def fit(
     learn, # a fastai Learner whose opt_func came from `adam`
     recipe: Recipe, # what to do

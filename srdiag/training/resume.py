@@ -60,7 +60,8 @@ def _plain(value): # the same without types of NumPy and fastai
     if isinstance(value, np.generic): return value.item()
     return [_plain(v) for v in value] if hasattr(value, '__iter__') else value
 
-REMEMBERED = dict(keep_best=('best', 'best_epoch', 'state'), recorder=('lrs', 'iters', 'losses', 'values'))
+REMEMBERED = dict(keep_best=('best', 'best_epoch', 'state'), early_stopping=('best', 'wait'),
+                  recorder=('lrs', 'iters', 'losses', 'values'))
 
 def _memories(learn): # of callbacks that remember more than one epoch: name → what
     known = {name: {k: getattr(cb, k) for k in keys} for name, keys in REMEMBERED.items()
