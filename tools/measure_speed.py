@@ -1,12 +1,14 @@
 """Measure what the fast paths give on this machine: `python tools/measure_speed.py results/speed [--rounds
 N] [--large PX] [--parts NAMES]`.
 
-Ratios are of one run, with all candidates timed in turns. Writes inference.csv, training.csv, tiling.csv
-and run.json; nothing else should run meanwhile."""
+Ratios are of one run, with all candidates timed in turns. Writes inference.csv, training.csv, imports.csv,
+tiling.csv and run.json; nothing else should run meanwhile."""
 import argparse
 import json
 import os
 import platform
+import subprocess
+import sys
 import time
 import types
 from copy import deepcopy
@@ -65,6 +67,26 @@ def inference(rounds):
     return pd.DataFrame(rows)
 
 
+IMPORTS = ('torch', 'srdiag', 'srdiag.commands.cli', 'srdiag.commands.predict', 'srdiag.commands.evaluate',
+           'srdiag.commands.train_sr', 'fastai.learner')
+
+
+def import_seconds(module): # of the processor, in a fresh Python
+    code = f'import time; t = time.process_time(); import {module}; print(time.process_time() - t)'
+    done = subprocess.run([sys.executable, '-W', 'ignore', '-c', code], capture_output=True, text=True,
+                          check=True)
+    return float(done.stdout)
+
+
+def imports(rounds):
+    "What each import costs, in turns, so that a busy machine is busy for all of them"
+    for module in IMPORTS: import_seconds(module) # files are in the cache now
+    seconds = pd.DataFrame([{module: import_seconds(module) for module in IMPORTS} for _ in range(rounds)])
+    median = seconds.median()
+    return pd.DataFrame([dict(module=m, cpu_seconds=median[m], of_torch=median[m]/median['torch'],
+                              rounds=rounds) for m in IMPORTS])
+
+
 def training_step(network, scale, patch, batch, fast):
     lr, hr = (torch.rand(batch, 3, patch//scale, patch//scale, device=DEVICE),
               torch.rand(batch, 3, patch, patch, device=DEVICE))
@@ -121,7 +143,7 @@ if __name__ == '__main__':
     parser.add_argument('--rounds', type=int, default=20)
     parser.add_argument('--large', type=int, default=4096,
                         help='side of the image that is tiled; 0: leave it out')
-    parser.add_argument('--parts', help='inference,training,tiling; default: all')
+    parser.add_argument('--parts', help='inference,training,imports,tiling; default: all')
     a = parser.parse_args()
     a.out.mkdir(parents=True, exist_ok=True)
     name = (torch.cuda.get_device_name() if DEVICE == 'cuda'
@@ -133,7 +155,8 @@ if __name__ == '__main__':
                large_pages=os.environ.get('THP_MEM_ALLOC_ENABLE', '0'), torch=torch.__version__,
                python=platform.python_version())
     if not a.parts: (a.out/'run.json').write_text(json.dumps(run, indent=2) + '\n')
-    parts = dict(inference=lambda: inference(a.rounds), training=lambda: training(max(5, a.rounds//2)))
+    parts = dict(inference=lambda: inference(a.rounds), training=lambda: training(max(5, a.rounds//2)),
+                 imports=lambda: imports(max(3, a.rounds//4)))
     # memory in a fresh process
     if a.large:
         parts['tiling'] = lambda: get_context('spawn').Pool(1).apply(tiling, (a.large,))
