@@ -68,7 +68,8 @@ def openvino_model(
 ): # openvino.Model, with batch, height and width left open
     "A network as OpenVINO reads it. DataError if the extra is missing, ModelError for what has no translation"
     ov = need_openvino()
-    return ov.Core().read_model(onnx_model(module, example).SerializeToString())
+    with torch.no_grad(), torch.autocast('cpu', enabled=False): # whoever calls may compute in bfloat16
+        return ov.Core().read_model(onnx_model(module, example).SerializeToString())
 
 def kept_graph(
     key: str, # see `key_of`
