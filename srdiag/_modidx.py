@@ -2604,6 +2604,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                          'srdiag.evaluation.speed.Setup.__str__': ( 'evaluation/speed.html#setup.__str__',
                                                                                     'srdiag/evaluation/speed.py'),
                                          'srdiag.evaluation.speed._build': ('evaluation/speed.html#_build', 'srdiag/evaluation/speed.py'),
+                                         'srdiag.evaluation.speed._compiled_call': ( 'evaluation/speed.html#_compiled_call',
+                                                                                     'srdiag/evaluation/speed.py'),
                                          'srdiag.evaluation.speed._forget_peak': ( 'evaluation/speed.html#_forget_peak',
                                                                                    'srdiag/evaluation/speed.py'),
                                          'srdiag.evaluation.speed._growth': ('evaluation/speed.html#_growth', 'srdiag/evaluation/speed.py'),

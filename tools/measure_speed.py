@@ -20,9 +20,11 @@ import torch
 from torch import nn
 
 from srdiag.evaluation.speed import compare_latency
+from srdiag.core.compiled import has_openvino
 from srdiag.core.precision import best_precision, computing_in
 from srdiag.sr.inference import enlarger, super_resolve
 from srdiag.sr.layers import PReLU
+from srdiag.sr.runtime import Runner
 from srdiag.sr.mrcnet import MRCNet
 from srdiag.sr.zoo import create_model
 from srdiag.core.weights import list_pretrained
@@ -45,6 +47,12 @@ def plain_forward(network, x): # the network as written, in one piece, single pr
     return lambda: network(x)
 
 
+def compiled_ways(network): # by OpenVINO, where it is installed; graphs are made before anything is timed
+    if DEVICE != 'cpu' or not has_openvino(): return {}
+    return {f'openvino {p}': Runner(deepcopy(network), p)
+            for p in dict.fromkeys(('fp32', best_precision(DEVICE), 'int8'))}
+
+
 def inference(rounds):
     "One 128×128 image at x4 and one 96×96 image at x2, the sizes of Tables I and II"
     rows = []
@@ -58,6 +66,8 @@ def inference(rounds):
             for precision in dict.fromkeys(('fp32', best_precision(DEVICE))):
                 calls[name, f'enlarger {precision}'] = wait(lambda f=enlarger(
                                                                 deepcopy(network), precision): f(x))
+            for how, run in compiled_ways(network).items():
+                calls[name, how] = lambda run=run: run(x)
         with torch.no_grad(): times = compare_latency(calls, rounds)
         for (name, how), t in times.items():
             rows.append(dict(scale=scale, input=f'{side}x{side}', network=name, way=how,

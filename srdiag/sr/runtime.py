@@ -113,7 +113,7 @@ def chosen_runtime(
 _IN_CONTEXT = 'in context'
 
 def _key(network, precision, kind=''): # of a graph in the cache
-    return key_of(network, f'{kind} int8' if precision == 'int8' else kind)
+    return key_of(network, f'trunk {kind} {"int8" if precision == "int8" else ""}')
 
 def is_prepared(
     network: nn.Module, # MRCNet or one of the zoo
