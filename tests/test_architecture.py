@@ -312,6 +312,18 @@ def test_help_does_not_wait_for_torch():
     assert 'torch' not in loaded, 'srdiag --help loads torch.'
 
 
+@pytest.mark.parametrize('command', ['predict', 'evaluate', 'results', 'sets', 'comparisons', 'labels'])
+def test_commands_that_do_not_train_wait_for_nobody_else(command):
+    "Modules are counted, not seconds: fastai brings two thousand of them, plots and scikit-learn hundreds"
+    count = '\nimport sys; print(len(sys.modules))'
+    loaded, printed = loaded_by(f'import srdiag.commands.{command}' + count)
+    heavy = loaded & {'fastai', 'matplotlib', 'sklearn', 'skimage', 'scipy', 'tiffslide', 'openvino', 'onnx'}
+    assert not heavy, f'srdiag.commands.{command} loads {heavy}: import them where they are needed.'
+    _, torch_alone = loaded_by('import torch' + count)
+    assert int(printed) <= 1.6*int(torch_alone), (f'srdiag.commands.{command} loads {printed} modules, more '
+                                                  f'than 1.6 times the {torch_alone} of torch.')
+
+
 def test_every_name_is_defined():
     "A merge or a move can lose an import in a line that no test runs"
     done = subprocess.run([sys.executable, '-m', 'pyflakes', ROOT/'srdiag'], capture_output=True, text=True)

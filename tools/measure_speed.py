@@ -1,12 +1,14 @@
 """Measure what the fast paths give on this machine: `python tools/measure_speed.py results/speed [--rounds
 N] [--large PX] [--parts NAMES]`.
 
-Ratios are of one run, with all candidates timed in turns. Writes inference.csv, training.csv, tiling.csv
-and run.json; nothing else should run meanwhile."""
+Ratios are of one run, with all candidates timed in turns. Writes inference.csv, training.csv, imports.csv,
+tiling.csv and run.json; nothing else should run meanwhile."""
 import argparse
 import json
 import os
 import platform
+import subprocess
+import sys
 import time
 import types
 from copy import deepcopy
@@ -18,9 +20,11 @@ import torch
 from torch import nn
 
 from srdiag.evaluation.speed import compare_latency
+from srdiag.core.compiled import has_openvino
 from srdiag.core.precision import best_precision, computing_in
 from srdiag.sr.inference import enlarger, super_resolve
 from srdiag.sr.layers import PReLU
+from srdiag.sr.runtime import Runner
 from srdiag.sr.mrcnet import MRCNet
 from srdiag.sr.zoo import create_model
 from srdiag.core.weights import list_pretrained
@@ -43,6 +47,12 @@ def plain_forward(network, x): # the network as written, in one piece, single pr
     return lambda: network(x)
 
 
+def compiled_ways(network): # by OpenVINO, where it is installed; graphs are made before anything is timed
+    if DEVICE != 'cpu' or not has_openvino(): return {}
+    return {f'openvino {p}': Runner(deepcopy(network), p)
+            for p in dict.fromkeys(('fp32', best_precision(DEVICE), 'int8'))}
+
+
 def inference(rounds):
     "One 128×128 image at x4 and one 96×96 image at x2, the sizes of Tables I and II"
     rows = []
@@ -56,6 +66,8 @@ def inference(rounds):
             for precision in dict.fromkeys(('fp32', best_precision(DEVICE))):
                 calls[name, f'enlarger {precision}'] = wait(lambda f=enlarger(
                                                                 deepcopy(network), precision): f(x))
+            for how, run in compiled_ways(network).items():
+                calls[name, how] = lambda run=run: run(x)
         with torch.no_grad(): times = compare_latency(calls, rounds)
         for (name, how), t in times.items():
             rows.append(dict(scale=scale, input=f'{side}x{side}', network=name, way=how,
@@ -63,6 +75,26 @@ def inference(rounds):
                              speedup_over_plain=times[name, 'plain fp32'].median/t.median,
                              of_edsr_same_way=t.median/times['edsr_baseline', how].median))
     return pd.DataFrame(rows)
+
+
+IMPORTS = ('torch', 'srdiag', 'srdiag.commands.cli', 'srdiag.commands.predict', 'srdiag.commands.evaluate',
+           'srdiag.commands.train_sr', 'fastai.learner')
+
+
+def import_seconds(module): # of the processor, in a fresh Python
+    code = f'import time; t = time.process_time(); import {module}; print(time.process_time() - t)'
+    done = subprocess.run([sys.executable, '-W', 'ignore', '-c', code], capture_output=True, text=True,
+                          check=True)
+    return float(done.stdout)
+
+
+def imports(rounds):
+    "What each import costs, in turns, so that a busy machine is busy for all of them"
+    for module in IMPORTS: import_seconds(module) # files are in the cache now
+    seconds = pd.DataFrame([{module: import_seconds(module) for module in IMPORTS} for _ in range(rounds)])
+    median = seconds.median()
+    return pd.DataFrame([dict(module=m, cpu_seconds=median[m], of_torch=median[m]/median['torch'],
+                              rounds=rounds) for m in IMPORTS])
 
 
 def training_step(network, scale, patch, batch, fast):
@@ -121,7 +153,7 @@ if __name__ == '__main__':
     parser.add_argument('--rounds', type=int, default=20)
     parser.add_argument('--large', type=int, default=4096,
                         help='side of the image that is tiled; 0: leave it out')
-    parser.add_argument('--parts', help='inference,training,tiling; default: all')
+    parser.add_argument('--parts', help='inference,training,imports,tiling; default: all')
     a = parser.parse_args()
     a.out.mkdir(parents=True, exist_ok=True)
     name = (torch.cuda.get_device_name() if DEVICE == 'cuda'
@@ -133,7 +165,8 @@ if __name__ == '__main__':
                large_pages=os.environ.get('THP_MEM_ALLOC_ENABLE', '0'), torch=torch.__version__,
                python=platform.python_version())
     if not a.parts: (a.out/'run.json').write_text(json.dumps(run, indent=2) + '\n')
-    parts = dict(inference=lambda: inference(a.rounds), training=lambda: training(max(5, a.rounds//2)))
+    parts = dict(inference=lambda: inference(a.rounds), training=lambda: training(max(5, a.rounds//2)),
+                 imports=lambda: imports(max(3, a.rounds//4)))
     # memory in a fresh process
     if a.large:
         parts['tiling'] = lambda: get_context('spawn').Pool(1).apply(tiling, (a.large,))

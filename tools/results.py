@@ -60,12 +60,14 @@ def benchmark(
 
 # --- speed --------------------------------------------------------------------------------------------------
 
-def speed_rows(inference, fast): # fast: the way in which networks are used
+def speed_rows(inference, ways): # the ways in which networks are used → what their rows are called after
     for (scale, side, name), rows in inference.groupby(['scale', 'input', 'network'], sort=False):
         rows = rows.set_index('way')
-        yield (f'{NETWORKS[name]} ×{scale}, {side}', f'{rows.median_ms["plain fp32"]:.0f}',
-               f'{rows.median_ms[fast]:.0f}', f'{rows.speedup_over_plain[fast]:.1f}×',
-               f'{100*rows.of_edsr_same_way[fast]:.0f} %')
+        for way, suffix in ways.items():
+            if way not in rows.index: continue
+            yield (f'{NETWORKS[name]} ×{scale}, {side}{suffix}', f'{rows.median_ms["plain fp32"]:.0f}',
+                   f'{rows.median_ms[way]:.0f}', f'{rows.speedup_over_plain[way]:.1f}×',
+                   f'{100*rows.of_edsr_same_way[way]:.0f} %')
 
 
 def speed() -> str: # markdown
@@ -73,7 +75,10 @@ def speed() -> str: # markdown
     inference, training, tiling = (pd.read_csv(RESULTS/'speed'/f'{part}.csv')
                                    for part in ('inference', 'training', 'tiling'))
     run, t = read_json(RESULTS/'speed'/'run.json'), tiling.iloc[0]
-    rows = speed_rows(inference[inference.network.isin(NETWORKS)], f'enlarger {run["native_precision"]}')
+    native = run['native_precision']
+    rows = speed_rows(inference[inference.network.isin(NETWORKS)], {
+        f'enlarger {native}': '', f'openvino {native}': f', OpenVINO {native}',
+        'openvino int8': ', OpenVINO int8'})
     head = [f'one image, {run["threads"]} threads', 'plain fp32, ms', 'as shipped, ms', 'faster',
             'time of EDSR-baseline']
     return (table(head, ['---'] + ['---:']*4, rows)

@@ -20,7 +20,7 @@ from ..data.pairs import SRPairs
 from ..evaluation.image_quality import convention, psnr
 from ..models.saving import load_model
 from ..show import figures
-from ..sr.training import score_images
+from ..sr.scoring import score_images
 
 # %% ../../nbs/bench/pictures.ipynb #c007
 def mean_scores(

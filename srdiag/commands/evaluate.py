@@ -30,9 +30,8 @@ from ..evaluation.diagnostic import confusion
 from ..models.info import ModelInfo, check_described, check_files
 from ..models.saving import check_not_a_class, check_output, load_model
 from ..models.split import test_rows
-from ..show.assessment import Assessed, assessment_report
 from ..sr.mrcnet import MRCNet
-from ..sr.training import evaluate_sr
+from ..sr.scoring import evaluate_sr
 from ..training.options import OWN_PAIRS, RunOptions
 
 # %% ../../nbs/commands/evaluate.ipynb #c005
@@ -113,6 +112,7 @@ def _labelled_pairs(a, found, rows): # → LabelledPairs; DataError if their siz
 
 # %% ../../nbs/commands/evaluate.ipynb #c021
 def _page(a, pairs, p, metrics, groups, files, calibration): # → Report
+    from srdiag.show.assessment import Assessed, assessment_report # plots, only where they are drawn
     large = pairs.hr if a.network.large == 'HR' else None
     assessed = Assessed(a.network, pairs.lr, large, pairs.labels.numpy(), p, metrics, groups, files,
                         calibration)

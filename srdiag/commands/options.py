@@ -132,7 +132,12 @@ class Reading(RunOptions):
 # %% ../../nbs/commands/options.ipynb #c026
 @dataclass(frozen=True)
 class SlideReading(Reading):
-    "And of whole slides, which pieces are predicted"
+    "How images are enlarged, and of whole slides, which pieces are predicted"
+    # who enlarges: torch, openvino (an extra, on the CPU), or auto: openvino where its graph has been made
+    # before
+    runtime: Literal['auto', 'torch', 'openvino'] = 'auto'
+    # of enlarging; auto: what the device computes natively; int8: by openvino
+    precision: Literal['auto', 'bf16', 'fp16', 'fp32', 'int8'] = 'auto'
     level: Natural = 0 # of whole slides, 0 being the full resolution
     tissue: Share = 0.5 # of whole slides: the least share of a piece that must be tissue
 

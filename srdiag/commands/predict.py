@@ -21,7 +21,7 @@ from srdiag.commands.results import (
     Results, Shard, add_picture, add_rows, add_skipped, check_free_names, check_place_of_results,
     files_digest)
 from ..core.errors import DataError, ImageError
-from ..core.precision import pick_device
+from ..core.precision import pick_device, pick_place
 from ..core.progress import tracked
 from ..core.weights import model_folder, read_config
 from ..core.words import counted, say, shortened
@@ -38,6 +38,7 @@ from ..models.info import ModelInfo, check_described, check_files
 from ..models.saving import load_model
 from ..sr.inference import super_resolve
 from ..sr.mrcnet import MRCNet
+from ..sr.runtime import chosen_runtime
 from ..training.options import RunOptions
 from ..training.processes import my_place
 
@@ -89,6 +90,13 @@ class _Task:
     def enlarger(self): # the network that makes the images to be saved, or None
         if not self.save_images: return None
         return self.network.sr_network if self.diagnoses else self.network
+
+    @cached_property
+    def computing(self): # who enlarges, and in which precision; the same for all images of a run
+        if self.enlarger is None: return None
+        precision, runtime = self.options.precision, getattr(self.options, 'runtime', 'auto')
+        if precision != 'int8': precision = pick_place(self.options.device, precision)[1]
+        return chosen_runtime(self.enlarger, 0, runtime, precision), precision
 
     @property
     def batch(self): # images that are predicted together
@@ -209,7 +217,8 @@ def _row_frame(task, batch, calibration): # → a table, a row for each image
 def _enlarge(task, x, path): # → C×H×W, and the bits to save
     small = small_of(x, task.enlarger.scale, task.images, task.info.reduction)
     deep = small.dtype != torch.uint8 and len(small) == 1 # colour PNGs have 8 bits
-    large = super_resolve(task.enlarger, small, str(path), task.options.precision,
+    runtime, precision = task.computing
+    large = super_resolve(task.enlarger, small, str(path), precision, runtime=runtime,
                           dtype=torch.float32 if deep else torch.uint8)
     return large, 16 if deep else 8
 
@@ -260,7 +269,8 @@ def _own_shard(): # of one of several processes that share the work; None: this 
 
 def _about(task, paths, shard): # → what the record and each row say of the model
     return dict(model=task.model.name, shards=shard.n if shard else None, files=files_digest(paths),
-                weights_sha256=read_config(task.model)['weights_sha256'])
+                weights_sha256=read_config(task.model)['weights_sha256'],
+                enlarged_by=' '.join(task.computing) if task.computing else None)
 
 # %% ../../nbs/commands/predict.ipynb #c043
 def _found(files, out): # → slides, or other images

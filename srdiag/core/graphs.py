@@ -66,15 +66,17 @@ def _without_lines(program): # in which line of which file an operation stood
     return program
 
 def captured(
-    module: nn.Module, # takes one tensor; it is copied, and stays as it is
-    example: torch.Tensor, # B×C×H×W in [0, 1], at least 2 along each axis that is dynamic
+    module: nn.Module, # takes one tensor, or several; it is copied, and stays as it is
+    # B×C×H×W in [0, 1], at least 2 along each axis that is dynamic; or a tuple: it, and others of fixed shapes
+    example: torch.Tensor|tuple,
     dynamic: Mapping = FREE, # axis → its name, for axes whose length may change
 ): # torch.export.ExportedProgram, on the CPU, in float32
     "A network as a list of operations. ModelError if it is none, ValueError for an example that is too small"
-    _check_example(example, dynamic)
-    shapes = {axis: torch.export.Dim.DYNAMIC for axis in dynamic}
-    try: program = torch.export.export(_copy_of(module), (example.float().cpu(),), strict=False,
-                                       dynamic_shapes=(shapes,))
+    first, *others = example if isinstance(example, tuple) else (example,)
+    _check_example(first, dynamic)
+    shapes = {axis: torch.export.Dim.DYNAMIC for axis in dynamic}, *({} for _ in others)
+    inputs = tuple(x.float().cpu() for x in (first, *others))
+    try: program = torch.export.export(_copy_of(module), inputs, strict=False, dynamic_shapes=shapes)
     except Exception as e: # of many kinds, also of PyTorch's own
         raise ModelError(f'{type(module).__name__} is no list of operations that fits images of any size, so '
                          f'it cannot be exported: {_first_line(e)}') from e
@@ -82,9 +84,10 @@ def captured(
 
 # %% ../../nbs/core/graphs.ipynb #c017
 def _translated(program, dynamic, names): # → onnx.ModelProto
+    n = len(program.graph_signature.user_inputs)
     try: return torch.onnx.export(program, dynamo=True, opset_version=OPSET, verbose=False,
-                                  input_names=names[:1], output_names=names[1:],
-                                  dynamic_shapes=(dict(dynamic),)).model_proto
+                                  input_names=names[:n], output_names=names[n:],
+                                  dynamic_shapes=(dict(dynamic), *({},)*(n - 1))).model_proto
     except torch.onnx.OnnxExporterError as e:
         raise ModelError(f'The network cannot be written as an ONNX graph ({_first_line(e.__cause__ or e)}): '
                          'a part of it has no translation.') from e
@@ -97,8 +100,9 @@ def _forget_origin(graph): # what each operation was in PyTorch
 
 # %% ../../nbs/core/graphs.ipynb #c019
 def onnx_model(
-    module: nn.Module, # takes one tensor; it is copied, and stays as it is
-    example: torch.Tensor, # B×C×H×W in [0, 1], at least 2 along each axis that is dynamic
+    module: nn.Module, # takes one tensor, or several; it is copied, and stays as it is
+    # B×C×H×W in [0, 1], at least 2 along each axis that is dynamic; or a tuple: it, and others of fixed shapes
+    example: torch.Tensor|tuple,
     dynamic: Mapping = FREE, # axis → its name, for axes whose length may change
     names: tuple = ('image', 'enlarged'), # of what goes in, then of each thing that comes out
     metadata: Mapping|None = None, # texts by name

@@ -13,7 +13,6 @@ from pathlib import Path
 import numpy as np
 import tifffile
 import torch
-from tiffslide import TiffSlide
 
 from ..core.errors import DataError, ImageError
 from ..data.decoding import quietly
@@ -61,8 +60,9 @@ def _check_whole(path: Path, tif: tifffile.TiffFile, series: tifffile.TiffPageSe
     for level in series.levels: _check_colours(path, level.keyframe)
 
 # %% ../../nbs/datasets/slides.ipynb #c021
-def _opened(path: Path) -> TiffSlide: # whole, and in colours that can be read
+def _opened(path: Path): # a TiffSlide, whole, and in colours that can be read
     "ImageError if it is missing, damaged, truncated or not a slide"
+    from tiffslide import TiffSlide # heavy, and most predictions read no slide
     if not path.is_file(): raise ImageError(path, 'does not exist: check the name')
     if not path.stat().st_size: raise ImageError(path, 'is empty (0 bytes): copy it again from its source')
     slide = None
@@ -90,7 +90,7 @@ def _opaque(a: np.ndarray, page: tifffile.TiffPage) -> np.ndarray: # H×W×C, ui
 
 # %% ../../nbs/datasets/slides.ipynb #c026
 def _read_piece(
-    slide: TiffSlide, # opened
+    slide, # a TiffSlide, opened
     path: Path, # its file, for messages
     place: tuple, # (left, top) in level-0 pixels
     level: int, # 0 is the full resolution

@@ -9,8 +9,6 @@ __all__ = ['LARGEST_LEVEL', 'thumbnail', 'tissue_mask', 'tissue_share', 'sample_
 import numpy as np
 import torch
 from PIL import Image
-from skimage.color import rgb2hsv
-from skimage.filters import gaussian, threshold_otsu
 
 from ..core.errors import ImageError
 from .slides import Photograph, Slide
@@ -55,6 +53,8 @@ def tissue_mask(
     "Stained tissue by Otsu's threshold on saturation, kept between two bounds; ValueError for grey images"
     if rgb.shape[0] != 3:
         raise ValueError(f'tissue_mask needs the three channels of a colour image, but got {rgb.shape[0]}.')
+    from skimage.color import rgb2hsv # where there is no slide, there is no need of scikit-image
+    from skimage.filters import gaussian, threshold_otsu
     hsv = rgb2hsv(rgb.permute(1, 2, 0).numpy())
     colour = gaussian(np.where(hsv[..., 2] < 0.15, 0, hsv[..., 1]), 1)
     otsu = threshold_otsu(colour) if np.ptp(colour) > 0 else 0

@@ -19,7 +19,9 @@ from statistics import quantiles
 import torch
 from torch import nn
 
+from ..core.compiled import compiled, kept_graph, key_of, openvino_model, run_graph
 from ..core.precision import chosen_precision, computing_in
+from ..core.settings import check_choice
 
 # %% ../../nbs/evaluation/speed.ipynb #c008
 @dataclass(frozen=True)
@@ -29,18 +31,27 @@ class Setup:
     precision: str = 'fp32' # 'fp32', 'bf16', 'fp16', or 'auto' for what the device computes natively
     channels_last: bool = True # the channels of a pixel side by side in memory
     threads: int = 0 # of the CPU; 0: as many as PyTorch uses now
+    runtime: str = 'torch' # or 'openvino', which computes on the CPU and is an extra
 
     def __post_init__(self):
         object.__setattr__(self, 'precision', chosen_precision(self.precision, self.device))
         if self.threads < 0: raise ValueError(f'threads is 0 or more, not {self.threads}.')
         if not self.threads: object.__setattr__(self, 'threads', torch.get_num_threads())
+        check_choice('runtime', self.runtime, ('torch', 'openvino'))
+        if self.runtime == 'openvino' and self.device != 'cpu':
+            raise ValueError(f'OpenVINO computes on the CPU, not on {self.device}.')
 
     def __str__(self):
         where = f"{self.threads} CPU thread{'s'*(self.threads > 1)}" if self.device == 'cpu' else self.device
         return (f"{where}, {self.precision}, {'channels last' if self.channels_last else 'channels first'}, "
-                "batch of 1")
+                f"batch of 1{', OpenVINO' if self.runtime == 'openvino' else ''}")
 
 # %% ../../nbs/evaluation/speed.ipynb #c011
+def _compiled_call(network, x, setup): # the same by OpenVINO, of the network as a whole
+    def make(): return openvino_model(network, torch.rand(2, *x.shape[1:]))
+    graph = compiled(kept_graph(key_of(network, 'whole'), make), setup.precision, setup.threads)
+    return lambda: run_graph(graph, x)
+
 def _wait(device):
     if torch.device(device).type == 'cuda': torch.cuda.synchronize(device)
     if torch.device(device).type == 'mps': torch.mps.synchronize()
@@ -55,6 +66,7 @@ def forward_call(
     network = network.eval().to(setup.device, memory_format=order)
     x = torch.rand(shape, generator=torch.Generator().manual_seed(0))
     x = x.to(setup.device).contiguous(memory_format=order)
+    if setup.runtime == 'openvino': return _compiled_call(network, x, setup)
 
     def call():
         with torch.inference_mode(), computing_in(setup.precision, setup.device): out = network(x)

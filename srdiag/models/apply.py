@@ -159,10 +159,10 @@ def _for_channels(p, channels): # Picture → its pixels with so many channels
     raise DataError(f'{p.name} has colours, and the network reads grey images only: make it grey first, e.g. '
                     'with image.convert("L") or srdiag.data.images.luma.')
 
-def _enlarged(network, p, precision): # Picture → the like of what it came from
+def _enlarged(network, p, precision, runtime): # Picture → the like of what it came from
     x = _for_channels(p, network.config['image_channels'])
     kind = x.dtype if len(x) == len(p.pixels) else torch.float32 # bytes need a quarter of the memory
-    y = super_resolve(network, x, p.name, precision, dtype=kind)
+    y = super_resolve(network, x, p.name, precision, dtype=kind, runtime=runtime)
     if len(y) != len(p.pixels): y = luma(y).clamp(0, 1) if len(y) == 3 else y.repeat(3, 1, 1)
     return p.back(y)
 
@@ -170,8 +170,9 @@ def _enlarged(network, p, precision): # Picture → the like of what it came fro
 def enlarge(
     images, # paths, PIL images, arrays H×W(×C) (uint8, uint16, float in [0, 1]), tensors C×H×W: one or a list
     model, # name or folder of a model, owner/name on the Hub, a network, or what `load_model` returns
-    precision: str = 'auto', # see `chosen_precision`
+    precision: str = 'auto', # see `chosen_precision`; and 'int8', by OpenVINO
     device: str = 'auto', # for a model that is loaded here, see `pick_device`
+    runtime: str = 'auto', # 'torch', 'openvino', or 'auto', see `srdiag.sr.runtime.chosen_runtime`
 ): # the like of each image, larger by the model's scale; PIL images for paths; a list for a list
     """Enlarge images of any size with a super-resolution network, or with that of a diagnosis model.
     DataError, ImageError, ModelError or TypeError say what does not fit"""
@@ -181,7 +182,7 @@ def enlarge(
         raise ModelError('This model has no super-resolution network, so it enlarges nothing: choose another '
                          'one.')
     found, many = _pictures(images, info, network.config['image_channels'])
-    out = [_enlarged(network, p, precision) for p in found]
+    out = [_enlarged(network, p, precision, runtime) for p in found]
     return out if many else out[0]
 
 # %% ../../nbs/models/apply.ipynb #c039
