@@ -93,6 +93,7 @@ def on_site(
 ) -> str|None: # of its page or file on the site; None: it is not there
     "Where something in the repository lies on the site"
     if path == 'nbs/README.md': return 'course/index.md'
+    if path == 'docs/live/live.md': return 'live.md'
     if path.startswith('nbs/'): return path.removeprefix('nbs/')
     if re.fullmatch(r'results(/[\w-]+)*(/README\.md)?', path):
         return f'{path.removesuffix("/README.md")}/index.md'
@@ -212,11 +213,12 @@ def outputs_as_myst(outputs, name, save): # name of a picture; save: function of
     return parts
 
 
-def in_use(example, name, save):
+def in_use(example, module, lead, save):
     "The example at the top of a page of the reference"
     if example is None: return []
+    said = f'From [{lead[0]}](../{page_of(module)}), which makes the files that it reads, if any.'
     return ['## In use', f'```python\n{example.source}\n```',
-            *outputs_as_myst(example.outputs, name, save)]
+            *outputs_as_myst(example.outputs, module, save), said]
 
 
 def module_page(module, symbols, lead, headings, names, use=()):
@@ -296,7 +298,8 @@ def sidebar(course, results):
     "The tables of contents of the first page"
     parts = [f'course/{part_file(part)}' for part in course if part != HOWTO]
     return '\n\n'.join([
-        toctree(['Getting started <self>', 'live', 'gallery']), toctree([*parts, 'course/solutions', 'course/index'], 'Course'),
+        toctree(['Getting started <self>', 'live', 'gallery']),
+        toctree([*parts, 'course/solutions', 'course/index'], 'Course'),
         toctree([page.removesuffix('.ipynb') for page in course[HOWTO]], 'How-to'),
         toctree(['reference/index', 'words'], 'Reference'),
         toctree(['results/index', *(f'results/{name}/index' for name in results)], 'Results'),
@@ -334,7 +337,7 @@ def write_reference(write, books, modules, leads, names):
         example = Book(books[page], module, [s.name for s in symbols], directives_of).example()
         write(f'reference/{module}.md',
               module_page(module, symbols, leads[page], headings_of(books[page]), names,
-                          in_use(example, module, save)))
+                          in_use(example, module, leads[page], save)))
 
 
 def write_results(write, src, root, results, names):

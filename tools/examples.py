@@ -13,6 +13,9 @@ sys.path.append(str(Path(__file__).parents[1]))
 from srdiag import __all__ as FACE
 
 LONGEST = 40 # lines of an example
+LEAVES = re.compile(r'(^|[._])(save|write|mkdir|touch|copy|dump|copytree|copyfile|chdir|to_csv|symlink)')
+# reads files in the folder of the notebook
+HERE = re.compile(r"'[\w./-]*\.(png|csv|tif|json)'|'\.\./|Path\('|_command\('")
 SEED = re.compile(r'^torch\.manual_seed\(.*\);?$', flags=re.M)
 
 
@@ -48,14 +51,27 @@ def changed(node): # names of things that a statement changes: net.x = 1, net.ev
     return {root(t) for t in targets if isinstance(t, (ast.Attribute, ast.Subscript))}
 
 
+def leaves(node): # names in a statement that writes files, e.g. of the folder
+    if isinstance(node, (ast.FunctionDef, ast.ClassDef)): return set()
+    calls = [n for n in ast.walk(node) if isinstance(n, ast.Call)]
+    return loaded(node) if any(LEAVES.search(ast.unparse(c.func)) for c in calls) else set()
+
+
 def lines_of(source, node): # with the comments behind them
     first = min([node.lineno, *(d.lineno for d in getattr(node, 'decorator_list', []))])
     return '\n'.join(source.split('\n')[first - 1:node.end_lineno])
 
 
 def without(needed, node): # names that are needed before a statement which makes some of them
-    surely = isinstance(node, (ast.Assign, ast.FunctionDef, ast.ClassDef, ast.Import, ast.ImportFrom, ast.For))
-    return needed - bound(node) if surely else needed
+    surely = ast.Assign, ast.FunctionDef, ast.ClassDef, ast.Import, ast.ImportFrom, ast.For
+    return needed - bound(node) if isinstance(node, surely) else needed
+
+
+def written(imports): # (module, name) → lines, modules first, this library last
+    whole = sorted(f'import {module}' for module, name in imports if not name)
+    parts = sorted({module for module, name in imports if name}, key=lambda m: (m.startswith('srdiag'), m))
+    return '\n'.join(whole + [f'from {m} import {", ".join(sorted(n for k, n in imports if k == m and n))}'
+                              for m in parts])
 
 
 def plain(source): return re.sub(r'^(#\||%|!).*\n?', '', source, flags=re.M).strip('\n')
@@ -70,10 +86,11 @@ class Book:
         told, # source of a cell → its directives
     ):
         self.module, self.public, self.cells, self.statements = module, public, [], []
-        self.hers, self.modules = set(), set() # names that the notebook exports, and those that it imports
+        self.hers, self.modules, self.imported = set(), set(), set() # names it exports, and those it imports
         heading = ''
         for i, cell in enumerate(nb.cells):
-            if cell.cell_type == 'markdown': heading = (re.findall(r'^#+ (.+)$', cell.source, re.M) or [heading])[-1]
+            if cell.cell_type == 'markdown':
+                heading = (re.findall(r'^#+ (.+)$', cell.source, re.M) or [heading])[-1]
             if cell.cell_type == 'code': self._read(i, cell, told(cell.source), heading)
 
     def _read(self, i, cell, told, heading):
@@ -83,33 +100,37 @@ class Book:
         if not told.keys() & {'export', 'exporti', 'exports'}:
             if not told.keys() & {'hide', 'echo'}: self.cells.append((i, source, cell, heading))
             self.statements += [(i, source, n) for n in nodes]
-            self.modules |= {name for n in nodes if isinstance(n, ast.Import) for name in bound(n)}
+            self._imports(nodes)
             return
         imports = [n for n in nodes if isinstance(n, (ast.Import, ast.ImportFrom))]
         self.statements += [(i, source, n) for n in imports]
-        self.modules |= {name for n in imports if isinstance(n, ast.Import) for name in bound(n)}
+        self._imports(imports)
         for n in nodes:
             if n not in imports: self.hers |= bound(n)
 
+    def _imports(self, nodes):
+        self.modules |= {name for n in nodes if isinstance(n, ast.Import) for name in bound(n)}
+        self.imported |= {name for n in nodes if isinstance(n, ast.ImportFrom) for name in bound(n)}
+
     def with_what_it_needs(self, i, source):
         "The source of a cell after the lines that it depends on; None if it needs what is not public"
-        needed, kept, imports = set(), [], set()
+        needed, kept, imports = set(), [], set() # names, lines, and (module, name); '' is the module itself
         for node in reversed(ast.parse(source).body): needed = without(needed, node) | loaded(node)
         for at, text, node in reversed(self.statements):
             makes, wanted, line = bound(node), needed - self.hers, lines_of(text, node)
-            if at >= i or not (makes & wanted or changed(node) & wanted - self.modules or SEED.match(line)): continue
+            if at >= i or not (makes & wanted or changed(node) & wanted - self.modules or SEED.match(line)
+                               or leaves(node) & wanted - self.modules - self.imported): continue
             if isinstance(node, (ast.Import, ast.ImportFrom)):
-                imports.add(self.import_of(node, wanted))
+                imports |= self.imports_of(node, wanted)
                 needed -= makes
-            elif line not in kept and not (SEED.match(line) and self.seeded([source, *kept])):
+            elif not (SEED.match(line) and self.seeded([source, *kept])):
                 needed = without(needed, node) | loaded(node)
-                kept.append(line)
+                if line not in kept: kept.append(line)
         used = {name for text in [source, *kept] for name in loaded(ast.parse(text))} & self.hers & needed
         unknown = needed - self.hers - {*dir(builtins)} - self._local([source, *kept])
         if unknown or used - {*self.public}: return None
-        if used: imports.add(f'from srdiag.{self.module} import {", ".join(sorted(used))}')
-        return '\n\n'.join(filter(None, ['\n'.join(sorted(imports, key=self._order)),
-                                         '\n'.join(reversed(kept)), source]))
+        imports |= {(f'srdiag.{self.module}', name) for name in used}
+        return '\n\n'.join(filter(None, [written(imports), '\n'.join(reversed(kept)), source]))
 
     @staticmethod
     def seeded(sources): # or without chance at all
@@ -124,16 +145,15 @@ class Book:
             n.name for t in trees for n in ast.walk(t) if isinstance(n, ast.ExceptHandler) and n.name}
 
     @staticmethod
-    def _order(line): return 'srdiag' in line, line.startswith('from'), line
-
-    @staticmethod
-    def import_of(node, wanted):
-        names = [a for a in node.names if (a.asname or a.name).partition('.')[0] in wanted]
-        said = ', '.join(a.name + (f' as {a.asname}' if a.asname else '') for a in names)
-        return f'import {said}' if isinstance(node, ast.Import) else f'from {node.module} import {said}'
+    def imports_of(node, wanted): # (module, name) of what is wanted
+        names = [(a.name, f' as {a.asname}' if a.asname else '') for a in node.names
+                 if (a.asname or a.name).partition('.')[0] in wanted]
+        whole = isinstance(node, ast.Import)
+        return {(n + alias, '') if whole else (node.module, n + alias) for n, alias in names}
 
     def main(self): # the name that the module is about
-        same = [n for n in self.public if n.lower().replace('_', '') == self.module.split('.')[-1].replace('_', '')]
+        last = self.module.split('.')[-1].replace('_', '')
+        same = [n for n in self.public if n.lower().replace('_', '') == last]
         return (same or [n for n in self.public if n in FACE] or self.public[::-1])[0]
 
     def examples(self): # with their ranks
@@ -142,7 +162,7 @@ class Book:
         def rank(c):
             _, source, cell, heading = c
             names, fails = loaded(ast.parse(source)), re.search(r'^\s*except\b', source, flags=re.M)
-            return bool(fails), self.main() not in names, not cell.outputs
+            return bool(fails), bool(HERE.search(source)), self.main() not in names, not cell.outputs
         return [(rank(c), c) for c in tries]
 
     def example(self) -> Example|None:

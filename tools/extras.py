@@ -25,17 +25,18 @@ def figure_of(cell): # the PNG of a cell as bytes, or None
 def figure_label(page, cell): return f'figure-{page.removesuffix(".ipynb").replace("/", "-")}-{cell}'
 
 
-def first_figure(nb, told): # number of a cell and its PNG; told: source → directives
-    for i, cell in enumerate(nb.cells):
-        if cell.cell_type == 'code' and 'hide' not in told(cell.source) and (png := figure_of(cell)):
-            return i, png
-    return None
+def best_figure(nb, told): # number of a cell and its PNG, or None; told: source → directives
+    "The figure with most to see; the map of the method, which many notebooks show, comes last"
+    found = [('method_map(' not in cell.source, len(png), i, png) for i, cell in enumerate(nb.cells)
+             if cell.cell_type == 'code' and 'hide' not in told(cell.source) and (png := figure_of(cell))]
+    return max(found)[2:] if found else None
 
 
 def save_small(png, path):
     image = Image.open(io.BytesIO(png))
     if image.mode not in ('RGB', 'L'):
-        image = Image.alpha_composite(Image.new('RGBA', image.size, 'white'), image.convert('RGBA')).convert('RGB')
+        white = Image.new('RGBA', image.size, 'white')
+        image = Image.alpha_composite(white, image.convert('RGBA')).convert('RGB')
     image.thumbnail((WIDTH, WIDTH))
     path.parent.mkdir(parents=True, exist_ok=True)
     image.quantize(128).save(path)
@@ -48,12 +49,13 @@ def gallery(
     leads: dict, # page → title and summary
     told, # source of a cell → its directives
 ) -> str: # markdown
-    "The first figure of each notebook, which leads to the code that drew it"
-    parts = ['# Gallery', '{.lead}\nThe first figure of each notebook. A click leads to the code that draws it.']
+    "A figure of each notebook, which leads to the code that drew it"
+    parts = ['# Gallery',
+             '{.lead}\nA figure of each notebook that draws. A click leads to the code behind it.']
     for part, pages in course.items():
         rows = []
         for page in pages:
-            found = first_figure(books[page], told)
+            found = best_figure(books[page], told)
             if not found: continue
             name = f'{page.removesuffix(".ipynb").replace("/", "-")}.png'
             save_small(found[1], src/'gallery'/name)
@@ -74,8 +76,8 @@ def read_words(path: Path = ROOT/'docs'/'words.yml') -> dict: # word → page, w
 def also(page, words): # markdown under the title of a page: index entries, and a line that is seen
     mine = [word for word, home in words.items() if home == page]
     if not mine: return ''
-    entries = '\n'.join(f'single: {word}' for word in mine)
-    return f'```{{index}}\n{entries}\n```\n\n{{.also}}\nAlso looked for as: {", ".join(mine)}.'
+    said = ', '.join(mine)
+    return f'```{{index}} {said}\n```\n\n{{.also}}\nAlso looked for as: {said}.'
 
 
 def words_page(words, leads):
@@ -98,7 +100,8 @@ orphan: true
 {.lead}
 The address is mistyped, or the page has moved.
 
-Begin with [the first page](index.ipynb), with [all notebooks](course/index.md) or with [the reference](reference/index.md), or use the search on the left.
+Begin with [the first page](index.ipynb), with [all notebooks](course/index.md) or with [the
+reference](reference/index.md), or use the search on the left.
 """
 
 
@@ -107,7 +110,8 @@ def finish_not_found(out, about): # about: see facts.facts
     if not about['doc_url']: return
     path = out/'404.html'
     text = path.read_text(encoding='utf-8')
-    path.write_text(text.replace('<head>', f'<head><base href="{escape(about["doc_url"])}/">', 1), encoding='utf-8')
+    base = f'<head><base href="{escape(about["doc_url"])}/">'
+    path.write_text(text.replace('<head>', base, 1), encoding='utf-8')
 
 
 def sitemap(

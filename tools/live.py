@@ -1,5 +1,5 @@
-"""What the live page of the site computes with: `python tools/live.py FOLDER` fills a folder with ONNX Runtime
-Web, the networks of the package as ONNX, and samples.
+"""What the live page of the site computes with: `python tools/live.py FOLDER` fills a folder with ONNX
+Runtime Web, the networks of the package as ONNX, and samples.
 
 It runs beside Sphinx. Where npm or the extra `onnx` is missing, `live.json` says so, and the page keeps its
 static picture. Graphs are kept in build/live until the weights or the networks change."""
@@ -69,7 +69,8 @@ def fingerprint(name):
     "Of everything that a graph is made from"
     import torch
     from srdiag.core.weights import list_pretrained, pretrained_folder
-    made_from = [Path(__file__), *sorted((ROOT/'srdiag'/'sr').glob('*.py'))]
+    made_from = [Path(__file__), ROOT/'srdiag'/'core'/'graphs.py',
+                 *sorted((ROOT/'srdiag'/'sr').glob('*.py'))]
     if name in list_pretrained(): made_from.append(pretrained_folder(name)/'model.safetensors')
     text = torch.__version__ + ''.join(hashlib.sha256(p.read_bytes()).hexdigest() for p in made_from)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
@@ -95,11 +96,10 @@ def enlargers(): # name → a function that makes the network
 def exported(network, path):
     "A network as ONNX, for images of any size"
     import torch
-    free = {2: torch.export.Dim.DYNAMIC, 3: torch.export.Dim.DYNAMIC}
-    made = torch.onnx.export(network.eval(), (torch.rand(1, 3, 36, 52),), dynamo=True, verbose=False,
-                             dynamic_shapes=(free,), input_names=['lr'], output_names=['sr'])
+    from srdiag.core.graphs import onnx_model
+    graph = onnx_model(network, torch.rand(1, 3, 36, 52), {2: 'height', 3: 'width'}, ('lr', 'sr'))
     part = path.with_suffix('.part')
-    made.save(part)
+    part.write_bytes(graph.SerializeToString())
     part.replace(path)
 
 
@@ -157,7 +157,8 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('folder', type=Path, help='folder of the files')
-    parser.add_argument('--cache', type=Path, default=CACHE, help='folder of what is kept (default: build/live)')
+    parser.add_argument('--cache', type=Path, default=CACHE,
+                        help='folder of what is kept (default: build/live)')
     args = parser.parse_args()
     why = fill(args.folder, args.cache)
     if why: print(f'The live page shows a picture only: {why}.', file=sys.stderr)
