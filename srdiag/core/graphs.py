@@ -59,6 +59,12 @@ def _check_example(example, dynamic): # ValueError where PyTorch would take a si
 def _first_line(e): # of what PyTorch says
     return shortened(next((line.strip() for line in str(e).splitlines() if line.strip()), type(e).__name__))
 
+def _without_lines(program): # in which line of which file an operation stood
+    for part in program.graph_module.modules():
+        for node in part.graph.nodes if isinstance(part, torch.fx.GraphModule) else ():
+            node.meta.pop('stack_trace', None)
+    return program
+
 def captured(
     module: nn.Module, # takes one tensor; it is copied, and stays as it is
     example: torch.Tensor, # B×C×H×W in [0, 1], at least 2 along each axis that is dynamic
@@ -67,11 +73,12 @@ def captured(
     "A network as a list of operations. ModelError if it is none, ValueError for an example that is too small"
     _check_example(example, dynamic)
     shapes = {axis: torch.export.Dim.DYNAMIC for axis in dynamic}
-    try: return torch.export.export(_copy_of(module), (example.float().cpu(),), strict=False,
-                                    dynamic_shapes=(shapes,))
+    try: program = torch.export.export(_copy_of(module), (example.float().cpu(),), strict=False,
+                                       dynamic_shapes=(shapes,))
     except Exception as e: # of many kinds, also of PyTorch's own
         raise ModelError(f'{type(module).__name__} is no list of operations that fits images of any size, so '
                          f'it cannot be exported: {_first_line(e)}') from e
+    return _without_lines(program)
 
 # %% ../../nbs/core/graphs.ipynb #c017
 def _translated(program, dynamic, names): # → onnx.ModelProto
@@ -82,7 +89,7 @@ def _translated(program, dynamic, names): # → onnx.ModelProto
         raise ModelError(f'The network cannot be written as an ONNX graph ({_first_line(e.__cause__ or e)}): '
                          'a part of it has no translation.') from e
 
-def _forget_lines(graph): # where each operation stood in the code
+def _forget_origin(graph): # what each operation was in PyTorch
     for part in (graph, graph.graph, *graph.graph.node, *graph.graph.value_info, *graph.graph.input,
                  *graph.graph.output, *graph.functions):
         del part.metadata_props[:]
@@ -100,7 +107,7 @@ def onnx_model(
     cannot be translated, ValueError for an example that is too small"""
     for name in ('onnx', 'onnxscript'): of_extra(name, 'onnx', 'An ONNX graph')
     graph = _translated(captured(module, example, dynamic), dynamic, list(names))
-    _forget_lines(graph)
+    _forget_origin(graph)
     of_extra('onnx.helper', 'onnx', 'An ONNX graph').set_model_props(graph, {
         str(key): str(text) for key, text in (metadata or {}).items()})
     return graph

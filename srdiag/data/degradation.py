@@ -47,6 +47,15 @@ def _as_batch(
     return x if x.dtype == torch.float64 else x.float()
 
 # %% ../../nbs/data/degradation.ipynb #c018
+def _check_span(x, clip): # ValueError for numbers that are no image
+    low, high = torch.aminmax(x)
+    if not (low > -torch.inf and high < torch.inf):
+        raise ValueError('degrade was given NaN or infinite values, which are no image.')
+    if clip and (low < -0.01 or high > 1.01):
+        raise ValueError(f'degrade needs values in [0, 1], but got {low:.3g} to {high:.3g}: divide 8-bit '
+                         'values by 255 first, or set clip=False.')
+
+# %% ../../nbs/data/degradation.ipynb #c020
 def degrade(
     hr: torch.Tensor, # C×H×W or B×C×H×W, float in [0, 1]; H and W divisible by `scale`
     scale: int, # how many times smaller
@@ -59,19 +68,14 @@ def degrade(
     if h % scale or w % scale or not h*w:
         raise ValueError(f'degrade needs a height and a width divisible by {scale}, but got {h}×{w}: use '
                          f'crop_to_multiple(hr, {scale}) first.')
-    low, high = torch.aminmax(x)
-    if not (low > -torch.inf and high < torch.inf):
-        raise ValueError('degrade was given NaN or infinite values, which are no image.')
-    if clip and (low < -0.01 or high > 1.01):
-        raise ValueError(f'degrade needs values in [0, 1], but got {low:.3g} to {high:.3g}: divide 8-bit '
-                         'values by 255 first, or set clip=False.')
+    if not torch.compiler.is_compiling(): _check_span(x, clip) # a graph asks nothing about its numbers
     if scale > 1:
         x, size = _pad_symmetric(x, 2*scale), (h//scale + 4, w//scale + 4)
         x = F.interpolate(x, size=size, mode='bicubic', antialias=True)[..., 2:-2, 2:-2]
     x = (x.clamp(0, 1) if clip else x).to(hr.dtype)
     return x[0] if hr.dim() == 3 else x
 
-# %% ../../nbs/data/degradation.ipynb #c027
+# %% ../../nbs/data/degradation.ipynb #c029
 def crop_to_multiple(
     x: torch.Tensor, # ...×H×W, any dtype
     multiple: int, # usually the scale
@@ -84,7 +88,7 @@ def crop_to_multiple(
                          'small.')
     return x[..., :h - h%multiple, :w - w%multiple]
 
-# %% ../../nbs/data/degradation.ipynb #c030
+# %% ../../nbs/data/degradation.ipynb #c032
 def upsample(
     lr: torch.Tensor, # C×h×w or B×C×h×w, float
     scale: int, # how many times larger

@@ -42,7 +42,7 @@ def affinity_in_context(
         x, r = f.flatten(1).float(), references.flatten(1).float()
         cross, own, among = x@r.T, x.square().sum(1), r@r.T
         first = torch.cat([own[:, None], cross], 1)[:, None]                                   # B×1×(1+R)
-        others = torch.cat([cross[:, :, None], among.expand(len(x), *among.shape)], 2)         # B×R×(1+R)
+        others = torch.cat([cross[:, :, None], among.expand(x.shape[0], *among.shape)], 2)     # B×R×(1+R)
         return F.normalize(torch.cat([first, others], 1), dim=2)
 
 # %% ../../nbs/diagnosis/sai.ipynb #c017
@@ -147,7 +147,7 @@ class SampleAffinityInteraction(nn.Module):
                          *matrices[:3], (e_sr, e_lr), *matrices[3:])
 
     def _transferred(self, e_sr, e_lr, mode, references): # → what each branch hears; A_SR, A_LR, M
-        if mode == 'solo': return e_lr, e_sr, [torch.eye(len(e_sr), device=e_sr.device)]*3
+        if mode == 'solo': return e_lr, e_sr, [torch.eye(e_sr.shape[0], device=e_sr.device)]*3
         if mode in ('batch', 'both'): return (self._among if mode == 'batch' else self._both_ways)(e_sr, e_lr)
         if mode != 'context': raise ValueError(f"mode is 'batch', 'solo' or 'context', not {mode!r}.")
         if references is None:
