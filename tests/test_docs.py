@@ -782,6 +782,26 @@ def test_the_live_page_works_by_keyboard_in_the_dark_on_a_small_screen(live):
     assert found['page'] < 0.1 and not found['low'] and not trouble, (found, trouble)
 
 
+@pytest.mark.parametrize('name', ['cell', 'cell_dark'])
+def test_the_browser_says_of_a_red_cell_what_python_says(site, live, name):
+    import srdiag
+    page, trouble = live()
+    button = page.locator(f'#live-cells button:has(img[src$="{name}.png"])')
+    button.focus()
+    page.keyboard.press('Enter')
+    page.wait_for_function('() => document.getElementById("live-cells").dataset.done', timeout=120_000)
+    shown = json.loads(page.locator('#live-cells').get_attribute('data-done'))[1:]
+    says = srdiag.diagnose(site/'_static'/'live'/f'{name}.png', 'redcells_x4')
+    assert says.calibrated and np.allclose(shown, [*says.probabilities.values()], atol=1e-3)
+    status = page.locator('#live-cells [role=status]').inner_text()
+    assert f'Decision: {says.decision}. Not for diagnostic use.' in status
+    assert f'parasitized {shown[0]:.2f}, uninfected {shown[1]:.2f} (calibrated)' in status
+    assert 'calibration error of 893 cells' in page.locator('[data-live=cell-note]').inner_text()
+    page.set_input_files('#live-cell-file', dict(name='c.png', mimeType='image/png', buffer=b'no'))
+    page.locator('#live-cells .wrong').filter(has_text='c.png cannot be read').wait_for()
+    assert not trouble, '\n'.join(trouble)
+
+
 def test_without_a_runtime_the_page_says_how_and_shows_a_picture(browser, watched):
     page, trouble = watched()
     page.route('**/live.json', lambda route: route.fulfill(

@@ -174,7 +174,8 @@ def rows_of(pages, leads): # notebooks with their summaries
 
 def part_page(part, pages, leads):
     "A part of the course"
-    return '\n\n'.join([f'# {title_of(part)}', *rows_of(pages, leads),
+    lead = f'{{.lead}}\nA part of the course: {", ".join(leads[p][0] for p in pages)}.'
+    return '\n\n'.join([f'# {title_of(part)}', lead, *rows_of(pages, leads),
                         toctree([f'../{p.removesuffix(".ipynb")}' for p in pages])]) + '\n'
 
 

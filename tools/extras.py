@@ -77,7 +77,8 @@ def also(page, words): # markdown under the title of a page: index entries, and 
     mine = [word for word, home in words.items() if home == page]
     if not mine: return ''
     said = ', '.join(mine)
-    return f'```{{index}} {said}\n```\n\n{{.also}}\nAlso looked for as: {said}.'
+    first = ', '.join(f'!{word}' for word in mine) # found before what only mentions it
+    return f'```{{index}} {first}\n```\n\n{{.also}}\nAlso looked for as: {said}.'
 
 
 def words_page(words, leads):

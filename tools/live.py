@@ -23,6 +23,7 @@ RUNTIME, VERSION = 'onnxruntime-web', '1.30.0'
 INTEGRITY = 'sha512-q0y+JrrtukXSzsBWEMccVfqX25LRmosXHF+CaRJmg8pZClzcV7svNc4rKY3jL02Vb7QmRMDs1SigqR4CXAfKYQ=='
 PARTS = 'ort.wasm.bundle.min.mjs', 'ort-wasm-simd-threaded.wasm' # all that the page needs of 145 MB
 NETWORKS = {'histology_x2': 2, 'endoscopy_x4': 4} # name: scale
+CELLS = 'redcells_x4' # a model that diagnoses
 PAGE = 'live.js', 'worker.js', 'live.css' # in docs/live
 CACHE = ROOT/'build'/'live'
 
@@ -69,8 +70,8 @@ def fingerprint(name):
     "Of everything that a graph is made from"
     import torch
     from srdiag.core.weights import list_pretrained, pretrained_folder
-    made_from = [Path(__file__), ROOT/'srdiag'/'core'/'graphs.py',
-                 *sorted((ROOT/'srdiag'/'sr').glob('*.py'))]
+    made_from = [Path(__file__), *(p for room in ('core', 'data', 'sr', 'diagnosis', 'models')
+                                   for p in sorted((ROOT/'srdiag'/room).glob('*.py')))]
     if name in list_pretrained(): made_from.append(pretrained_folder(name)/'model.safetensors')
     text = torch.__version__ + ''.join(hashlib.sha256(p.read_bytes()).hexdigest() for p in made_from)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
@@ -87,20 +88,14 @@ def bicubic(scale):
     return Bicubic()
 
 
-def enlargers(): # name → a function that makes the network
-    from srdiag.sr.mrcnet import MRCNet
-    return {**{name: lambda name=name: MRCNet.from_pretrained(name) for name in NETWORKS},
-            **{f'bicubic_x{s}': lambda s=s: bicubic(s) for s in sorted({*NETWORKS.values()})}}
-
-
-def exported(network, path):
-    "A network as ONNX, for images of any size"
+def write_graph(name, path):
+    "A model of the package, or bicubic enlargement, as ONNX for images of any size"
     import torch
     from srdiag.core.graphs import onnx_model
-    graph = onnx_model(network, torch.rand(1, 3, 36, 52), {2: 'height', 3: 'width'}, ('lr', 'sr'))
-    part = path.with_suffix('.part')
-    part.write_bytes(graph.SerializeToString())
-    part.replace(path)
+    from srdiag.models.export import export_model
+    if name in (*NETWORKS, CELLS): return export_model(name, path)
+    made = onnx_model(bicubic(int(name[-1])), torch.rand(2, 3, 12, 10), names=('image', 'enlarged'))
+    path.write_bytes(made.SerializeToString())
 
 
 def graphs(
@@ -113,13 +108,37 @@ def graphs(
     warnings.simplefilter('ignore')
     logging.disable(logging.WARNING)
     cache.mkdir(parents=True, exist_ok=True)
-    for name, make in enlargers().items():
+    for name in (*NETWORKS, *(f'bicubic_x{scale}' for scale in NETWORKS.values()), CELLS):
         kept = cache/f'{name}-{fingerprint(name)}.onnx'
-        if not kept.is_file(): exported(make(), kept)
+        if not kept.is_file():
+            with tempfile.TemporaryDirectory(dir=cache) as folder:
+                write_graph(name, Path(folder)/'graph.onnx')
+                (Path(folder)/'graph.onnx').replace(kept)
         shutil.copy(kept, to/f'{name}.onnx')
 
 
+def facts_of_cells(to): # what the page says about the answers of the model
+    from srdiag.core.weights import pretrained_folder, read_config
+    from srdiag.models.export import read_graph
+    notes, info = read_graph(to/f'{CELLS}.onnx'), read_config(pretrained_folder(CELLS))['info']
+    return dict(classes=notes.classes, **notes.thresholds, ece=info['metrics']['ece_calibrated'],
+                images=info['metrics']['n'])
+
+
 # --- samples ----------------------------------------------------------------------------------------------
+
+def cell(dark): # uint8 3×16×16: drawn, no photograph: a disc on black, with a dark spot or without
+    import torch
+
+    from srdiag.data.degradation import degrade
+    from srdiag.data.images import to_uint8
+    y, x = torch.meshgrid(*[torch.arange(64.) - 31.5]*2, indexing='ij')
+    def disc(top, left, radius): return (radius - ((y - top)**2 + (x - left)**2).sqrt() + 0.5).clamp(0, 1)
+    def colour(*rgb): return torch.tensor(rgb)[:, None, None]
+    body = disc(0, 0, 29)*colour(0.80, 0.66, 0.68)*(1 - 0.1*disc(0, 0, 10))
+    spot = 0.8*disc(-8, 9, 7) if dark else 0*y
+    return to_uint8(degrade(body*(1 - spot) + spot*colour(0.42, 0.22, 0.50), 4))
+
 
 def samples(): # name → uint8 C×h×w; none was seen in training
     import torch
@@ -130,7 +149,7 @@ def samples(): # name → uint8 C×h×w; none was seen in training
     from srdiag.data.samples import tissue
     def small(x, scale): return to_uint8(degrade(as_float(x), scale))
     retina = torch.from_numpy(data.retina()[340:916, 340:1012]).permute(2, 0, 1)
-    return {'tissue': small(tissue()[:, 128:384, 192:512], 2), 'retina': small(retina, 6),
+    return {'cell': cell(False), 'cell_dark': cell(True), 'tissue': small(tissue()[:, 128:384, 192:512], 2), 'retina': small(retina, 6),
             'microaneurysms': torch.from_numpy(data.microaneurysms())[None].contiguous()}
 
 
@@ -143,14 +162,14 @@ def fill(
     to.mkdir(parents=True, exist_ok=True)
     for name in PAGE: shutil.copy(ROOT/'docs'/'live'/name, to)
     for name, image in samples().items(): save_png(image, to/f'{name}.png', overwrite=True)
-    why = ''
+    facts = dict(runtime=f'{RUNTIME} {VERSION}', missing='', cells=None)
     try:
         runtime(to, cache)
         graphs(to, cache)
-    except Missing as e: why = str(e)
-    (to/'live.json').write_text(json.dumps(dict(runtime=f'{RUNTIME} {VERSION}', missing=why)),
-                                encoding='utf-8')
-    return why
+        facts['cells'] = facts_of_cells(to)
+    except Missing as e: facts['missing'] = str(e)
+    (to/'live.json').write_text(json.dumps(facts), encoding='utf-8')
+    return facts['missing']
 
 
 def main():

@@ -8,7 +8,7 @@
         at('status').classList.toggle('wrong', wrong)
     }
     const address = name => new URL(name, here).href
-    let worker, asked = 0, last = null
+    let worker, asked = 0, last = null, facts = null
 
     // --- reading an image
 
@@ -20,11 +20,11 @@
         }
     }
 
-    function cut(bitmap, name) { // the middle, as pixels over white
+    function cut(bitmap, name, least = LEAST) { // the middle, as pixels over white
         const [w, h] = [bitmap.width, bitmap.height].map(n => Math.min(n, MOST))
-        if (Math.min(w, h) < LEAST)
+        if (Math.min(w, h) < least)
             throw Error(`${name} has ${bitmap.width}×${bitmap.height} px, but the network needs at least `
-                        + `${LEAST} px on each side: choose a larger image.`)
+                        + `${least} px on each side: choose a larger image.`)
         const canvas = document.createElement('canvas')
         canvas.width = w
         canvas.height = h
@@ -46,7 +46,8 @@
     function started() {
         if (worker) return worker
         worker = new Worker(address('worker.js'), {type: 'module'})
-        worker.onmessage = ({data}) => data.id == asked && answer(data)
+        worker.onmessage = ({data}) => data.asks ? data.id == cells.asked && cells.answer(data)
+                                                 : data.id == asked && answer(data)
         worker.onerror = e => {
             e.preventDefault()
             say('The browser could not start the computation. A current Firefox, Chrome, Edge or Safari can.', true)
@@ -120,6 +121,7 @@
         })
         for (const button of root.querySelectorAll('button[data-model]'))
             button.addEventListener('click', () => sample(button))
+        cells.listen()
         for (const input of root.querySelectorAll('input[name=live-model]'))
             input.addEventListener('change', () => last && enlarge(last.blob, last.name))
         for (const kind of ['dragover', 'dragleave', 'drop']) at('drop').addEventListener(kind, e => {
@@ -136,13 +138,66 @@
         }))
     }
 
+    // --- red cells
+
+    const cells = {
+        root: document.getElementById('live-cells'), asked: 0, name: '',
+        part: name => cells.root.querySelector(`[data-live="${name}"]`),
+        say(text, wrong = false) {
+            cells.part('cell-status').textContent = text
+            cells.part('cell-status').classList.toggle('wrong', wrong)
+        },
+        async ask(blob, name) {
+            const id = ++cells.asked
+            try {
+                const picture = cut(await decoded(blob, name), name, 2)
+                if (id != cells.asked) return
+                cells.name = name
+                cells.say(`Looking at ${name}.`)
+                started().postMessage({id, picture, graphs: ['redcells_x4'], asks: true})
+            } catch (e) { cells.say(e.message, true) }
+        },
+        decide(p) { // as srdiag.evaluation.thresholds.decide does
+            const {classes, positive, positive_from, abstain_below} = facts.cells
+            if (positive && p[classes.indexOf(positive)] >= positive_from) return positive
+            if (abstain_below && Math.max(...p) < abstain_below) return 'undecided'
+            return positive ? classes[1 - classes.indexOf(positive)] : classes[p.indexOf(Math.max(...p))]
+        },
+        answer({probabilities: p, error}) {
+            if (error) return cells.say(`${cells.name} could not be looked at: ${error}`, true)
+            const {classes, images, ece} = facts.cells
+            const said = classes.map((c, k) => `${c} ${p[k].toFixed(2)}`).join(', ')
+            cells.say(`${cells.name}: ${said} (calibrated). Decision: ${cells.decide(p)}. Not for diagnostic use.`)
+            classes.forEach((c, k) => { cells.part(`bar-${k}`).value = p[k] })
+            cells.part('cell-note').textContent = 'On test cells these probabilities were off by '
+                + `${(100*ece).toFixed(1)} points on average (expected calibration error of ${images} cells).`
+            cells.part('cell-result').hidden = false
+            cells.root.dataset.done = JSON.stringify([cells.asked, ...p])
+        },
+        listen() {
+            for (const button of cells.root.querySelectorAll('button'))
+                button.addEventListener('click', async () => {
+                    try { cells.ask(await (await fetch(button.querySelector('img').src)).blob(), button.dataset.name) }
+                    catch { cells.say('The sample cannot be fetched: is the site still served?', true) }
+                })
+            cells.part('cell-file').addEventListener('change', ({target: {files}}) =>
+                files.length && cells.ask(files[0], files[0].name))
+            for (const kind of ['dragover', 'drop']) cells.root.addEventListener(kind, e => {
+                e.preventDefault()
+                if (kind == 'drop' && e.dataTransfer.files.length)
+                    cells.ask(e.dataTransfer.files[0], e.dataTransfer.files[0].name)
+            })
+        },
+    }
+
     async function begin() {
         if (location.protocol == 'file:')
             return say('A page opened as a file may not compute, and shows a picture. Serve the site, with '
                        + '"python -m http.server -d _site", and open http://localhost:8000/live.html.')
-        const facts = await (await fetch(address('live.json'))).json()
+        facts = await (await fetch(address('live.json'))).json()
         if (facts.missing) return say(`This site computes nothing and shows a picture: ${facts.missing}.`)
         at('controls').hidden = false
+        cells.root.hidden = false
         say('Ready. Choose an image or a sample.')
         listen()
         slide(50)

@@ -39,9 +39,10 @@ async function run(name, feeds) {
     return (await s.run({[s.inputNames[0]]: feeds}))[s.outputNames[0]]
 }
 
-onmessage = async ({data: {id, graphs, picture, grey}}) => {
+onmessage = async ({data: {id, graphs, picture, grey, asks}}) => {
     try {
         const x = asTensor(picture), pictures = {}
+        if (asks) return postMessage({id, asks, probabilities: [...(await run(graphs[0], x)).data]})
         for (const name of graphs) await session(name)
         const start = performance.now()
         for (const name of graphs) pictures[name] = asPicture(await run(name, x), grey)
