@@ -20,7 +20,8 @@ sys.path[:0] = [str(Path(__file__).parents[1]), str(Path(__file__).parent)]
 from facts import ROOT
 
 RUNTIME, VERSION = 'onnxruntime-web', '1.30.0'
-INTEGRITY = 'sha512-q0y+JrrtukXSzsBWEMccVfqX25LRmosXHF+CaRJmg8pZClzcV7svNc4rKY3jL02Vb7QmRMDs1SigqR4CXAfKYQ=='
+INTEGRITY = ('sha512-q0y+JrrtukXSzsBWEMccVfqX25LRmosXHF+CaRJmg8pZClzcV7svNc4rKY3jL02Vb7QmRMDs1SigqR4C'
+             'XAfKYQ==')
 PARTS = 'ort.wasm.bundle.min.mjs', 'ort-wasm-simd-threaded.wasm' # all that the page needs of 145 MB
 NETWORKS = {'histology_x2': 2, 'endoscopy_x4': 4} # name: scale
 CELLS = 'redcells_x4' # a model that diagnoses
