@@ -150,7 +150,8 @@ def samples(): # name → uint8 C×h×w; none was seen in training
     from srdiag.data.samples import tissue
     def small(x, scale): return to_uint8(degrade(as_float(x), scale))
     retina = torch.from_numpy(data.retina()[340:916, 340:1012]).permute(2, 0, 1)
-    return {'cell': cell(False), 'cell_dark': cell(True), 'tissue': small(tissue()[:, 128:384, 192:512], 2), 'retina': small(retina, 6),
+    return {'cell': cell(False), 'cell_dark': cell(True), 'retina': small(retina, 6),
+            'tissue': small(tissue()[:, 128:384, 192:512], 2),
             'microaneurysms': torch.from_numpy(data.microaneurysms())[None].contiguous()}
 
 
