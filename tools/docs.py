@@ -317,7 +317,8 @@ def write_notebooks(src, books, names, contents, words): # contents: see `sideba
         def add(at, text, name): page_nb.cells.insert(at, nbformat.v4.new_markdown_cell(text, id=name))
         if found := also(page.removesuffix('.ipynb'), words): add(1, found, 'also')
         if page == 'index.ipynb':
-            add(1, LIVE, 'live')
+            title, lead, rest = page_nb.cells[0].source.split('\n\n', 2)
+            page_nb.cells[0].source = '\n\n'.join([title, lead, LIVE, rest])
             add(len(page_nb.cells), contents, 'toc')
         (src/page).parent.mkdir(parents=True, exist_ok=True)
         nbformat.write(page_nb, src/page)
