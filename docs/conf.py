@@ -1,4 +1,5 @@
 "Sphinx's settings. The pages come from tools/docs.py, the facts about the project from settings.ini."
+import html
 import importlib.util
 import shutil
 from configparser import ConfigParser
@@ -40,4 +41,20 @@ def copy_mathjax(app, error):
     shutil.copy2(_mathjax/_script, to)
 
 
-def setup(app): app.connect('build-finished', copy_mathjax)
+def description_of(doctree): # the lead of a page, or else its first sentence
+    from docutils.nodes import paragraph
+    found = list(doctree.findall(paragraph))
+    lead = next((p for p in found if 'lead' in p['classes']), found[0] if found else None)
+    text = ' '.join(lead.astext().split()) if lead is not None else ''
+    return text if len(text) <= 160 else f'{text[:157].rsplit(" ", 1)[0]} ...'
+
+
+def describe(app, pagename, templatename, context, doctree): # for search engines
+    text = description_of(doctree) if doctree is not None else ''
+    if text: context['metatags'] = (f'<meta name="description" content="{html.escape(text)}">\n'
+                                    + context.get('metatags', ''))
+
+
+def setup(app):
+    app.connect('html-page-context', describe)
+    app.connect('build-finished', copy_mathjax)

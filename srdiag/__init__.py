@@ -75,7 +75,8 @@ def __getattr__(name):
     from importlib import import_module
     if name in _ROOMS: return import_module(f'.{name}', __name__)
     if name not in _FACE: raise no_such_name(__name__, name, __all__)
-    value = globals()[name] = getattr(import_module(f'.{_FACE[name]}', __name__), name)
+    from .core.meanings import explained
+    value = globals()[name] = explained(getattr(import_module(f'.{_FACE[name]}', __name__), name))
     return value
 
 

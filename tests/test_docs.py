@@ -1,9 +1,13 @@
 """The site: what the converter does to a notebook, the reference against the library, the commands of the
 how-to pages, and every page in a browser."""
 import ast
+import base64
 import functools
+import html
 import http.server
 import importlib
+import io
+import json
 import re
 import shlex
 import shutil
@@ -13,8 +17,11 @@ import threading
 from pathlib import Path
 from types import SimpleNamespace
 from urllib.parse import unquote, urldefrag
+from xml.etree import ElementTree
 
+import numpy as np
 import pytest
+from PIL import Image
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 
 ROOT = Path(__file__).parents[1]
@@ -22,9 +29,12 @@ sys.path.insert(0, str(ROOT/'tools'))
 import badges
 import course
 import docs
+import extras
 import facts
+import live as live_page
 import readme
 import reference
+from examples import Book
 
 PAGES = {page.removesuffix('.ipynb'): ROOT/'nbs'/page for page in course.notebooks()}
 MODULES = {page.replace('/', '.'): p for page, p in PAGES.items()
@@ -487,3 +497,325 @@ def test_text_stands_out_in_light_and_dark(browser, watched, scheme):
         assert (found['page'] < 0.1) == (scheme == 'dark'), f'{name} is not {scheme}'
         if found['low']: trouble.append(f'{name}: text is hard to read: {found["low"][:5]}')
     assert not trouble, '\n'.join(trouble)
+
+
+# --- what the site says about itself ----------------------------------------------------------------------
+
+def test_each_page_describes_itself_and_no_two_alike(site):
+    found = {}
+    for page in pages_of(site):
+        if page in ('search.html', 'genindex.html', 'py-modindex.html'): continue
+        text = (site/page).read_text(encoding='utf-8')
+        said = re.findall(r'<meta name="description" content="([^"]*)"', text)
+        assert len(said) == 1 and 10 < len(html.unescape(said[0])) <= 160, f'{page} describes itself: {said}.'
+        found.setdefault(said[0], []).append(page)
+    # a module and its notebook are about the same
+    alike = [pages for pages in found.values() if len(pages) > 2]
+    assert len(alike) < 5, f'These pages have one description: {alike}.'
+
+
+ABOUT = dict(git_url='', doc_url='https://example.org/docs', branch='main')
+
+
+def test_a_site_with_an_address_has_a_map(tmp_path):
+    for name in ('index.html', 'sr/mrc.html', '404.html', 'search.html'):
+        (tmp_path/name).parent.mkdir(exist_ok=True)
+        (tmp_path/name).write_text('<html><head></head></html>', encoding='utf-8')
+    assert 'doc_url' in extras.sitemap(tmp_path, ABOUT | dict(doc_url=''))
+    assert not (tmp_path/'sitemap.xml').exists()
+    assert extras.sitemap(tmp_path, ABOUT) == 'sitemap.xml names 2 pages.'
+    listed = {e.text for e in ElementTree.parse(tmp_path/'sitemap.xml').findall('.//{*}loc')}
+    assert listed == {f'https://example.org/docs/{p}' for p in ('index.html', 'sr/mrc.html')}
+    extras.finish_not_found(tmp_path, ABOUT)
+    assert '<base href="https://example.org/docs/">' in (tmp_path/'404.html').read_text(encoding='utf-8')
+
+
+def test_the_site_has_a_page_for_what_there_is_not(site):
+    text = (site/'404.html').read_text(encoding='utf-8')
+    assert 'There is no such page' in text and 'href="course/index.html"' in text
+
+
+def test_the_gallery_leads_to_the_code_of_its_figures(site):
+    text = (site/'gallery.html').read_text(encoding='utf-8')
+    links = re.findall(r'href="([\w/-]+\.html#figure-[\w-]+)"', text)
+    assert len(set(links)) > 50 and len(re.findall(r'<img alt="A figure of [^"]+"', text)) == len(set(links))
+    for link in set(links):
+        page, _, part = link.partition('#')
+        assert f'id="{part}"' in (site/page).read_text(encoding='utf-8'), link
+
+
+# --- the example on a page of the reference ---------------------------------------------------------------
+
+BOOK = [new_code_cell('#| default_exp sr.net'), new_code_cell('#| export\nfrom math import pi\nimport torch'),
+        new_code_cell('#| export\ndef _hidden(): pass\nclass Net:\n    def __init__(self, n): self.n = n\n'
+                      'class Part: pass'),
+        new_code_cell('import sys; size = 3\nsize = 4 # px\nother = 5'), new_code_cell('Part()'),
+        new_code_cell('try: Net()\nexcept TypeError as e: print(e)'), new_code_cell('_hidden(), Net(1)'),
+        new_code_cell('torch.manual_seed(0)\nnet = Net(size)'), new_code_cell('print(net.n, pi)')]
+
+
+def example_of(cells):
+    return Book(new_notebook(cells=cells), 'sr.net', ['Net', 'Part'], docs.directives_of).example()
+
+
+def test_an_example_has_all_that_it_needs_and_no_more():
+    assert example_of(BOOK).source == ('import torch\nfrom srdiag.sr.net import Net\n\nsize = 4 # px\n\n'
+                                       'torch.manual_seed(0)\nnet = Net(size)')
+    chosen = example_of([*BOOK, new_markdown_cell('## In use'), new_code_cell('print(net.n, pi)')])
+    assert chosen.source == ('from math import pi\nfrom srdiag.sr.net import Net\n\n'
+                             'size = 4 # px\nnet = Net(size)\n\nprint(net.n, pi)')
+    assert example_of(BOOK[:4]) is None
+
+
+@functools.cache
+def example_on(module):
+    import nbformat
+    names = [s.name for s in exports_of(module)]
+    return Book(nbformat.read(MODULES[module], 4), module, names, docs.directives_of).example()
+
+
+def test_nearly_every_page_of_the_reference_begins_with_an_example(site):
+    from pyflakes import checker
+    found = {m: example_on(m) for m in MODULES if example_on(m)}
+    assert len(found) > 0.95*len(MODULES), sorted(set(MODULES) - set(found))
+    for module, example in found.items():
+        said = [m.message % m.message_args for m in checker.Checker(ast.parse(example.source)).messages]
+        assert not said, f'The example of srdiag.{module}: {said}'
+        text = (site/'reference'/f'{module}.html').read_text(encoding='utf-8')
+        assert 0 < text.index('>In use<') < text.index('<dl class="py')
+    assert 'MRCNet(' in found['sr.mrcnet'].source.split('Head(')[0]
+
+
+@pytest.mark.parametrize('module', ['sr.mrcnet', 'sr.zoo', 'sr.inference', 'data.images', 'data.degradation',
+                                    'diagnosis.losses', 'evaluation.image_quality', 'evaluation.diagnostic'])
+def test_an_example_gives_what_the_page_shows(module, tmp_path, monkeypatch, capsys):
+    example = example_on(module)
+    monkeypatch.chdir(tmp_path)
+    exec(compile(example.source, module, 'exec'), {})
+    shown = ''.join(o.text for o in example.outputs if o.output_type == 'stream')
+    def words(text): return re.sub(r'\d+\.\d+(e-?\d+)?', '#', text).split() # machines round differently
+    assert words(capsys.readouterr().out) == words(shown)
+
+
+# --- finding ----------------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize('word', ['backbone', 'timm', 'imagenet', 'fine-tune', 'dicom', 'onnx', 'tensorboard',
+                                  'grayscale'])
+def test_search_finds_the_words_of_others(site, browser, watched, word):
+    "The first results lead to the page that docs/words.yml names, and the word stands there"
+    home = {k.lower(): page for k, page in extras.read_words().items()}[word]
+    page, trouble = watched()
+    page.goto(f'{browser.base}search.html?q={word}')
+    page.get_by_text(re.compile('Search finished|did not match')).wait_for()
+    links = page.eval_on_selector_all('ul.search li a', 'all => all.map(a => a.href)')[:5]
+    assert any(link.removeprefix(browser.base).startswith(f'{home}.html') for link in links), links
+    text = re.sub(r'<[^>]+>', ' ', (site/f'{home}.html').read_text(encoding='utf-8'))
+    assert re.search(rf'\b{re.escape(word)}\b', text, flags=re.I) and not trouble
+
+
+def test_words_of_others_lead_to_pages_that_exist():
+    words = extras.read_words()
+    assert {*words.values()} <= {*PAGES}
+    assert extras.also('a', dict(x='a', y='b', z='a')).endswith('Also looked for as: x, z.')
+    assert extras.also('c', dict(x='a')) == ''
+
+
+# --- reading on a screen ----------------------------------------------------------------------------------
+
+@pytest.mark.parametrize('scheme', ['light', 'dark'])
+def test_comments_in_code_can_be_read(browser, watched, scheme):
+    page, trouble = watched(color_scheme=scheme, viewport=dict(width=1280, height=900))
+    weak = CONTRAST.replace('ratio < 3', "ratio < 4.5 && /^c\\d?$|^sd$/.test(e.className)")
+    for name in ('data/images.html', 'sr/mrcnet.html', 'howto/deploy.html', 'reference/sr.zoo.html'):
+        page.goto(browser.base + name)
+        low = page.evaluate(weak)['low']
+        cut = page.evaluate('() => [...document.querySelectorAll(".cell_input pre")]'
+                            '.filter(e => e.scrollWidth > e.clientWidth + 1).map(e => e.innerText)')
+        if low or cut: trouble.append(f'{name}: {low} {cut}')
+    assert not trouble, '\n'.join(trouble)
+
+
+TABLES = '''() => [...document.querySelectorAll('article table')].map(t => {
+    let box = t.parentElement
+    while (box && !['auto', 'scroll'].includes(getComputedStyle(box).overflowX)) box = box.parentElement
+    const first = t.rows[t.rows.length - 1]?.cells[0]
+    return {wide: t.getBoundingClientRect().width, scrolls: box ? box.clientWidth : 0,
+            stays: first ? getComputedStyle(first).position == 'sticky' : true,
+            first: first ? first.getBoundingClientRect().width : 0}
+}).filter(t => t.wide > 380 && (!t.scrolls || t.scrolls > 400 || !t.stays || t.first > 200))'''
+
+
+def test_tables_can_be_used_on_a_small_screen(browser, watched):
+    "What is wider than the screen scrolls in its own box, under a first column that stays"
+    page, trouble = watched(viewport=dict(width=400, height=800))
+    for name in ('results/index.html', 'results/bloodsmear/index.html', 'reference/models.apply.html',
+                 'reference/index.html', 'sr/zoo.html', 'words.html', 'diagnosis/network.html'):
+        page.goto(browser.base + name)
+        trouble += [f'{name}: {t}' for t in page.evaluate(TABLES)]
+    assert not trouble, '\n'.join(trouble)
+
+
+# --- the live page ----------------------------------------------------------------------------------------
+
+@pytest.fixture
+def live(site, browser, watched):
+    "A function: options of a context → the live page, ready, and the list of what went wrong on it"
+    if why := json.loads((site/'_static'/'live'/'live.json').read_text(encoding='utf-8'))['missing']:
+        pytest.skip(f'The live page shows a picture only: {why}.')
+    def open_(**options):
+        page, trouble = watched(**options)
+        page.goto(f'{browser.base}live.html')
+        page.locator('#live button[data-model]').first.wait_for()
+        return page, trouble
+    return open_
+
+
+def status_of(page): return page.locator('#live [role=status]').inner_text()
+
+
+def enlarged(page, act):
+    "What the page shows after `act`: PIL images of the bicubic enlargement and of MRC-Net's"
+    before = page.evaluate('() => document.getElementById("live").dataset.done || 0')
+    act()
+    page.wait_for_function('n => (document.getElementById("live").dataset.done || 0) != n '
+                           '|| document.querySelector("#live .wrong")', arg=before, timeout=120_000)
+    urls = page.eval_on_selector_all('#live canvas', 'all => all.map(c => c.toDataURL())')
+    return [Image.open(io.BytesIO(base64.b64decode(url.partition(',')[2]))).convert('RGB') for url in urls]
+
+
+def furthest(shown, ours): # grey levels
+    theirs = np.asarray(ours.convert('RGB'), dtype=int)
+    assert shown.size == ours.size
+    return abs(np.asarray(shown, dtype=int) - theirs).max()
+
+
+def python_says(path, model): # PIL images: bicubic, MRC-Net
+    import torch
+
+    import srdiag
+    from srdiag.data.images import as_float, read_image, to_uint8
+    torch.set_num_threads(1)
+    large = srdiag.enlarge(path, model, precision='fp32')
+    small = srdiag.upsample(as_float(read_image(path)), 2 if model.endswith('2') else 4, clip=True)
+    plain = to_uint8(small).permute(1, 2, 0).numpy()
+    return Image.fromarray(plain[..., 0] if plain.shape[2] == 1 else plain), large
+
+
+@pytest.mark.parametrize('name, model', [('tissue', 'histology_x2'), ('retina', 'endoscopy_x4'),
+                                         ('microaneurysms', 'histology_x2')])
+def test_a_sample_is_enlarged_in_the_browser_as_in_python(site, live, name, model):
+    page, trouble = live()
+    button = page.locator(f'#live button:has(img[src$="{name}.png"])')
+    pictures = enlarged(page, lambda: (button.focus(), page.keyboard.press('Enter')))
+    expected = python_says(site/'_static'/'live'/f'{name}.png', model)
+    assert [furthest(a, b) <= 1 for a, b in zip(pictures, expected)] == [True, True]
+    assert 'became' in status_of(page) and not page.locator('[data-live-static]').is_visible()
+    assert not trouble, '\n'.join(trouble)
+
+
+def odd_image(folder, kind):
+    "A file of 43×59 px: a photograph that lies on its side, grey, or transparent"
+    from skimage import data
+    x = Image.fromarray(data.immunohistochemistry()[200:243, 100:159])
+    if kind == 'grey.png': x.convert('L').save(folder/kind)
+    elif kind == 'clear.png': (x.putalpha(Image.linear_gradient('L').resize(x.size)), x.save(folder/kind))
+    else:
+        exif = Image.Exif()
+        exif[274] = 6 # to be turned by a right angle
+        x.save(folder/kind, exif=exif, quality=95, subsampling=0)
+    return folder/kind
+
+
+@pytest.mark.parametrize('kind, apart', [('turned.jpg', 1), ('grey.png', 1), ('clear.png', 3)])
+def test_an_own_image_of_odd_size_is_enlarged_as_in_python(live, tmp_path, kind, apart):
+    path = odd_image(tmp_path, kind)
+    page, trouble = live()
+    page.locator('#live input[value=endoscopy_x4]').check()
+    pictures = enlarged(page, lambda: page.set_input_files('#live-file', path))
+    expected = python_says(path, 'endoscopy_x4')
+    assert expected[1].size == ((172, 236) if kind == 'turned.jpg' else (236, 172))
+    apart_by = [furthest(a, b) for a, b in zip(pictures, expected)]
+    assert max(apart_by) <= apart, apart_by
+    assert not trouble, '\n'.join(trouble)
+
+
+def test_what_cannot_be_enlarged_gives_a_sentence(live, tmp_path):
+    page, trouble = live()
+    broken = dict(name='scan.png', mimeType='image/png', buffer=b'\x89PNG\r\n\x1a\nno more')
+    buffer = io.BytesIO()
+    Image.new('RGB', (5, 40)).save(buffer, 'PNG')
+    tiny = dict(name='tiny.png', mimeType='image/png', buffer=buffer.getvalue())
+    for file, said in ((broken, 'scan.png cannot be read: it is damaged'),
+                       (tiny, 'tiny.png has 5×40 px, but the network needs at least 8 px')):
+        page.set_input_files('#live-file', file)
+        page.locator('#live .wrong').filter(has_text=said).wait_for()
+        assert page.locator('[data-live-static]').is_visible()
+    assert not trouble, '\n'.join(trouble)
+
+
+def test_of_a_large_image_the_middle_is_enlarged(live, tmp_path):
+    from skimage import data
+    x = Image.fromarray(data.immunohistochemistry()[:301, :40])
+    x.save(tmp_path/'long.png')
+    x.crop((0, 22, 40, 278)).save(tmp_path/'middle.png')
+    page, trouble = live()
+    pictures = enlarged(page, lambda: page.set_input_files('#live-file', tmp_path/'long.png'))
+    expected = python_says(tmp_path/'middle.png', 'histology_x2')
+    assert max(furthest(a, b) for a, b in zip(pictures, expected)) <= 1
+    assert 'Of 40×301 px this is the middle, 40×256 px.' in status_of(page) and not trouble
+
+
+def test_the_live_page_works_by_keyboard_in_the_dark_on_a_small_screen(live):
+    page, trouble = live(viewport=dict(width=400, height=800), color_scheme='dark')
+    button = page.locator('#live button[data-model]').nth(2)
+    enlarged(page, lambda: (button.focus(), page.keyboard.press('Space')))
+    slider = page.get_by_label('How much of the width is bicubic')
+    slider.focus()
+    for _ in range(3): page.keyboard.press('ArrowRight')
+    assert slider.get_attribute('aria-valuetext') == '53 % bicubic on the left, the rest MRC-Net'
+    assert page.locator('#live .compare').evaluate('e => e.style.getPropertyValue("--share")') == '53%'
+    assert page.get_by_role('img', name='Enlargement by MRC-Net of Grey retina, 204×204 px').is_visible()
+    with page.expect_download() as saved: page.get_by_text('Save the image').press('Enter')
+    assert saved.value.suggested_filename == 'Grey retina_histology_x2.png'
+    assert page.evaluate('() => document.documentElement.scrollWidth') <= 400
+    found = page.evaluate(CONTRAST.replace("['p',", "['label', 'legend', 'button', '[role=status]', 'p',"))
+    assert found['page'] < 0.1 and not found['low'] and not trouble, (found, trouble)
+
+
+@pytest.mark.parametrize('name', ['cell', 'cell_dark'])
+def test_the_browser_says_of_a_red_cell_what_python_says(site, live, name):
+    import srdiag
+    page, trouble = live()
+    button = page.locator(f'#live-cells button:has(img[src$="{name}.png"])')
+    button.focus()
+    page.keyboard.press('Enter')
+    page.wait_for_function('() => document.getElementById("live-cells").dataset.done', timeout=120_000)
+    shown = json.loads(page.locator('#live-cells').get_attribute('data-done'))[1:]
+    says = srdiag.diagnose(site/'_static'/'live'/f'{name}.png', 'redcells_x4')
+    assert says.calibrated and np.allclose(shown, [*says.probabilities.values()], atol=1e-3)
+    status = page.locator('#live-cells [role=status]').inner_text()
+    assert f'Decision: {says.decision}. Not for diagnostic use.' in status
+    assert f'parasitized {shown[0]:.2f}, uninfected {shown[1]:.2f} (calibrated)' in status
+    assert 'calibration error of 893 cells' in page.locator('[data-live=cell-note]').inner_text()
+    page.set_input_files('#live-cell-file', dict(name='c.png', mimeType='image/png', buffer=b'no'))
+    page.locator('#live-cells .wrong').filter(has_text='c.png cannot be read').wait_for()
+    assert not trouble, '\n'.join(trouble)
+
+
+def test_without_a_runtime_the_page_says_how_and_shows_a_picture(browser, watched):
+    page, trouble = watched()
+    page.route('**/live.json', lambda route: route.fulfill(
+        json=dict(runtime='', missing='npm was not there: install Node.js and build the site again')))
+    page.goto(f'{browser.base}live.html')
+    page.locator('#live [role=status]').filter(has_text='npm was not there').wait_for()
+    assert page.locator('[data-live-static] img').is_visible()
+    assert not page.locator('#live button[data-model]').first.is_visible() and not trouble
+
+
+def test_what_is_missing_is_a_sentence(tmp_path, monkeypatch):
+    monkeypatch.setattr(live_page.shutil, 'which', lambda name: None)
+    assert live_page.fill(tmp_path/'live', tmp_path/'cache').startswith('npm was not there')
+    facts = json.loads((tmp_path/'live'/'live.json').read_text(encoding='utf-8'))
+    assert facts['missing'].endswith('build the site again') and (tmp_path/'live'/'live.js').is_file()
+    monkeypatch.setattr(live_page, 'find_spec', lambda name: None)
+    with pytest.raises(live_page.Missing, match=r'pip install "srdiag\[onnx\]"'): live_page.graphs(tmp_path)

@@ -4,11 +4,13 @@ The pages are made in build/docs: notebooks where they lie in nbs/ (so their lin
 page per part of the course (see course.py), per module (see reference.py) and per folder of results/.
 Sphinx then reads nothing else."""
 import argparse
+import base64
 import csv
 import os
 import posixpath
 import re
 import shutil
+import subprocess
 import sys
 from pathlib import Path
 
@@ -16,6 +18,9 @@ import nbformat
 
 sys.path.insert(0, str(Path(__file__).parent))
 from course import HOWTO, SOLUTIONS, course_of, lead_of, notebooks, read_parts, title_of
+from examples import Book
+from extras import (
+    NOT_FOUND, also, figure_label, figure_of, finish_not_found, gallery, read_words, sitemap, words_page)
 from facts import ROOT, absolute, facts
 from reference import as_myst, read_cell
 
@@ -88,6 +93,7 @@ def on_site(
 ) -> str|None: # of its page or file on the site; None: it is not there
     "Where something in the repository lies on the site"
     if path == 'nbs/README.md': return 'course/index.md'
+    if path == 'docs/live/live.md': return 'live.md'
     if path.startswith('nbs/'): return path.removeprefix('nbs/')
     if re.fullmatch(r'results(/[\w-]+)*(/README\.md)?', path):
         return f'{path.removesuffix("/README.md")}/index.md'
@@ -131,6 +137,7 @@ def convert(
         source = re.sub(r'^#\|.*\n?', '', cell.source, flags=re.M).strip('\n')
         if 'hide' in told or 'default_exp' in told or not source: continue
         if 'export' in told: cells.append(nbformat.v4.new_markdown_cell(f'({label(module, i)})='))
+        if figure_of(cell): cells.append(nbformat.v4.new_markdown_cell(f'({figure_label(page, i)})='))
         tags = ['exported']*('export' in told) + ['remove-input']*(told.get('echo') == 'false')
         cells.append(nbformat.v4.new_code_cell(source, outputs=cell.outputs,
                                                execution_count=cell.execution_count, metadata={'tags': tags}))
@@ -167,7 +174,8 @@ def rows_of(pages, leads): # notebooks with their summaries
 
 def part_page(part, pages, leads):
     "A part of the course"
-    return '\n\n'.join([f'# {title_of(part)}', *rows_of(pages, leads),
+    lead = f'{{.lead}}\nA part of the course: {", ".join(leads[p][0] for p in pages)}.'
+    return '\n\n'.join([f'# {title_of(part)}', lead, *rows_of(pages, leads),
                         toctree([f'../{p.removesuffix(".ipynb")}' for p in pages])]) + '\n'
 
 
@@ -193,11 +201,33 @@ def solutions_page(course, leads):
     return '\n\n'.join([*parts, tree]) + '\n'
 
 
-def module_page(module, symbols, lead, headings, names):
-    "The reference of a module"
+def outputs_as_myst(outputs, name, save): # name of a picture; save: function of a name and its base64
+    "What the cell of an example gave"
+    parts = []
+    for k, output in enumerate(outputs):
+        data = output.get('data', {})
+        text = output.get('text') if output.output_type == 'stream' else data.get('text/plain')
+        if 'image/png' in data:
+            parts.append(f'![What the example draws](examples/{name}-{k}.png)')
+            save(f'examples/{name}-{k}.png', data['image/png'])
+        elif text and not text.startswith('<'): parts.append(f'```text\n{text.rstrip()}\n```')
+    return parts
+
+
+def in_use(example, module, lead, save):
+    "The example at the top of a page of the reference"
+    if example is None: return []
+    said = f'From [{lead[0]}](../{page_of(module)}), which makes the files that it reads, if any.'
+    return ['## In use', f'```python\n{example.source}\n```',
+            *outputs_as_myst(example.outputs, module, save), said]
+
+
+def module_page(module, symbols, lead, headings, names, use=()):
+    "The reference of a module; use: see `in_use`"
     page = page_of(module)
     parts = [f'# srdiag.{module}', f'{{.lead}}\n{lead[1]}',
-             f'Explained and tested in [{lead[0]}](../{page}).', f'```{{py:module}} srdiag.{module}\n```']
+             f'Explained and tested in [{lead[0]}](../{page}).', f'```{{py:module}} srdiag.{module}\n```',
+             *use, *(['## All names'] if use else [])]
     for s in symbols:
         source = f'{{ref}}`{lead[0]}, {headings[s.cell]} <{label(module, s.cell)}>`'
         parts.append(as_myst(s, lambda text: names.link(text, module), source))
@@ -269,17 +299,27 @@ def sidebar(course, results):
     "The tables of contents of the first page"
     parts = [f'course/{part_file(part)}' for part in course if part != HOWTO]
     return '\n\n'.join([
-        toctree(['Getting started <self>']), toctree([*parts, 'course/solutions', 'course/index'], 'Course'),
+        toctree(['Getting started <self>', 'live', 'gallery']),
+        toctree([*parts, 'course/solutions', 'course/index'], 'Course'),
         toctree([page.removesuffix('.ipynb') for page in course[HOWTO]], 'How-to'),
-        toctree(['reference/index'], 'Reference'),
+        toctree(['reference/index', 'words'], 'Reference'),
         toctree(['results/index', *(f'results/{name}/index' for name in results)], 'Results'),
         toctree([on_site(name).removesuffix('.md') for name in PROJECT], 'Project')])
 
 
-def write_notebooks(src, books, names, contents): # contents: see `sidebar`
+LIVE = ('[Try it in your browser](live.md), on an image of your own or a sample, with nothing to install and '
+        'nothing uploaded. [The gallery](gallery.md) shows what the notebooks draw.')
+
+
+def write_notebooks(src, books, names, contents, words): # contents: see `sidebar`
     for page, nb in books.items():
         page_nb = convert(nb, page, names)
-        if page == 'index.ipynb': page_nb.cells.append(nbformat.v4.new_markdown_cell(contents, id='toc'))
+        def add(at, text, name): page_nb.cells.insert(at, nbformat.v4.new_markdown_cell(text, id=name))
+        if found := also(page.removesuffix('.ipynb'), words): add(1, found, 'also')
+        if page == 'index.ipynb':
+            title, lead, rest = page_nb.cells[0].source.split('\n\n', 2)
+            page_nb.cells[0].source = '\n\n'.join([title, lead, LIVE, rest])
+            add(len(page_nb.cells), contents, 'toc')
         (src/page).parent.mkdir(parents=True, exist_ok=True)
         nbformat.write(page_nb, src/page)
 
@@ -292,11 +332,14 @@ def write_course(write, course, leads): # write: function of a page and its text
 
 
 def write_reference(write, books, modules, leads, names):
+    def save(name, picture): write(f'reference/{name}', base64.b64decode(picture))
     write('reference/index.md', reference_index(modules, leads))
     for module, symbols in modules.items():
         page = page_of(module)
+        example = Book(books[page], module, [s.name for s in symbols], directives_of).example()
         write(f'reference/{module}.md',
-              module_page(module, symbols, leads[page], headings_of(books[page]), names))
+              module_page(module, symbols, leads[page], headings_of(books[page]), names,
+                          in_use(example, module, leads[page], save)))
 
 
 def write_results(write, src, root, results, names):
@@ -316,7 +359,7 @@ def write_pages(
     "Everything that Sphinx is to read"
     def write(page, text):
         (src/page).parent.mkdir(parents=True, exist_ok=True)
-        (src/page).write_text(text, encoding='utf-8')
+        (src/page).write_bytes(text if isinstance(text, bytes) else text.encode('utf-8'))
     books = {page: nbformat.read(root/'nbs'/page, 4) for page in notebooks(root/'nbs')}
     leads = {page: lead_of(nb) for page, nb in books.items()}
     modules = {module_of(page): symbols_of(nb) for page, nb in books.items()}
@@ -324,7 +367,12 @@ def write_pages(
     names, course = Names(modules), course_of(read_parts(root/'nbs'/'course.yml'), list(books))
     results = [p.name for p in sorted((root/'results').iterdir()) if p.is_dir() and any(p.iterdir())]
 
-    write_notebooks(src, books, names, sidebar(course, results))
+    words = read_words()
+    write_notebooks(src, books, names, sidebar(course, results), words)
+    write('gallery.md', gallery(src, books, course, leads, directives_of))
+    write('words.md', words_page(words, leads))
+    write('live.md', (root/'docs'/'live'/'live.md').read_text(encoding='utf-8'))
+    write('404.md', NOT_FOUND)
     write_course(write, course, leads)
     write_reference(write, books, modules, leads, names)
     write_results(write, src, root, results, names)
@@ -344,13 +392,19 @@ def build(
     from sphinx.cmd.build import build_main
     for folder in (src, out): shutil.rmtree(folder, ignore_errors=True)
     src.mkdir(parents=True)
+    # PyTorch takes its time with the graphs, beside Sphinx
+    live = subprocess.Popen([sys.executable, Path(__file__).parent/'live.py', src/'live'])
     write_pages(src/'pages')
     status = build_main(['-q', '-b', 'html', '-W', '--keep-going', '-c', str(ROOT/'docs'), '-d',
                          str(src/'doctrees'), str(src/'pages'), str(src/'html')])
+    status = live.wait() or status
+    if status: return status
     # myst-nb leaves a folder beside what it builds: not here
-    if status == 0:
-        shutil.copytree(src/'html', out, ignore=shutil.ignore_patterns('.buildinfo', '_sources'))
-    return status
+    shutil.copytree(src/'html', out, ignore=shutil.ignore_patterns('.buildinfo', '_sources'))
+    shutil.copytree(src/'live', out/'_static'/'live')
+    finish_not_found(out, facts())
+    print(sitemap(out, facts()))
+    return 0
 
 
 def main():
