@@ -12,7 +12,7 @@ import yaml
 
 import srdiag
 from srdiag.core.errors import ModelError
-from srdiag.core.hub import FILES, hub_folder, hub_name
+from srdiag.core.hub import HUB_FILES, hub_folder, hub_name
 from srdiag.core.weights import list_pretrained, model_folder, pretrained_folder
 from srdiag.diagnosis.network import SREnhancedDiagnosis
 from srdiag.models.front_matter import as_yaml, front_matter
@@ -121,7 +121,7 @@ def test_a_model_is_fetched_once_and_read_from_the_cache_afterwards(shared):
 
 def test_only_the_files_of_a_model_are_fetched(shared):
     folder = hub_folder('lab/histology')
-    assert {p.name for p in folder.iterdir()} == set(FILES)
+    assert {p.name for p in folder.iterdir()} == set(HUB_FILES)
     assert not [line for line in shared.asked if 'train.py' in line or 'old.bin' in line]
 
 
