@@ -129,6 +129,7 @@ def test_the_command_line_takes_a_name(shared, succeeds, tmp_path, fill):
     file = fill(tmp_path/'images', n=1)[0]
     succeeds('predict', '--model', 'lab/histology', '--out', tmp_path/'out', file)
     succeeds('predict', '--model', 'histology_x2', '--out', tmp_path/'same', file)
+    assert f'lab/histology@{COMMIT[:12]}' in (tmp_path/'out'/'predictions.csv').read_text()
     name = next((tmp_path/'same'/'sr').iterdir()).name
     assert (tmp_path/'out'/'sr'/name).read_bytes() == (tmp_path/'same'/'sr'/name).read_bytes()
 
