@@ -12,7 +12,7 @@ import yaml
 
 import srdiag
 from srdiag.core.errors import ModelError
-from srdiag.core.hub import FILES, hub_folder, hub_name
+from srdiag.core.hub import HUB_FILES, hub_folder, hub_name
 from srdiag.core.weights import list_pretrained, model_folder, pretrained_folder
 from srdiag.diagnosis.network import SREnhancedDiagnosis
 from srdiag.models.front_matter import as_yaml, front_matter
@@ -121,7 +121,7 @@ def test_a_model_is_fetched_once_and_read_from_the_cache_afterwards(shared):
 
 def test_only_the_files_of_a_model_are_fetched(shared):
     folder = hub_folder('lab/histology')
-    assert {p.name for p in folder.iterdir()} == set(FILES)
+    assert {p.name for p in folder.iterdir()} == set(HUB_FILES)
     assert not [line for line in shared.asked if 'train.py' in line or 'old.bin' in line]
 
 
@@ -129,6 +129,7 @@ def test_the_command_line_takes_a_name(shared, succeeds, tmp_path, fill):
     file = fill(tmp_path/'images', n=1)[0]
     succeeds('predict', '--model', 'lab/histology', '--out', tmp_path/'out', file)
     succeeds('predict', '--model', 'histology_x2', '--out', tmp_path/'same', file)
+    assert f'lab/histology@{COMMIT[:12]}' in (tmp_path/'out'/'predictions.csv').read_text()
     name = next((tmp_path/'same'/'sr').iterdir()).name
     assert (tmp_path/'out'/'sr'/name).read_bytes() == (tmp_path/'same'/'sr'/name).read_bytes()
 

@@ -23,6 +23,7 @@ from srdiag.commands.results import (
 from ..core.errors import DataError, ImageError
 from ..core.precision import pick_device, pick_place
 from ..core.progress import tracked
+from ..core.hub import model_name
 from ..core.weights import model_folder, read_config
 from ..core.words import counted, say, shortened
 from ..data.decoding import quietly
@@ -268,7 +269,7 @@ def _own_shard(): # of one of several processes that share the work; None: this 
     return Shard(i + 1, n) if n > 1 else None
 
 def _about(task, paths, shard): # → what the record and each row say of the model
-    return dict(model=task.model.name, shards=shard.n if shard else None, files=files_digest(paths),
+    return dict(model=model_name(task.model), shards=shard.n if shard else None, files=files_digest(paths),
                 weights_sha256=read_config(task.model)['weights_sha256'],
                 enlarged_by=' '.join(task.computing) if task.computing else None)
 
