@@ -319,7 +319,7 @@ def runner_of_the_page():
     "The cell of the how-to that runs a graph with numpy and onnxruntime alone"
     cells = json.loads((ROOT/'nbs/howto/exporting.ipynb').read_text(encoding='utf-8'))['cells']
     cell, = [''.join(c['source']) for c in cells if 'class Runner' in ''.join(c['source'])]
-    return cell.removeprefix('%%writefile runner.py\n')
+    return f'import json\n\nimport numpy as np\nimport onnxruntime\n\n{cell}'
 
 
 def test_the_runner_of_the_page_needs_neither_torch_nor_srdiag(graphs, folder, tmp_path):

@@ -12,7 +12,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 
 from ..core.errors import ModelError
@@ -28,6 +27,23 @@ from .export_settings import ExportSettings, Fit
 from .info import ModelInfo, check_described
 
 # %% ../../nbs/models/deployed.ipynb #c005
+def _shares(line, size): # n pixels of a line → size×n weights of the old pixels in each new one
+    places = torch.ones_like(line).cumsum(0) - 0.5
+    step = (places[-1:] + 0.5)/size
+    centres = (torch.arange(size, dtype=line.dtype, device=line.device) + 0.5)[:, None]*step
+    x = ((places - centres)/step.clamp(min=1)).abs()
+    near, far = (1.5*x - 2.5)*x*x + 1, ((2.5 - 0.5*x)*x - 4)*x + 2
+    weights = torch.where(x < 1, near, torch.where(x < 2, far, torch.zeros_like(x)))
+    return weights/weights.sum(1, keepdim=True)
+
+def _resized(x, size): # B×C×H×W → B×C×h×w in [0, 1]
+    return (_shares(x[0, 0, :, 0], size[0])@x@_shares(x[0, 0, 0], size[1]).T).clamp(0, 1)
+
+def _reducing(n, scale): # n/scale×n weights that `degrade` gives to the pixels of a line
+    lines = torch.eye(n)[:, None, :, None].expand(n, 1, n, scale)
+    return degrade(lines, scale, clip=False)[:, 0, :, 0].T
+
+# %% ../../nbs/models/deployed.ipynb #c009
 def _as_bytes(x): # numbers in [0, 1], rounded to 256 steps
     return (x*255).round()/255
 
@@ -41,6 +57,8 @@ class Preparation(nn.Module):
     ):
         super().__init__()
         self.size, self.fit, self.reduction, self.side = tuple(size), fit, reduction, side
+        if reduction > 1:
+            for name, n in zip(('rows', 'columns'), size): self.register_buffer(name, _reducing(n, reduction))
 
     def _cut(self, x): # the middle
         for axis, n in zip((2, 3), self.size):
@@ -49,12 +67,13 @@ class Preparation(nn.Module):
 
     def forward(self, image): # B×C×H×W in [0, 1] → B×C×h×w, and the large image it was made of
         x = image.clamp(0, 1)
-        if self.fit == 'resize': x = F.interpolate(x, self.size, mode='bicubic', antialias=True).clamp(0, 1)
+        if self.fit == 'resize': x = _resized(x, self.size)
         if self.fit == 'cut': x = self._cut(x)
         x = _as_bytes(x)
-        return x if self.reduction == 1 else _as_bytes(degrade(x, self.reduction)), x
+        if self.reduction == 1: return x, x
+        return _as_bytes((self.rows@x@self.columns.T).clamp(0, 1)), x
 
-# %% ../../nbs/models/deployed.ipynb #c008
+# %% ../../nbs/models/deployed.ipynb #c012
 class CalibratedDiagnosis(nn.Module):
     "An image in [0, 1] to calibrated probabilities, and whether the gate was shut"
     def __init__(self,
@@ -84,7 +103,7 @@ class CalibratedDiagnosis(nn.Module):
         logs, shut = _answers(out)
         return (logs/self.temperature).softmax(1), shut
 
-# %% ../../nbs/models/deployed.ipynb #c010
+# %% ../../nbs/models/deployed.ipynb #c014
 def _answers(out): # DiagnosisOutput → B×K logarithms of the final probabilities, B booleans
     logs = out.ens.float().log_softmax(1)
     if out.gate is None: return logs, logs[:, 0] > 0 # never
@@ -93,7 +112,7 @@ def _answers(out): # DiagnosisOutput → B×K logarithms of the final probabilit
     logs = torch.where(shut[:, None], mean.clamp(min=FLOOR).log(), logs)
     return logs.clamp(min=math.log(FLOOR)), shut
 
-# %% ../../nbs/models/deployed.ipynb #c015
+# %% ../../nbs/models/deployed.ipynb #c019
 def exported_mode(
     model: SREnhancedDiagnosis, # trained
     mode: str|None = None, # 'solo', 'context'; None: its own
@@ -111,7 +130,7 @@ def exported_mode(
                          f'{" or ".join(known)}, and test it in that mode first.')
     return model.mode
 
-# %% ../../nbs/models/deployed.ipynb #c018
+# %% ../../nbs/models/deployed.ipynb #c022
 def _images_for(model, info, settings): # → 'lr' or 'hr'
     images = settings.images or info.images
     if images == 'lr' and model.large == 'HR':
@@ -130,7 +149,7 @@ def _fit_for(info, settings, images): # → one of Fit, side of the middle or No
                          'choose --fit resize or exact.')
     return fit, middle if fit == 'cut' else None
 
-# %% ../../nbs/models/deployed.ipynb #c021
+# %% ../../nbs/models/deployed.ipynb #c025
 @dataclass(frozen=True)
 class Deployable:
     "A model, ready to be written as a graph"
@@ -149,7 +168,7 @@ def _enlarging(network): # a super-resolution network → Deployable
     example = torch.rand(2, channels, least + 6, least + 4)
     return Deployable(Clipped(network), example, FREE, ('image', 'enlarged'), '', facts)
 
-# %% ../../nbs/models/deployed.ipynb #c023
+# %% ../../nbs/models/deployed.ipynb #c027
 def _diagnosing(model, info, settings): # a framework → Deployable
     check_described(info, info.title)
     mode, images = exported_mode(model, settings.mode), _images_for(model, info, settings)
@@ -166,7 +185,7 @@ def _diagnosing(model, info, settings): # a framework → Deployable
     return Deployable(module, example, {0: 'batch'} if fit == 'exact' else FREE,
                       ('image', 'probabilities', 'shut'), mode, facts, calibration)
 
-# %% ../../nbs/models/deployed.ipynb #c025
+# %% ../../nbs/models/deployed.ipynb #c029
 def deployable(
     network: nn.Module, # of the zoo, an MRCNet, or a framework, trained; put into eval mode
     info: ModelInfo, # what its folder says
