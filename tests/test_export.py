@@ -1,4 +1,4 @@
-"Graphs that run elsewhere say what srdiag says, for images of any size, and what cannot leave gets a sentence."
+"Graphs that run elsewhere say what srdiag says, at any size, and what cannot leave gets a sentence."
 import json
 import re
 import shutil
@@ -80,11 +80,11 @@ def test_weights_of_16_bits_must_fit():
 def test_a_missing_extra_is_named_with_the_line_that_installs_it(monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, 'onnxscript', None)
     for to in ('onnx', 'openvino'):
-        with pytest.raises(DataError, match=rf"onnxscript, which is not installed: pip install 'srdiag\[{to}\]'"):
+        with pytest.raises(DataError, match=rf"onnxscript, which is not .*: pip install 'srdiag\[{to}\]'"):
             export_model('redcells_x4', tmp_path/'red', ExportSettings(to))
     monkeypatch.delitem(sys.modules, 'onnxscript')
     monkeypatch.setitem(sys.modules, 'openvino', None)
-    with pytest.raises(DataError, match=r"openvino, which is not installed: pip install 'srdiag\[openvino\]'"):
+    with pytest.raises(DataError, match=r"openvino, which is not .*: pip install 'srdiag\[openvino\]'"):
         export_model('redcells_x4', tmp_path/'red', ExportSettings('openvino'))
     assert not list(tmp_path.iterdir())
 
@@ -103,7 +103,7 @@ def framework(mode='context', **more):
     model.network.fit_statistics(images/255)
     if mode == 'context': model.remember(images)
     with torch.no_grad():
-        for p in model.network.parameters(): p.add_(0.3*torch.randn_like(p))
+        for p in model.network.parameters(): p.add_(0.1*torch.randn_like(p))
     return model.eval()
 
 
@@ -123,10 +123,16 @@ def folder(tmp_path_factory):
 @pytest.fixture(scope='module')
 def graphs(folder, tmp_path_factory):
     "Target and mode → file, of the framework"
-    out = tmp_path_factory.mktemp('graphs')
-    def made(to, mode): return export_model(folder, out/f'{to}_{mode}', ExportSettings(to, mode))
-    return {pair: made(*pair) for pair in (('onnx', 'context'), ('onnx', 'solo'), ('openvino', 'context'),
-                                           ('torch', 'solo'))}
+    out, pairs = tmp_path_factory.mktemp('graphs'), [('onnx', 'context'), ('onnx', 'solo'),
+                                                     ('openvino', 'context'), ('torch', 'solo')]
+    with pytest.MonkeyPatch.context() as m: # OpenVINO's files are made of the same graph: once is enough
+        m.setattr(export, 'onnx_model', lambda *a: known.setdefault(a[-1]['mode'], None) or made(*a))
+        known, real = {}, onnx_model
+        def made(*a):
+            known[a[-1]['mode']] = real(*a)
+            return known[a[-1]['mode']]
+        return {(to, mode): export_model(folder, out/f'{to}_{mode}', ExportSettings(to, mode))
+                for to, mode in pairs}
 
 
 def run_onnx(path):
@@ -160,7 +166,7 @@ def test_the_framework_says_the_same_at_five_sizes(to, mode, graphs, folder):
         with torch.no_grad(): p, shut = module(image)
         theirs, theirs_shut = run(image)
         assert largest(theirs, p) < 1e-4 and np.array_equal(theirs_shut, shut.numpy())
-        assert np.allclose(theirs.sum(1), 1, atol=1e-5)
+        assert np.allclose(theirs.sum(1), 1, atol=1e-5) and 0.05 < theirs.min() # nothing is saturated
 
 
 @pytest.mark.parametrize('mode', ['context', 'solo'])
@@ -313,7 +319,7 @@ def runner_of_the_page():
     "The cell of the how-to that runs a graph with numpy and onnxruntime alone"
     cells = json.loads((ROOT/'nbs/howto/exporting.ipynb').read_text(encoding='utf-8'))['cells']
     cell, = [''.join(c['source']) for c in cells if 'class Runner' in ''.join(c['source'])]
-    return cell.removeprefix('%%writefile runner.py\n')
+    return f'import json\n\nimport numpy as np\nimport onnxruntime\n\n{cell}'
 
 
 def test_the_runner_of_the_page_needs_neither_torch_nor_srdiag(graphs, folder, tmp_path):
