@@ -52,6 +52,7 @@ def _check_backbones(settings): # ModelError, DataError
         raise DataError(f'--width {settings.width} is for branches of ResNet-18, not for {foreign[0]}: leave '
                         'it out.')
 
+# %% ../../nbs/commands/train_diagnosis.ipynb #c010
 def _check_inputs(settings, data):
     if settings.inputs.endswith('HR') and settings.images != 'hr':
         raise DataError(f'{settings.inputs} needs high-resolution files: use --images hr if that is what '
@@ -71,7 +72,7 @@ def _check_inputs(settings, data):
         raise DataError(f'{settings.inputs} has no super-resolution network: leave out --sr {settings.sr}, '
                         'or choose --inputs LR+SR.')
 
-# %% ../../nbs/commands/train_diagnosis.ipynb #c011
+# %% ../../nbs/commands/train_diagnosis.ipynb #c013
 _WITHOUT_A_CLASS = dict(valid='the epoch, the temperature and the thresholds are chosen without them',
                         test='nothing is known about how well they are found')
 
@@ -82,7 +83,7 @@ def _say_if_without_a_class(found): # `check_split` has seen to the training par
             say(f'Note: the {part} part has no image of {", ".join(missing)}, so {loss}. More groups, '
                 'another --seed or a split column of your own would help.')
 
-# %% ../../nbs/commands/train_diagnosis.ipynb #c014
+# %% ../../nbs/commands/train_diagnosis.ipynb #c016
 def _sr_network(settings, channels, branches): # the network that the framework has, or None
     if settings.has_sr and 'sr' in branches: return branches['sr'].sr_network
     if not settings.sr: return None
@@ -102,7 +103,7 @@ def _sets_of(found, settings, seed): # the three parts as pairs, the training pa
     return {part: found.pairs(part, settings.scale, settings.images,
                               PairAugment(seed) if part == 'train' else None) for part in found.parts}
 
-# %% ../../nbs/commands/train_diagnosis.ipynb #c020
+# %% ../../nbs/commands/train_diagnosis.ipynb #c022
 def _recorded(settings, options, model, references, images): # → for ModelInfo.training
     s, (_, precision) = settings, pick_place(options.device, options.precision)
     recipe = _recipe_of(s, options)
@@ -120,7 +121,7 @@ def _recipe_of(settings, options): # with the batch size that was asked for
     recipe = diagnosis_recipe(options.recipe, settings.width)
     return replace(recipe, batch_size=settings.batch_size or recipe.batch_size, steps=settings.steps)
 
-# %% ../../nbs/commands/train_diagnosis.ipynb #c022
+# %% ../../nbs/commands/train_diagnosis.ipynb #c024
 def _info_of(found, model, lr_size, training): # what is known before the first metric
     c, groups = model.config, found.table.groups
     title = f'{c["inputs"]}{"" if c["sai"] or "+" not in c["inputs"] else " without SAI"}, '
@@ -136,7 +137,7 @@ def _files_of(found, model, training): # → what files are, and to which size t
     if found.small is None: return images, size
     return 'lr', size and size//model.scale # what is to be predicted are small images like these
 
-# %% ../../nbs/commands/train_diagnosis.ipynb #c025
+# %% ../../nbs/commands/train_diagnosis.ipynb #c027
 def _calibrated(found, p, caution): # Predictions of the validation images → Calibration
     y, groups = found.table.labels[found.parts['valid']], found.groups('valid')
     clear = ~p.closed if not p.closed.all() else np.ones(len(y), bool)
@@ -144,7 +145,7 @@ def _calibrated(found, p, caution): # Predictions of the validation images → C
                      None if groups is None else groups[clear], caution.risk, caution.sensitivity,
                      caution.positive)
 
-# %% ../../nbs/commands/train_diagnosis.ipynb #c027
+# %% ../../nbs/commands/train_diagnosis.ipynb #c029
 def _finish(saver, model, found, sets, caution, info): # → test metrics
     _, p = evaluate_labelled(model, sets['valid'], found.classes, found.groups('valid'))
     calibration = _calibrated(found, p, caution)
@@ -154,7 +155,7 @@ def _finish(saver, model, found, sets, caution, info): # → test metrics
     say(diagnosis_sentence(metrics), f'Saved to {saver.folder}.')
     return metrics
 
-# %% ../../nbs/commands/train_diagnosis.ipynb #c031
+# %% ../../nbs/commands/train_diagnosis.ipynb #c033
 @dataclass
 class _Run:
     "What all trainings of one command have in common"
@@ -179,7 +180,7 @@ class _Run:
         recorded = _recorded(self.settings, self.options, model, self.chosen, len(train)) | more
         return _info_of(self.found, model, list(train.lr.shape[-2:]), recorded)
 
-# %% ../../nbs/commands/train_diagnosis.ipynb #c034
+# %% ../../nbs/commands/train_diagnosis.ipynb #c036
 def _train(run, model, saver, **more): # → test metrics; `more` for the record
     known, s = run.known(model, more), run.settings
     def info(**what):
@@ -196,7 +197,7 @@ def _train(run, model, saver, **more): # → test metrics; `more` for the record
         train_in(saver, train_it, early)
         return _finish(saver, model, run.found, run.sets, run.caution, info)
 
-# %% ../../nbs/commands/train_diagnosis.ipynb #c036
+# %% ../../nbs/commands/train_diagnosis.ipynb #c038
 def _read_branches(settings, found): # 'lr', 'sr' → single network, of those that come from a folder
     branches = {}
     for b in BRANCHES:
@@ -218,7 +219,7 @@ def _say_if_seen(folder, found): # were images of the test part learned from?
     if n: say(f'Note: the branch in {folder} has learned from {counted(n, "image")} of the test part, which '
               'will flatter the result. Train it with the same --seed and the same images.')
 
-# %% ../../nbs/commands/train_diagnosis.ipynb #c039
+# %% ../../nbs/commands/train_diagnosis.ipynb #c041
 def _own_branch(run, model, branch): # the single network, ready to be trained
     torch.manual_seed(run.options.seed + BRANCHES.index(branch))
     single = single_of(model, branch)
@@ -241,7 +242,7 @@ def _train_branch(run, single, branch, epochs, saver): # → a single network, t
     _train(own, single, saver, start=start)
     return single
 
-# %% ../../nbs/commands/train_diagnosis.ipynb #c042
+# %% ../../nbs/commands/train_diagnosis.ipynb #c044
 def _to_train(run, model, branches, folder): # 'lr', 'sr' → single network and its saver
     todo = {b: _own_branch(run, model, b) for b in BRANCHES
             if model.two and b not in branches and run.settings.start(b) != 'scratch'}
@@ -259,7 +260,7 @@ def _joined(run, model, branches, todo): # → the run of the joint training, an
     record |= dict(epochs_of_branches=each*len(todo))
     return replace(run, options=replace(run.options, epochs=together)), record
 
-# %% ../../nbs/commands/train_diagnosis.ipynb #c044
+# %% ../../nbs/commands/train_diagnosis.ipynb #c046
 @as_one()
 def train_diagnosis_command(
     data: str|Path, # a folder with one sub-folder per class, or a CSV
@@ -285,7 +286,7 @@ def train_diagnosis_command(
     model = _framework(found, settings, branches).to(device)
     return _train_all(_Run(found, settings, caution, options, device), model, branches, out)
 
-# %% ../../nbs/commands/train_diagnosis.ipynb #c046
+# %% ../../nbs/commands/train_diagnosis.ipynb #c048
 def _train_all(run, model, branches, out): # → test metrics of the framework, or of a single network
     o = run.options
     saver = first_only(ModelSaver(out, model, o.overwrite, run.frame(model), o.resume))

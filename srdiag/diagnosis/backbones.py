@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['OURS', 'LIBRARIES', 'check_backbone', 'register_backbone', 'make_branch', 'check_reads', 'start_branch']
 
-# %% ../../nbs/diagnosis/backbones.ipynb #c004
+# %% ../../nbs/diagnosis/backbones.ipynb #c003
 import difflib
 import logging
 import math
@@ -21,11 +21,12 @@ from .branches import ResNet18Branch
 from .cutting import Backbone, channels_last
 from .pretrained import adapt_kernel, patience, read_weights, start_from_imagenet
 
-# %% ../../nbs/diagnosis/backbones.ipynb #c006
+# %% ../../nbs/diagnosis/backbones.ipynb #c005
 def _timm(): # the library; ModelError where it is missing
     try: import timm
     except ImportError as e:
-        raise ModelError('Networks of timm need a package that is not installed: pip install srdiag[timm].') from e
+        raise ModelError('Networks of timm need a package that is not installed: pip install srdiag[timm].'
+                         ) from e
     return timm
 
 def _known(library): # → the names of its networks
@@ -45,7 +46,7 @@ LIBRARIES = 'timm', 'torchvision'
 _OWN = {} # name → function of `register_backbone`
 
 def check_backbone(
-    name: str|None, # 'timm/NAME', 'torchvision/NAME', a registered one; None or 'resnet18': the published branch
+    name: str|None, # 'timm/NAME', 'torchvision/NAME' or one of your own; None, 'resnet18': as published
 ) -> str|None: # the same; None for the published branch
     "ModelError with close matches for a network that does not exist, or whose library is missing"
     if name is None or name == OURS: return None
@@ -90,7 +91,7 @@ def _timm_branch(name, channels, state=None):
         size = tuple(_timm().get_pretrained_cfg(name).input_size[1:])
         return Backbone(network, f'timm/{name}', channels, size)
 
-# %% ../../nbs/diagnosis/backbones.ipynb #c013
+# %% ../../nbs/diagnosis/backbones.ipynb #c014
 def _opened(network): # the modules to look at from outside: all but the network and what only holds others
     inner = {type(m) for m in network.modules()} - {type(network), nn.Sequential, nn.Module}
     return dict(tracer_kwargs=dict(leaf_modules=list(inner)), suppress_diff_warning=True)
@@ -108,7 +109,7 @@ def _stage_nodes(network, channels, size=(128, 96)): # → the last node of each
         if halved in (2, 3, 4, 5): ends[halved] = name # the last one stays
     return list(ends.values())
 
-# %% ../../nbs/diagnosis/backbones.ipynb #c014
+# %% ../../nbs/diagnosis/backbones.ipynb #c016
 def _fit_channels(network, channels): # its first convolution, for other images than RGB
     if channels == 3: return
     name, conv = next((n, m) for n, m in network.named_modules() if isinstance(m, nn.Conv2d))
@@ -133,7 +134,7 @@ def _vision_branch(name, channels, state=None):
     maps = create_feature_extractor(network, dict(zip(ends, '1234')), **how)
     return Backbone(_filled(maps, state, said, channels), said, channels)
 
-# %% ../../nbs/diagnosis/backbones.ipynb #c016
+# %% ../../nbs/diagnosis/backbones.ipynb #c020
 def _vision_weights(name): # ImageNet weights as torchvision recommends them
     from torchvision.models import get_model_weights
     with patience(): return get_model_weights(name.rpartition('/')[2]).DEFAULT.get_state_dict(check_hash=True)
@@ -149,7 +150,7 @@ def _filled(network, state, name, channels): # the same network, with these weig
     network.load_state_dict({k: state[k] for k in own})
     return network
 
-# %% ../../nbs/diagnosis/backbones.ipynb #c018
+# %% ../../nbs/diagnosis/backbones.ipynb #c022
 def register_backbone(
     name: str, # a plain word, stored in config.json
     build, # function of the number of image channels → nn.Module: four maps, or stem, stages and widths
@@ -176,7 +177,7 @@ def _own_branch(name, channels, state=None):
                      f'{counted(len(network.widths), "width")}, but a branch has four of both, with an '
                      'exchange after each.')
 
-# %% ../../nbs/diagnosis/backbones.ipynb #c020
+# %% ../../nbs/diagnosis/backbones.ipynb #c024
 def _foreign(name, channels, state=None):
     if name in _OWN: return _own_branch(name, channels, state)
     library, _, own = name.partition('/')
@@ -192,7 +193,7 @@ def make_branch(
     if check_backbone(name) is None: return ResNet18Branch(in_channels, stem, width)
     return _foreign(name, in_channels)
 
-# %% ../../nbs/diagnosis/backbones.ipynb #c023
+# %% ../../nbs/diagnosis/backbones.ipynb #c027
 def check_reads(
     branch: nn.Module, # of `make_branch`
     channels: int, # of the images
@@ -209,7 +210,7 @@ def check_reads(
     finally:
         for m, training in modes: m.training = training
 
-# %% ../../nbs/diagnosis/backbones.ipynb #c025
+# %% ../../nbs/diagnosis/backbones.ipynb #c029
 def _trained(name, channels, state): # → state dict of a branch; ModelError unless the weights are its own
     twins = []
     for seed in (0, 1):
@@ -222,7 +223,7 @@ def _trained(name, channels, state): # → state dict of a branch; ModelError un
                          'another network.')
     return a
 
-# %% ../../nbs/diagnosis/backbones.ipynb #c027
+# %% ../../nbs/diagnosis/backbones.ipynb #c031
 def start_branch(
     branch: nn.Module, # of `make_branch`; changed in place
     path=None, # file of weights under the network's own names; None: a download of its library

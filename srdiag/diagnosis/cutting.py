@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['LEAST', 'channels_last', 'Stage', 'Backbone']
 
-# %% ../../nbs/diagnosis/cutting.ipynb #c004
+# %% ../../nbs/diagnosis/cutting.ipynb #c003
 import torch
 import torch.nn.functional as F
 from torch import fx, nn
@@ -13,7 +13,7 @@ from torch import fx, nn
 from ..core.errors import ModelError
 from ..core.words import counted, listed, shortened
 
-# %% ../../nbs/diagnosis/cutting.ipynb #c009
+# %% ../../nbs/diagnosis/cutting.ipynb #c008
 class _Outside(fx.Tracer): # sees what a network calls, not what happens inside
     def is_leaf_module(self, module, name): return True
 
@@ -23,7 +23,7 @@ def _graph_of(network, name): # → what its forward does; ModelError if that de
         raise ModelError(f'{name} cannot be cut into stages: its forward decides by the images what to do, '
                          f'or keeps several maps at a time ({shortened(e)}). Choose another network.') from e
 
-# %% ../../nbs/diagnosis/cutting.ipynb #c012
+# %% ../../nbs/diagnosis/cutting.ipynb #c011
 class _Shapes(fx.Interpreter): # runs a graph and notes the shape of all that comes by
     def run_node(self, node):
         out = super().run_node(node)
@@ -46,10 +46,11 @@ def channels_last(
     h, w = size
     return abs(h*shape[3] - w*shape[2]) > abs(h*shape[2] - w*shape[1])
 
-# %% ../../nbs/diagnosis/cutting.ipynb #c014
+# %% ../../nbs/diagnosis/cutting.ipynb #c013
 def _maps_of(graph, size, name): # → the nodes of the four maps
     out = next(n for n in graph.nodes if n.op == 'output').args[0]
-    maps = list(out.values()) if isinstance(out, dict) else list(out) if isinstance(out, (tuple, list)) else [out]
+    maps = list(out.values()) if isinstance(out, dict) else out
+    maps = list(maps) if isinstance(maps, (tuple, list)) else [maps]
     shapes = [n.meta['shape'] for n in maps]
     if any(len(s) != 4 for s in shapes):
         raise ModelError(f'{name} gives {listed(["×".join(map(str, s)) for s in shapes])}, but maps B×C×H×W '
@@ -60,7 +61,7 @@ def _maps_of(graph, size, name): # → the nodes of the four maps
     raise ModelError(f'{name} has {counted(len(maps), "stage")}, but a branch has four, with an exchange '
                      'after each: choose another network.')
 
-# %% ../../nbs/diagnosis/cutting.ipynb #c017
+# %% ../../nbs/diagnosis/cutting.ipynb #c016
 def _between(graph, start, end): # the nodes that lead from one to the other; None if more is needed
     found, todo = {end}, [end]
     while todo:
@@ -83,7 +84,7 @@ def _piece(network, graph, start, end, name): # → the module that leads from o
     part.output(known[end])
     return fx.GraphModule(network, part, 'Stage')
 
-# %% ../../nbs/diagnosis/cutting.ipynb #c019
+# %% ../../nbs/diagnosis/cutting.ipynb #c018
 def _trunk(node): # what the next stage reads
     turned = node.op == 'call_method' and node.target in ('permute', 'contiguous')
     return _trunk(node.args[0]) if turned and len(node.users) == 1 else node

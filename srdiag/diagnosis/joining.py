@@ -93,6 +93,11 @@ def start_as_identity(
     conv.bias.copy_((6*norm.weight - norm.running_mean).clamp(min=0))
     norm.running_mean.add_(conv.bias)
 
+def _listen_to_nobody(network): # yet: each bottleneck passes its own branch's features
+    for b in BRANCHES:
+        signed = not isinstance(getattr(network, f'branch_{b}'), ResNet18Branch)
+        for interact in network.interactions: start_as_identity(getattr(interact, f'bottleneck_{b}'), signed)
+
 # %% ../../nbs/diagnosis/joining.ipynb #c021
 OPEN = 0.5, 0.5, 0.05 # weights of SR, LR, aux at the start
 
@@ -208,10 +213,7 @@ def join(
     model.network.fit_statistics(for_statistics(images.lr)) # of a branch that is not given
     for branch, single in given.items(): _copy(model, single, branch)
     _measure(model, images, batch_size, batches)
-    for interact in model.network.interactions:
-        for b in BRANCHES:
-            signed = not isinstance(getattr(model.network, f'branch_{b}'), ResNet18Branch)
-            start_as_identity(getattr(interact, f'bottleneck_{b}'), signed)
+    _listen_to_nobody(model.network)
     known = valid is not None and len(given) == 2 # then its answers say how far
     open_gate(model.network.ensemble, trust(model, valid) if known else OPEN)
     model.joined = tuple(given)
