@@ -186,7 +186,11 @@ def _teacher(folder, device): # → network, what is known about it, its split
     if network.config.get('steps', 1) < 2:
         raise ModelError(f'The model in {folder} is not recursive: train a teacher with --recursions 3 '
                          'first.')
+    check_files(network.config, folder)
     return network, known, read_split(folder)
+
+def _channels_of(master, options): # → options: images have the channels that the teacher reads
+    return replace(options, channels='rgb' if master.config['image_channels'] == 3 else 'grey')
 
 def _compare_data(data, teacher, found, known, split): # notes about images that are not the teacher's
     if split is None:
@@ -215,12 +219,10 @@ def distill_command(
     lr: str|Path|None = None, # a folder with low-resolution images of the same names
 ) -> dict: # test metrics
     "Recursion distillation (Algorithm 1); the student is tested on the images the teacher never saw"
-    start, s, (device, precision) = time.monotonic(), settings, pick_place(options.device, options.precision)
+    start, (device, precision) = time.monotonic(), pick_place(options.device, options.precision)
     check_output(out, options.overwrite, options.resume)
     master, known, split = _teacher(teacher, device)
-    s = with_patch(s, master.scale)
-    check_files(master.config, teacher)
-    options = replace(options, channels='rgb' if master.config['image_channels'] == 3 else 'grey')
+    s, options = with_patch(settings, master.scale), _channels_of(master, options)
     found = read_sr_folder(data, _smallest(s.patch, master.scale), options, split, lr, master.scale)
     _compare_data(data, teacher, found, known, split)
     network, course = MRCNet(**(master.config | dict(steps=1))), _course_of(found, master.scale, s, options)

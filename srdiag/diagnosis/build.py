@@ -43,6 +43,7 @@ def _stems(side, settings): # of the images in px → stem of the small image an
     large = side if settings.images == 'hr' else side*settings.scale
     return stem_for(side//settings.reduction), stem_for(large)
 
+# %% ../../nbs/diagnosis/build.ipynb #c013
 def _check_sides(model, side): # ModelError for a branch that cannot read images of this size
     c, network = model.config, model.network
     pairs = ([(network.branch_lr, side), (network.branch_sr, side*c['scale'])] if model.two
@@ -50,6 +51,7 @@ def _check_sides(model, side): # ModelError for a branch that cannot read images
     for branch, px in pairs:
         if not isinstance(branch, ResNet18Branch): check_reads(branch, c['channels'], px)
 
+# %% ../../nbs/diagnosis/build.ipynb #c015
 def build_framework(
     found: LabelledData, # its images decide stems and channels
     settings: FrameworkSettings, # what is read, compared and how wide the branches are
@@ -61,7 +63,8 @@ def build_framework(
     own = {} if network is None else dict(sr=network.config, sr_architecture=architecture_of(network))
     mode, solo_share = (s.mode, s.solo) if s.mixes else ('solo', 0.)
     kind = 'none' if not s.standardise else 'each' if '+' in s.inputs else 'shared'
-    own |= dict(backbone=s.backbone, lr_backbone=s.lr_backbone, sr_backbone=s.sr_backbone, width=s.width, statistics=kind, gate_norm=s.gate_norm,
+    own |= {k: getattr(s, k) for k in ('backbone', 'lr_backbone', 'sr_backbone')}
+    own |= dict(width=s.width, statistics=kind, gate_norm=s.gate_norm,
                 both_ways=s.mixes and s.trains == 'both')
     model = SREnhancedDiagnosis(len(found.classes), s.scale, s.inputs, s.sai, found.channels, lr_stem,
                                 sr_stem, mutual=s.mutual, mode=mode, solo_share=solo_share, **own)

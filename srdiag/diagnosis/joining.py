@@ -19,6 +19,7 @@ from ..data.images import as_float
 from ..data.mapped import for_statistics
 from ..data.pairs import LabelledPairs
 from .backbones import OURS
+from .branches import ResNet18Branch
 from .gate import GatedEnsemble
 from .inference import predict
 from .network import SREnhancedDiagnosis
@@ -79,14 +80,23 @@ def check_branch(
 # %% ../../nbs/diagnosis/joining.ipynb #c017
 def start_as_identity(
     bottleneck: nn.Sequential, # of a StageInteraction; its batch norm has measured the branch's own features
+    signed: bool = False, # they may be negative: a bias lifts them over the ReLU
 ) -> None:
-    "Own features pass unchanged, transferred ones have no weight"
+    "Own features pass unchanged (up to 6 sd below their mean), transferred ones have no weight"
     conv, _, norm = bottleneck
     conv.weight.zero_()
     conv.weight[:, :conv.out_channels, 0, 0] = torch.eye(conv.out_channels, device=conv.weight.device)
     conv.bias.zero_()
     norm.weight.copy_((norm.running_var + norm.eps).sqrt())
     norm.bias.copy_(norm.running_mean)
+    if not signed: return
+    conv.bias.copy_((6*norm.weight - norm.running_mean).clamp(min=0))
+    norm.running_mean.add_(conv.bias)
+
+def _listen_to_nobody(network): # yet: each bottleneck passes its own branch's features
+    for b in BRANCHES:
+        signed = not isinstance(getattr(network, f'branch_{b}'), ResNet18Branch)
+        for interact in network.interactions: start_as_identity(getattr(interact, f'bottleneck_{b}'), signed)
 
 # %% ../../nbs/diagnosis/joining.ipynb #c021
 OPEN = 0.5, 0.5, 0.05 # weights of SR, LR, aux at the start
@@ -206,8 +216,7 @@ def join(
     model.network.fit_statistics(for_statistics(images.lr)) # of a branch that is not given
     for branch, single in given.items(): _copy(model, single, branch)
     _measure(model, images, batch_size, batches)
-    for interact in model.network.interactions:
-        for bottleneck in (interact.bottleneck_sr, interact.bottleneck_lr): start_as_identity(bottleneck)
+    _listen_to_nobody(model.network)
     known = valid is not None and len(given) == 2 # then its answers say how far
     open_gate(model.network.ensemble, trust(model, valid) if known else OPEN)
     model.joined = tuple(given)

@@ -116,6 +116,10 @@ class BranchPair(nn.Module):
             StageInteraction(c, *exchange) for c in zip(self.branch_sr.widths, self.branch_lr.widths))
 
     @property
+    def features(self): # width of the last stage of the SR branch and of the LR branch
+        return self.branch_sr.widths[-1], self.branch_lr.widths[-1]
+
+    @property
     def normalisers(self): # of the LR branch and of the SR branch; they may be one and the same
         return self.normalise, getattr(self, 'normalise_sr', self.normalise)
 
@@ -155,14 +159,11 @@ class DiagnosisNetwork(BranchPair):
         width: int = 64, # of both branches, see ResNet18Branch
         statistics: str = 'shared', # for the normalisation of the images, one of STATISTICS
         gate_norm: bool = True, # batch norm in the gate, see GatedEnsemble
-        sr_backbone: str|None = None, # network of the branch with the large image, see `make_branch`
-        lr_backbone: str|None = None, # network of the branch with the small image
+        backbones: tuple = (None, None), # networks of the SR and the LR branch, see `make_branch`
     ):
-        branches = (sr_backbone, sr_stem), (lr_backbone, lr_stem)
-        super().__init__(channels, branches, width, statistics, (sai, mutual))
-        features = self.branch_sr.widths[-1], self.branch_lr.widths[-1]
-        self.head_sr, self.head_lr = (nn.Linear(n, classes) for n in features)
-        self.ensemble = GatedEnsemble(features, classes, norm=gate_norm)
+        super().__init__(channels, zip(backbones, (sr_stem, lr_stem)), width, statistics, (sai, mutual))
+        self.head_sr, self.head_lr = (nn.Linear(n, classes) for n in self.features)
+        self.ensemble = GatedEnsemble(self.features, classes, norm=gate_norm)
 
     def forward(self,
         x_lr: torch.Tensor, # B×C×h×w in [0, 1], the original image
@@ -259,7 +260,7 @@ def _diagnosis_network(c): # configuration → two branches or one
         return SingleBranch(c['classes'], c['channels'], stem, c['width'], c['statistics'] != 'none',
                             lr if c['inputs'] == 'LR' else sr)
     return DiagnosisNetwork(c['classes'], c['sai'], c['channels'], stem, c['lr_stem'], c['mutual'],
-                            c['width'], c['statistics'], c['gate_norm'], sr, lr)
+                            c['width'], c['statistics'], c['gate_norm'], (sr, lr))
 
 # %% ../../nbs/diagnosis/network.ipynb #c037
 class _Modules(nn.Module):
@@ -297,8 +298,7 @@ class FrameworkParts(_Modules):
         both_ways: bool = False, # each training batch with and without affinity between its samples
         batch_size: int = 32, # images that meet in the mode 'batch': as many as in training
         backbone: str|None = None, # network of the branches, see `make_branch`; None: ResNet-18 as published
-        lr_backbone: str|None = None, # of the branch of the small image; None: `backbone`
-        sr_backbone: str|None = None, # of the branch of the large image; None: `backbone`
+        lr_backbone: str|None = None, sr_backbone: str|None = None, # of either branch; None: `backbone`
         multilabel: bool = False, # an image may have several labels, or none
     ):
         super().__init__({k: v for k, v in locals().items() if k not in ('self', '__class__')})

@@ -114,7 +114,8 @@ def picture(
         x = _of_array(pil_pixels(name, ImageOps.exif_transpose(image)), name)
         return Picture(x, name, lambda y: _to_pil(y, x.dtype))
     if isinstance(image, np.ndarray):
-        return Picture(_of_array(image, name, channels), name, lambda y: _to_array(y, image.dtype, image.ndim))
+        x = _of_array(image, name, channels)
+        return Picture(x, name, lambda y: _to_array(y, image.dtype, image.ndim))
     if isinstance(image, torch.Tensor):
         _check_shape(name, image.shape, False, channels)
         return Picture(_check_values(name, image), name, lambda y: _to_tensor(y, image))

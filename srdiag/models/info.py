@@ -99,6 +99,7 @@ def _cut(info): # what happens to files of another size
     if info.resize: return f'none, resized whole to {to} (bicubic)'
     return f'middle {info.size}×{info.size} px' if info.size else 'none'
 
+# %% ../../nbs/models/info.ipynb #c014
 def _values(config): # what images are, in words
     n = config.get('channels' if 'classes' in config else 'image_channels', 3)
     if n not in (1, 3): return f'arrays of {n} channels, handed over in Python, scaled to [0, 1]'
@@ -115,7 +116,7 @@ def _preprocessing(config, info): # what happens to a file before the network se
     if info.lr_size: facts['low-resolution size'] = f'{info.lr_size[0]}×{info.lr_size[1]} px'
     return facts
 
-# %% ../../nbs/models/info.ipynb #c014
+# %% ../../nbs/models/info.ipynb #c016
 def model_card(
     what: str, # kind of network, e.g. 'super-resolution network'
     config: dict, # of the network
@@ -131,7 +132,7 @@ def model_card(
         if facts: parts += [f'## {title}', _as_table(facts)]
     return '\n\n'.join(p for p in parts if p) + '\n'
 
-# %% ../../nbs/models/info.ipynb #c020
+# %% ../../nbs/models/info.ipynb #c022
 def check_described(
     info: ModelInfo, # of a diagnosis model
     folder, # where it lies, for the sentence
@@ -142,7 +143,7 @@ def check_described(
                          f'{"size of images" if info.classes else "classes"} the model was trained: save it '
                          'with classes and lr_size in its ModelInfo.')
 
-# %% ../../nbs/models/info.ipynb #c023
+# %% ../../nbs/models/info.ipynb #c025
 def check_files(
     config: dict, # of a network
     folder, # where it lies, for the sentence

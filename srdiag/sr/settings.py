@@ -41,7 +41,7 @@ class SRSettings:
     skip: Literal['bicubic', 'bilinear', 'nearest'] = 'bicubic'
     # training steps per epoch; default: 100, and with the recipe published a pass over the training images
     steps: Positive|None = None
-    # side of a high-resolution training patch in px, smaller images are skipped; default: 64, or 63 at scale 3
+    # side of a high-resolution training patch in px; smaller images are skipped; default: 64 (63 at scale 3)
     patch: Positive|None = None
 
     def __post_init__(self): check_settings(self, 'A run')
@@ -66,7 +66,7 @@ class DistilSettings(Distillation):
     "Recursion distillation, and on which patches. Raises DataError for what cannot be"
     # training steps per epoch; default: 100, and with the recipe published a pass over the training images
     steps: Positive|None = None
-    # side of a high-resolution training patch in px, smaller images are skipped; default: 64, or 63 at scale 3
+    # side of a high-resolution training patch in px; smaller images are skipped; default: 64 (63 at scale 3)
     patch: Positive|None = None
 
 # %% ../../nbs/sr/settings.ipynb #c015

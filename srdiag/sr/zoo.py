@@ -70,21 +70,21 @@ MODELS = { # name without scale → entry, in the order of the tables
     'mrcnet_recursive_no_rcf': _variant('Recursive w/o RCF', rcf=False),
 }
 
-# %% ../../nbs/sr/zoo.ipynb #c016
+# %% ../../nbs/sr/zoo.ipynb #c017
 def scales_of(
     base: str, # a key of MODELS
 ) -> tuple: # enlargements, smallest first; a model's name ends in one of them: _x2, _x3, ...
     "What a network can enlarge to: 2, 3, 4 and 8 times, if its paper does not stop before"
     return getattr(ARCHITECTURES[MODELS[base].architecture], 'scales', SCALES)
 
-# %% ../../nbs/sr/zoo.ipynb #c018
+# %% ../../nbs/sr/zoo.ipynb #c019
 def list_models(
     pattern: str = '*', # with wildcards as for file names, e.g. 'mrcnet*_x4'
 ) -> list[str]: # sorted
     "The names that `create_model` knows"
     return sorted(fnmatch.filter([f'{base}_x{s}' for base in MODELS for s in scales_of(base)], pattern))
 
-# %% ../../nbs/sr/zoo.ipynb #c021
+# %% ../../nbs/sr/zoo.ipynb #c022
 def entry_of(
     name: str, # e.g. 'edsr_baseline_x4'
 ) -> tuple[ZooEntry, int]: # its entry and its scale
@@ -97,13 +97,14 @@ def _unknown(name, base, tail): # what is wrong with a name, and what was probab
     known = base if base in MODELS else name
     if known in MODELS:
         lacks = f', not {tail}' if known == base else ''
-        return (f'{known} has the scales {in_words(scales_of(known)).replace(" or ", " and ")}{lacks}: choose '
-                f'{in_words(list_models(f"{known}_x*"))}.')
+        scales = in_words(scales_of(known)).replace(' or ', ' and ')
+        names = in_words(list_models(f'{known}_x*'))
+        return f'{known} has the scales {scales}{lacks}: choose {names}.'
     close = difflib.get_close_matches(name, list_models(), n=1)
     meant = f' Did you mean {close[0]}?' if close else ''
     return f'There is no model {name!r}.{meant} The models are {", ".join(list_models())}.'
 
-# %% ../../nbs/sr/zoo.ipynb #c023
+# %% ../../nbs/sr/zoo.ipynb #c024
 def create_model(
     name: str, # e.g. 'mrcnet_x4', 'edsr_baseline_x2'; see `list_models`
     image_channels: int = 3, # 3 for RGB, 1 for grey
@@ -120,7 +121,7 @@ def create_model(
         raise ModelError(f'{name} has no setting {", ".join(wrong)}: it has {", ".join(known) or "none"}.')
     return cls(scale=scale, image_channels=image_channels, **(entry.config | config))
 
-# %% ../../nbs/sr/zoo.ipynb #c028
+# %% ../../nbs/sr/zoo.ipynb #c029
 def mrcnet_reach(
     network: MRCNet, # of any configuration
 ) -> int|None: # low-resolution px, rounded up; None: the whole image
@@ -134,7 +135,7 @@ def mrcnet_reach(
     gates = 4 # trunk and gates, 3×3 convolutions in a row
     return 6 + c['steps']*(gates + c['modules']*fine) + 5 # head, steps, reconstruction
 
-# %% ../../nbs/sr/zoo.ipynb #c030
+# %% ../../nbs/sr/zoo.ipynb #c031
 @dataclass(frozen=True)
 class Traits:
     "What one needs to know in order to use a network"
@@ -146,7 +147,7 @@ class Traits:
     reach: int|None # low-resolution px that an output pixel sees to each side; None: all
     align: int # tiles must start at multiples of so many low-resolution px
 
-# %% ../../nbs/sr/zoo.ipynb #c032
+# %% ../../nbs/sr/zoo.ipynb #c033
 def traits(
     network: nn.Module, # a network of the zoo, or an MRCNet
 ) -> Traits: # its facts
@@ -157,7 +158,7 @@ def traits(
     reach = mrcnet_reach(network)
     return Traits(*common, reach is None, reach, 2)
 
-# %% ../../nbs/sr/zoo.ipynb #c035
+# %% ../../nbs/sr/zoo.ipynb #c036
 @dataclass(frozen=True)
 class Description(Traits):
     "The traits of a model, and where it comes from"
@@ -176,5 +177,5 @@ def describe(
     return Description(**vars(facts), name=name, title=entry.title, reference=entry.reference,
                        year=entry.year, table_row=entry.title if scale in entry.printed else None)
 
-# %% ../../nbs/sr/zoo.ipynb #c051
+# %% ../../nbs/sr/zoo.ipynb #c052
 __getattr__ = moved_names(__name__)
