@@ -224,9 +224,8 @@ def distill_command(
     recorded = _recorded(options, precision, **(asdict(s) | dict(steps=course[-1].steps) | _origin(teacher)))
     info = _Informant(f'MRC-Net x{master.scale}, distilled', found, start, recorded)
     saver = first_only(ModelSaver(out, network, options.overwrite, found.table, options.resume))
-    own = dict(precision=precision, num_workers=options.workers)
-    def train(folder, save): # → the student, the Learner
-        return distil(master, *course, s, folder=folder, save=_copying(network, save), cbs=cbs, **own)
+    student = partial(distil, master, *course, s, precision=precision, num_workers=options.workers)
+    def train(folder, save): return student(folder=folder, save=_copying(network, save), cbs=cbs)
     with saver.run, watching(options, 'valid_psnr', out) as cbs:
         network.load_state_dict(train_in(saver, train, info.early)[0].state_dict())
         return _finish_sr(saver, network, found, info)
