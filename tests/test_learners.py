@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from srdiag.core.errors import DataError, TrainingError
+from srdiag.core.unfinished import Unfinished
 from srdiag.data.pairs import LabelledPairs, PairAugment, SRPairs
 from srdiag.data.samples import tissue
 from srdiag.diagnosis.inference import predict
@@ -223,3 +224,32 @@ def test_a_loss_for_other_labels_is_refused():
 def test_a_model_of_before_has_one_label():
     config = {k: v for k, v in framework('LR').config.items() if k != 'multilabel'}
     assert SREnhancedDiagnosis(**config).config['multilabel'] is False
+
+
+# --- going on with an interrupted training ------------------------------------------------------------------
+
+class StopAfter(Callback):
+    "An interruption after an epoch"
+    order = 101 # when everything has been kept
+    def __init__(self, epoch): self.at = epoch
+    def after_epoch(self):
+        if self.epoch == self.at: raise KeyboardInterrupt
+
+
+def test_patience_survives_an_interruption(tmp_path):
+    def run(folder, *more):
+        place, stop = Unfinished(folder), EarlyStoppingCallback('valid_psnr', min_delta=0.5, patience=3)
+        place.claim()
+        torch.manual_seed(0)
+        how = dict(schedule=Schedule(9, 2, 32), folder=place, cbs=[stop, *more])
+        try: return train_sr(network(), *PAIRS, FAST, **how), stop
+        finally: place.release()
+
+    whole, first = run(tmp_path/'a')
+    with pytest.raises(KeyboardInterrupt): run(tmp_path/'b', StopAfter(1))
+    again, second = run(tmp_path/'b')
+    assert whole.epoch == again.epoch < 8, 'both end early, in the same epoch'
+    assert (first.wait, first.best) == (second.wait, second.best)
+    assert all(torch.equal(v, whole.model.state_dict()[k]) for k, v in again.model.state_dict().items())
+    logs = [pd.read_csv(tmp_path/x/'.unfinished'/'log.csv').drop(columns='time') for x in 'ab']
+    pd.testing.assert_frame_equal(*logs)

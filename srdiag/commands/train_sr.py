@@ -127,12 +127,13 @@ def _check_scale(scale): # DataError for one that networks do not have
 
 def _network_of(name, found, settings, start, seed): # → network, title, facts for the record
     torch.manual_seed(seed)
-    if start is None: return *_new_network(name, found.channels, settings), {}
+    facts = dict(model=name, patch=settings.patch)
+    if start is None: return *_new_network(name, found.channels, settings), facts
     steps = settings.recursions if settings.recursions > 1 else None
     network = sr_start(start, scale=settings.scale, image_channels=found.channels, steps=steps)
     say_if_learned(start, found.table)
     title = f'{type(network).__name__} x{settings.scale}, fine-tuned from {Path(start).name}'
-    return network, title, start_facts(start)
+    return network, title, facts | start_facts(start)
 
 # %% ../../nbs/commands/train_sr.ipynb #c028
 @as_one()
@@ -153,8 +154,7 @@ def train_sr_command(
     found = read_sr_folder(data, _smallest(s.patch, s.scale), options, None, lr, s.scale)
     network, title, more = _network_of(name, found, s, start, options.seed)
     course = _course_of(found, s.scale, s, options)
-    info = _Informant(title, found, began, _recorded(options, precision, model=name,
-                                                     steps=course[-1].steps, patch=s.patch, **more))
+    info = _Informant(title, found, began, _recorded(options, precision, steps=course[-1].steps, **more))
     saver = first_only(ModelSaver(out, network.to(device), options.overwrite, found.table, options.resume))
     train = partial(train_sr, network, *course, s.supervise_steps, precision=precision)
     with saver.run, watching(options, 'valid_psnr', out) as own:
@@ -229,9 +229,8 @@ def distill_command(
     recorded = _recorded(options, precision, **(asdict(s) | dict(steps=course[-1].steps) | _origin(teacher)))
     info = _Informant(f'MRC-Net x{master.scale}, distilled', found, start, recorded)
     saver = first_only(ModelSaver(out, network, options.overwrite, found.table, options.resume))
-    own = dict(precision=precision, num_workers=options.workers)
-    def train(folder, save): # → the student, the Learner
-        return distil(master, *course, s, folder=folder, save=_copying(network, save), cbs=cbs, **own)
+    student = partial(distil, master, *course, s, precision=precision, num_workers=options.workers)
+    def train(folder, save): return student(folder=folder, save=_copying(network, save), cbs=cbs)
     with saver.run, watching(options, 'valid_psnr', out) as cbs:
         network.load_state_dict(train_in(saver, train, info.early)[0].state_dict())
         return _finish_sr(saver, network, found, info)

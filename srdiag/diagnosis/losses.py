@@ -109,9 +109,9 @@ def _check_weights(weights, temperature, norm): # name → number
     if not isinstance(temperature, (int, float)) or not 0 < temperature < math.inf:
         raise ValueError(f'temperature is a positive number, not {temperature!r}.')
 
-def _terms(weights, margin, rank_on, temperature, norm, mutual): # → L_rank, L_SAC, L_SAR
+def _terms(weights, margin, rank_on, temperature, norm, mutual): # → weights, L_rank, L_SAC, L_SAR
     _check_weights(weights | dict(margin=margin), temperature, norm)
-    return (RankLoss(margin, rank_on), SampleAffinityConsistencyLoss(temperature, norm),
+    return (weights, RankLoss(margin, rank_on), SampleAffinityConsistencyLoss(temperature, norm),
             SampleAffinityRegularizationLoss(temperature, norm, mutual))
 
 # %% ../../nbs/diagnosis/losses.ipynb #c032
@@ -132,7 +132,7 @@ class DiagnosisLoss(nn.Module):
     ):
         super().__init__()
         self.targets, w = targets or TargetLoss(), dict(rank=rank, sac=sac, sar=sar, ens_weight=ens_weight)
-        self.weights, self.rank, self.sac, self.sar = w, *_terms(w, margin, rank_on, temperature, norm, mutual)
+        self.weights, self.rank, self.sac, self.sar = _terms(w, margin, rank_on, temperature, norm, mutual)
 
     def forward(self, out: DiagnosisOutput, target): # B class indices, or B×K → a number
         target, how = out.repeated(target), self.reduction

@@ -139,7 +139,7 @@ class AnswersOnly(Callback):
     def after_batch(self):
         if hasattr(self, 'gather_preds'): self.learn.pred = self.loss_func.activation(self.pred)
 
-# %% ../../nbs/diagnosis/training.ipynb #c028
+# %% ../../nbs/diagnosis/training.ipynb #c029
 def diagnosis_learner(
     dls: DataLoaders, # from diagnosis_dataloaders
     model: SREnhancedDiagnosis, # to be trained
@@ -160,7 +160,7 @@ def diagnosis_learner(
     return log_both(RunLearner(dls, model, loss_func=loss, lr=recipe.lr, opt_func=adam(recipe),
                                splitter=parameter_groups, metrics=metrics, cbs=cbs, **kwargs))
 
-# %% ../../nbs/diagnosis/training.ipynb #c030
+# %% ../../nbs/diagnosis/training.ipynb #c031
 def choose_references(
     labels, # N class indices of the training images, or N×K: the likeliest counts
     groups=None, # N group names; None: each image on its own
@@ -175,7 +175,7 @@ def choose_references(
     each = min(max(1, n//len(queues)), min(len(q) for q in queues))
     return [int(q[i]) for i in range(each) for q in queues]
 
-# %% ../../nbs/diagnosis/training.ipynb #c033
+# %% ../../nbs/diagnosis/training.ipynb #c034
 @torch.no_grad()
 def recalibrate(
     model: SREnhancedDiagnosis, # trained
@@ -196,7 +196,7 @@ def recalibrate(
     for m in norms: m.running_var[m.running_var < m.eps] = 1.
     return model.eval()
 
-# %% ../../nbs/diagnosis/training.ipynb #c036
+# %% ../../nbs/diagnosis/training.ipynb #c037
 class SettleStatistics(Callback):
     "Measure batch norm's statistics after the training steps of an epoch, before validation"
     def __init__(self,
@@ -210,7 +210,7 @@ class SettleStatistics(Callback):
     def after_train(self):
         recalibrate(self.model, self.images, self.batch_size, self.batches, None, self.epoch)
 
-# %% ../../nbs/diagnosis/training.ipynb #c039
+# %% ../../nbs/diagnosis/training.ipynb #c040
 def _kept_start(learn): # is the joined start the best there was?
     return any(cb.best_epoch == -1 for cb in learn.cbs.filter(lambda cb: isinstance(cb, KeepBest)))
 
@@ -223,7 +223,7 @@ def _measure_again(learn, train, size, seed): # as the last section says
     elif not model.both_ways and (model.mode == 'solo' or model.solo_share):
         recalibrate(model, train, size, mode='solo' if model.mode == 'solo' else 'batch', seed=seed)
 
-# %% ../../nbs/diagnosis/training.ipynb #c041
+# %% ../../nbs/diagnosis/training.ipynb #c042
 def _offer_start(learn, model, valid): # to the callback that keeps the best weights
     names = list(range(model.config['classes']))
     p = predict(model, valid.lr, names, valid.hr)
@@ -241,7 +241,7 @@ def _prepare(model, train, size, fixed, references, seed): # batch size, statist
         at = choose_references(train.labels, seed=seed) if references is None else references
         model.remember(train.lr[at], None if train.hr is None else train.hr[at])
 
-# %% ../../nbs/diagnosis/training.ipynb #c043
+# %% ../../nbs/diagnosis/training.ipynb #c044
 def train_diagnosis(
     model: SREnhancedDiagnosis, # changed in place
     train: LabelledPairs, # with augmentation
@@ -268,5 +268,5 @@ def train_diagnosis(
     _measure_again(learn, train, size, seed)
     return learn
 
-# %% ../../nbs/diagnosis/training.ipynb #c063
+# %% ../../nbs/diagnosis/training.ipynb #c064
 __getattr__ = moved_names(__name__)
