@@ -31,7 +31,8 @@ def pytest_collection_modifyitems(items):
 @pytest.fixture(scope='session', autouse=True)
 def no_graphs_of_the_user(tmp_path_factory):
     "Whether somebody has compiled a network before must not change what the tests see"
-    before, os.environ['SRDIAG_CACHE'] = os.environ.get('SRDIAG_CACHE'), str(tmp_path_factory.mktemp('graphs'))
+    before = os.environ.get('SRDIAG_CACHE')
+    os.environ['SRDIAG_CACHE'] = str(tmp_path_factory.mktemp('graphs'))
     yield
     os.environ.pop('SRDIAG_CACHE')
     if before is not None: os.environ['SRDIAG_CACHE'] = before

@@ -186,3 +186,14 @@ def test_predict_takes_the_runtime_and_records_it(openvino, tmp_path, succeeds, 
 def test_options_are_checked():
     assert SlideReading().runtime == SlideReading().precision == 'auto'
     with pytest.raises(DataError, match='runtime'): SlideReading(runtime='fast')
+
+
+def test_speed_knows_the_runtimes(openvino, network):
+    from srdiag.evaluation.speed import Setup, forward_call
+    setup = Setup(runtime='openvino', threads=1)
+    assert str(setup) == '1 CPU thread, fp32, channels last, batch of 1, OpenVINO'
+    x = torch.rand(1, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        assert (forward_call(network, (1, 3, 16, 16), setup)() - network(x)).abs().max() < 1e-4
+    with pytest.raises(DataError, match='There is no runtime'): Setup(runtime='onnx')
+    with pytest.raises(ValueError, match='computes on the CPU'): Setup('cuda', 'fp32', runtime='openvino')

@@ -22,7 +22,7 @@ from ..data.degradation import upsample
 from .mrcnet import MRCParts
 from .rcf import RefinedContextFusion
 
-# %% ../../nbs/sr/runtime.ipynb #c007
+# %% ../../nbs/sr/runtime.ipynb #c008
 class Trunk(nn.Module):
     "What is compiled of a super-resolution network: of an MRC-Net all but the skip connection"
     def __init__(self,
@@ -40,7 +40,7 @@ class Trunk(nn.Module):
         if not isinstance(self.network, MRCParts): return residual
         return residual + upsample(lr, self.network.scale, self.network.skip)
 
-# %% ../../nbs/sr/runtime.ipynb #c011
+# %% ../../nbs/sr/runtime.ipynb #c012
 @contextmanager
 def pooling(
     network: nn.Module, # an MRCNet
@@ -62,7 +62,7 @@ def pooling(
         handle.remove()
         for m in modules: del m.pool
 
-# %% ../../nbs/sr/runtime.ipynb #c013
+# %% ../../nbs/sr/runtime.ipynb #c014
 class TrunkInContext(Trunk):
     "A trunk that is told what its RCFs pool"
     def forward(self, lr, vectors): # B×C×H×W, K×2×n → B×C×sH×sW
@@ -81,11 +81,11 @@ def vectors_of(
     with pooling(network, answer): network.recursion(network.head(lr))
     return torch.stack([torch.cat(pair).float() for pair in seen]) if seen else torch.empty(0, 2, 1)
 
-# %% ../../nbs/sr/runtime.ipynb #c017
+# %% ../../nbs/sr/runtime.ipynb #c018
 RUNTIMES = 'auto', 'torch', 'openvino'
 PAYS = 2**23 # low-resolution px of an image for which it pays to make a graph
 
-def _named(runtime, place, precision): # 'torch' or 'openvino', asked for by name; DataError for what is senseless
+def _named(runtime, place, precision): # 'torch' or 'openvino'; DataError for what is senseless
     if runtime == 'torch' and precision == 'int8':
         raise DataError("The precision 'int8' is computed by OpenVINO: choose the runtime 'openvino'.")
     if runtime == 'torch': return runtime
@@ -109,7 +109,7 @@ def chosen_runtime(
     fits = place.type == 'cpu' and chosen_precision(precision, place) == 'bf16' and has_openvino()
     return 'openvino' if fits and (pixels >= PAYS or is_prepared(network)) else 'torch'
 
-# %% ../../nbs/sr/runtime.ipynb #c019
+# %% ../../nbs/sr/runtime.ipynb #c020
 _IN_CONTEXT = 'in context'
 
 def _key(network, precision, kind=''): # of a graph in the cache
@@ -122,7 +122,7 @@ def is_prepared(
     "Is a graph of this network in the cache?"
     return (graphs_folder()/_key(network, precision)/'graph.bin').is_file()
 
-# %% ../../nbs/sr/runtime.ipynb #c022
+# %% ../../nbs/sr/runtime.ipynb #c023
 def _examples(network, kind): # inputs for `quantised`
     from srdiag.data.samples import tissue # scikit-image is needed for 8 bits alone
     image = tissue().float()/255
@@ -140,7 +140,7 @@ def _graph_file(network, precision, kind): # → its path; made if it is not the
         return quantised(model, _examples(network, kind)) if precision == 'int8' else model
     return kept_graph(_key(network, precision, kind), make)
 
-# %% ../../nbs/sr/runtime.ipynb #c024
+# %% ../../nbs/sr/runtime.ipynb #c025
 class Runner:
     "A super-resolution network that OpenVINO computes. DataError if the extra is missing"
     def __init__(self,
@@ -169,7 +169,7 @@ class Runner:
         vectors = torch.stack([torch.cat(pair).float() for pair in shared])
         return _InContext(self, self._graph(_IN_CONTEXT), vectors)
 
-# %% ../../nbs/sr/runtime.ipynb #c025
+# %% ../../nbs/sr/runtime.ipynb #c027
 class _InContext: # a Runner for the tiles of one image
     def __init__(self, runner, graph, vectors):
         self.scale, self.runner, self.graph, self.vectors = runner.scale, runner, graph, vectors
