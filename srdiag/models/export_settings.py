@@ -7,10 +7,10 @@ __all__ = ['Target', 'Fit', 'ExportSettings']
 
 # %% ../../nbs/models/export_settings.ipynb #c003
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
 from ..core.errors import DataError
-from ..core.settings import check_settings
+from ..core.settings import Between, check_settings
 
 # %% ../../nbs/models/export_settings.ipynb #c005
 Target = Literal['onnx', 'openvino', 'torch', 'wsinfer']
@@ -32,7 +32,8 @@ class ExportSettings:
     # what goes in: lr, small images; hr, large ones that the graph reduces; default: as in training
     images: Literal['lr', 'hr']|None = None
     half: bool = False # weights with 16 bits: half the size; the arithmetic stays in float32
-    spacing: float|None = None # for wsinfer: µm per px of the images that the model reads, e.g. 0.5
+    # for wsinfer: µm per px of the images that the model reads, e.g. 0.5
+    spacing: Annotated[float, Between(0.001, 1000)]|None = None
     overwrite: bool = False # replace a file that srdiag exported before
 
     def __post_init__(self):
@@ -40,8 +41,6 @@ class ExportSettings:
         if self.half and self.to in ('torch', 'wsinfer'):
             raise DataError(f'Weights with 16 bits are for --to onnx and openvino, not for {self.to}: leave '
                             '--half out.')
-        if self.spacing is not None and not 0 < self.spacing < float('inf'):
-            raise DataError(f'The spacing is a positive number of µm per px, not {self.spacing!r}.')
         if (self.spacing is None) == (self.to == 'wsinfer'):
             raise DataError('WSInfer cuts pieces out of whole slides, so it must know how large a pixel of '
                             'the images is: name it in µm, e.g. --spacing 0.5.' if self.spacing is None else
