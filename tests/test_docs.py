@@ -562,8 +562,8 @@ def test_an_example_has_all_that_it_needs_and_no_more():
     assert example_of(BOOK).source == ('import torch\nfrom srdiag.sr.net import Net\n\nsize = 4 # px\n\n'
                                        'torch.manual_seed(0)\nnet = Net(size)')
     chosen = example_of([*BOOK, new_markdown_cell('## In use'), new_code_cell('print(net.n, pi)')])
-    assert chosen.source == ('from math import pi\nfrom srdiag.sr.net import Net\n\n'
-                             'size = 4 # px\nnet = Net(size)\n\nprint(net.n, pi)')
+    assert chosen.source == ('import torch\nfrom math import pi\nfrom srdiag.sr.net import Net\n\n'
+                             'size = 4 # px\ntorch.manual_seed(0)\nnet = Net(size)\n\nprint(net.n, pi)')
     assert example_of(BOOK[:4]) is None
 
 

@@ -135,7 +135,7 @@ class Book:
     @staticmethod
     def seeded(sources): # or without chance at all
         text = '\n'.join(sources)
-        return SEED.search(text) or not re.search(r'torch\.rand|MRCNet\(|create_model\(|Diagnosis\(', text)
+        return SEED.search(text) or not re.search(r'torch\.rand|create_model\(|\b[A-Z]\w+\(', text)
 
     @staticmethod
     def _local(sources): # names that lie inside of it: parameters, loops, what it binds itself
