@@ -59,6 +59,17 @@ def test_each_network_of_the_zoo_is_the_same_in_onnx(architecture):
         assert theirs.min() >= 0 and theirs.max() <= 1
 
 
+def test_openvino_enlarges_alike(tmp_path):
+    torch.manual_seed(0)
+    network = Clipped(ARCHITECTURES['mrcnet'](scale=2, **SMALL['mrcnet'])).eval()
+    (tmp_path/'sr.onnx').write_bytes(onnx_model(network, torch.rand(2, 3, 12, 10)).SerializeToString())
+    openvino = pytest.importorskip('openvino')
+    model = openvino.compile_model(str(tmp_path/'sr.onnx'), 'CPU', {'INFERENCE_PRECISION_HINT': 'f32'})
+    for size in SIZES:
+        with torch.no_grad(): ours = network(images_of(size))
+        assert largest(model([images_of(size).numpy()])[0], ours) < 1e-4
+
+
 def test_a_graph_leaves_the_network_alone_and_tells_no_paths():
     network = ARCHITECTURES['edsr'](scale=2, **SMALL['edsr']).train()
     before = {k: v.clone() for k, v in network.state_dict().items()}
