@@ -3748,6 +3748,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                    'srdiag.sr.runtime._InContext': ('sr/runtime.html#_incontext', 'srdiag/sr/runtime.py'),
                                    'srdiag.sr.runtime._InContext.__call__': ('sr/runtime.html#_incontext.__call__', 'srdiag/sr/runtime.py'),
                                    'srdiag.sr.runtime._InContext.__init__': ('sr/runtime.html#_incontext.__init__', 'srdiag/sr/runtime.py'),
+                                   'srdiag.sr.runtime._cuts': ('sr/runtime.html#_cuts', 'srdiag/sr/runtime.py'),
                                    'srdiag.sr.runtime._examples': ('sr/runtime.html#_examples', 'srdiag/sr/runtime.py'),
                                    'srdiag.sr.runtime._graph_file': ('sr/runtime.html#_graph_file', 'srdiag/sr/runtime.py'),
                                    'srdiag.sr.runtime._key': ('sr/runtime.html#_key', 'srdiag/sr/runtime.py'),

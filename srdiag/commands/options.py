@@ -136,8 +136,7 @@ class SlideReading(Reading):
     # who enlarges: torch, openvino (an extra, on the CPU), or auto: openvino where its graph has been made
     # before
     runtime: Literal['auto', 'torch', 'openvino'] = 'auto'
-    # of enlarging; auto: what the device computes natively; int8: by openvino, up to 0.6 dB worse where
-    # images do not look like stained tissue
+    # of enlarging; auto: what the device computes natively; int8: by openvino
     precision: Literal['auto', 'bf16', 'fp16', 'fp32', 'int8'] = 'auto'
     level: Natural = 0 # of whole slides, 0 being the full resolution
     tissue: Share = 0.5 # of whole slides: the least share of a piece that must be tissue

@@ -18,7 +18,7 @@ from srdiag.core.compiled import (
 from ..core.errors import DataError
 from ..core.precision import chosen_precision
 from ..core.settings import check_choice
-from ..data.degradation import upsample
+from ..data.degradation import degrade, upsample
 from .mrcnet import MRCParts
 from .rcf import RefinedContextFusion
 
@@ -123,12 +123,17 @@ def is_prepared(
     return (graphs_folder()/_key(network, precision)/'graph.bin').is_file()
 
 # %% ../../nbs/sr/runtime.ipynb #c023
+def _cuts(image): # 1×C×H×W → patches of 64×64 px, as they are and with more contrast
+    for t in range(0, image.shape[2] - 63, 64):
+        for l in range(0, image.shape[3] - 63, 64):
+            cut = image[..., t:t+64, l:l+64]
+            yield from (cut, ((cut - 0.5)*1.6 + 0.5).clamp(0, 1))
+
 def _examples(network, kind): # inputs for `quantised`
     from srdiag.data.samples import tissue # scikit-image is needed for 8 bits alone
-    image = tissue().float()/255
-    cuts = [(image[:, t:t+96, l:l+96]*gain)[None] for t in (0, 128, 256, 384) for l in (0, 192, 384)
-            for gain in (1, 0.4)]
-    if network.config['image_channels'] == 1: cuts = [x.mean(1, keepdim=True) for x in cuts]
+    image = tissue()[None].float()/255
+    if network.config['image_channels'] == 1: image = image.mean(1, keepdim=True)
+    cuts = [cut for by in (2, 4) for cut in list(_cuts(degrade(image, by).clamp(0, 1)))[::3]]
     return [(x, vectors_of(network, x)) for x in cuts] if kind == _IN_CONTEXT else cuts
 
 def _graph_file(network, precision, kind): # → its path; made if it is not there
