@@ -38,7 +38,8 @@ class Own(nn.Module):
     def __init__(self, channels, widths=(4, 6, 8, 10)):
         super().__init__()
         ends = zip((channels, *widths), widths)
-        self.parts = nn.ModuleList(nn.Sequential(nn.Conv2d(a, b, 3, 2, 1), nn.BatchNorm2d(b)) for a, b in ends)
+        self.parts = nn.ModuleList(nn.Sequential(nn.Conv2d(a, b, 3, 2, 1), nn.BatchNorm2d(b))
+                                   for a, b in ends)
 
     def forward(self, x):
         maps = []
@@ -65,7 +66,8 @@ def framework(**how):
 
 @pytest.mark.parametrize(
     'name',
-    ['test_convnext', 'test_resnet', 'test_efficientnet', 'mobilenetv3_small_050', 'edgenext_xx_small', 'pvt_v2_b0'],
+    ['test_convnext', 'test_resnet', 'test_efficientnet', 'mobilenetv3_small_050', 'edgenext_xx_small',
+     'pvt_v2_b0'],
 )
 def test_the_four_pieces_of_a_timm_network_give_what_the_network_gives(name):
     torch.manual_seed(0)
@@ -230,7 +232,8 @@ def test_claims_are_bounded_and_a_name_is_never_an_address(tmp_path):
     save_model(tmp_path / 'model', framework(backbone='timm/test_resnet'), ModelInfo(**INFO))
     path = tmp_path / 'model' / 'config.json'
     config = json.loads(path.read_text())
-    for name in ('timm/convnext_xxlarge', 'timm/hf_hub:a/b', 'timm/https://a', 'torchvision/resnet34', 3, ['a']):
+    for name in ('timm/convnext_xxlarge', 'timm/hf_hub:a/b', 'timm/https://a', 'torchvision/resnet34', 3,
+                 ['a']):
         config['network']['backbone'] = name
         path.write_text(json.dumps(config))
         with pytest.raises(ModelError):
@@ -290,7 +293,8 @@ def test_a_failed_download_is_a_sentence(monkeypatch):
 @pytest.mark.parametrize('how', PAIRS[:4])
 def test_the_join_does_no_harm(how):
     model, g = framework(**how, statistics='each'), torch.Generator().manual_seed(0)
-    images = LabelledPairs((255 * torch.rand(16, 3, 48, 48, generator=g)).byte(), torch.arange(16) % 2, 2, 'hr')
+    pixels = (255 * torch.rand(16, 3, 48, 48, generator=g)).byte()
+    images = LabelledPairs(pixels, torch.arange(16) % 2, 2, 'hr')
     singles = {}
     for branch in ('lr', 'sr'):
         singles[branch] = single_of(model, branch).eval()

@@ -12,7 +12,7 @@ import pytest
 from packaging.version import Version
 
 ROOT = Path(__file__).parents[1]
-COMMANDS = ['demo', 'train-sr', 'distill', 'train-diagnosis', 'evaluate', 'predict', 'cost', 'benchmark',
+COMMANDS = ['demo', 'train-sr', 'distill', 'train-diagnosis', 'evaluate', 'predict', 'export', 'cost', 'benchmark',
             'build', 'import']
 SOURCES = ['nbs', 'srdiag', 'tests'] # with the files beside them: what a source distribution is made of
 

@@ -128,12 +128,13 @@ def _recorded(settings, options, model, references, images): # → for ModelInfo
         mutual=s.mutual, mode=model.mode, solo_share=model.solo_share,
         references=len(references) if model.mode == 'context' else 0)
 
+# %% ../../nbs/commands/train_diagnosis.ipynb #c024
 def _recipe_of(settings, options): # with the batch size that was asked for
     recipe, lr = diagnosis_recipe(options.recipe, settings.width), options.learning_rate
     return replace(recipe, batch_size=settings.batch_size or recipe.batch_size, steps=settings.steps,
                    lr=recipe.lr if lr is None else lr)
 
-# %% ../../nbs/commands/train_diagnosis.ipynb #c024
+# %% ../../nbs/commands/train_diagnosis.ipynb #c026
 def _info_of(found, model, lr_size, training): # what is known before the first metric
     c, groups = model.config, found.table.groups
     title = f'{c["inputs"]}{"" if c["sai"] or "+" not in c["inputs"] else " without SAI"}, '
@@ -149,7 +150,7 @@ def _files_of(found, model, training): # → what files are, and to which size t
     if found.small is None: return images, size
     return 'lr', size and size//model.scale # what is to be predicted are small images like these
 
-# %% ../../nbs/commands/train_diagnosis.ipynb #c027
+# %% ../../nbs/commands/train_diagnosis.ipynb #c029
 def _calibrated(found, p, caution): # Predictions of the validation images → Calibration
     y, groups = found.table.labels[found.parts['valid']], found.groups('valid')
     clear = ~p.closed if not p.closed.all() else np.ones(len(y), bool)
@@ -157,7 +158,7 @@ def _calibrated(found, p, caution): # Predictions of the validation images → C
                      None if groups is None else groups[clear], caution.risk, caution.sensitivity,
                      caution.positive)
 
-# %% ../../nbs/commands/train_diagnosis.ipynb #c029
+# %% ../../nbs/commands/train_diagnosis.ipynb #c031
 def _finish(saver, model, found, sets, caution, info): # → test metrics
     _, p = evaluate_labelled(model, sets['valid'], found.classes, found.groups('valid'))
     calibration = _calibrated(found, p, caution)
@@ -167,7 +168,7 @@ def _finish(saver, model, found, sets, caution, info): # → test metrics
     say(diagnosis_sentence(metrics), f'Saved to {saver.folder}.')
     return metrics
 
-# %% ../../nbs/commands/train_diagnosis.ipynb #c033
+# %% ../../nbs/commands/train_diagnosis.ipynb #c035
 @dataclass
 class _Run:
     "What all trainings of one command have in common"
@@ -194,7 +195,7 @@ class _Run:
         recorded = _recorded(self.settings, self.options, model, self.chosen, len(train)) | more
         return _info_of(self.found, model, list(train.lr.shape[-2:]), recorded)
 
-# %% ../../nbs/commands/train_diagnosis.ipynb #c036
+# %% ../../nbs/commands/train_diagnosis.ipynb #c038
 def _train(run, model, saver, part='', **more): # → test metrics; `more` for the record
     known, s = run.known(model, more), run.settings
     loss = loss_of(s, run.sets['train'].labels, len(run.found.classes))
@@ -212,7 +213,7 @@ def _train(run, model, saver, part='', **more): # → test metrics; `more` for t
         train_in(saver, train_it, early)
         return _finish(saver, model, run.found, run.sets, run.caution, info)
 
-# %% ../../nbs/commands/train_diagnosis.ipynb #c038
+# %% ../../nbs/commands/train_diagnosis.ipynb #c040
 def _read_branches(settings, found): # 'lr', 'sr' → single network, of those that come from a folder
     branches = {}
     for b in BRANCHES:
@@ -234,7 +235,7 @@ def _say_if_seen(folder, found): # were images of the test part learned from?
     if n: say(f'Note: the branch in {folder} has learned from {counted(n, "image")} of the test part, which '
               'will flatter the result. Train it with the same --seed and the same images.')
 
-# %% ../../nbs/commands/train_diagnosis.ipynb #c041
+# %% ../../nbs/commands/train_diagnosis.ipynb #c043
 def _own_branch(run, model, branch): # the single network, ready to be trained
     torch.manual_seed(run.options.seed + BRANCHES.index(branch))
     single = single_of(model, branch)
@@ -257,7 +258,7 @@ def _train_branch(run, single, branch, epochs, saver): # → a single network, t
     _train(own, single, saver, branch.upper(), start=start)
     return single
 
-# %% ../../nbs/commands/train_diagnosis.ipynb #c044
+# %% ../../nbs/commands/train_diagnosis.ipynb #c046
 def _to_train(run, model, branches, folder): # 'lr', 'sr' → single network and its saver
     todo = {b: _own_branch(run, model, b) for b in BRANCHES if not run.origin
             if model.two and b not in branches and run.settings.start(b) != 'scratch'}
@@ -275,7 +276,7 @@ def _joined(run, model, branches, todo): # → the run of the joint training, an
     record |= dict(epochs_of_branches=each*len(todo))
     return replace(run, options=replace(run.options, epochs=together)), record
 
-# %% ../../nbs/commands/train_diagnosis.ipynb #c046
+# %% ../../nbs/commands/train_diagnosis.ipynb #c048
 @as_one()
 def train_diagnosis_command(
     data: str|Path, # a folder with one sub-folder per class, or a CSV
@@ -302,7 +303,7 @@ def train_diagnosis_command(
     model = _framework(found, settings, branches, start).to(device)
     return _train_all(_Run(found, settings, caution, options, device, Path(out), start), model, branches, out)
 
-# %% ../../nbs/commands/train_diagnosis.ipynb #c048
+# %% ../../nbs/commands/train_diagnosis.ipynb #c050
 def _facts_of_start(run): # for the record; says if the test part was learned from
     if run.origin is None: return {}
     say_if_learned(run.origin, run.found.frame())

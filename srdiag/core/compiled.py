@@ -100,6 +100,7 @@ def compiled(
         'INFERENCE_PRECISION_HINT': 'bf16' if rest == 'bf16' else 'f32', 'INFERENCE_NUM_THREADS': threads,
         'PERFORMANCE_HINT': 'LATENCY', 'CACHE_DIR': str(Path(path).parent)})
 
+# %% ../../nbs/core/compiled.ipynb #c022
 _RUNNING = threading.Lock() # a compiled graph answers one question at a time
 
 def run_graph(
@@ -110,7 +111,7 @@ def run_graph(
     arrays = [x.detach().float().contiguous().numpy() for x in inputs]
     with _RUNNING: return torch.from_numpy(graph(arrays)[0].copy())
 
-# %% ../../nbs/core/compiled.ipynb #c024
+# %% ../../nbs/core/compiled.ipynb #c026
 def quantised(
     model, # openvino.Model, see `openvino_model`
     examples: list, # of tensors B×C×H×W, as the graph will see them, or of tuples of inputs

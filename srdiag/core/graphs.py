@@ -67,7 +67,7 @@ def _without_lines(program): # in which line of which file an operation stood
 
 def captured(
     module: nn.Module, # takes one tensor, or several; it is copied, and stays as it is
-    # B×C×H×W in [0, 1], at least 2 along each axis that is dynamic; or a tuple: it, and others of fixed shapes
+    # B×C×H×W in [0, 1], 2 or more along each dynamic axis; or a tuple: it, and others of fixed shapes
     example: torch.Tensor|tuple,
     dynamic: Mapping = FREE, # axis → its name, for axes whose length may change
 ): # torch.export.ExportedProgram, on the CPU, in float32
@@ -101,7 +101,7 @@ def _forget_origin(graph): # what each operation was in PyTorch
 # %% ../../nbs/core/graphs.ipynb #c019
 def onnx_model(
     module: nn.Module, # takes one tensor, or several; it is copied, and stays as it is
-    # B×C×H×W in [0, 1], at least 2 along each axis that is dynamic; or a tuple: it, and others of fixed shapes
+    # B×C×H×W in [0, 1], 2 or more along each dynamic axis; or a tuple: it, and others of fixed shapes
     example: torch.Tensor|tuple,
     dynamic: Mapping = FREE, # axis → its name, for axes whose length may change
     names: tuple = ('image', 'enlarged'), # of what goes in, then of each thing that comes out

@@ -32,6 +32,7 @@ def _ends(node): # of a function: (name, last line) of each parameter
     return [(p.arg, max(p.end_lineno, defaults.get(p.end_lineno, 0))) for p in found
             if p and p.arg not in ('self', 'cls')]
 
+# %% ../../nbs/core/meanings.ipynb #c009
 def _of_function(node, comments): # name → meaning, '' for the whole
     ends, body = _ends(node), node.body[0].lineno
     if not ends or ends[-1][1] == node.lineno:
@@ -41,7 +42,7 @@ def _of_function(node, comments): # name → meaning, '' for the whole
     closing = [comments[n] for n in range(ends[-1][1] + 1, body) if n in comments]
     return found | ({'returns': closing[0]} if closing else {})
 
-# %% ../../nbs/core/meanings.ipynb #c010
+# %% ../../nbs/core/meanings.ipynb #c012
 def _of_fields(node, comments): # of a dataclass: name → meaning
     rows = [n for n in node.body if isinstance(n, ast.AnnAssign)]
     return {n.target.id: comments[n.end_lineno] for n in rows if n.end_lineno in comments}
@@ -56,7 +57,7 @@ def meanings(
     if isinstance(node, ast.ClassDef): return _of_fields(node, comments)
     return _of_function(node, comments) if isinstance(node, ast.FunctionDef) else {}
 
-# %% ../../nbs/core/meanings.ipynb #c014
+# %% ../../nbs/core/meanings.ipynb #c016
 def _add(function, told): # meanings → the end of its docstring
     lines = [f'{name}: {text}' if name else text for name, text in told.items()]
     section, doc = '\n'.join(lines), inspect.cleandoc(function.__doc__ or '')
@@ -71,6 +72,7 @@ def explained(
         if cls.__module__.startswith('srdiag.'): _explain_methods(cls)
     return thing
 
+# %% ../../nbs/core/meanings.ipynb #c018
 def _explain_methods(cls): # public ones, and the constructor
     for name, method in vars(cls).items():
         if not inspect.isfunction(method) or name.startswith('_') and name != '__init__': continue

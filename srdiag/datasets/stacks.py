@@ -57,6 +57,7 @@ def _read_row(path, channels, bits): # → C×H×W; `bits` means nothing to byte
     except (OSError, ValueError, IndexError) as e:
         raise ImageError(path, f'is not there any more ({e})') from e
 
+# %% ../../nbs/datasets/stacks.ipynb #c014
 def row_reader(
     channels: int, # these are as for `image_reader`
     min_size: int = 1,

@@ -87,7 +87,7 @@ def never_found(
         said.append(f'Of the class {shortened(name)} {which} {was}: {told}.')
     return ' '.join(said)
 
-# %% ../../nbs/diagnosis/evaluation.ipynb #c019
+# %% ../../nbs/diagnosis/evaluation.ipynb #c018
 def check_one_each(
     model: SREnhancedDiagnosis, # trained
     labels: torch.Tensor, # N class numbers, or N×K probabilities

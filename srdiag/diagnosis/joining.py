@@ -18,7 +18,7 @@ from ..core.errors import ModelError
 from ..data.images import as_float
 from ..data.mapped import for_statistics
 from ..data.pairs import LabelledPairs
-from .backbones import OURS
+from .backbones import PUBLISHED_BRANCH
 from .branches import ResNet18Branch
 from .gate import GatedEnsemble
 from .inference import predict
@@ -47,10 +47,11 @@ def single_of(
 # %% ../../nbs/diagnosis/joining.ipynb #c012
 def _traits(framework, inputs, branch): # of the branch that reads this: a name for people → its value
     c = framework.config
-    network = c[f'{branch}_backbone'] or c['backbone'] or OURS
+    network = c[f'{branch}_backbone'] or c['backbone'] or PUBLISHED_BRANCH
     out = {'input': inputs, 'network': network, 'number of classes': c['classes'],
            'number of image channels': c['channels']}
-    if network == OURS: out |= {'width': c['width'], 'stem': c['lr_stem' if inputs == 'LR' else 'sr_stem']}
+    if network == PUBLISHED_BRANCH:
+        out |= {'width': c['width'], 'stem': c['lr_stem' if inputs == 'LR' else 'sr_stem']}
     if inputs in ('SR', 'ILR'): out['scale'] = c['scale']
     if inputs == 'SR': out['super-resolution network'] = c['sr_architecture'], framework.sr_network.config
     return out

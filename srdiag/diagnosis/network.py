@@ -284,8 +284,7 @@ class FrameworkParts(_Modules):
         inputs: str = 'LR+SR', # one of INPUTS
         sai: bool = True, # for two branches; False: plain concatenation
         channels: int = 3, # of the images: 3 for RGB, 1 for grey
-        lr_stem: str = '7x7', # stem for the small image, see `STEMS`
-        sr_stem: str = '7x7', # stem for the large image
+        lr_stem: str = '7x7', sr_stem: str = '7x7', # for the small and the large image, see `STEMS`
         sr: dict|None = None, # configuration of the super-resolution network; None: its defaults
         mutual: str = 'printed', # weights of Eq. (7), see `weigh_rows`
         mode: str = 'batch', # of prediction, one of MODES; 'batch' as published

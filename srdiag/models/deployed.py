@@ -141,6 +141,7 @@ def _images_for(model, info, settings): # → 'lr' or 'hr'
                          'no graph can do: export it for small images, with --images lr.')
     return images
 
+# %% ../../nbs/models/deployed.ipynb #c024
 def _fit_for(info, settings, images): # → one of Fit, side of the middle or None
     middle = info.size if images == info.images and not info.resize else None
     fit = settings.fit or ('cut' if middle else 'resize')
@@ -149,7 +150,7 @@ def _fit_for(info, settings, images): # → one of Fit, side of the middle or No
                          'choose --fit resize or exact.')
     return fit, middle if fit == 'cut' else None
 
-# %% ../../nbs/models/deployed.ipynb #c025
+# %% ../../nbs/models/deployed.ipynb #c027
 @dataclass(frozen=True)
 class Deployable:
     "A model, ready to be written as a graph"
@@ -161,6 +162,7 @@ class Deployable:
     preprocessing: dict # channels, images, fit, height, width, least, scale: what the module expects and does
     calibration: object = None # Calibration that is inside, or None
 
+# %% ../../nbs/models/deployed.ipynb #c029
 def _enlarging(network): # a super-resolution network → Deployable
     channels, least = network.config['image_channels'], max(2, network.min_size)
     facts = dict(channels=channels, images='lr', fit='any', height=None, width=None, least=least,
@@ -168,7 +170,7 @@ def _enlarging(network): # a super-resolution network → Deployable
     example = torch.rand(2, channels, least + 6, least + 4)
     return Deployable(Clipped(network), example, FREE, ('image', 'enlarged'), '', facts)
 
-# %% ../../nbs/models/deployed.ipynb #c027
+# %% ../../nbs/models/deployed.ipynb #c031
 def _diagnosing(model, info, settings): # a framework → Deployable
     check_described(info, info.title)
     mode, images = exported_mode(model, settings.mode), _images_for(model, info, settings)
@@ -185,7 +187,7 @@ def _diagnosing(model, info, settings): # a framework → Deployable
     return Deployable(module, example, {0: 'batch'} if fit == 'exact' else FREE,
                       ('image', 'probabilities', 'shut'), mode, facts, calibration)
 
-# %% ../../nbs/models/deployed.ipynb #c029
+# %% ../../nbs/models/deployed.ipynb #c033
 def deployable(
     network: nn.Module, # of the zoo, an MRCNet, or a framework, trained; put into eval mode
     info: ModelInfo, # what its folder says

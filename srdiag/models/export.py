@@ -217,12 +217,13 @@ def _write(made, notes, path, settings):
     {'onnx': _write_onnx, 'openvino': _write_openvino, 'torch': _write_torch}[settings.to](
         made, notes, path, settings.half)
 
+# %% ../../nbs/models/export.ipynb #c033
 def _check_extras(to): # DataError for a library that is missing, before anything is computed
     for name in ('onnx', 'onnxscript') if to in ('onnx', 'openvino') else ():
         of_extra(name, to, 'This export')
     if to == 'openvino': of_extra('openvino', to, 'This export')
 
-# %% ../../nbs/models/export.ipynb #c033
+# %% ../../nbs/models/export.ipynb #c035
 def export_model(
     model: str|Path, # a model folder, or the name of a network of the package
     out: str|Path|None = None, # file to make; None: named after the model, in the current folder

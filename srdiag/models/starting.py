@@ -101,6 +101,7 @@ def say_if_learned(
     if n: say(f'Note: {folder} has learned from {counted(n, "image")} of the test part, which will flatter '
               'the result.')
 
+# %% ../../nbs/models/starting.ipynb #c024
 def start_facts(
     folder: str|Path, # the model that a training starts from
 ) -> dict: # for ModelInfo.training
