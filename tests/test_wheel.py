@@ -12,8 +12,8 @@ import pytest
 from packaging.version import Version
 
 ROOT = Path(__file__).parents[1]
-COMMANDS = ['demo', 'train-sr', 'distill', 'train-diagnosis', 'evaluate', 'predict', 'export', 'cost', 'benchmark',
-            'build', 'import']
+COMMANDS = ['demo', 'train-sr', 'distill', 'train-diagnosis', 'evaluate', 'predict', 'export', 'cost',
+            'benchmark', 'build', 'import']
 SOURCES = ['nbs', 'srdiag', 'tests'] # with the files beside them: what a source distribution is made of
 
 USE = '''

@@ -140,7 +140,6 @@ def _vision_weights(name): # ImageNet weights as torchvision recommends them
     from torchvision.models import get_model_weights
     with patience(): return get_model_weights(name.rpartition('/')[2]).DEFAULT.get_state_dict(check_hash=True)
 
-# %% ../../nbs/diagnosis/backbones.ipynb #c024
 def _filled(network, state, name, channels): # the same network, with these weights if there are any
     if state is None: return network
     if state is True: state = _vision_weights(name)
@@ -152,7 +151,7 @@ def _filled(network, state, name, channels): # the same network, with these weig
     network.load_state_dict({k: state[k] for k in own})
     return network
 
-# %% ../../nbs/diagnosis/backbones.ipynb #c026
+# %% ../../nbs/diagnosis/backbones.ipynb #c024
 def register_backbone(
     name: str, # a plain word, stored in config.json
     build, # function of the number of image channels → nn.Module: four maps, or stem, stages and widths
@@ -179,7 +178,7 @@ def _own_branch(name, channels, state=None):
                      f'{counted(len(network.widths), "width")}, but a branch has four of both, with an '
                      'exchange after each.')
 
-# %% ../../nbs/diagnosis/backbones.ipynb #c028
+# %% ../../nbs/diagnosis/backbones.ipynb #c026
 def _foreign(name, channels, state=None):
     if name in _OWN: return _own_branch(name, channels, state)
     library, _, own = name.partition('/')
@@ -195,7 +194,7 @@ def make_branch(
     if check_backbone(name) is None: return ResNet18Branch(in_channels, stem, width)
     return _foreign(name, in_channels)
 
-# %% ../../nbs/diagnosis/backbones.ipynb #c031
+# %% ../../nbs/diagnosis/backbones.ipynb #c029
 def check_reads(
     branch: nn.Module, # of `make_branch`
     channels: int, # of the images
@@ -212,7 +211,7 @@ def check_reads(
     finally:
         for m, training in modes: m.training = training
 
-# %% ../../nbs/diagnosis/backbones.ipynb #c033
+# %% ../../nbs/diagnosis/backbones.ipynb #c031
 def _trained(name, channels, state): # → state dict of a branch; ModelError unless the weights are its own
     twins = []
     for seed in (0, 1):
@@ -225,7 +224,7 @@ def _trained(name, channels, state): # → state dict of a branch; ModelError un
                          'another network.')
     return a
 
-# %% ../../nbs/diagnosis/backbones.ipynb #c035
+# %% ../../nbs/diagnosis/backbones.ipynb #c033
 def start_branch(
     branch: nn.Module, # of `make_branch`; changed in place
     path=None, # file of weights under the network's own names; None: a download of its library

@@ -162,7 +162,6 @@ class Deployable:
     preprocessing: dict # channels, images, fit, height, width, least, scale: what the module expects and does
     calibration: object = None # Calibration that is inside, or None
 
-# %% ../../nbs/models/deployed.ipynb #c029
 def _enlarging(network): # a super-resolution network → Deployable
     channels, least = network.config['image_channels'], max(2, network.min_size)
     facts = dict(channels=channels, images='lr', fit='any', height=None, width=None, least=least,
@@ -170,7 +169,7 @@ def _enlarging(network): # a super-resolution network → Deployable
     example = torch.rand(2, channels, least + 6, least + 4)
     return Deployable(Clipped(network), example, FREE, ('image', 'enlarged'), '', facts)
 
-# %% ../../nbs/models/deployed.ipynb #c031
+# %% ../../nbs/models/deployed.ipynb #c029
 def _diagnosing(model, info, settings): # a framework → Deployable
     check_described(info, info.title)
     mode, images = exported_mode(model, settings.mode), _images_for(model, info, settings)
@@ -187,7 +186,7 @@ def _diagnosing(model, info, settings): # a framework → Deployable
     return Deployable(module, example, {0: 'batch'} if fit == 'exact' else FREE,
                       ('image', 'probabilities', 'shut'), mode, facts, calibration)
 
-# %% ../../nbs/models/deployed.ipynb #c033
+# %% ../../nbs/models/deployed.ipynb #c031
 def deployable(
     network: nn.Module, # of the zoo, an MRCNet, or a framework, trained; put into eval mode
     info: ModelInfo, # what its folder says
