@@ -31,11 +31,12 @@ class Export:
 # %% ../../nbs/commands/export.ipynb #c007
 def _takes(notes): # GraphNotes → what goes in, in words
     p = notes.preprocessing
-    colours = 'RGB' if p['channels'] == 3 else 'grey'
-    what = 'large images, which it reduces' if p['images'] == 'hr' else 'images'
+    colours = {1: 'grey', 3: 'RGB'}.get(p['channels'], f'{p["channels"]}-channel')
+    what, more = ('large images', ', which it reduces itself') if p['images'] == 'hr' else ('images', '')
     size = {'any': f'of {p["least"]} px or more on each side', 'resize': 'of any size, resized whole to ',
             'cut': f'of {p["least"]} px or more, of which it takes the middle: ', 'exact': 'of '}[p['fit']]
-    return f'{colours} {what} in [0, 1] {size}' + (f'{p["height"]}×{p["width"]} px' if p['height'] else '')
+    sides = f'{p["height"]}×{p["width"]} px' if p['height'] else ''
+    return f'{colours} {what} in [0, 1] {size}{sides}{more}'
 
 def export_command(
     model: str|Path, # a model folder, or the name of a network of the package

@@ -94,7 +94,10 @@ def _say_if_without_a_class(found): # `check_split` has seen to the training par
 
 # %% ../../nbs/commands/train_diagnosis.ipynb #c016
 def _sr_network(settings, channels, branches, start=None): # the network that the framework has, or None
-    if start is not None and settings.has_sr: return load_model(start, 'diagnosis')[0].sr_network
+    if start is not None and settings.has_sr:
+        network = load_model(start, 'diagnosis', settings.scale)[0].sr_network
+        if network is not None: check_channels(network, start, channels)
+        return network
     if settings.has_sr and 'sr' in branches: return branches['sr'].sr_network
     if not settings.sr: return None
     network = load_model(settings.sr, 'sr', settings.scale)[0]

@@ -44,13 +44,19 @@ def _trainable(settings): # the full name in the zoo
         raise ModelError(f'{model}: leave the ending {model[-3:]} out, the scale has an option of its own.')
     if entry_of(name)[0].architecture == 'bicubic':
         raise ModelError('bicubic has nothing to train: it is compared with every network anyway.')
-    if (settings.recursions > 1 or settings.supervise_steps) and model != 'mrcnet':
-        raise ModelError('Recursions are a matter of mrcnet: leave --recursions and --supervise-steps out '
-                         f'for {model}.')
+    _check_recursions(settings, model, model)
     if _form(settings) and entry_of(name)[0].architecture != 'mrcnet':
-        named = ', '.join(f'--{k}' for k in _form(settings))
+        named = ', '.join(map(_flag, _form(settings)))
         raise ModelError(f'{named}: these are settings of mrcnet, leave them out for {model}.')
     return name
+
+def _check_recursions(settings, model, named): # ModelError for a network that has none
+    if (settings.recursions > 1 or settings.supervise_steps) and model != 'mrcnet':
+        raise ModelError('Recursions are a matter of mrcnet: leave --recursions and --supervise-steps out '
+                         f'for {named}.')
+
+def _flag(key): # how the command line calls a setting that is not the usual one
+    return f'--no-{key}' if getattr(SRSettings(), key) is True else f'--{key}'
 
 def _form(settings): # what differs from an MRC-Net as the zoo builds it
     usual = SRSettings()
@@ -107,7 +113,7 @@ def _check_start(settings, start): # DataError for options that a model to start
     for key in ('model', 'stages', 'blocks', 'peepholes', 'skip', 'scale'):
         if getattr(settings, key) != getattr(usual, key):
             other = ' (another scale is asked for by --new-scale)' if key == 'scale' else ''
-            raise DataError(f'The network in {start} is as it is: leave --{key} out{other}.')
+            raise DataError(f'The network in {start} is as it is: leave {_flag(key)} out{other}.')
 
 def _decided(settings, options, start, new_scale): # → both, and the name of the network
     if start is None:
@@ -115,10 +121,12 @@ def _decided(settings, options, start, new_scale): # → both, and the name of t
         raise DataError('--new-scale is for a model that is fine-tuned (--from): use --scale.')
     _check_start(settings, start)
     known, _ = load_model(start, 'sr')
+    _check_recursions(settings, architecture_of(known), f'the network in {start}')
     if options.channels == 'auto':
         options = replace(options, channels='rgb' if known.config['image_channels'] == 3 else 'grey')
     scale = known.config['scale'] if new_scale is None else new_scale
     if new_scale is not None: _check_scale(scale)
+    say(f'The network in {start} enlarges {known.config["scale"]} times, and goes on with {scale}.')
     return replace(settings, scale=scale), options, f'{architecture_of(known)}_x{scale}'
 
 # %% ../../nbs/commands/train_sr.ipynb #c025

@@ -27,6 +27,7 @@ from .errors import DataError
 from .files import placing
 from .graphs import of_extra, onnx_model
 from .precision import best_precision
+from .words import shortened
 
 # %% ../../nbs/core/compiled.ipynb #c005
 PACKAGES = 'openvino', 'onnx', 'onnxscript' # what the extra `openvino` brings
@@ -77,7 +78,7 @@ def kept_graph(
 ) -> Path: # the graph's file, graph.xml
     "A graph of the cache, made first if it is not there. DataError if the folder cannot be written"
     folder = graphs_folder()/key
-    if (folder/'graph.bin').is_file(): return folder/'graph.xml'
+    if all((folder/f'graph.{end}').is_file() for end in ('bin', 'xml')): return folder/'graph.xml'
     model = make()
     try:
         with placing(folder, 'graph.bin') as new:
@@ -96,9 +97,12 @@ def compiled(
 ): # openvino.CompiledModel
     "A graph, ready to run; once in a process"
     rest = best_precision('cpu') if precision == 'int8' else precision
-    return need_openvino().Core().compile_model(str(path), 'CPU', {
-        'INFERENCE_PRECISION_HINT': 'bf16' if rest == 'bf16' else 'f32', 'INFERENCE_NUM_THREADS': threads,
-        'PERFORMANCE_HINT': 'LATENCY', 'CACHE_DIR': str(Path(path).parent)})
+    how = {'INFERENCE_PRECISION_HINT': 'bf16' if rest == 'bf16' else 'f32', 'INFERENCE_NUM_THREADS': threads,
+           'PERFORMANCE_HINT': 'LATENCY', 'CACHE_DIR': str(Path(path).parent)}
+    try: return need_openvino().Core().compile_model(str(path), 'CPU', how)
+    except RuntimeError as e:
+        raise DataError(f'The compiled graph in {Path(path).parent} is damaged ({shortened(e)}): remove that '
+                        'folder, and it is made again.') from e
 
 # %% ../../nbs/core/compiled.ipynb #c022
 _RUNNING = threading.Lock() # a compiled graph answers one question at a time

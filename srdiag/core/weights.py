@@ -43,7 +43,9 @@ def is_model_folder(
 def _check_config(path, config): # ModelError if it is not what `save_model` writes
     keys = dict(format=object, kind=str, network=dict, info=dict, weights_sha256=object)
     lacking = [k for k in keys if k not in config] if isinstance(config, dict) else ['format']
-    if lacking: raise ModelError(f'{path} is not a configuration of srdiag: {lacking!r}.')
+    if lacking:
+        raise ModelError(f'{path} is not a configuration of srdiag, it lacks {", ".join(lacking)}: choose a '
+                         'folder that srdiag made.')
     odd = [k for k, kind in keys.items() if not isinstance(config[k], kind)]
     if odd: raise ModelError(f'{path} is not a configuration of srdiag: {odd[0]} is '
                              f'{shortened(repr(config[odd[0]]))}.')

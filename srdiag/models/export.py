@@ -20,6 +20,7 @@ from torch import nn
 
 from ..core.errors import DataError, ModelError
 from ..core.graphs import captured, halved, notes_of, of_extra, onnx_model, read_onnx
+from ..core.hub import model_name
 from ..core.records import json_text
 from ..core.together import placed, replacing_all
 from ..core.weights import model_folder, read_config
@@ -95,8 +96,9 @@ def _write_openvino(made, notes, path, half=False):
 NOTES_FILE = 'srdiag.json' # inside the archives that PyTorch writes
 
 def _write_torch(made, notes, path, half=False):
-    torch.export.save(captured(made.module, made.example, made.dynamic), path,
-                      extra_files={NOTES_FILE: json_text(notes.texts())})
+    with warnings.catch_warnings(action='ignore'): # of PyTorch about itself
+        torch.export.save(captured(made.module, made.example, made.dynamic), path,
+                          extra_files={NOTES_FILE: json_text(notes.texts())})
 
 # %% ../../nbs/models/export.ipynb #c019
 class LogProbabilities(nn.Module):
@@ -143,7 +145,8 @@ def _write_wsinfer(made, notes, path, spacing):
     _check_wsinfer(made)
     side = made.preprocessing['height']
     script = _traced(LogProbabilities(made.module).eval(), torch.rand(2, 3, side, side))
-    torch.jit.save(script, path.with_suffix('.pt'), _extra_files={NOTES_FILE: json_text(notes.texts())})
+    with warnings.catch_warnings(action='ignore'): # WSInfer takes this format alone
+        torch.jit.save(script, path.with_suffix('.pt'), _extra_files={NOTES_FILE: json_text(notes.texts())})
     path.write_text(json_text(wsinfer_config(notes, spacing)), encoding='utf-8')
 
 # %% ../../nbs/models/export.ipynb #c023
@@ -161,8 +164,8 @@ def _archive_texts(path): # of PyTorch
         with zipfile.ZipFile(path) as z:
             name = next((n for n in z.namelist() if n.endswith(f'/extra/{NOTES_FILE}')), None)
             return {} if name is None else json.loads(z.read(name))
-    except (zipfile.BadZipFile, ValueError) as e:
-        raise ModelError(f'{path} is damaged, or no file of PyTorch: export the model again.') from e
+    except (zipfile.BadZipFile, ValueError, OSError) as e:
+        raise ModelError(f'{path} is missing, damaged, or no file of PyTorch: export the model again.') from e
 
 # %% ../../nbs/models/export.ipynb #c025
 def read_graph(
@@ -195,7 +198,7 @@ def place_for(
         if p.exists() and not settings.overwrite:
             raise DataError(f'{p} exists: choose another name with --out, or allow it to be replaced with '
                             '--overwrite.')
-    if path.exists(): _check_ours(path)
+    if any(p.exists() for p in (path, *(path.with_suffix(e) for e in more))): _check_ours(path)
     return path
 
 def _check_ours(path):
@@ -233,7 +236,10 @@ def export_model(
     cannot leave, DataError for a place that is taken or a library that is missing"""
     _check_extras(settings.to)
     folder = model_folder(model)
-    path = place_for(folder.absolute().name if out is None else out, settings)
+    if out is not None and (not Path(out).name or Path(out).is_dir()):
+        raise DataError(f'{Path(out)} is a folder: name a file in it.')
+    name = model_name(folder.absolute()).partition('@')[0].split('/')[-1]
+    path = place_for(name if out is None else out, settings)
     network, info = load_model(folder)
     made = deployable(network, info, settings)
     with replacing_all(path.parent, path.name) as new:

@@ -69,8 +69,9 @@ def _of_classes(model): # names of the tensors that belong to single classes
 
 def _check_alike(folder, source, model): # ModelError for a framework of another build
     flags = dict(inputs='--inputs', scale='--scale', width='--width', channels='--channels rgb or grey')
+    flags |= {f'{b}backbone': f'--{b.replace("_", "-")}backbone' for b in ('', 'lr_', 'sr_')}
     for key, flag in flags.items():
-        a, b = source.config[key], model.config[key]
+        a, b = source.config.get(key), model.config.get(key)
         if a == b: continue
         raise ModelError(f'The model in {folder} has {key} {a}, but {b} was asked for: give {flag} as it was '
                          'in its training.')

@@ -6,6 +6,7 @@
 __all__ = ['AdditiveFusion', 'MRCStage', 'MRCModule']
 
 # %% ../../nbs/sr/mrc.ipynb #c005
+import torch
 import torch.nn.functional as F
 from torch import nn
 
@@ -38,6 +39,8 @@ class MRCStage(nn.Module):
     def forward(self, local, coarse): # B×n×H×W, B×n×⌈H/2⌉×⌈W/2⌉ → the same two; (local, None) if `last`
         local, coarse = self.local_blocks(local), self.global_blocks(coarse)
         up = F.interpolate(self.to_local(coarse), scale_factor=2, mode='bilinear', align_corners=False)
+        # with one more row and column there is always something to cut, also for who follows an example
+        if torch.compiler.is_compiling(): up = F.pad(up, (0, 1, 0, 1))
         up = up[..., :local.shape[-2], :local.shape[-1]]
         fused = F.leaky_relu(self.fuse_local(local, up), 0.1)
         if self.to_global is None: return fused, None

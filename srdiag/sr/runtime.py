@@ -120,7 +120,8 @@ def is_prepared(
     precision: str = 'auto', # 'int8' has graphs of its own
 ) -> bool:
     "Is a graph of this network in the cache?"
-    return (graphs_folder()/_key(network, precision)/'graph.bin').is_file()
+    folder = graphs_folder()/_key(network, precision)
+    return all((folder/f'graph.{end}').is_file() for end in ('bin', 'xml'))
 
 # %% ../../nbs/sr/runtime.ipynb #c023
 def _cuts(image): # 1×C×H×W → patches of 64×64 px, as they are and with more contrast
@@ -131,8 +132,11 @@ def _cuts(image): # 1×C×H×W → patches of 64×64 px, as they are and with mo
 
 def _examples(network, kind): # inputs for `quantised`
     from srdiag.data.samples import tissue # scikit-image is needed for 8 bits alone
-    image = tissue()[None].float()/255
-    if network.config['image_channels'] == 1: image = image.mean(1, keepdim=True)
+    image, c = tissue()[None].float()/255, network.config['image_channels']
+    if c not in (1, 3):
+        raise DataError(f"The precision 'int8' takes its scales from tissue in RGB or grey, and this network "
+                        f'reads {c} channels: choose another precision.')
+    if c == 1: image = image.mean(1, keepdim=True)
     cuts = [cut for by in (2, 4) for cut in list(_cuts(degrade(image, by).clamp(0, 1)))[::3]]
     return [(x, vectors_of(network, x)) for x in cuts] if kind == _IN_CONTEXT else cuts
 

@@ -25,6 +25,7 @@ from fastai.torch_core import TensorCategory, TensorImage, TitledStr
 from fastcore.foundation import L
 
 from ..core.errors import DataError, TrainingError
+from ..core.words import shortened
 from .options import RunOptions
 from .processes import my_place
 
@@ -131,15 +132,23 @@ def _wandb(folder, name, config): # a run that is only on this disk, unless WAND
         import wandb
         from fastai.callback.wandb import WandbCallback
     except ImportError as e: raise _missing('wandb') from e
-    if wandb.run is None:
-        folder.mkdir(parents=True, exist_ok=True)
+    if wandb.run is None: _begin_wandb(wandb, folder, name, config)
+    return WandbCallback(log_preds=False)
+
+def _begin_wandb(wandb, folder, name, config): # DataError for a run that W&B refuses
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
         wandb.init(project='srdiag', name=name, dir=str(folder), config=config,
                    settings=wandb.Settings(silent=True), mode=os.environ.get('WANDB_MODE', 'offline'))
-    return WandbCallback(log_preds=False)
+    except (wandb.Error, ValueError) as e:
+        raise DataError(f'W&B cannot start ({shortened(e)}): sign in with wandb login, or leave WANDB_MODE '
+                        'unset to stay offline.') from e
 
 # %% ../../nbs/training/learner.ipynb #c029
 def _elsewhere(options, out, part): # → a list of at most one callback
     if options.log == 'csv' or my_place()[0]: return []
+    if out.name == options.log:
+        raise DataError(f'{out} is where --log {options.log} writes: choose another name for the model.')
     at = out.parent, '/'.join(filter(None, (out.name, part)))
     return [_tensorboard(*at) if options.log == 'tensorboard' else _wandb(*at, asdict(options))]
 
