@@ -330,3 +330,27 @@ def test_the_published_branch_is_untouched():
     assert all(torch.equal(v, w) for v, w in zip(a.state_dict().values(), b.state_dict().values()))
     with without_numbers():
         assert type(make_branch('resnet18', 1, '3x3', 8)) is ResNet18Branch
+
+
+@pytest.mark.parametrize('name', ['timm/efficientnet_b0', 'torchvision/mobilenet_v3_small'])
+def test_norms_that_processes_share_forget_nothing(name):
+    "timm's batch norms drop and activate as well"
+    from srdiag.training.processes import sharing_norms
+    if name.startswith('timm'): pytest.importorskip('timm')
+    branch, images = make_branch(name, 3).eval(), torch.rand(2, 3, 64, 64)
+    with torch.no_grad():
+        before = branch(images)
+        with sharing_norms(branch): assert torch.allclose(branch(images), before, atol=1e-5)
+
+
+def test_fine_tuning_takes_no_framework_of_another_build(tmp_path):
+    from srdiag.models.starting import start_diagnosis
+    make = dict(classes=2, scale=2, width=8, mode='solo')
+    save_model(tmp_path/'model', SREnhancedDiagnosis(**make), ModelInfo('t', lr_size=[16, 16],
+                                                                        classes=['a', 'b']))
+    for change, flag in ((dict(backbone='torchvision/resnet18'), '--backbone'), (dict(sai=False), '--no-sai'),
+                         (dict(statistics='none'), '--no-standardise'),
+                         (dict(gate_norm=False), '--no-gate-norm')):
+        with pytest.raises(ModelError, match=flag):
+            start_diagnosis(SREnhancedDiagnosis(**make | change), ['a', 'b'], tmp_path/'model')
+    start_diagnosis(SREnhancedDiagnosis(**make), ['a', 'b'], tmp_path/'model')

@@ -13,6 +13,7 @@ import torch
 
 from srdiag.core.errors import DataError, ModelError
 from srdiag.core.graphs import Clipped, captured, halved, notes_of, onnx_model, read_onnx
+from srdiag.diagnosis.inference import predict
 from srdiag.diagnosis.network import SREnhancedDiagnosis
 from srdiag.evaluation.calibration import calibrate
 from srdiag.models import export
@@ -68,6 +69,27 @@ def test_openvino_enlarges_alike(tmp_path):
     for size in SIZES:
         with torch.no_grad(): ours = network(images_of(size))
         assert largest(model([images_of(size).numpy()])[0], ours) < 1e-4
+
+
+def test_odd_sides_in_the_format_of_pytorch(tmp_path):
+    torch.manual_seed(0)
+    network = Clipped(ARCHITECTURES['mrcnet'](scale=2, **SMALL['mrcnet'])).eval()
+    torch.export.save(captured(network, torch.rand(2, 3, 14, 12)), tmp_path/'sr.pt2')
+    module = torch.export.load(tmp_path/'sr.pt2').module()
+    for size in SIZES:
+        with torch.no_grad(): assert largest(module(images_of(size)), network(images_of(size))) < 1e-6
+
+
+def test_several_labels_leave_as_several_labels(tmp_path):
+    model = framework('solo', multilabel=True)
+    made = deployable(model, ModelInfo('several', lr_size=[16, 16], classes=CLASSES))
+    lr = (images_of((3, 16, 16))*255).round()/255
+    with torch.no_grad(): ours = made.module(lr)[0]
+    theirs = predict(model, lr, CLASSES).probabilities['ens']
+    assert largest(ours, theirs) < 1e-5 and not np.allclose(theirs.sum(1), 1)
+    save_model(tmp_path/'model', model, ModelInfo('several', lr_size=[16, 16], classes=CLASSES))
+    with pytest.raises(ModelError, match='several labels'):
+        export_model(tmp_path/'model', tmp_path/'x', ExportSettings('wsinfer', spacing=0.5))
 
 
 def test_a_graph_leaves_the_network_alone_and_tells_no_paths():
@@ -286,6 +308,23 @@ def test_nothing_of_a_user_is_replaced(sr_model, tmp_path, snapshot):
     assert ours.stat().st_mtime_ns == before
     assert export_model(sr_model, ours, ExportSettings('torch', overwrite=True)).stat().st_mtime_ns > before
     assert sorted(p.name for p in tmp_path.iterdir()) == ['ours.pt2', 'theirs.pt2']
+
+
+@pytest.mark.parametrize('to, second', [('openvino', 'mine.bin'), ('wsinfer', 'mine.pt')])
+def test_a_file_of_a_user_beside_the_first_is_not_replaced_either(to, second, sr_model, folder, tmp_path):
+    (tmp_path/second).write_bytes(b'my thesis')
+    with pytest.raises(DataError, match='was not exported by srdiag'):
+        export_model(folder if to == 'wsinfer' else sr_model, tmp_path/'mine',
+                     ExportSettings(to, overwrite=True, spacing=0.5 if to == 'wsinfer' else None))
+    assert (tmp_path/second).read_bytes() == b'my thesis' and len(list(tmp_path.iterdir())) == 1
+
+
+@pytest.mark.parametrize('place', ['', '.', 'models'])
+def test_a_folder_is_no_name_for_a_file(place, sr_model, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path/'models').mkdir()
+    with pytest.raises(DataError, match='is a folder: name a file in it'):
+        export_model(sr_model, place, ExportSettings('torch'))
 
 
 def test_a_failure_on_the_way_leaves_nothing(sr_model, tmp_path, monkeypatch):

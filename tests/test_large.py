@@ -232,3 +232,9 @@ def test_hdf5_without_images_is_named(models, stack, tmp_path, refused):
     for name, why in (('y', 'no array x'), ('none', 'no image')):
         refused('predict', stack, tmp_path/f'{name}.h5', '--model', models.sr, '--out', tmp_path/'out',
                 naming=(f'{name}.h5', why))
+
+
+def test_hdf5_of_other_channels_is_named(models, tmp_path, refused):
+    with h5py.File(tmp_path/'x.h5', 'w') as f: f['x'] = np.zeros((3, 16, 16, 5), np.uint8)
+    refused('predict', tmp_path/'x.h5', '--model', models.sr, '--out', tmp_path/'out',
+            naming=('has 5 channels',))

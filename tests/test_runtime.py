@@ -197,3 +197,16 @@ def test_speed_knows_the_runtimes(openvino, network):
         assert (forward_call(network, (1, 3, 16, 16), setup)() - network(x)).abs().max() < 1e-4
     with pytest.raises(DataError, match='There is no runtime'): Setup(runtime='onnx')
     with pytest.raises(ValueError, match='computes on the CPU'): Setup('cuda', 'fp32', runtime='openvino')
+
+
+def test_weights_in_half_precision_stay_with_torch(openvino, network):
+    import copy
+    half = copy.deepcopy(network).bfloat16()
+    assert chosen_runtime(half, PAYS) == 'torch'
+    with pytest.raises(DataError, match='reads weights in float32'): chosen_runtime(half, PAYS, 'openvino')
+
+
+def test_eight_bits_are_for_grey_and_colour(openvino):
+    with pytest.raises(DataError, match='reads 5 channels'):
+        super_resolve(MRCNet(2, image_channels=5, channels=8), torch.rand(5, 20, 20), runtime='openvino',
+                      precision='int8')

@@ -157,17 +157,18 @@
                 started().postMessage({id, picture, graphs: ['redcells_x4'], asks: true})
             } catch (e) { cells.say(e.message, true) }
         },
-        decide(p) { // as srdiag.evaluation.thresholds.decide does
+        decide(p, shut) { // as srdiag.evaluation.thresholds.decide does; a gate that is shut decides nothing
+            if (shut) return 'undecided'
             const {classes, positive, positive_from, abstain_below} = facts.cells
             if (positive && p[classes.indexOf(positive)] >= positive_from) return positive
             if (abstain_below && Math.max(...p) < abstain_below) return 'undecided'
             return positive ? classes[1 - classes.indexOf(positive)] : classes[p.indexOf(Math.max(...p))]
         },
-        answer({probabilities: p, error}) {
+        answer({probabilities: p, shut, error}) {
             if (error) return cells.say(`${cells.name} could not be looked at: ${error}`, true)
             const {classes, images, ece} = facts.cells
             const said = classes.map((c, k) => `${c} ${p[k].toFixed(2)}`).join(', ')
-            cells.say(`${cells.name}: ${said} (calibrated). Decision: ${cells.decide(p)}. Not for diagnostic use.`)
+            cells.say(`${cells.name}: ${said} (calibrated). Decision: ${cells.decide(p, shut)}. Not for diagnostic use.`)
             classes.forEach((c, k) => { cells.part(`bar-${k}`).value = p[k] })
             cells.part('cell-note').textContent = 'On test cells these probabilities were off by '
                 + `${(100*ece).toFixed(1)} points on average (expected calibration error of ${images} cells).`

@@ -34,18 +34,23 @@ function asPicture(tensor, grey) { // → RGBA bytes; grey by the weights of BT.
     return {data, width, height}
 }
 
-async function run(name, feeds) {
-    const s = await session(name)
-    return (await s.run({[s.inputNames[0]]: feeds}))[s.outputNames[0]]
+async function run(name, feeds) { // → the outputs, in their order
+    const s = await session(name), outputs = await s.run({[s.inputNames[0]]: feeds})
+    return s.outputNames.map(output => outputs[output])
+}
+
+async function diagnose(name, x) {
+    const [probabilities, shut] = await run(name, x)
+    return {probabilities: [...probabilities.data], shut: Boolean(shut?.data[0])}
 }
 
 onmessage = async ({data: {id, graphs, picture, grey, asks}}) => {
     try {
         const x = asTensor(picture), pictures = {}
-        if (asks) return postMessage({id, asks, probabilities: [...(await run(graphs[0], x)).data]})
+        if (asks) return postMessage({id, asks, ...await diagnose(graphs[0], x)})
         for (const name of graphs) await session(name)
         const start = performance.now()
-        for (const name of graphs) pictures[name] = asPicture(await run(name, x), grey)
+        for (const name of graphs) pictures[name] = asPicture((await run(name, x))[0], grey)
         postMessage({id, pictures, seconds: (performance.now() - start)/1000})
     } catch (e) {
         postMessage({id, error: e.message || String(e)})

@@ -233,6 +233,7 @@ def _save(task, batch, names, results): # the enlarged images of a batch → nam
 # %% ../../nbs/commands/predict.ipynb #c038
 def _frames(task, paths, names, read, results): # yields tables, and writes them
     left, calibration = _LeftOut(results, task.options.strict), task.calibration
+    _say_idle(task)
     for batch in _batches(task, paths, read, left):
         frame = _row_frame(task, batch, calibration)
         if task.enlarger is not None: frame['sr_image'] = _save(task, batch, names, results)
@@ -240,6 +241,11 @@ def _frames(task, paths, names, read, results): # yields tables, and writes them
         add_rows(results, frame)
         yield frame
     _say_left(left, len(paths))
+
+def _say_idle(task): # a runtime that has nothing to do
+    runtime = getattr(task.options, 'runtime', 'auto')
+    if task.enlarger is None and runtime != 'auto':
+        say(f'Note: no image is enlarged, so --runtime {runtime} has no effect.')
 
 def _say_left(left, n): # what of n files has no row; DataError if none has
     if not left.results.rows: raise DataError(f'None of the images can be used. {left.sentence(n)}')

@@ -177,6 +177,9 @@ def check_for_slides(
     if not hasattr(network, 'network'):
         raise DataError(f'{slides[0]} is a whole slide, and this model enlarges images and knows no classes: '
                         'name a model made by srdiag train-diagnosis.')
+    if network.config['multilabel']:
+        raise DataError(f'{slides[0]} is a whole slide, and this model gives several labels to a piece, '
+                        'which no map of classes can show: cut pieces out of the slide, and predict those.')
     if images:
         raise DataError(f'There are {counted(len(slides), "whole slide")} and '
                         f'{counted(len(images), "other image")}: predict them apart, each into a folder of '
@@ -192,7 +195,8 @@ def say_no_effect(
     options, # RunOptions: size, resize
 ):
     "Say which options mean nothing on whole slides"
-    asked = {'--images': images != 'lr', '--size': options.size, '--resize': options.resize}
+    asked = {'--runtime': getattr(options, 'runtime', 'auto') != 'auto', '--images': images != 'lr',
+             '--size': options.size, '--resize': options.resize}
     if given := [name for name, value in asked.items() if value]:
         say(f'Note: {listed(given)} {"has" if len(given) == 1 else "have"} no effect on whole slides: their '
             'pieces are as large as the images that the model was trained on, and made small as those were.')

@@ -48,7 +48,8 @@ def _check_backbones(settings): # ModelError, DataError
         name, unread = getattr(settings, f'{b}_backbone'), single and (settings.inputs == 'LR') != (b == 'lr')
         if check_backbone(name) is not None and unread:
             raise DataError(f'{settings.inputs} has no {b.upper()} branch: leave out --{b}-backbone {name}.')
-    kinds = [getattr(settings, f'{b}_backbone') or settings.backbone for b in BRANCHES]
+    read = BRANCHES if not single else ('lr',) if settings.inputs == 'LR' else ('sr',)
+    kinds = [getattr(settings, f'{b}_backbone') or settings.backbone for b in read]
     foreign = [check_backbone(name) for name in kinds]
     if settings.width != FULL_WIDTH and None not in foreign:
         raise DataError(f'--width {settings.width} is for branches of ResNet-18, not for {foreign[0]}: leave '
@@ -66,7 +67,7 @@ def _check_inputs(settings, data, start=None):
     if settings.inputs.endswith('HR') and settings.images != 'hr':
         raise DataError(f'{settings.inputs} needs high-resolution files: use --images hr if that is what '
                         f'{data} holds.')
-    if settings.fixed and settings.has_sr and not settings.sr and settings.start('sr') != 'folder':
+    if settings.fixed and settings.has_sr and not (settings.sr or start) and settings.start('sr') != 'folder':
         say('Note: without --sr the super-resolution network starts from random weights, and --fixed keeps '
             'it so.')
     for option, said in (('--lr-branch', settings.lr_branch), ('--sr-branch', settings.sr_branch)):
@@ -273,6 +274,7 @@ def _joined(run, model, branches, todo): # → the run of the joint training, an
     s, (each, together) = run.settings, share_epochs(run.options.epochs, len(todo))
     record = {f'{b}_branch': getattr(s, f'{b}_branch') or 'trained alone first' for b in BRANCHES}
     known = branches | {b: _train_branch(run, single, b, each, saver) for b, (single, saver) in todo.items()}
+    if run.origin: record = dict.fromkeys(record, str(run.origin))
     if not known: return run, record
     join(model, known.get('lr'), known.get('sr'), run.sets['train'], run.sets['valid'])
     say(f'Both branches together, {counted(together, "epoch")}:')
@@ -310,7 +312,7 @@ def train_diagnosis_command(
 def _facts_of_start(run): # for the record; says if the test part was learned from
     if run.origin is None: return {}
     say_if_learned(run.origin, run.found.frame())
-    return start_facts(run.origin)
+    return start_facts(run.origin) | (dict(sr=str(run.origin)) if run.settings.has_sr else {})
 
 def _train_all(run, model, branches, out): # → test metrics of the framework, or of a single network
     o = run.options

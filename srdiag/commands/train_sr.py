@@ -122,6 +122,9 @@ def _decided(settings, options, start, new_scale): # → both, and the name of t
     _check_start(settings, start)
     known, _ = load_model(start, 'sr')
     _check_recursions(settings, architecture_of(known), f'the network in {start}')
+    if settings.supervise_steps and max(settings.recursions, known.config.get('steps', 1)) < 2:
+        raise DataError(f'The network in {start} has no recursions to supervise: leave --supervise-steps '
+                        'out.')
     if options.channels == 'auto':
         options = replace(options, channels='rgb' if known.config['image_channels'] == 3 else 'grey')
     scale = known.config['scale'] if new_scale is None else new_scale

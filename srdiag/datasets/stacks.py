@@ -53,9 +53,11 @@ def stem_of(
 
 # %% ../../nbs/datasets/stacks.ipynb #c012
 def _read_row(path, channels, bits): # → C×H×W; `bits` means nothing to bytes
-    try: return with_channels(_images_in(path.parent)[int(path.name)].clone(), channels)
+    try: image = _images_in(path.parent)[int(path.name)].clone()
     except (OSError, ValueError, IndexError) as e:
         raise ImageError(path, f'is not there any more ({e})') from e
+    if len(image) in (1, 3, channels): return with_channels(image, channels)
+    raise ImageError(path, f'has {len(image)} channels, and grey or RGB images are needed')
 
 # %% ../../nbs/datasets/stacks.ipynb #c014
 def row_reader(

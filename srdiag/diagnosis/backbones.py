@@ -25,7 +25,8 @@ from .pretrained import adapt_kernel, patience, read_weights, start_from_imagene
 def _timm(): # the library; ModelError where it is missing
     try: import timm
     except ImportError as e:
-        raise ModelError('Networks of timm need a package that is not installed: pip install srdiag[timm].'
+        raise ModelError('Networks of timm need a package that is not installed: pip install '
+                         '"srdiag[timm]".'
                          ) from e
     return timm
 

@@ -135,7 +135,7 @@ class Backbone(nn.Module):
     def stages(self): return [self.layer1, self.layer2, self.layer3, self.layer4]
 
     def stem(self, x): # B×C×H×W → the same image, or one of the size that the network reads
-        h, w = x.shape[-2:]
+        h, w = map(int, x.shape[-2:]) # while it is traced they are tensors
         least = max(1, LEAST/min(h, w))
         size = self.size or (round(h*least), round(w*least))
         if size == (h, w): return x

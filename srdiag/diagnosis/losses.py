@@ -158,9 +158,11 @@ def loss_of(
     settings: FrameworkSettings, # its LossSettings, and mutual
     labels=None, # of the training images, for balanced class weights
     classes: int|None = None, # how many there are, for the same
+    multilabel: bool = False, # an image may have several labels, or none
 ) -> DiagnosisLoss:
     "Eq. (14) with the weights and readings of the settings"
     s = settings
-    weight = class_weights(labels, classes) if s.class_weights == 'balanced' else None
+    weight = class_weights(labels, classes, multilabel) if s.class_weights == 'balanced' else None
+    target = TargetLoss(weight, s.label_smoothing, s.focal, multilabel)
     return DiagnosisLoss(s.rank, s.sac, s.sar, s.temperature, s.margin, s.affinity_norm, s.rank_on,
-                         s.ens_weight, s.mutual, TargetLoss(weight, s.label_smoothing, s.focal))
+                         s.ens_weight, s.mutual, target)

@@ -100,6 +100,7 @@ class CalibratedDiagnosis(nn.Module):
     def forward(self, image): # B×C×H×W in [0, 1] → B×K probabilities, B booleans
         small, large = self.prepare(image)
         out = self.model(small, large, self.mode, self._context())
+        if self.model.config['multilabel']: return _labels(out)
         logs, shut = _answers(out)
         return (logs/self.temperature).softmax(1), shut
 
@@ -111,6 +112,13 @@ def _answers(out): # DiagnosisOutput → B×K logarithms of the final probabilit
     mean = torch.stack([y.float().softmax(1) for y in (out.sr, out.lr, out.aux)]).mean(0)
     logs = torch.where(shut[:, None], mean.clamp(min=FLOOR).log(), logs)
     return logs.clamp(min=math.log(FLOOR)), shut
+
+def _labels(out): # the same where an image may have several labels: B×K probabilities, B booleans
+    p = out.ens.float().sigmoid()
+    if out.gate is None: return p, p[:, 0] < 0 # never
+    shut = gate_closed(out.gate)
+    mean = torch.stack([y.float().sigmoid() for y in (out.sr, out.lr, out.aux)]).mean(0)
+    return torch.where(shut[:, None], mean, p), shut
 
 # %% ../../nbs/models/deployed.ipynb #c019
 def exported_mode(
@@ -179,6 +187,7 @@ def _diagnosing(model, info, settings): # a framework → Deployable
     least = dict(resize=2, cut=middle, exact=max(h, w))[fit]
     facts = dict(channels=model.config['channels'], images=images, fit=fit, height=h, width=w, least=least,
                  scale=model.scale)
+    if model.config['multilabel']: facts |= dict(multilabel=True)
     module = CalibratedDiagnosis(model, Preparation((h, w), fit, by, middle), mode,
                                  1. if calibration is None else calibration.temperature)
     more = (0, 0) if fit == 'exact' else (6, 4)

@@ -13,6 +13,7 @@ from torch import nn
 from ..core.errors import ModelError
 from ..core.weights import model_folder, read_config, without_numbers
 from ..core.words import counted, say
+from ..diagnosis.backbones import PUBLISHED_BRANCH
 from ..diagnosis.network import SREnhancedDiagnosis
 from .saving import load_model
 from .split import read_split
@@ -67,11 +68,21 @@ def _of_classes(model): # names of the tensors that belong to single classes
     other = more.state_dict()
     return [k for k, v in model.state_dict().items() if k in other and other[k].shape != v.shape]
 
+_FLAGS = {'inputs': '--inputs', 'scale': '--scale', 'width': '--width', 'channels': '--channels rgb or grey',
+          'SAI': '--no-sai or not', 'statistics': '--no-standardise or not',
+          'norm in the gate': '--no-gate-norm or not', 'LR backbone': '--backbone or --lr-backbone',
+          'SR backbone': '--backbone or --sr-backbone'}
+
+def _build_of(model): # what `_FLAGS` names
+    c = model.config
+    own = {f'{b.upper()} backbone': c[f'{b}_backbone'] or c['backbone'] or PUBLISHED_BRANCH
+           for b in ('lr', 'sr')}
+    return c | own | ({'SAI': c['sai'], 'norm in the gate': c['gate_norm']} if model.two else {})
+
 def _check_alike(folder, source, model): # ModelError for a framework of another build
-    flags = dict(inputs='--inputs', scale='--scale', width='--width', channels='--channels rgb or grey')
-    flags |= {f'{b}backbone': f'--{b.replace("_", "-")}backbone' for b in ('', 'lr_', 'sr_')}
-    for key, flag in flags.items():
-        a, b = source.config.get(key), model.config.get(key)
+    known, wanted = _build_of(source), _build_of(model)
+    for key, flag in _FLAGS.items():
+        a, b = known.get(key), wanted.get(key)
         if a == b: continue
         raise ModelError(f'The model in {folder} has {key} {a}, but {b} was asked for: give {flag} as it was '
                          'in its training.')

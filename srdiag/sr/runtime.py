@@ -85,13 +85,17 @@ def vectors_of(
 RUNTIMES = 'auto', 'torch', 'openvino'
 PAYS = 2**23 # low-resolution px of an image for which it pays to make a graph
 
-def _named(runtime, place, precision): # 'torch' or 'openvino'; DataError for what is senseless
+def _named(runtime, place, precision, kind): # 'torch' or 'openvino'; DataError for what is senseless
     if runtime == 'torch' and precision == 'int8':
         raise DataError("The precision 'int8' is computed by OpenVINO: choose the runtime 'openvino'.")
     if runtime == 'torch': return runtime
     if place.type != 'cpu':
         raise DataError(f"The runtime 'openvino' computes on the CPU, but the network is on {place}: choose "
                         "the device 'cpu' or the runtime 'torch'.")
+    if kind != torch.float32:
+        raise DataError(f"The runtime 'openvino' reads weights in float32, and those of the network are "
+                        f"{str(kind).removeprefix('torch.')}: call network.float(), or choose the runtime "
+                        "'torch'.")
     need_openvino()
     return runtime
 
@@ -103,10 +107,12 @@ def chosen_runtime(
 ) -> str: # 'torch' or 'openvino'
     "Who enlarges an image. DataError for an unknown runtime, or one that is not there"
     check_choice('runtime', runtime, RUNTIMES)
-    place = next((p.device for p in network.parameters()), torch.device('cpu'))
+    place, kind = next(((p.device, p.dtype) for p in network.parameters()),
+                       (torch.device('cpu'), torch.float32))
     if runtime == 'auto' and precision == 'int8': runtime = 'openvino'
-    if runtime != 'auto': return _named(runtime, place, precision)
-    fits = place.type == 'cpu' and chosen_precision(precision, place) == 'bf16' and has_openvino()
+    if runtime != 'auto': return _named(runtime, place, precision, kind)
+    fits = place.type == 'cpu' and kind == torch.float32 and has_openvino()
+    fits = fits and chosen_precision(precision, place) == 'bf16'
     return 'openvino' if fits and (pixels >= PAYS or is_prepared(network)) else 'torch'
 
 # %% ../../nbs/sr/runtime.ipynb #c020

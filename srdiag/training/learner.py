@@ -65,7 +65,7 @@ def _draw(rows): # of (image C×H×W, title) each → a figure
     for line, panels in zip(axes, rows):
         for ax in line: ax.axis('off')
         for ax, (x, title) in zip(line, panels):
-            x = x.detach().float().clamp(0, 1).cpu().permute(1, 2, 0)
+            x = x[:3 if len(x) > 2 else 1].detach().float().clamp(0, 1).cpu().permute(1, 2, 0)
             ax.imshow(x.squeeze(-1), cmap='gray', vmin=0, vmax=1)
             ax.set_title(title, fontsize=8)
     fig.tight_layout()

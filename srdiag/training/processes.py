@@ -195,7 +195,11 @@ class SharedBatchNorm(nn.modules.batchnorm._BatchNorm):
     def _check_input_dim(self, x): pass # any number of dimensions
 
     def forward(self, x): # B×C×… → B×C×…
-        if not (self.training and is_divided()): return super().forward(x)
+        y = self._whole(x) if self.training and is_divided() else super().forward(x)
+        for after in self.children(): y = after(y) # those of timm drop and activate as well
+        return y
+
+    def _whole(self, x): # with the statistics of all processes
         values, axes = x.float(), [0, *range(2, x.dim())]
         form = [1, -1] + [1]*(x.dim() - 2)
         n = _here.size*x.numel()//x.shape[1]
@@ -214,10 +218,12 @@ class SharedBatchNorm(nn.modules.batchnorm._BatchNorm):
 
 # %% ../../nbs/training/processes.ipynb #c041
 def _shared(norm): # the same parameters and buffers, shared statistics
-    if norm.weight.is_cuda: return nn.SyncBatchNorm.convert_sync_batchnorm(norm)
+    plain = not list(norm.children()) # PyTorch's own forgets what comes after it
+    if norm.weight.is_cuda and plain: return nn.SyncBatchNorm.convert_sync_batchnorm(norm)
     new = SharedBatchNorm(norm.num_features, norm.eps, norm.momentum)
+    for name, after in norm.named_children(): new.add_module(name, after)
     new.weight, new.bias, new.training = norm.weight, norm.bias, norm.training
-    for name, value in norm.named_buffers(): setattr(new, name, value)
+    for name, value in norm.named_buffers(recurse=False): setattr(new, name, value)
     return new
 
 def norms_in(
