@@ -139,7 +139,12 @@ def test_pieces_have_no_partner(scans, models):
     from types import SimpleNamespace
     from srdiag.commands.predict_slides import check_for_slides
     from srdiag.core.errors import DataError
-    network = SimpleNamespace(network=None, large='HR')
+    network = SimpleNamespace(network=None, large='HR', config=dict(multilabel=False))
     check_for_slides(network, [scans/'a.tif'], [], SimpleNamespace(images='hr'))
     with pytest.raises(DataError, match='both images of a pair'):
         check_for_slides(network, [scans/'a.tif'], [], SimpleNamespace(images='lr'))
+
+
+def test_several_labels_have_no_map(scans):
+    network = SimpleNamespace(network=None, large='SR', config=dict(multilabel=True))
+    with pytest.raises(DataError, match='several labels'): check_for_slides(network, [scans/'a.tif'], [])

@@ -40,8 +40,10 @@ class Reconstruction(nn.Module):
         super().__init__()
         def more(): return [conv_prelu(channels, channels), ResidualBlock(channels),
                             conv_prelu(channels, channels), PixelShuffleUpsampler(channels)]
-        first, twice = PixelShuffleUpsampler(channels, 3 if scale == 3 else 2), {4: 1, 8: 2}.get(scale, 0)
-        self.enlarge = nn.Sequential(first, *(m for _ in range(twice) for m in more()))
+        # the first of these is made at every scale, so that a seed means the same weights as ever
+        middle, first = more(), PixelShuffleUpsampler(channels, 3 if scale == 3 else 2)
+        after = middle if scale == 4 else middle + more() if scale == 8 else []
+        self.enlarge = nn.Sequential(first, *after)
         self.to_image = nn.Sequential(conv_prelu(channels, channels), conv_prelu(channels, channels, 1),
                                       nn.Conv2d(channels, out_channels, 3, padding=1))
 
