@@ -354,7 +354,7 @@ def test_images_that_are_no_multiple_of_the_scale(tmp_path, fill_labelled, train
 
 
 @pytest.mark.parametrize('option, value', [('--size', 0), ('--size', -3), ('--seed', -1), ('--epochs', 0),
-                                           ('--steps', 'many'), ('--patch', -1), ('--scale', 3)])
+                                           ('--steps', 'many'), ('--patch', -1), ('--scale', 5)])
 def test_options_out_of_range(option, value, tmp_path, sr_folder, run_cli):
     code, out, err = run_cli('train-sr', '--data', sr_folder, '--out', tmp_path/'out', '--epochs', 1,
                              '--steps', 1, '--patch', 16, f'{option}={value}')

@@ -135,11 +135,9 @@ def _traced(module, example): # ModelError unless it says what the module says
 def _check_wsinfer(made): # ModelError for what WSInfer cannot run
     p = made.preprocessing
     if 'probabilities' not in made.names:
-        raise ModelError('WSInfer classifies pieces of slides, and this model enlarges images: use --to '
-                         'onnx.')
+        raise ModelError('WSInfer classifies pieces, and this model enlarges images: use --to onnx.')
     if p.get('multilabel'):
-        raise ModelError('WSInfer takes one class for each piece, and this model gives several labels: use '
-                         '--to onnx.')
+        raise ModelError('WSInfer takes one class, and this model gives several labels: use --to onnx.')
     if p['channels'] != 3 or p['height'] != p['width']:
         raise ModelError(f'WSInfer hands over square pieces in colour, but this model reads images of '
                          f'{p["channels"]}×{p["height"]}×{p["width"]}: use --to onnx.')

@@ -199,9 +199,9 @@ def super_resolve(
     tile: int|None = None, # side of the tiles in px; None: 256 for more than `WHOLE` px, else one piece
     dtype: torch.dtype = torch.float32, # torch.uint8 needs a quarter of the memory
     runtime: str = 'auto', # 'torch', 'openvino', or 'auto', see `chosen_runtime`
-    **margins: int|None, # overlap and context, see `Margins`
+    **margins: int|None,
 ) -> torch.Tensor: # C×sH×sW in [0, 1] (0..255 as uint8), on the CPU
-    "Enlarge one image of any size; DataError if the network cannot read it"
+    "Enlarge one image of any size, in tiles as `Margins` says; DataError if the network cannot read it"
     if dtype not in (torch.float32, torch.uint8):
         raise ValueError(f'super_resolve makes float32 or uint8, not {dtype}.')
     m, (channels, height, width) = Margins(**margins), check_lr(network, lr, name).shape

@@ -99,6 +99,7 @@ def _named(runtime, place, precision, kind): # 'torch' or 'openvino'; DataError 
     need_openvino()
     return runtime
 
+# %% ../../nbs/sr/runtime.ipynb #c020
 def chosen_runtime(
     network: nn.Module, # MRCNet or one of the zoo
     pixels: int, # of the image, low-resolution
@@ -115,7 +116,7 @@ def chosen_runtime(
     fits = fits and chosen_precision(precision, place) == 'bf16'
     return 'openvino' if fits and (pixels >= PAYS or is_prepared(network)) else 'torch'
 
-# %% ../../nbs/sr/runtime.ipynb #c020
+# %% ../../nbs/sr/runtime.ipynb #c022
 _IN_CONTEXT = 'in context'
 
 def _key(network, precision, kind=''): # of a graph in the cache
@@ -129,7 +130,7 @@ def is_prepared(
     folder = graphs_folder()/_key(network, precision)
     return all((folder/f'graph.{end}').is_file() for end in ('bin', 'xml'))
 
-# %% ../../nbs/sr/runtime.ipynb #c023
+# %% ../../nbs/sr/runtime.ipynb #c025
 def _cuts(image): # 1×C×H×W → patches of 64×64 px, as they are and with more contrast
     for t in range(0, image.shape[2] - 63, 64):
         for l in range(0, image.shape[3] - 63, 64):
@@ -155,7 +156,7 @@ def _graph_file(network, precision, kind): # → its path; made if it is not the
         return quantised(model, _examples(network, kind)) if precision == 'int8' else model
     return kept_graph(_key(network, precision, kind), make)
 
-# %% ../../nbs/sr/runtime.ipynb #c025
+# %% ../../nbs/sr/runtime.ipynb #c027
 class Runner:
     "A super-resolution network that OpenVINO computes. DataError if the extra is missing"
     def __init__(self,
@@ -184,7 +185,7 @@ class Runner:
         vectors = torch.stack([torch.cat(pair).float() for pair in shared])
         return _InContext(self, self._graph(_IN_CONTEXT), vectors)
 
-# %% ../../nbs/sr/runtime.ipynb #c027
+# %% ../../nbs/sr/runtime.ipynb #c029
 class _InContext: # a Runner for the tiles of one image
     def __init__(self, runner, graph, vectors):
         self.scale, self.runner, self.graph, self.vectors = runner.scale, runner, graph, vectors
