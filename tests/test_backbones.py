@@ -171,7 +171,7 @@ def test_a_network_that_is_handed_over_and_a_bad_name_are_refused():
 
 def test_a_missing_timm_is_a_sentence(monkeypatch):
     monkeypatch.setitem(__import__('sys').modules, 'timm', None)
-    with pytest.raises(ModelError, match=r'pip install srdiag\[timm\]'):
+    with pytest.raises(ModelError, match=r'pip install "srdiag\[timm\]"'):
         make_branch('timm/resnet34', 3)
     with pytest.raises(ModelError, match='There is no network'):
         check_backbone('resnet34')

@@ -41,7 +41,7 @@ def edited(sr_model, copy_of): return lambda change: copy_of(sr_model, change)
 
 @pytest.mark.parametrize('part,key,value', [('network', 'skip', 'lanczos'), ('network', 'scale', 2.),
                                             ('network', 'steps', 1.5), ('network', 'image_channels', True),
-                                            ('network', 'image_channels', 5), ('network', 'channels', -3),
+                                            ('network', 'image_channels', 0), ('network', 'channels', -3),
                                             ('network', 'stages', 0), ('network', 'rcf', 1),
                                             ('info', 'size', 'abc'), ('info', 'data', None),
                                             ('info', 'images', 'mr')])

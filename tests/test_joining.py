@@ -318,12 +318,12 @@ def test_from_imagenet(labelled, tmp_path, argv, succeeds, refused):
     refused(*argv('--width', 64, '--sr-branch', 'imagenet:'), naming=['names no file'])
     refused(*argv('--width', 64, '--sr-branch', f'imagenet:{tmp_path/"b.pth"}'), naming=['There is no file'])
     made = {}
-    real = command.start_from_imagenet
+    real = command.start_branch
     def noted(branch, file):
         made['kernel'] = real(branch, file).layer4[1].conv2.weight.clone()
         return branch
     with pytest.MonkeyPatch.context() as m:
-        m.setattr(command, 'start_from_imagenet', noted)
+        m.setattr(command, 'start_branch', noted)
         succeeds(*argv('--width', 64, '--inputs', 'LR+ILR', '--lr-branch', imagenet, '--sr-branch',
                        'scratch'))
     assert torch.equal(made['kernel'], state['layer4.1.conv2.weight'])

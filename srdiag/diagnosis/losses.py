@@ -131,14 +131,15 @@ class DiagnosisLoss(nn.Module):
         targets: TargetLoss|None = None, # what each diagnosis costs; None: the plain cross entropy
     ):
         super().__init__()
-        self.targets, w = targets or TargetLoss(), dict(rank=rank, sac=sac, sar=sar, ens_weight=ens_weight)
+        self.targets, self.ens_weight = targets or TargetLoss(), ens_weight
+        w = dict(rank=rank, sac=sac, sar=sar)
         self.weights, self.rank, self.sac, self.sar = _terms(w, margin, rank_on, temperature, norm, mutual)
 
     def forward(self, out: DiagnosisOutput, target): # B class indices, or B×K → a number
         target, how = out.repeated(target), self.reduction
         preliminary = [out.sr, out.lr, out.aux] if out.gate is not None else []
         w, others = self.weights, sum(self.targets(y, target, how) for y in preliminary)
-        terms = dict(ce=w['ens_weight']*self.targets(out.ens, target, how) + others)
+        terms = dict(ce=self.ens_weight*self.targets(out.ens, target, how) + others)
         ranked = out.ens, preliminary, target, how, self.targets.multilabel
         if preliminary: terms['rank'] = w['rank']*self.rank(*ranked)
         if out.mutual and w['sac']: terms['sac'] = w['sac']*self.sac(out.a_sr, out.a_lr)

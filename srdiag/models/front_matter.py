@@ -11,7 +11,7 @@ import math
 import re
 
 # %% ../../nbs/models/front_matter.ipynb #c005
-_NOT_IN_YAML = re.compile(r'[\x7f-\x9f\u2028\u2029\ufeff\ufffe\uffff\ud800-\udfff]')
+_NOT_IN_YAML = re.compile(r'[<>\x7f-\x9f\u2028\u2029\ufeff\ufffe\uffff\ud800-\udfff]')
 
 def as_yaml(
     value, # text, number, list or dictionary
