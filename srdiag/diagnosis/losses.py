@@ -109,7 +109,8 @@ def _check_weights(weights, temperature, norm): # name → number
     if not isinstance(temperature, (int, float)) or not 0 < temperature < math.inf:
         raise ValueError(f'temperature is a positive number, not {temperature!r}.')
 
-def _terms(weights, margin, rank_on, temperature, norm, mutual): # → weights, L_rank, L_SAC, L_SAR
+def _terms(weights, margin, rank_on, temperature, norm, mutual): # λ₁ to λ₃ → by name, L_rank, L_SAC, L_SAR
+    weights = dict(zip(('rank', 'sac', 'sar'), weights))
     _check_weights(weights | dict(margin=margin), temperature, norm)
     return (weights, RankLoss(margin, rank_on), SampleAffinityConsistencyLoss(temperature, norm),
             SampleAffinityRegularizationLoss(temperature, norm, mutual))
@@ -131,8 +132,7 @@ class DiagnosisLoss(nn.Module):
         targets: TargetLoss|None = None, # what each diagnosis costs; None: the plain cross entropy
     ):
         super().__init__()
-        self.targets, self.ens_weight = targets or TargetLoss(), ens_weight
-        w = dict(rank=rank, sac=sac, sar=sar)
+        self.targets, self.ens_weight, w = targets or TargetLoss(), ens_weight, (rank, sac, sar)
         self.weights, self.rank, self.sac, self.sar = _terms(w, margin, rank_on, temperature, norm, mutual)
 
     def forward(self, out: DiagnosisOutput, target): # B class indices, or B×K → a number
