@@ -224,12 +224,13 @@ def test_monai_keeps_the_kind_and_moves_the_affine(network):
     assert transform((lr.numpy()*65535).astype(np.uint16)).dtype == np.uint16
     for affine in (torch.diag(torch.tensor([-0.5, 0.25, 3, 1.])).double(), torch.rand(4, 4).double(),
                    torch.diag(torch.tensor([2., 3, 1])).double()):
-        image = MetaTensor(lr, affine=affine, meta=dict(name='a'))
+        # copies: fastai lets images that are made from one tensor share their notes
+        image = MetaTensor(lr.clone(), affine=affine, meta=dict(name='a'))
         image.applied_operations = [dict(id=1)]
         spacing, out = image.pixdim, transform(image)
         assert isinstance(out, MetaTensor) and torch.equal(out.as_tensor(), sr)
         assert out.meta['name'] == 'a' and out.applied_operations == [dict(id=1)]
-        wanted = Resize((32, 40))(MetaTensor(lr, affine=affine)).affine
+        wanted = Resize((32, 40))(MetaTensor(lr.clone(), affine=affine)).affine
         if len(affine) == 4: assert torch.allclose(out.affine, wanted)
         assert torch.allclose(out.pixdim, spacing/2) and torch.equal(image.affine, affine)
 
