@@ -146,5 +146,8 @@ def test_pieces_have_no_partner(scans, models):
 
 
 def test_several_labels_have_no_map(scans):
+    from types import SimpleNamespace
+    from srdiag.commands.predict_slides import check_for_slides
+    from srdiag.core.errors import DataError
     network = SimpleNamespace(network=None, large='SR', config=dict(multilabel=True))
     with pytest.raises(DataError, match='several labels'): check_for_slides(network, [scans/'a.tif'], [])
