@@ -74,7 +74,7 @@ def speed() -> str: # markdown
     "Inference plain and as shipped, training and tiling in a sentence"
     inference, training, tiling = (pd.read_csv(RESULTS/'speed'/f'{part}.csv')
                                    for part in ('inference', 'training', 'tiling'))
-    run, t = read_json(RESULTS/'speed'/'run.json'), tiling.iloc[0]
+    run, t = read_json(RESULTS/'speed'/'inference.json'), tiling.iloc[0]
     native = run['native_precision']
     rows = speed_rows(inference[inference.network.isin(NETWORKS)], {
         f'enlarger {native}': '', f'openvino {native}': f', OpenVINO {native}',
