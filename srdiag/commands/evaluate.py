@@ -27,7 +27,7 @@ from ..datasets.reading import file_names, read_labelled, read_sr_images
 from ..diagnosis.evaluation import calibration_for, diagnosis_sentence, evaluate_labelled, say_if_ignored
 from ..diagnosis.network import SREnhancedDiagnosis
 from ..evaluation.diagnostic import confusion
-from ..models.info import ModelInfo, check_described, check_files
+from ..models.info import ModelInfo, check_described, check_files, in_its_colours
 from ..models.saving import check_not_a_class, check_output, load_model
 from ..models.split import test_rows
 from ..sr.mrcnet import MRCNet
@@ -50,7 +50,7 @@ class _Asked:
 
 # %% ../../nbs/commands/evaluate.ipynb #c007
 def _sr_pairs(a): # _Asked → SRPairs that count, how many images are left out
-    n, options = a.network, _as_trained(a, a.network.config['image_channels'], a.options.size or a.info.size)
+    n, options = a.network, _as_trained(a, a.options.size or a.info.size)
     least = max(n.scale*n.min_size, 11 + 2*n.scale)
     root, images, small = read_sr_images(a.data, a.lr, least, n.scale, options)
     _say_if_other_pairs(a, small)
@@ -60,9 +60,9 @@ def _sr_pairs(a): # _Asked → SRPairs that count, how many images are left out
     return SRPairs([images.images[i] for i in rows], n.scale, [files[i] for i in rows],
                    lr=small and [small[i] for i in rows], how=options.reduction), left
 
-def _as_trained(a, channels, size): # → options: files are read, and small images made, as for the training
+def _as_trained(a, size): # → options: files are read, and small images made, as for the training
     check_files(a.network.config, a.model)
-    return replace(a.options, channels='rgb' if channels == 3 else 'grey', size=size,
+    return replace(in_its_colours(a.options, a.network.config), size=size,
                    resize=a.options.resize or a.info.resize, bits=a.options.bits or a.info.bits,
                    reduction=a.info.reduction)
 
@@ -90,7 +90,7 @@ def _labelled(a): # _Asked → LabelledData, rows that count, how many images ar
                         f'a pair, but {a.data} has one of each: name the small ones with --lr.')
     large = scale if own and a.info.images == 'lr' else 1 # the model counts px of small files
     size = a.options.size or a.info.size and a.info.size*large
-    options = _as_trained(a, a.network.config['channels'], size)
+    options = _as_trained(a, size)
     by = scale if own or a.info.images == 'hr' else 1
     side = None if own else side_of(a.info, a.info.images, options, scale)
     found = read_labelled(a.data, a.labels, options, MRCNet.min_size*by, lr=a.lr, scale=scale, side=side)

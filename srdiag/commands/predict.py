@@ -35,7 +35,7 @@ from ..datasets.stacks import each_row, is_row, row_reader, stem_of
 from ..diagnosis.evaluation import calibration_for, say_if_ignored
 from ..diagnosis.inference import batch_of, modes_of, predict
 from ..diagnosis.network import SREnhancedDiagnosis
-from ..models.info import ModelInfo, check_described, check_files
+from ..models.info import ModelInfo, channels_read, check_described, check_files
 from ..models.saving import load_model
 from ..sr.inference import super_resolve
 from ..sr.mrcnet import MRCNet
@@ -79,6 +79,7 @@ class _Task:
 
     level: int = 0 # of whole slides
     tissue: float = 0.5 # share of a piece of a slide
+    runtime: str = 'auto' # that enlarges
 
     @cached_property
     def calibration(self): # or None, with a note
@@ -95,9 +96,9 @@ class _Task:
     @cached_property
     def computing(self): # who enlarges, and in which precision; the same for all images of a run
         if self.enlarger is None: return None
-        precision, runtime = self.options.precision, getattr(self.options, 'runtime', 'auto')
+        precision = self.options.precision
         if precision != 'int8': precision = pick_place(self.options.device, precision)[1]
-        return chosen_runtime(self.enlarger, 0, runtime, precision), precision
+        return chosen_runtime(self.enlarger, 0, self.runtime, precision), precision
 
     @property
     def batch(self): # images that are predicted together
@@ -114,7 +115,7 @@ def _reader(task, paths): # → a function of a path; see `image_reader`
     by = network.scale if images == 'hr' else 1
     least = (MRCNet.min_size if task.diagnoses else network.min_size)*by
     size = task.options.size or (info.size if images == info.images else None)
-    channels = network.config['channels' if task.diagnoses else 'image_channels']
+    channels = channels_read(network.config)
     bits = known_depth([p for p in paths if not is_row(p)], task.options.bits or info.bits) or 16
     side = side_of(info, images, task.options, network.scale)
     if side is None: return row_reader(channels, least, size, bits)
@@ -243,9 +244,8 @@ def _frames(task, paths, names, read, results): # yields tables, and writes them
     _say_left(left, len(paths))
 
 def _say_idle(task): # a runtime that has nothing to do
-    runtime = getattr(task.options, 'runtime', 'auto')
-    if task.enlarger is None and runtime != 'auto':
-        say(f'Note: no image is enlarged, so --runtime {runtime} has no effect.')
+    if task.enlarger is None and task.runtime != 'auto':
+        say(f'Note: no image is enlarged, so --runtime {task.runtime} has no effect.')
 
 def _say_left(left, n): # what of n files has no row; DataError if none has
     if not left.results.rows: raise DataError(f'None of the images can be used. {left.sentence(n)}')
@@ -258,7 +258,7 @@ def _task(model, images, save_images, mode, options): # → _Task; says which op
     check_files(network.config, folder)
     say_if_ignored(network, None, mode)
     task = _Task(network, info, folder, images, mode, save_images, options, getattr(options, 'level', 0),
-                 getattr(options, 'tissue', 0.5))
+                 getattr(options, 'tissue', 0.5), getattr(options, 'runtime', 'auto'))
     if task.diagnoses and network.mixes and (mode or modes_of(network)[0]) == 'batch':
         say('Note: the model predicts as published, so each prediction depends on the other images of its '
             f'batch of {task.batch}.')

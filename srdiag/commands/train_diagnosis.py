@@ -33,7 +33,6 @@ from ..evaluation.calibration import calibrate
 from ..models.info import ModelInfo
 from ..models.saving import (
     EARLY, ModelSaver, check_not_a_class, is_finished, load_model, train_in)
-from ..models.split import read_split
 from ..models.starting import say_if_learned, start_diagnosis, start_facts
 from ..sr.mrcnet import MRCNet
 from ..training.learner import watching
@@ -44,13 +43,12 @@ from ..training.recipes import FULL_WIDTH, diagnosis_recipe
 # %% ../../nbs/commands/train_diagnosis.ipynb #c008
 def _check_backbones(settings): # ModelError, DataError
     single = '+' not in settings.inputs
-    for b in BRANCHES:
-        name, unread = getattr(settings, f'{b}_backbone'), single and (settings.inputs == 'LR') != (b == 'lr')
-        if check_backbone(name) is not None and unread:
-            raise DataError(f'{settings.inputs} has no {b.upper()} branch: leave out --{b}-backbone {name}.')
     read = BRANCHES if not single else ('lr',) if settings.inputs == 'LR' else ('sr',)
-    kinds = [getattr(settings, f'{b}_backbone') or settings.backbone for b in read]
-    foreign = [check_backbone(name) for name in kinds]
+    for b in BRANCHES:
+        name = getattr(settings, f'{b}_backbone')
+        if check_backbone(name) is not None and b not in read:
+            raise DataError(f'{settings.inputs} has no {b.upper()} branch: leave out --{b}-backbone {name}.')
+    foreign = [check_backbone(getattr(settings, f'{b}_backbone') or settings.backbone) for b in read]
     if settings.width != FULL_WIDTH and None not in foreign:
         raise DataError(f'--width {settings.width} is for branches of ResNet-18, not for {foreign[0]}: leave '
                         'it out.')
@@ -228,16 +226,11 @@ def _read_branches(settings, found): # 'lr', 'sr' → single network, of those t
             raise ModelError(f'The model in {folder} knows the classes {", ".join(info.classes)}, but the '
                              f'images have {", ".join(found.classes)}: a branch is trained for the same '
                              'classes in the same order.')
-        _say_if_seen(folder, found)
+        say_if_learned(folder, found.frame(), f'the branch in {folder}',
+                       ' Train it with the same --seed and the same images.')
     return branches
 
-def _say_if_seen(folder, found): # were images of the test part learned from?
-    split, own = read_split(folder), found.frame()
-    if split is None or 'sha256' not in split: return
-    learned = split[split.split != 'test'].sha256
-    n = int(own[own.split == 'test'].sha256.isin(learned).sum())
-    if n: say(f'Note: the branch in {folder} has learned from {counted(n, "image")} of the test part, which '
-              'will flatter the result. Train it with the same --seed and the same images.')
+
 
 # %% ../../nbs/commands/train_diagnosis.ipynb #c043
 def _own_branch(run, model, branch): # the single network, ready to be trained

@@ -18,12 +18,11 @@ from ..core.errors import DataError, ModelError
 from ..core.precision import pick_place
 from ..core.records import command_line
 from ..core.settings import check_value
-from ..core.weights import model_folder, read_config
 from ..core.words import counted, say
 from ..data.degradation import upsample
 from ..data.pairs import check_patch_side
 from ..datasets.reading import read_sr_folder
-from ..models.info import ModelInfo, check_files
+from ..models.info import ModelInfo, check_files, in_its_colours
 from ..models.saving import EARLY, ModelSaver, check_output, load_model, train_in
 from ..models.split import read_split
 from ..models.starting import say_if_learned, sr_start, start_facts
@@ -126,7 +125,7 @@ def _decided(settings, options, start, new_scale): # → both, and the name of t
         raise DataError(f'The network in {start} has no recursions to supervise: leave --supervise-steps '
                         'out.')
     if options.channels == 'auto':
-        options = replace(options, channels='rgb' if known.config['image_channels'] == 3 else 'grey')
+        options = in_its_colours(options, known.config)
     scale = known.config['scale'] if new_scale is None else new_scale
     if new_scale is not None: _check_scale(scale)
     say(f'The network in {start} enlarges {known.config["scale"]} times, and goes on with {scale}.')
@@ -200,9 +199,6 @@ def _teacher(folder, device): # → network, what is known about it, its split
     check_files(network.config, folder)
     return network, known, read_split(folder)
 
-def _channels_of(master, options): # → options: images have the channels that the teacher reads
-    return replace(options, channels='rgb' if master.config['image_channels'] == 3 else 'grey')
-
 def _compare_data(data, teacher, found, known, split): # notes about images that are not the teacher's
     if split is None:
         say(f'Note: {teacher} has no split.csv, so a new split is drawn: the student may be tested on images '
@@ -210,8 +206,8 @@ def _compare_data(data, teacher, found, known, split): # notes about images that
     elif found.hash != known.data.get('hash'):
         say(f'Note: {data} is not exactly the data of the teacher; its split is followed where files agree.')
 
-def _origin(folder): # which teacher it was, for the record
-    return dict(teacher=str(folder), teacher_sha256=read_config(model_folder(folder))['weights_sha256'])
+def _facts(settings, course, teacher): # → for the record
+    return asdict(settings) | dict(steps=course[-1].steps) | start_facts(teacher, 'teacher')
 
 def _copying(network, save): # a `save` that brings `network` up to date first
     def keep(model, value, epoch):
@@ -233,11 +229,11 @@ def distill_command(
     start, (device, precision) = time.monotonic(), pick_place(options.device, options.precision)
     check_output(out, options.overwrite, options.resume)
     master, known, split = _teacher(teacher, device)
-    s, options = with_patch(settings, master.scale), _channels_of(master, options)
+    s, options = with_patch(settings, master.scale), in_its_colours(options, master.config)
     found = read_sr_folder(data, _smallest(s.patch, master.scale), options, split, lr, master.scale)
     _compare_data(data, teacher, found, known, split)
     network, course = MRCNet(**(master.config | dict(steps=1))), _course_of(found, master.scale, s, options)
-    recorded = _recorded(options, precision, **(asdict(s) | dict(steps=course[-1].steps) | _origin(teacher)))
+    recorded = _recorded(options, precision, **_facts(s, course, teacher))
     info = _Informant(f'MRC-Net x{master.scale}, distilled', found, start, recorded)
     saver = first_only(ModelSaver(out, network, options.overwrite, found.table, options.resume))
     student = partial(distil, master, *course, s, precision=precision, num_workers=options.workers)

@@ -21,7 +21,7 @@ from torch import nn
 from torch.overrides import TorchFunctionMode
 
 from .errors import ModelError
-from .hub import hub_folder, hub_name
+from .hub import hub_folder, hub_name, is_of_srdiag
 from .together import placed
 from .words import listed, shortened
 
@@ -37,7 +37,7 @@ def is_model_folder(
     if not all(placed(folder, name).is_file() for name in MODEL_FILES): return False
     try: config = json.loads((Path(folder)/'config.json').read_text(encoding='utf-8'))
     except (ValueError, RecursionError): return True # cut off, so that it cannot say
-    return isinstance(config, dict) and str(config.get('format', '')).startswith('srdiag ')
+    return is_of_srdiag(config)
 
 # %% ../../nbs/core/weights.ipynb #c007
 def _check_config(path, config): # ModelError if it is not what `save_model` writes

@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from ..core.errors import ModelError
+from ..core.precision import in_eval_mode
 from ..core.weights import check_fit
 from ..core.words import counted, listed, shortened
 from .branches import ResNet18Branch
@@ -202,15 +203,12 @@ def check_reads(
     side: int, # of the images, px
 ) -> None:
     "ModelError if the branch cannot read square images of this size"
-    modes = [(m, m.training) for m in branch.modules()]
     image = torch.zeros(1, channels, side, side, device=next(branch.parameters()).device)
     try:
-        with torch.no_grad(): branch.eval()(image)
+        with in_eval_mode(branch), torch.no_grad(): branch(image)
     except Exception as e: # whatever other people's code raises
         raise ModelError(f'{branch.name} cannot read images of {side}×{side} px ({shortened(e)}): choose '
                          'another network, or another size of images.') from e
-    finally:
-        for m, training in modes: m.training = training
 
 # %% ../../nbs/diagnosis/backbones.ipynb #c031
 def _trained(name, channels, state): # → state dict of a branch; ModelError unless the weights are its own

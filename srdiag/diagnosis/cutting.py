@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import fx, nn
 
 from ..core.errors import ModelError
+from ..core.precision import in_eval_mode
 from ..core.words import counted, listed, shortened
 
 # %% ../../nbs/diagnosis/cutting.ipynb #c008
@@ -31,11 +32,8 @@ class _Shapes(fx.Interpreter): # runs a graph and notes the shape of all that co
         return out
 
 def _measured(network, graph, channels, size): # the same graph, each node with its shape
-    modes = [(m, m.training) for m in network.modules()]
-    try:
-        with torch.no_grad(): _Shapes(network.eval(), graph=graph).run(torch.zeros(1, channels, *size))
-    finally:
-        for m, training in modes: m.training = training
+    with in_eval_mode(network), torch.no_grad():
+        _Shapes(network, graph=graph).run(torch.zeros(1, channels, *size))
     return graph
 
 def channels_last(

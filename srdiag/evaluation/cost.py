@@ -15,6 +15,8 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from ..core.precision import in_eval_mode
+
 # %% ../../nbs/evaluation/cost.ipynb #c010
 def count_parameters(
     module: nn.Module, # any network
@@ -25,12 +27,7 @@ def count_parameters(
 
 # %% ../../nbs/evaluation/cost.ipynb #c013
 def _run_and_count(module, inputs):
-    flags = {m: m.training for m in module.modules()}
-    module.eval()
-    try:
-        with torch.no_grad(), FlopCounterMode(display=False) as counter: module(*inputs)
-    finally:
-        for m, flag in flags.items(): m.training = flag
+    with in_eval_mode(module), torch.no_grad(), FlopCounterMode(display=False) as counter: module(*inputs)
     return int(counter.get_total_flops())
 
 def count_flops(

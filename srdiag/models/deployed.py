@@ -10,6 +10,7 @@ import copy
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import nn
@@ -105,11 +106,14 @@ class CalibratedDiagnosis(nn.Module):
         return (logs/self.temperature).softmax(1), shut
 
 # %% ../../nbs/models/deployed.ipynb #c014
+def _mean_of_heads(out, probable): # DiagnosisOutput, B×K logits → probabilities → B×K
+    return torch.stack([probable(y.float()) for y in (out.sr, out.lr, out.aux)]).mean(0)
+
 def _answers(out): # DiagnosisOutput → B×K logarithms of the final probabilities, B booleans
     logs = out.ens.float().log_softmax(1)
     if out.gate is None: return logs, logs[:, 0] > 0 # never
     shut = gate_closed(out.gate)
-    mean = torch.stack([y.float().softmax(1) for y in (out.sr, out.lr, out.aux)]).mean(0)
+    mean = _mean_of_heads(out, partial(torch.softmax, dim=1))
     logs = torch.where(shut[:, None], mean.clamp(min=FLOOR).log(), logs)
     return logs.clamp(min=math.log(FLOOR)), shut
 
@@ -117,7 +121,7 @@ def _labels(out): # the same where an image may have several labels: B×K probab
     p = out.ens.float().sigmoid()
     if out.gate is None: return p, p[:, 0] < 0 # never
     shut = gate_closed(out.gate)
-    mean = torch.stack([y.float().sigmoid() for y in (out.sr, out.lr, out.aux)]).mean(0)
+    mean = _mean_of_heads(out, torch.sigmoid)
     return torch.where(shut[:, None], mean, p), shut
 
 # %% ../../nbs/models/deployed.ipynb #c019

@@ -26,7 +26,7 @@ from ..core.together import placed, replacing_all
 from ..core.weights import model_folder, read_config
 from ..evaluation.reliability import FLOOR
 from .apply import NOT_FOR_USE
-from .deployed import Deployable, deployable
+from .deployed import deployable
 from .export_settings import ExportSettings
 from .saving import load_model
 
@@ -194,12 +194,13 @@ def place_for(
         raise DataError(f'{out} ends in {out.suffix}, but --to {settings.to} makes a file that ends in '
                         f'{ending}: choose another name.')
     path = out if out.suffix == ending else out.with_name(out.name + ending)
-    for p in (path, *(path.with_suffix(e) for e in more)):
+    files = [path, *(path.with_suffix(e) for e in more)]
+    for p in files:
         if p.is_dir(): raise DataError(f'{p} is a folder: choose another name.')
         if p.exists() and not settings.overwrite:
             raise DataError(f'{p} exists: choose another name with --out, or allow it to be replaced with '
                             '--overwrite.')
-    if any(p.exists() for p in (path, *(path.with_suffix(e) for e in more))): _check_ours(path)
+    if any(p.exists() for p in files): _check_ours(path)
     return path
 
 def _check_ours(path):

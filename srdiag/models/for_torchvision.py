@@ -11,9 +11,8 @@ from PIL import Image as PIL
 from torchvision import tv_tensors
 from torchvision.transforms import v2
 
-from ..core.errors import DataError, ModelError
-from ..diagnosis.network import SREnhancedDiagnosis
-from .apply import enlarge, network_of
+from ..core.errors import DataError
+from .apply import enlarge, enlarging_part
 
 # %% ../../nbs/models/for_torchvision.ipynb #c006
 def enlarging_network(
@@ -21,12 +20,7 @@ def enlarging_network(
     device: str = 'cpu', # for a model that is loaded here; the workers of a DataLoader need 'cpu'
 ): # a network with `scale`, in eval mode
     "The network of a model that enlarges; ModelError if it has none"
-    network, _ = network_of(model, device)
-    if isinstance(network, SREnhancedDiagnosis): network = network.sr_network
-    if network is None or 'image_channels' not in network.config:
-        raise ModelError('This model has no super-resolution network, so it enlarges nothing: choose another '
-                         'one.')
-    return network.eval()
+    return enlarging_part(model, device)[0].eval()
 
 # %% ../../nbs/models/for_torchvision.ipynb #c009
 def _size(item): # of an image, a mask, boxes or points → height and width; None for what has none

@@ -104,19 +104,21 @@ def start_diagnosis(
 def say_if_learned(
     folder: str|Path, # the model that a training starts from
     table, # pandas.DataFrame with split and sha256, of the new training
+    called: str = '', # what the sentence calls it; default: the folder
+    advice: str = '', # a sentence more, after a space
 ) -> None:
     "A note about images of the test part that the model before has learned from"
     split = read_split(folder)
     if split is None or 'sha256' not in split: return
     learned = split[split.split != 'test'].sha256
     n = int(table[table.split == 'test'].sha256.isin(learned).sum())
-    if n: say(f'Note: {folder} has learned from {counted(n, "image")} of the test part, which will flatter '
-              'the result.')
+    if n: say(f'Note: {called or folder} has learned from {counted(n, "image")} of the test part, which will '
+              f'flatter the result.{advice}')
 
 # %% ../../nbs/models/starting.ipynb #c024
 def start_facts(
-    folder: str|Path, # the model that a training starts from
+    folder: str|Path, # the model that a training starts from, or learns from
+    name: str = 'started_from', # of the entry
 ) -> dict: # for ModelInfo.training
-    "Where the weights came from"
-    digest = read_config(model_folder(folder))['weights_sha256']
-    return dict(started_from=str(folder), started_from_sha256=digest)
+    "Which model it was, and its digest"
+    return {name: str(folder), f'{name}_sha256': read_config(model_folder(folder))['weights_sha256']}

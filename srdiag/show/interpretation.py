@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 import torch
 
+from ..core.precision import in_eval_mode
 from ..data.images import as_float
 from ..diagnosis.inference import modes_of
 from ..diagnosis.network import DiagnosisOutput
@@ -70,14 +71,10 @@ def watch(
     hooks, # pairs of a module and a function (module, input, output) → None, or another output
 ):
     "Hooks and eval mode for the length of a `with` block"
-    modes = [(m, m.training) for m in model.modules()]
     with ExitStack() as stack:
         for module, hook in hooks: stack.callback(module.register_forward_hook(hook).remove)
-        try:
-            model.eval()
-            yield
-        finally:
-            for m, training in modes: m.training = training
+        stack.enter_context(in_eval_mode(model))
+        yield
 
 # %% ../../nbs/show/interpretation.ipynb #c018
 def images_for(

@@ -12,9 +12,9 @@ from functools import cached_property
 import torch
 from torch import nn
 
-from srdiag.core.compiled import (
-    compiled, graphs_folder, has_openvino, kept_graph, key_of, need_openvino, openvino_model, quantised,
-    run_graph)
+from ..core.compiled import (
+    compiled, graphs_folder, has_openvino, is_kept, kept_graph, key_of, need_openvino, openvino_model,
+    quantised, run_graph)
 from ..core.errors import DataError
 from ..core.precision import chosen_precision
 from ..core.settings import check_choice
@@ -127,8 +127,8 @@ def is_prepared(
     precision: str = 'auto', # 'int8' has graphs of its own
 ) -> bool:
     "Is a graph of this network in the cache?"
-    folder = graphs_folder()/_key(network, precision)
-    return all((folder/f'graph.{end}').is_file() for end in ('bin', 'xml'))
+    if not graphs_folder().is_dir(): return False # nobody has made any: no need to digest the weights
+    return is_kept(_key(network, precision))
 
 # %% ../../nbs/sr/runtime.ipynb #c025
 def _cuts(image): # 1×C×H×W → patches of 64×64 px, as they are and with more contrast
