@@ -33,7 +33,7 @@ from ..evaluation.calibration import calibrate
 from ..models.info import ModelInfo
 from ..models.saving import (
     EARLY, ModelSaver, check_not_a_class, is_finished, load_model, train_in)
-from ..models.starting import say_if_learned, start_diagnosis, start_facts
+from ..models.starting import say_if_learned, settings_like, start_diagnosis, start_facts
 from ..sr.mrcnet import MRCNet
 from ..training.learner import watching
 from ..training.options import RunOptions
@@ -291,6 +291,7 @@ def train_diagnosis_command(
     device, _ = pick_place(options.device, options.precision)
     check_not_a_class(out, data, labels, options.overwrite, options.resume)
     if labelled_pairs(data, lr)[1] is not None: settings = replace(settings, images='hr')
+    if start is not None: settings = settings_like(settings, start)
     _check_inputs(settings, data, start)
     found = read_labelled(data, labels, options, MRCNet.min_size*settings.reduction, lr=lr,
                           scale=settings.scale).split(options.seed)

@@ -10,14 +10,14 @@ import time
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
-from typing import get_type_hints
+from typing import get_args, get_type_hints
 
 import torch
 
 from ..core.errors import DataError, ModelError
 from ..core.precision import pick_place
 from ..core.records import command_line
-from ..core.settings import check_value
+from ..core.settings import check_choice
 from ..core.words import counted, say
 from ..data.degradation import upsample
 from ..data.pairs import check_patch_side
@@ -133,7 +133,7 @@ def _decided(settings, options, start, new_scale): # → both, and the name of t
 
 # %% ../../nbs/commands/train_sr.ipynb #c025
 def _check_scale(scale): # DataError for one that networks do not have
-    check_value('A run', 'new_scale', scale, get_type_hints(SRSettings)['scale'])
+    check_choice('scale', scale, get_args(get_type_hints(SRSettings)['scale']))
 
 def _network_of(name, found, settings, start, seed): # → network, title, facts for the record
     torch.manual_seed(seed)
