@@ -293,6 +293,9 @@ def train_diagnosis_command(
     if labelled_pairs(data, lr)[1] is not None: settings = replace(settings, images='hr')
     if start is not None: settings = settings_like(settings, start)
     _check_inputs(settings, data, start)
+    if settings.images == 'lr' and options.reduction.realistic:
+        raise DataError(f'--degradation realistic makes large images small, but {data} is read as '
+                        'small images: use --images hr if they are large, or leave it out.')
     found = read_labelled(data, labels, options, MRCNet.min_size*settings.reduction, lr=lr,
                           scale=settings.scale).split(options.seed)
     _say_if_without_a_class(found)
