@@ -20,8 +20,8 @@ def rotation_invariance(
     """L_RI of [45]: half the squared distance between an image and the mean of its turned versions, mean over
     images. ValueError if a turned version is missing"""
     if not len(turned) or len(turned) % len(features):
-        raise ValueError(f'{len(features)} images cannot have {len(turned)} turned versions: each image needs '
-                         'equally many, one at least.')
+        raise ValueError(f'{len(features)} images cannot have {len(turned)} turned versions: each needs as '
+                         'many as the others, one at least.')
     middle = turned.float().view(-1, *features.shape).mean(0)
     return (features.float() - middle).square().sum(1).mean()/2
 
