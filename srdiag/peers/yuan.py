@@ -26,7 +26,7 @@ def quarter_turns(
 # %% ../../nbs/peers/yuan.ipynb #c013
 class Yuan(Peer):
     "RIIS-DenseNet of Yuan et al. [45]. ModelError for counts and depths that make no network"
-    title, reference, year, smallest, printed_side = 'Yuan et al.', 45, 2018, 16, 128
+    title, reference, year, smallest = 'Yuan et al. [45]', 45, 2018, 16
     def __init__(self,
         classes: int = 3, # K
         channels: int = 3, # of the images
