@@ -49,7 +49,8 @@ def create_peer(
     "Build a peer by name. ModelError for a name, a setting or a count that it does not have"
     cls, known = peer_class(name), peer_settings(name)
     if wrong := [k for k in config if k not in known]:
-        raise ModelError(f'{cls.title} has no setting {", ".join(wrong)}: it has {", ".join(known) or "none"}.')
+        raise ModelError(f'{cls.title} has no setting {", ".join(wrong)}: it has '
+                         f'{", ".join(known) or "none"}.')
     return cls(classes=classes, channels=channels, **config)
 
 # %% ../../nbs/peers/zoo.ipynb #c015
