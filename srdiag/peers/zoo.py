@@ -17,12 +17,14 @@ import torch
 from ..core.errors import ModelError
 from ..evaluation.cost import count_flops, count_parameters
 from .fan import Fan
+from .guo import Guo
 from .jia import Jia
 from .stage import Peer, PeerOutput, check_side
+from .yuan import Yuan
 
 # %% ../../nbs/peers/zoo.ipynb #c005
 PEERS = { # name → class, in the order of Table III
-    'fan': Fan, 'jia': Jia,
+    'fan': Fan, 'jia': Jia, 'yuan': Yuan, 'guo': Guo,
 }
 
 # %% ../../nbs/peers/zoo.ipynb #c007
