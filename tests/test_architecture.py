@@ -17,7 +17,7 @@ LIB, NBS = ROOT/'srdiag', ROOT/'nbs'
 FLOORS = [
     'core',
     'data training evaluation',
-    'datasets sr',
+    'datasets sr peers',
     'diagnosis',
     'models show',
     'bench',
