@@ -3135,6 +3135,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                                        'srdiag/peers/group_convolution.py'),
                                                 'srdiag.peers.group_convolution.GroupConv.forward': ( 'peers/group_convolution.html#groupconv.forward',
                                                                                                       'srdiag/peers/group_convolution.py'),
+                                                'srdiag.peers.group_convolution._check_odd': ( 'peers/group_convolution.html#_check_odd',
+                                                                                               'srdiag/peers/group_convolution.py'),
                                                 'srdiag.peers.group_convolution.act_on': ( 'peers/group_convolution.html#act_on',
                                                                                            'srdiag/peers/group_convolution.py'),
                                                 'srdiag.peers.group_convolution.bank_sources': ( 'peers/group_convolution.html#bank_sources',

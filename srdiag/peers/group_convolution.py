@@ -65,6 +65,12 @@ def bank_sources(
     return torch.stack([act_on(numbers, g).flatten() for g in range(order)])
 
 # %% ../../nbs/peers/group_convolution.ipynb #c027
+def _check_odd(size): # ModelError for a filter whose middle is no pixel
+    if size%2: return
+    raise ModelError(f'A filter of {size}×{size} px has no pixel in its middle to turn about: choose an odd '
+                     'size.')
+
+# %% ../../nbs/peers/group_convolution.ipynb #c029
 class GroupConv(nn.Module):
     "Group convolution, Cohen and Welling 2016; maps keep their size. ModelError for what cannot be"
     def __init__(self,
@@ -75,9 +81,7 @@ class GroupConv(nn.Module):
         lifting: bool = False, # True for the first layer, which takes images
     ):
         super().__init__()
-        if kernel_size%2 == 0:
-            raise ModelError(f'A filter of {kernel_size}×{kernel_size} px has no pixel in its middle to turn '
-                             'about: choose an odd size.')
+        _check_odd(kernel_size)
         self.order, self.lifting, self.kept = order_of(group), lifting, None
         inputs = 1 if lifting else self.order
         self.weight = nn.Parameter(torch.empty(n_out, n_in, inputs, kernel_size, kernel_size))
@@ -101,7 +105,7 @@ class GroupConv(nn.Module):
         x = x if self.lifting else x.flatten(1, 2)
         return F.conv2d(x, self.bank(), padding='same').unflatten(1, (-1, self.order))
 
-# %% ../../nbs/peers/group_convolution.ipynb #c036
+# %% ../../nbs/peers/group_convolution.ipynb #c038
 def half_size(
     f: torch.Tensor, # B×C×G×H×W
 ) -> torch.Tensor: # B×C×G×⌊H/2⌋×⌊W/2⌋; a side of 1 stays
@@ -109,7 +113,7 @@ def half_size(
     windows = [1 if n == 1 else 2 + n%2 for n in f.shape[-2:]]
     return F.avg_pool2d(f.flatten(1, 2), windows, 2).unflatten(1, f.shape[1:3])
 
-# %% ../../nbs/peers/group_convolution.ipynb #c038
+# %% ../../nbs/peers/group_convolution.ipynb #c040
 def invariant(
     f: torch.Tensor, # B×C×G×H×W
 ) -> torch.Tensor: # B×C
