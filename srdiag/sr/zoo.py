@@ -105,13 +105,26 @@ def _unknown(name, base, tail): # what is wrong with a name, and what was probab
     return f'There is no model {name!r}.{meant} The models are {", ".join(list_models())}.'
 
 # %% ../../nbs/sr/zoo.ipynb #c024
+def _peer(name, channels, config): # a diagnosis network of another group; None for any other name
+    from srdiag.peers.zoo import PEERS, create_peer # whoever enlarges does without
+    base = name.partition('_x')[0]
+    if base not in PEERS: return None
+    if base != name:
+        raise ModelError(f'{base} is a diagnosis network and enlarges nothing: leave {name[len(base):]} out.')
+    if 'classes' not in config:
+        raise ModelError(f'{name} is a diagnosis network: say how many classes there are, e.g. '
+                         f'create_model({name!r}, classes=3).')
+    return create_peer(name, channels=channels, **config)
+
+# %% ../../nbs/sr/zoo.ipynb #c026
 def create_model(
-    name: str, # e.g. 'mrcnet_x4', 'edsr_baseline_x2'; see `list_models`
+    name: str, # e.g. 'mrcnet_x4', see `list_models`; or a peer, e.g. 'guo', see `PEERS`
     image_channels: int = 3, # 3 for RGB, 1 for grey
-    **config, # other settings than the model's own, e.g. channels=16
+    **config, # other settings than the model's own, e.g. channels=16; of a peer at least classes
 ) -> nn.Module: # untrained, on the default device
     """Build a network by name; ModelError for an unknown name or setting, ValueError for a value that the
     network refuses"""
+    if (peer := _peer(name, image_channels, config)) is not None: return peer
     entry, scale = entry_of(name)
     cls = ARCHITECTURES[entry.architecture]
     known = [k for k in inspect.signature(cls).parameters if k not in ('scale', 'image_channels')]
@@ -121,7 +134,7 @@ def create_model(
         raise ModelError(f'{name} has no setting {", ".join(wrong)}: it has {", ".join(known) or "none"}.')
     return cls(scale=scale, image_channels=image_channels, **(entry.config | config))
 
-# %% ../../nbs/sr/zoo.ipynb #c029
+# %% ../../nbs/sr/zoo.ipynb #c031
 def mrcnet_reach(
     network: MRCNet, # of any configuration
 ) -> int|None: # low-resolution px, rounded up; None: the whole image
@@ -135,7 +148,7 @@ def mrcnet_reach(
     gates = 4 # trunk and gates, 3×3 convolutions in a row
     return 6 + c['steps']*(gates + c['modules']*fine) + 5 # head, steps, reconstruction
 
-# %% ../../nbs/sr/zoo.ipynb #c031
+# %% ../../nbs/sr/zoo.ipynb #c033
 @dataclass(frozen=True)
 class Traits:
     "What one needs to know in order to use a network"
@@ -147,7 +160,7 @@ class Traits:
     reach: int|None # low-resolution px that an output pixel sees to each side; None: all
     align: int # tiles must start at multiples of so many low-resolution px
 
-# %% ../../nbs/sr/zoo.ipynb #c033
+# %% ../../nbs/sr/zoo.ipynb #c035
 def traits(
     network: nn.Module, # a network of the zoo, or an MRCNet
 ) -> Traits: # its facts
@@ -158,7 +171,7 @@ def traits(
     reach = mrcnet_reach(network)
     return Traits(*common, reach is None, reach, 2)
 
-# %% ../../nbs/sr/zoo.ipynb #c036
+# %% ../../nbs/sr/zoo.ipynb #c038
 @dataclass(frozen=True)
 class Description(Traits):
     "The traits of a model, and where it comes from"
@@ -177,5 +190,5 @@ def describe(
     return Description(**vars(facts), name=name, title=entry.title, reference=entry.reference,
                        year=entry.year, table_row=entry.title if scale in entry.printed else None)
 
-# %% ../../nbs/sr/zoo.ipynb #c052
+# %% ../../nbs/sr/zoo.ipynb #c054
 __getattr__ = moved_names(__name__)
