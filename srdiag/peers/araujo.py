@@ -32,7 +32,7 @@ def pools_at(
 # %% ../../nbs/peers/araujo.ipynb #c011
 class Araujo(Peer):
     "The patch-wise CNN of [46], poolings as far as the image has room for them. ModelError for bad settings"
-    title, reference, year = 'Araújo et al.', 46, 2017
+    title, reference, year = 'Araujo et al. [46]', 46, 2017
     smallest, printed_side = 16, 96
 
     def __init__(self,
@@ -72,7 +72,7 @@ def vote(
     probabilities: torch.Tensor, # P×K, of the patches of one image
     rule: str = 'majority', # one of RULES
 ) -> int: # the class of the image
-    "What the patches decide together [46]; ties go to the class with the larger sum. ModelError for a new rule"
+    "What the patches decide together [46]; a tie goes to the larger sum. ModelError for another rule"
     if rule not in RULES: raise ModelError(f'There is no vote {rule!r}: choose {", ".join(RULES)}.')
     total = probabilities.sum(0)
     if rule == 'maximum': return int(probabilities.amax(0).argmax())

@@ -41,7 +41,7 @@ class GroupTransition(nn.Module):
 # %% ../../nbs/peers/veeling.ipynb #c012
 class Veeling(Peer):
     "P4M-DenseNet [37]; scores do not change when images are turned or mirrored. ModelError for bad settings"
-    title, reference, year = 'Veeling et al.', 37, 2018
+    title, reference, year = 'Veeling et al. [37]', 37, 2018
     smallest, printed_side = 16, 96
 
     def __init__(self,
