@@ -69,7 +69,7 @@ def _of_classes(model): # names of the tensors that belong to single classes
     return [k for k, v in model.state_dict().items() if k in other and other[k].shape != v.shape]
 
 _FLAGS = {'inputs': '--inputs', 'scale': '--scale', 'width': '--width', 'channels': '--channels rgb or grey',
-          'SAI': '--no-sai or not', 'statistics': '--no-standardise or not',
+          'interaction': '--interaction or --no-sai', 'statistics': '--no-standardise or not',
           'norm in the gate': '--no-gate-norm or not', 'LR backbone': '--backbone or --lr-backbone',
           'SR backbone': '--backbone or --sr-backbone'}
 
@@ -77,7 +77,7 @@ def _build_of(model): # what `_FLAGS` names
     c = model.config
     own = {f'{b.upper()} backbone': c[f'{b}_backbone'] or c['backbone'] or PUBLISHED_BRANCH
            for b in ('lr', 'sr')}
-    return c | own | ({'SAI': c['sai'], 'norm in the gate': c['gate_norm']} if model.two else {})
+    return c | own | ({'interaction': model.interaction, 'norm in the gate': c['gate_norm']} if model.two else {})
 
 def _check_alike(folder, source, model): # ModelError for a framework of another build
     known, wanted = _build_of(source), _build_of(model)
