@@ -139,8 +139,9 @@ def _recipe_of(settings, options): # with the batch size that was asked for
 # %% ../../nbs/commands/train_diagnosis.ipynb #c026
 def _info_of(found, model, lr_size, training): # what is known before the first metric
     c, groups = model.config, found.table.groups
+    rival = f' with {c["interaction"]}' if c['interaction'] else ' without SAI'
     title = '' if c['peer'] is None else f'{model.network.branch.title} on '
-    title += f'{c["inputs"]}{"" if c["sai"] or "+" not in c["inputs"] else " without SAI"}, '
+    title += f'{c["inputs"]}{"" if c["sai"] or "+" not in c["inputs"] else rival}, '
     data = dict(name=found.table.root.name, hash=found.hash, skipped=found.skipped or 'none',
                 **{k: len(v) for k, v in found.parts.items()},
                 groups='unknown' if groups is None else len(set(groups)))
@@ -245,7 +246,8 @@ def _own_branch(run, model, branch): # the single network, ready to be trained
 def _train_branch(run, single, branch, epochs, saver): # → a single network, trained
     inputs, more = single.config['inputs'], {}
     if inputs != 'SR': more = dict(sr=None, fixed=False)
-    own = replace(run, settings=replace(run.settings, inputs=inputs, lr_branch=None, sr_branch=None, **more),
+    alone = dict(inputs=inputs, interaction=None, lr_branch=None, sr_branch=None)
+    own = replace(run, settings=replace(run.settings, **alone | more),
                   options=replace(run.options, epochs=epochs))
     said = f'The {branch.upper()} branch alone ({inputs}), {counted(epochs, "epoch")}'
     start = run.settings.start(branch)

@@ -71,7 +71,7 @@ def _of_classes(model): # names of the tensors that belong to single classes
     return [k for k, v in model.state_dict().items() if k in other and other[k].shape != v.shape]
 
 _FLAGS = {'inputs': '--inputs', 'scale': '--scale', 'width': '--width', 'channels': '--channels rgb or grey',
-          'SAI': '--no-sai or not', 'statistics': '--no-standardise or not',
+          'interaction': '--interaction or --no-sai', 'statistics': '--no-standardise or not',
           'norm in the gate': '--no-gate-norm or not', 'LR backbone': '--backbone or --lr-backbone',
           'SR backbone': '--backbone or --sr-backbone', 'network': '--network'}
 
@@ -80,7 +80,8 @@ def _build_of(model): # what `_FLAGS` names
     own = {f'{b.upper()} backbone': c[f'{b}_backbone'] or c['backbone'] or PUBLISHED_BRANCH
            for b in ('lr', 'sr')}
     own |= dict(network=c['peer'] or 'framework')
-    return c | own | ({'SAI': c['sai'], 'norm in the gate': c['gate_norm']} if model.two else {})
+    if model.two: own |= {'interaction': model.interaction, 'norm in the gate': c['gate_norm']}
+    return c | own
 
 def _check_alike(folder, source, model): # ModelError for a framework of another build
     known, wanted = _build_of(source), _build_of(model)
@@ -104,7 +105,8 @@ def start_diagnosis(
     return model
 
 # %% ../../nbs/models/starting.ipynb #c020
-_BUILD = 'inputs scale width backbone lr_backbone sr_backbone sai gate_norm standardise'.split()
+_BUILD = ('inputs network scale width backbone lr_backbone sr_backbone sai interaction gate_norm '
+          'standardise').split()
 
 def _flag(name, value): # a setting → as it is typed
     option = name.replace('_', '-')
@@ -117,7 +119,8 @@ def settings_like(
 ) -> FrameworkSettings: # built as the model is, where the default was left
     "The build of the model that a training starts from; what was asked for stays. ModelError for a bad folder"
     config = read_config(model_folder(folder))['network']
-    known = config | dict(standardise=config.get('statistics') != 'none')
+    known = config | dict(standardise=config.get('statistics') != 'none',
+                          network=config.get('peer') or 'framework')
     default = type(settings)()
     follows = {k: known[k] for k in _BUILD if known.get(k, getattr(default, k)) != getattr(default, k)
                and getattr(settings, k) == getattr(default, k)}
