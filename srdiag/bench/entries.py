@@ -66,7 +66,9 @@ PRESETS = dict(
     table2=(Entry('Stack', 'mrcnet_stack'), RECURSIVE,
             Entry('Recursive w/o LSTM', 'mrcnet_recursive_no_lstm'),
             Entry('Recursive w/o RCF', 'mrcnet_recursive_no_rcf'), SCRATCH, STUDENT,
-            Entry('DRCN', 'drcn'), Entry('DRRN', 'drrn'), Entry('SRRFN', 'srrfn')))
+            Entry('DRCN', 'drcn'), Entry('DRRN', 'drrn'), Entry('SRRFN', 'srrfn')),
+    modern=(BICUBIC, EDSR_SCRATCH, Entry('RLFN', 'rlfn'), Entry('SPAN', 'span'), Entry('SAFMN', 'safmn'),
+            Entry('PLKSR-tiny', 'plksr_tiny'), SCRATCH, DOUBLE, STUDENT))
 
 # %% ../../nbs/bench/entries.ipynb #c014
 def with_teachers(

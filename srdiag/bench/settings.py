@@ -17,7 +17,8 @@ from ..core.words import counted
 from ..diagnosis.settings import Files, FrameworkSettings, Mode, Mutual, Norm, RankOn, TrainMode
 
 # %% ../../nbs/bench/settings.ipynb #c005
-Preset = Literal['light', 'table1', 'table2'] # networks: a light selection, or the rows of Table I or II
+# networks: a light selection, the rows of Table I or II, or what came after the paper
+Preset = Literal['light', 'table1', 'table2', 'modern']
 # Table V (inputs and SAI), VI (confusion), VII (cost), VIII (SAC and SAR), IX (part of super-resolution), X
 # (scales), Fig. 6 (other networks), Fig. 7 (images)
 TableName = Literal['table5', 'table6', 'table7', 'table8', 'table9', 'table10', 'fig6', 'fig7']

@@ -62,7 +62,8 @@ class BenchmarkSR:
     out: Path
     data: Path|None = None # folder with high-resolution images; not needed with --report-only
     scale: Literal[2, 4] = 2 # enlargement of height and width
-    preset: Preset = 'light' # which networks: the rows of Table I or II, or a light selection
+    # which networks: a light selection, the rows of Table I or II, or those that came after the paper
+    preset: Preset = 'light'
     # networks by name instead of a preset, e.g. carn,mrcnet:scratch2x,mrcnet:distilled
     models: str|None = None
     split_seed: Natural = 0 # seed of the split into training, validation and test groups
