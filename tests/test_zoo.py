@@ -219,7 +219,9 @@ def test_drcn_paints_every_recursion():
         torch.testing.assert_close(net(lr), sum(w * s for w, s in zip(net.weights, steps)))
 
 
-@pytest.mark.parametrize('name', ['srcnn_x2', 'edsr_baseline_x2', 'carn_x2', 'srrfn_x2', 'rlfn_x2', 'safmn_x3', 'span_x2'])
+@pytest.mark.parametrize(
+    'name', ['srcnn_x2', 'edsr_baseline_x2', 'carn_x2', 'srrfn_x2', 'rlfn_x2', 'safmn_x3', 'span_x2']
+)
 def test_the_skip_can_be_left_out(name):
     lr = torch.rand(1, 3, 8, 8)
     with_skip, without = tiny(name), tiny(name, skip=False)

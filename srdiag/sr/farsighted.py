@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from ..data.degradation import upsample
 from .lean import SubPixels
 from .pre_upsampling import conv3, start_
 
@@ -79,10 +80,9 @@ class SAFMN(SubPixels):
     def body(self, x): # B×n×H×W → B×n×H×W
         return x + self.blocks(x)
 
-    def forward(self, lr): # B×C×H×W → B×C×sH×sW
+    def padded(self, lr): # B×C×H×W → sides are multiples of the coarsest pixel
         h, w = lr.shape[-2:]
-        padded = F.pad(lr, (0, -w % self.align, 0, -h % self.align), mode='replicate')
-        return super().forward(padded)[..., :self.scale*h, :self.scale*w]
+        return F.pad(lr, (0, -w % self.align, 0, -h % self.align), mode='replicate')
 
 # %% ../../nbs/sr/farsighted.ipynb #c016
 class LargeKernelBlock(nn.Module):
@@ -129,7 +129,5 @@ class PLKSR(SubPixels):
     def body(self, x): # B×n×H×W → B×n×H×W
         return self.blocks(x)
 
-    def forward(self, lr): # B×C×H×W → B×C×sH×sW
-        out = super().forward(lr)
-        if self.config['skip']: return out
-        return out - 0.5 + F.interpolate(lr, scale_factor=float(self.scale), mode='nearest')
+    def added(self, lr): # B×C×H×W → B×C×sH×sW
+        return upsample(lr, self.scale, 'bicubic' if self.config['skip'] else 'nearest')

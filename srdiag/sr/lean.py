@@ -32,9 +32,15 @@ class SubPixels(SRNetwork):
     def body(self, x): # B×n×H×W → B×n×H×W
         raise NotImplementedError('Subclasses of SubPixels define body.')
 
+    def padded(self, lr): # B×C×H×W → the same, with more to the right and below if the body needs it
+        return lr
+
+    def added(self, lr): # B×C×H×W → what is added to the output
+        return upsample(lr, self.scale) if self.config['skip'] else 0.5
+
     def forward(self, lr): # B×C×H×W → B×C×sH×sW
-        out = self.to_image(self.body(self.head(lr - 0.5)))
-        return out + (upsample(lr, self.scale) if self.config['skip'] else 0.5)
+        h, w = (self.scale*n for n in lr.shape[-2:])
+        return self.to_image(self.body(self.head(self.padded(lr) - 0.5)))[..., :h, :w] + self.added(lr)
 
 # %% ../../nbs/sr/lean.ipynb #c009
 class ESA(nn.Module):
@@ -91,9 +97,7 @@ class RLFN(SubPixels):
     def body(self, x): # B×n×H×W → B×n×H×W
         return x + self.last(self.blocks(x))
 
-    def forward(self, lr): # B×C×H×W → B×C×sH×sW
-        h, w = (self.scale*n for n in lr.shape[-2:])
-        return super().forward(_at_least(lr, 15))[..., :h, :w]
+    def padded(self, lr): return _at_least(lr, 15) # B×C×H×W
 
 # %% ../../nbs/sr/lean.ipynb #c015
 class Conv3XC(nn.Module):
