@@ -78,7 +78,9 @@ PRESETS = dict(
             Entry('Recursive w/o LSTM', 'mrcnet_recursive_no_lstm'),
             Entry('Recursive w/o RCF', 'mrcnet_recursive_no_rcf'), SCRATCH, STUDENT,
             Entry('DRCN', 'drcn'), Entry('DRRN', 'drrn'), Entry('SRRFN', 'srrfn')),
-    alternatives=(BICUBIC, SCRATCH, DOUBLE, RECURSIVE, COPIED, STUDENT, *ALTERNATIVES))
+    alternatives=(BICUBIC, SCRATCH, DOUBLE, RECURSIVE, COPIED, STUDENT, *ALTERNATIVES),
+    modern=(BICUBIC, EDSR_SCRATCH, Entry('RLFN', 'rlfn'), Entry('SPAN', 'span'), Entry('SAFMN', 'safmn'),
+            Entry('PLKSR-tiny', 'plksr_tiny'), SCRATCH, DOUBLE, STUDENT))
 
 # %% ../../nbs/bench/entries.ipynb #c016
 def with_teachers(

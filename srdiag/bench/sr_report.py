@@ -137,7 +137,8 @@ def draw_benchmark(
 
 # %% ../../nbs/bench/sr_report.ipynb #c031
 DEVIATIONS = dict( # departure → networks, setting that undoes it
-    bicubic=(('srcnn', 'edsr_baseline', 'carn', 'srrfn'), ('skip', False)),
+    bicubic=(('srcnn', 'edsr_baseline', 'carn', 'srrfn', 'rlfn', 'span', 'safmn', 'plksr', 'plksr_tiny'),
+             ('skip', False)),
     skip=(('mrcnet', 'mrcnet_stack', 'mrcnet_recursive', 'mrcnet_recursive_no_lstm',
            'mrcnet_recursive_no_rcf'), ('skip', 'nearest')),
     no_batch_norm=(('drrn',), None), no_ensemble=(('drcn',), ('ensemble', True)),

@@ -62,8 +62,8 @@ class BenchmarkSR:
     out: Path
     data: Path|None = None # folder with high-resolution images; not needed with --report-only
     scale: Literal[2, 4] = 2 # enlargement of height and width
-    # which networks: the rows of Table I or II, a light selection, or MRC-Net alone with all the alternatives
-    # to recursion distillation
+    # which networks: a light selection, the rows of Table I or II, MRC-Net alone with all the alternatives to
+    # recursion distillation, or those that came after the paper
     preset: Preset = 'light'
     # networks by name instead of a preset, e.g. carn,mrcnet:scratch2x,mrcnet:distilled,mrcnet:attention
     models: str|None = None
