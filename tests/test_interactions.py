@@ -1,5 +1,5 @@
-"""SAI's rivals: each begins as the identity of its own branch, trains, is saved, loaded, predicted and exported; what
-does not fit is a sentence."""
+"""SAI's rivals: each begins as the identity of its own branch, trains, is saved, loaded, predicted and
+exported; what does not fit is a sentence."""
 import json
 from dataclasses import replace
 
@@ -243,7 +243,7 @@ def test_places_find_each_other():
 
 
 def test_nearest_and_prototypes_by_hand():
-    e = torch.tensor([[1., 0.], [0., 1.]])[..., None, None], torch.tensor([[1., 0.], [0., 1.]])[..., None, None]
+    e = tuple(torch.eye(2)[..., None, None] for _ in range(2))
     r = torch.tensor([[1., 0.], [1., .1], [0., 1.]])[..., None, None]
     likeness = alike(e, (r, r))
     assert nearest_weights(likeness, 2)[0].tolist() == [1, 1, 0]
@@ -298,7 +298,8 @@ def test_rows_of_the_experiment():
     assert set(INTERACTION_ROWS) == {'LR', 'SR', *(f'LR+SR-{n}' for n in INTERACTIONS)}
     assert {LABEL_ROWS[n].interaction for n in INTERACTION_ROWS if '+' in n} == set(INTERACTIONS)
     assert LABEL_ROWS['LR+SR'].interaction is None and LABEL_ROWS['LR+SR'].mode == 'solo'
-    with pytest.raises(DataError, match="no interaction 'cbm'"): LabelRow('x', 'SR', joined=True, interaction='cbm')
+    with pytest.raises(DataError, match="no interaction 'cbm'"):
+        LabelRow('x', 'SR', joined=True, interaction='cbm')
 
 
 def test_distances_of_features(): # the cosine of both branches, whatever their size

@@ -249,8 +249,8 @@ def test_large_images_for_super_resolution_lie_in_a_file_and_train_the_same(tmp_
     (tmp_path/'tiles').mkdir()
     for k in range(12): save_png(sharp[:, 7*k:7*k + 61, 5*k:5*k + 50 + k], tmp_path/'tiles'/f'{k:02}.png')
     def trained(name, **how):
-        train_sr_command(tmp_path/'tiles', tmp_path/name, SRSettings(scale=2, patch=32, steps=2, model='srcnn'),
-                         RunOptions(epochs=1, **how))
+        network = SRSettings(scale=2, patch=32, steps=2, model='srcnn')
+        train_sr_command(tmp_path/'tiles', tmp_path/name, network, RunOptions(epochs=1, **how))
         return (tmp_path/name/'model.safetensors').read_bytes(), capsys.readouterr().out
     (before, said), (after, told) = trained('memory'), trained('file', in_memory=5e-5)
     assert before == after and 'lie in a file' in told and 'lie in a file' not in said

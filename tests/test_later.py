@@ -22,8 +22,8 @@ from srdiag.sr.lean import RLFN, SPAN, Conv3XC, hd_input, later_counts
 from srdiag.sr.farsighted import PLKSR, SAFMN
 from srdiag.sr.zoo import create_model, traits
 
-SMALL = dict(rlfn=dict(channels=8, blocks=1), span=dict(channels=8, blocks=1), safmn=dict(channels=8, blocks=1),
-             plksr=dict(channels=8, blocks=1, kernel=7))
+SMALL = dict(rlfn=dict(channels=8, blocks=1), span=dict(channels=8, blocks=1),
+             safmn=dict(channels=8, blocks=1), plksr=dict(channels=8, blocks=1, kernel=7))
 each = pytest.mark.parametrize('name', SMALL)
 
 
@@ -142,7 +142,8 @@ def test_safmn_is_the_published_one_where_its_grid_fits():
 
 
 @pytest.mark.parametrize('cls, config, words', [
-    (SAFMN, dict(channels=10), 'groups'), (PLKSR, dict(kernel=4), 'odd'), (PLKSR, dict(channels=3), 'at least 4'),
+    (SAFMN, dict(channels=10), 'groups'), (PLKSR, dict(kernel=4), 'odd'),
+    (PLKSR, dict(channels=3), 'at least 4'),
     (RLFN, dict(blocks=0), 'at least 1'), (SPAN, dict(fused=1), 'True or False')])
 def test_senseless_settings_are_refused(cls, config, words):
     with pytest.raises(ValueError, match=words): cls(2, **config)

@@ -390,5 +390,6 @@ def test_results_are_whole_where_the_system_has_no_such_lock(tmp_path, monkeypat
     monkeypatch.setattr(results, 'fcntl', None) # as on Windows
     about = dict(model='model', weights_sha256='0'*64, shards=None, files=None)
     for again in (False, True):
-        with results.Results(results.check_place_of_results(tmp_path/'out', again), about) as kept: kept.room()
+        place = results.check_place_of_results(tmp_path/'out', again)
+        with results.Results(place, about) as kept: kept.room()
         assert not [p for p in (tmp_path/'out').iterdir() if p.name.startswith('unfinished')]
