@@ -139,7 +139,8 @@ def _recipe_of(settings, options): # with the batch size that was asked for
 # %% ../../nbs/commands/train_diagnosis.ipynb #c026
 def _info_of(found, model, lr_size, training): # what is known before the first metric
     c, groups = model.config, found.table.groups
-    title = f'{c["inputs"]}{"" if c["sai"] or "+" not in c["inputs"] else " without SAI"}, '
+    title = '' if c['peer'] is None else f'{model.network.branch.title} on '
+    title += f'{c["inputs"]}{"" if c["sai"] or "+" not in c["inputs"] else " without SAI"}, '
     data = dict(name=found.table.root.name, hash=found.hash, skipped=found.skipped or 'none',
                 **{k: len(v) for k, v in found.parts.items()},
                 groups='unknown' if groups is None else len(set(groups)))

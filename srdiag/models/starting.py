@@ -71,12 +71,13 @@ def _of_classes(model): # names of the tensors that belong to single classes
 _FLAGS = {'inputs': '--inputs', 'scale': '--scale', 'width': '--width', 'channels': '--channels rgb or grey',
           'SAI': '--no-sai or not', 'statistics': '--no-standardise or not',
           'norm in the gate': '--no-gate-norm or not', 'LR backbone': '--backbone or --lr-backbone',
-          'SR backbone': '--backbone or --sr-backbone'}
+          'SR backbone': '--backbone or --sr-backbone', 'network': '--network'}
 
 def _build_of(model): # what `_FLAGS` names
     c = model.config
     own = {f'{b.upper()} backbone': c[f'{b}_backbone'] or c['backbone'] or PUBLISHED_BRANCH
            for b in ('lr', 'sr')}
+    own |= dict(network=c['peer'] or 'framework')
     return c | own | ({'SAI': c['sai'], 'norm in the gate': c['gate_norm']} if model.two else {})
 
 def _check_alike(folder, source, model): # ModelError for a framework of another build

@@ -44,8 +44,8 @@ def check_side(
     width = height if width is None else width
     what = f'not {height}×{width} px'
     if peer.only_side and (height, width) != (peer.only_side,)*2:
-        raise ModelError(f'{peer.title} reads images of {peer.only_side}×{peer.only_side} px, {what}: resize '
-                         'them, or choose another network.')
+        raise ModelError(f'{peer.title} reads images of {peer.only_side}×{peer.only_side} px, {what}: '
+                         'resize them, or choose another network.')
     if min(height, width) < peer.smallest:
         raise ModelError(f'{peer.title} reads images of {peer.smallest} px and more, {what}: take larger '
                          'images (ILR or SR), or another network.')

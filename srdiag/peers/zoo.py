@@ -17,12 +17,14 @@ import torch
 from ..core.errors import ModelError
 from ..evaluation.cost import count_flops, count_parameters
 from .fan import Fan
+from .guo import Guo
 from .jia import Jia
 from .stage import Peer, PeerOutput, check_side
+from .yuan import Yuan
 
 # %% ../../nbs/peers/zoo.ipynb #c005
 PEERS = { # name → class, in the order of Table III
-    'fan': Fan, 'jia': Jia,
+    'fan': Fan, 'jia': Jia, 'yuan': Yuan, 'guo': Guo,
 }
 
 # %% ../../nbs/peers/zoo.ipynb #c007
@@ -49,7 +51,8 @@ def create_peer(
     "Build a peer by name. ModelError for a name, a setting or a count that it does not have"
     cls, known = peer_class(name), peer_settings(name)
     if wrong := [k for k in config if k not in known]:
-        raise ModelError(f'{cls.title} has no setting {", ".join(wrong)}: it has {", ".join(known) or "none"}.')
+        raise ModelError(f'{cls.title} has no setting {", ".join(wrong)}: it has '
+                         f'{", ".join(known) or "none"}.')
     return cls(classes=classes, channels=channels, **config)
 
 # %% ../../nbs/peers/zoo.ipynb #c015
