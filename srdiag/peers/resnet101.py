@@ -107,9 +107,10 @@ class ResNet101(Peer):
     def __init__(self,
         classes: int, # K
         channels: int = 3, # of the images
+        depth: int = 101, # layers: 18, 34, 50, 101 or 152
     ):
-        super().__init__(dict(classes=classes, channels=channels))
-        self.trunk, width = trunk_of('resnet101', channels)
+        super().__init__(dict(classes=classes, channels=channels, depth=depth))
+        self.trunk, width = trunk_of(f'resnet{depth}', channels)
         self.head = nn.Linear(width, classes)
 
     @property
@@ -119,5 +120,5 @@ class ResNet101(Peer):
         return PeerOutput(self.head(self.trunk(self.checked(x))))
 
     def start_from_imagenet(self): # → itself; ModelError if the weights cannot be had
-        start_trunk(self.trunk, 'resnet101')
+        start_trunk(self.trunk, f'resnet{self.config["depth"]}')
         return self
