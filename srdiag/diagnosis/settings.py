@@ -114,10 +114,10 @@ def _check_peer(s): # FrameworkSettings; DataError for what a network of another
     said += [(f'--width {s.width}', s.width != BranchSettings.width), ('--no-sai', not s.sai),
              ('--no-gate-norm', not s.gate_norm)]
     if wrong := [option for option, on in said if on]:
-        raise DataError(f'--network {s.peer} is a network of its own, without our branches and what is between '
-                        f'them: leave out {", ".join(wrong)}.')
+        raise DataError(f'--network {s.peer} is a network of its own, without our branches and what is '
+                        f'between them: leave out {", ".join(wrong)}.')
 
-# %% ../../nbs/diagnosis/settings.ipynb #c016
+# %% ../../nbs/diagnosis/settings.ipynb #c018
 @dataclass(frozen=True)
 class FrameworkSettings(LossSettings, BranchSettings, InputSettings):
     "What a framework reads, and how it compares, weighs and learns. Raises DataError for what cannot be"
@@ -164,7 +164,7 @@ class FrameworkSettings(LossSettings, BranchSettings, InputSettings):
         if self.trains != 'alternate': return 0.
         return 0.5 if self.solo_share is None else self.solo_share
 
-# %% ../../nbs/diagnosis/settings.ipynb #c026
+# %% ../../nbs/diagnosis/settings.ipynb #c028
 @dataclass(frozen=True)
 class Caution:
     "What the thresholds of a model are to reach on validation images. Raises DataError for impossible shares"

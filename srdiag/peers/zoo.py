@@ -64,12 +64,11 @@ class PeerCost:
     side: int # of the square image, px
     parameters: int
     flops: int # 2 × multiply-accumulates of convolutions and matrix products
-    printed_parameters: float
-    printed_flops: float
+    printed: tuple # parameters and flops
 
     @property
     def apart(self): # the larger of both relative distances
-        return max(abs(self.parameters/self.printed_parameters - 1), abs(self.flops/self.printed_flops - 1))
+        return max(abs(n/m - 1) for n, m in zip((self.parameters, self.flops), self.printed))
 
 # %% ../../nbs/peers/zoo.ipynb #c017
 def _printed(title): # row of Table III
@@ -83,9 +82,9 @@ def peer_cost(
     cls = peer_class(name)
     row, side = _printed(cls.title), cls.printed_side
     with torch.device('meta'):
-        peer = create_peer(name, 3 if row['data'] == 'CAD-CAP' else 2)
-        parameters, flops = count_parameters(peer), count_flops(peer, torch.rand(1, 3, side, side))
-    return PeerCost(name, cls.title, side, parameters, flops, float(row['parameters']), float(row['flops']))
+        peer, x = create_peer(name, 3 if row['data'] == 'CAD-CAP' else 2), torch.rand(1, 3, side, side)
+    return PeerCost(name, cls.title, side, count_parameters(peer), count_flops(peer, x),
+                    (float(row['parameters']), float(row['flops'])))
 
 # %% ../../nbs/peers/zoo.ipynb #c020
 UNLIKE = {} # name → why its counts are more than 3 % from the printed ones
