@@ -24,7 +24,8 @@ Norm = Literal['frobenius', 'mean_square'] # of SAC and SAR, Eq. (9) and (11)
 RankOn = Literal['probabilities', 'logits'] # what the rank loss compares, Eq. (13)
 Files = Literal['lr', 'hr'] # what image files are
 Statistics = Literal['each', 'shared', 'none'] # mean and spread of the images: of each branch, of both, no
-NetworkName = Literal['framework', 'fan', 'jia'] # ours, or a peer's: Tables III and IV
+# ours, or a peer's: Tables III and IV
+NetworkName = Literal['framework', 'fan', 'jia', 'yuan', 'guo', 'araujo', 'resnet101', 'veeling', 'kassani']
 TrainMode = Literal['batch', 'alternate', 'both'] # as published; a share without affinity; each batch twice
 INPUTS, MODES, ROW_WEIGHTS, NORMS, STATISTICS = (
     get_args(kind) for kind in (Inputs, Mode, Mutual, Norm, Statistics))
