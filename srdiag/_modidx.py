@@ -3271,6 +3271,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                         'srdiag.peers.resnet101.ResNet101.start_from_imagenet': ( 'peers/resnet101.html#resnet101.start_from_imagenet',
                                                                                                   'srdiag/peers/resnet101.py'),
                                         'srdiag.peers.resnet101._limited': ('peers/resnet101.html#_limited', 'srdiag/peers/resnet101.py'),
+                                        'srdiag.peers.resnet101._models': ('peers/resnet101.html#_models', 'srdiag/peers/resnet101.py'),
                                         'srdiag.peers.resnet101._place': ('peers/resnet101.html#_place', 'srdiag/peers/resnet101.py'),
                                         'srdiag.peers.resnet101._put': ('peers/resnet101.html#_put', 'srdiag/peers/resnet101.py'),
                                         'srdiag.peers.resnet101.check_trunk': ( 'peers/resnet101.html#check_trunk',

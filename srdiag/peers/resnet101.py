@@ -13,7 +13,6 @@ from http.client import HTTPException
 
 import torch
 from torch import nn
-from torchvision import models
 
 from ..core.errors import ModelError
 from ..core.words import shortened
@@ -22,11 +21,15 @@ from .stage import Peer, PeerOutput
 # %% ../../nbs/peers/resnet101.ipynb #c008
 FAMILIES = 'resnet', 'vgg', 'mobilenet_v2', 'densenet' # of torchvision, that have been tried as trunks
 
+def _models(): # torchvision's; slow to import, and whoever builds no trunk does without
+    from torchvision import models
+    return models
+
 def check_trunk(
     name: str, # of torchvision, e.g. 'resnet101'
 ) -> None:
     "ModelError with close matches for a network that cannot be a trunk"
-    known = [n for n in models.list_models(module=models) if n.startswith(FAMILIES)]
+    known = [n for n in _models().list_models(module=_models()) if n.startswith(FAMILIES)]
     if name in known: return
     close = difflib.get_close_matches(str(name), known, n=3)
     meant = f' Did you mean {", ".join(close)}?' if close else ''
@@ -48,7 +51,7 @@ def trunk_of(
 ) -> tuple[nn.Module, int]: # B×C×H×W → B×D, from noise; and D
     "A network of torchvision without its last layer. ModelError for a network that there is not"
     check_trunk(name)
-    network = models.get_model(name, weights=None)
+    network = _models().get_model(name, weights=None)
     first, last = _place(network, nn.Conv2d), _place(network, nn.Linear, last=True)
     conv, width = network.get_submodule(first), network.get_submodule(last).in_features
     if channels != conv.in_channels:
@@ -73,9 +76,9 @@ def imagenet_trunk(
 ) -> nn.Module: # with its thousand classes
     "A network of torchvision with ImageNet weights. ModelError says what to do if they cannot be had"
     check_trunk(name)
-    address = models.get_model_weights(name).IMAGENET1K_V1.url
+    address = _models().get_model_weights(name).IMAGENET1K_V1.url
     try:
-        with _limited(): return models.get_model(name, weights='IMAGENET1K_V1', progress=False)
+        with _limited(): return _models().get_model(name, weights='IMAGENET1K_V1', progress=False)
     except (OSError, RuntimeError, HTTPException) as e:
         raise ModelError(f'The ImageNet weights of {name} cannot be had ({shortened(e)}): get {address} on a '
                          f'machine with a network and put it into {torch.hub.get_dir()}/checkpoints. To do '
