@@ -6,8 +6,8 @@ import pandas as pd
 import pytest
 import torch
 
-from srdiag.bench.entries import (ALTERNATIVES, COPIED, DOUBLE, IMITATING, PRESETS, RECURSIVE, STUDENT, TAUGHT,
-                                  TRAININGS, Entry, entries_of, with_teachers)
+from srdiag.bench.entries import (ALTERNATIVES, COPIED, DOUBLE, IMITATING, PRESETS, RECURSIVE, STUDENT,
+                                  TAUGHT, TRAININGS, Entry, entries_of, with_teachers)
 from srdiag.bench.settings import sr_budget
 from srdiag.bench.sr_report import sr_limits
 from srdiag.bench.sr_runs import steps_of
@@ -33,13 +33,12 @@ def slim(steps, channels=8):
 @pytest.fixture(scope='module')
 def both():
     "Features of a student, with gradient, and of its teacher; and the MAE of the student"
-    teacher, torch_seed = slim(3).eval(), torch.manual_seed(0)
-    student = slim(1)
+    teacher, student = slim(3).eval(), slim(1)
     student.load_state_dict(teacher.state_dict())
+    torch.manual_seed(0)
     lr, hr = torch.rand(3, 3, 8, 10), torch.rand(3, 3, 16, 20)
     s = student.features(lr)
     with torch.no_grad(): t = teacher.features(lr)
-    assert torch_seed is not None
     return s, t, (s.sr - hr).abs().mean().detach()
 
 
@@ -198,14 +197,15 @@ def test_recursion_adds_nothing_to_what_a_run_saves():
 def test_wrong_names_and_idle_weights_are_refused():
     with pytest.raises(ValueError, match='choose one of copy'): mimicry_of('logits')
     with pytest.raises(DataError, match='value of by'): Distillation(by='logits')
-    with pytest.raises(DataError, match='gamma_cell.*hints does not use'): Distillation(by='hints', gamma_cell=1.)
+    with pytest.raises(DataError, match='gamma_cell.*hints does not use'):
+        Distillation(by='hints', gamma_cell=1.)
     with pytest.raises(DataError, match='by is recursion, not flow'): as_published(DistilSettings(by='flow'))
     assert {*get_args(By)} == {*MIMICRIES, 'recursion'}
 
 
 def test_command_distils_by_another_distance(models, sr_folder, tmp_path, succeeds, run_cli):
-    common = ['distill', '--data', sr_folder, '--teacher', models.teacher, '--patch', 16, '--steps', 2, '--epochs',
-              2, '--device', 'cpu', '--precision', 'fp32']
+    common = ['distill', '--data', sr_folder, '--teacher', models.teacher, '--patch', 16, '--steps', 2,
+              '--epochs', 2, '--device', 'cpu', '--precision', 'fp32']
     succeeds(*common, '--out', tmp_path/'student', '--by', 'hints_regressor')
     network, known = load_model(tmp_path/'student', 'sr')
     assert network.config['steps'] == 1 and known.title == 'MRC-Net x2, hints with a regressor'
@@ -223,7 +223,8 @@ def test_alternatives_share_one_teacher_and_the_steps_of_all():
     assert entries == PRESETS['alternatives'] and {e.training for e in entries} == {*TRAININGS}
     budget = sr_budget('quick')
     for e in (COPIED, STUDENT, *ALTERNATIVES):
-        assert e.teacher == RECURSIVE and steps_of(e, budget)['with_teacher'] == steps_of(DOUBLE, budget)['own']
+        assert e.teacher == RECURSIVE
+        assert steps_of(e, budget)['with_teacher'] == steps_of(DOUBLE, budget)['own']
     assert {TAUGHT[k] for k in TAUGHT} == {*get_args(By)}
 
 
