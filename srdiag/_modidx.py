@@ -1239,6 +1239,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                   'srdiag/commands/train_sr.py'),
                                           'srdiag.commands.train_sr._teacher': ( 'commands/train_sr.html#_teacher',
                                                                                  'srdiag/commands/train_sr.py'),
+                                          'srdiag.commands.train_sr._title_of': ( 'commands/train_sr.html#_title_of',
+                                                                                  'srdiag/commands/train_sr.py'),
                                           'srdiag.commands.train_sr._trainable': ( 'commands/train_sr.html#_trainable',
                                                                                    'srdiag/commands/train_sr.py'),
                                           'srdiag.commands.train_sr.distill_command': ( 'commands/train_sr.html#distill_command',
