@@ -123,12 +123,12 @@ class MRCNet2(SRNetwork):
         scale: int = 4, # 2, 3, 4 or 8
         image_channels: int = 3, # 3 for RGB, 1 for grey, or any other number
         channels: int = 64, # n, features of the local path
-        coarse: int = 48, # m, features of the global path
+        coarse: int = 32, # m, features of the global path
         inner: int = 56, # features inside a block of the local path
         after: int = 32, # features after each pixel shuffle
         stages: int = 3, # groups of blocks, with an exchange after each
         blocks: int = 2, # in a group, on the local path
-        coarse_blocks: int = 1, # in a group, on the global path
+        coarse_blocks: int = 3, # in a group, on the global path
         contrast: float = 0.15, # factor on the image before the first convolution
     ):
         super().__init__(locals(), _reach(blocks, coarse_blocks, stages))
