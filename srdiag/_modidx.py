@@ -3643,6 +3643,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                    'srdiag.sr.mrcnet2.Up': ('sr/mrcnet2.html#up', 'srdiag/sr/mrcnet2.py'),
                                    'srdiag.sr.mrcnet2.Up.__init__': ('sr/mrcnet2.html#up.__init__', 'srdiag/sr/mrcnet2.py'),
                                    'srdiag.sr.mrcnet2.Up.forward': ('sr/mrcnet2.html#up.forward', 'srdiag/sr/mrcnet2.py'),
+                                   'srdiag.sr.mrcnet2._make': ('sr/mrcnet2.html#_make', 'srdiag/sr/mrcnet2.py'),
                                    'srdiag.sr.mrcnet2._reach': ('sr/mrcnet2.html#_reach', 'srdiag/sr/mrcnet2.py'),
                                    'srdiag.sr.mrcnet2.enlargement': ('sr/mrcnet2.html#enlargement', 'srdiag/sr/mrcnet2.py'),
                                    'srdiag.sr.mrcnet2.start_quietly_': ('sr/mrcnet2.html#start_quietly_', 'srdiag/sr/mrcnet2.py')},

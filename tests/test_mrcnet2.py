@@ -14,7 +14,7 @@ from srdiag.sr.mrcnet2 import Down, MRCNet2, QuietBlock, Stage, Up
 from srdiag.sr.zoo import create_model, describe, list_models, traits
 
 SIDES = {2: 96, 4: 128}  # as in Table I
-SMALL = dict(channels=16, coarse=12, inner=12, after=8, stages=2, blocks=1)
+SMALL = dict(channels=16, coarse=12, stages=2, blocks=1, coarse_blocks=1)
 COUNTS = {2: (680_787, 9_579_921_408), 4: (717_779, 22_202_548_224)}
 
 
@@ -37,7 +37,7 @@ def test_it_has_names_and_says_that_it_is_not_of_the_paper():
     assert list_models('mrcnet2*') == ['mrcnet2_x2', 'mrcnet2_x3', 'mrcnet2_x4', 'mrcnet2_x8']
     facts = describe('mrcnet2_x4')
     assert facts.reference is None and facts.table_row is None and not facts.global_context
-    with pytest.raises(ModelError, match='channels, coarse, inner, after'):
+    with pytest.raises(ModelError, match='channels, coarse, stages, blocks'):
         create_model('mrcnet2_x4', width=3)
 
 
@@ -106,3 +106,9 @@ def test_one_graph_serves_every_size():
         lr = torch.rand(2, 3, *size)
         with torch.no_grad():
             torch.testing.assert_close(graph(lr), net(lr), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize('wrong', [dict(contrast=0.0), dict(contrast=float('nan')), dict(channels=1)])
+def test_settings_that_make_no_network_are_refused(wrong):
+    with pytest.raises(ValueError, match='MRCNet2 needs'):
+        MRCNet2(2, **wrong)

@@ -36,7 +36,7 @@ TINY = {  # settings with which a network of each name takes no time
     'mrcnet_recursive': dict(channels=16, stages=1, blocks=1, steps=2),
     'mrcnet_recursive_no_lstm': dict(channels=16, stages=1, blocks=1, steps=2),
     'mrcnet_recursive_no_rcf': dict(channels=16, stages=1, blocks=1, steps=1),
-    'mrcnet2': dict(channels=16, coarse=12, inner=12, after=8, stages=2, blocks=1),
+    'mrcnet2': dict(channels=16, coarse=12, stages=2, blocks=1, coarse_blocks=1),
 }
 NAMES = list_models()
 every = pytest.mark.parametrize('name', NAMES)

@@ -113,7 +113,17 @@ def _reach(blocks, coarse_blocks, stages): # low-resolution px, rounded up
         local, coarse = max(local, coarse + 1), max(coarse, local + 1)
     return local + 2 # the enlargement sees less than 2 px
 
-# %% ../../nbs/sr/mrcnet2.ipynb #c028
+# %% ../../nbs/sr/mrcnet2.ipynb #c029
+def _make(network, scale, image_channels, channels, coarse, stages, blocks, coarse_blocks): # its parts
+    if channels < 2: raise ValueError(f'MRCNet2 needs at least 2 channels, not {channels}.')
+    network.head, network.reduce = conv3(image_channels, channels), Down(channels, coarse)
+    inner, last = channels*7//8, stages - 1
+    network.stages = nn.ModuleList(Stage(channels, coarse, inner, blocks, coarse_blocks, k == last)
+                                   for k in range(stages))
+    network.to_image = enlargement(channels, channels//2, image_channels, scale)
+    start_quietly_(network)
+
+# %% ../../nbs/sr/mrcnet2.ipynb #c031
 class MRCNet2(SRNetwork):
     "Two paths at full and half size that exchange features, one pass, no gates; not a network of the paper"
     min_size = 8 # px, the smallest side of a low-resolution image: the global path then still has 4 px
@@ -122,21 +132,16 @@ class MRCNet2(SRNetwork):
     def __init__(self,
         scale: int = 4, # 2, 3, 4 or 8
         image_channels: int = 3, # 3 for RGB, 1 for grey, or any other number
-        channels: int = 64, # n, features of the local path
+        channels: int = 64, # n, features of the local path; 7/8 inside its blocks, 1/2 after a shuffle
         coarse: int = 32, # m, features of the global path
-        inner: int = 56, # features inside a block of the local path
-        after: int = 32, # features after each pixel shuffle
         stages: int = 3, # groups of blocks, with an exchange after each
         blocks: int = 2, # in a group, on the local path
         coarse_blocks: int = 3, # in a group, on the global path
-        contrast: float = 0.15, # factor on the image before the first convolution
+        contrast: float = 0.15, # factor on the image before the first convolution, above 0
     ):
         super().__init__(locals(), _reach(blocks, coarse_blocks, stages))
-        self.head, self.reduce = conv3(image_channels, channels), Down(channels, coarse)
-        self.stages = nn.ModuleList(Stage(channels, coarse, inner, blocks, coarse_blocks, k == stages-1)
-                                    for k in range(stages))
-        self.to_image = enlargement(channels, after, image_channels, scale)
-        start_quietly_(self)
+        if not contrast > 0: raise ValueError(f'MRCNet2 needs a contrast above 0, not {contrast}.')
+        _make(self, **{k: v for k, v in self.config.items() if k != 'contrast'})
 
     def body(self, lr): # B×C×H×W → B×n×H×W
         first = local = self.head(self.config['contrast']*(lr - 0.5))
