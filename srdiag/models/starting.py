@@ -77,7 +77,8 @@ def _build_of(model): # what `_FLAGS` names
     c = model.config
     own = {f'{b.upper()} backbone': c[f'{b}_backbone'] or c['backbone'] or PUBLISHED_BRANCH
            for b in ('lr', 'sr')}
-    return c | own | ({'interaction': model.interaction, 'norm in the gate': c['gate_norm']} if model.two else {})
+    more = {'interaction': model.interaction, 'norm in the gate': c['gate_norm']}
+    return c | own | (more if model.two else {})
 
 def _check_alike(folder, source, model): # ModelError for a framework of another build
     known, wanted = _build_of(source), _build_of(model)
