@@ -6,7 +6,7 @@
 __all__ = ['diagnosis_limits', 'Part', 'tables_of', 'part_of', 'part_text', 'draw_part', 'page_of', 'report_diagnosis']
 
 # %% ../../nbs/bench/diagnosis_report.ipynb #c005
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import pandas as pd
@@ -16,7 +16,7 @@ from srdiag.bench.answers import (
     modes_table)
 from .diagnosis_store import DiagnosisStore
 from srdiag.bench.diagnosis_tables import (
-    beside_table, closed_table, confusion_markdown, cost_table, gain_points, image_table, main_table,
+    beside_table, closed_table, confusion_markdown, cost_frame, cost_table, gain_points, image_table, main_table,
     modes_markdown)
 from .pictures import draw_panels
 from .report import Findings, fill, write_findings
@@ -50,6 +50,7 @@ class Part:
     gaps: pd.DataFrame # see gap_table
     modes: pd.DataFrame # see modes_table
     missing: list # sentences: which runs are not there
+    costs: pd.DataFrame = field(default_factory=pd.DataFrame) # see cost_frame
 
 # %% ../../nbs/bench/diagnosis_report.ipynb #c012
 def tables_of(
@@ -77,7 +78,8 @@ def part_of(
                if (s, k) not in store.complete(r)]
     gaps = gap_table(answers if has(name, 'gap') else Answers(store, []))
     return Part(name, answers.rows, diagnosis_summary(answers, results),
-                diagnosis_gains(answers, pairs_of(rows)), gaps, modes_table(answers), missing)
+                diagnosis_gains(answers, pairs_of(rows)), gaps, modes_table(answers), missing,
+                cost_frame(store, rows, name) if has(name, 'cost') else pd.DataFrame())
 
 # %% ../../nbs/bench/diagnosis_report.ipynb #c017
 def part_text(
@@ -92,7 +94,7 @@ def part_text(
         'diagnosis_table.md.j2', f=head['fixed'], a=head['about'], part=part, title=title_of(name),
         drawn=list(drawn), folds=int(part.summary.folds.max()), main=main_table(part.summary),
         confusion=confusion_markdown(store, part.rows[0]) if has(name, 'confusion') else '',
-        costs=cost_table(store, part.rows) if costs else '',
+        costs=cost_table(store, part.rows, name) if costs else '',
         images=image_table(store, name, part.rows) if has(name, 'images') else '', scales=has(name, 'scales'),
         gains=gain_points(part.gains) if len(part.gains) else '',
         gaps=closed_table(part.gaps) if len(part.gaps) else '',
@@ -128,6 +130,8 @@ def _add_section(page, part, drawn):
     page.table(100*part.summary.set_index('label')[shown],
                'Percent: pooled accuracy with its interval, then means over folds.',
                dict.fromkeys(shown, '.2f'))
+    if len(part.costs):
+        page.table(part.costs, 'Parameters and FLOPs, counted here and as printed.')
     if len(part.gains):
         says = [verdict(g.gain, g.low, g.high, g.seed_low, g.seed_high) for g in part.gains.itertuples()]
         numbers = ['gain', 'low', 'high']

@@ -141,7 +141,8 @@ def train_row(
     folder, # for log.csv and steps.csv; where branches are joined, in logs/lr, logs/sr and logs/joint
 ) -> tuple: # the framework, and best_epoch, valid_accuracy, epochs, steps
     "Train the framework of a row, in three parts if it has two branches and the design says join"
-    preset, best = diagnosis_recipe(job.budget.recipe, job.design.width), {}
+    settings = job.design.settings(row)
+    preset, best = diagnosis_recipe(job.budget.recipe, settings.width), {}
     recipe = replace(preset, batch_size=job.budget.batch_size, steps=job.design.steps)
     def keep(model, value, epoch): best.update(best_epoch=epoch, valid_accuracy=value)
     torch.manual_seed(seed)
@@ -151,7 +152,7 @@ def train_row(
     fit, logs = train_diagnosis, folder
     if job.design.join and model.two: fit, logs = partial(train_joined, share=job.design.alone), folder/'logs'
     fit(model, train, valid, recipe, epochs, seed=seed, fixed=row.fixed,
-        references=job.images.references(row, fold, seed), loss=loss_of(job.design.settings(row)),
+        references=job.images.references(row, fold, seed), loss=loss_of(settings),
         precision=job.precision, folder=logs, save=keep)
     steps = recipe.steps or max(1, len(train)//recipe.batch_size)
     return model, best | dict(epochs=epochs, steps=epochs*steps)

@@ -25,6 +25,8 @@ from ..core.records import session_now
 from ..core.words import counted, listed, say
 from ..datasets.own_pairs import refuse_pairs
 from ..datasets.reading import read_labelled
+from ..peers.stage import check_side
+from ..peers.zoo import PEERS
 from ..sr.mrcnet import MRCNet
 from ..training.options import RunOptions
 from ..training.processes import is_first, meet, my_place, side_by_side
@@ -63,6 +65,12 @@ def read_for(
         say('Note: the split column of the table is not used here: folds take its place.')
     return found
 
+def _check_peers(job, rows): # ModelError for images that a network of another group cannot read
+    for r in (r for r in rows if r.peer is not None):
+        side = min(job.images.pairs(r.scale).lr.shape[-2:])*(1 if r.inputs == 'LR' else r.scale)
+        try: check_side(PEERS[r.peer], side)
+        except ModelError as e: raise ModelError(f'{e} Or leave {r.key} out with --only.') from e
+
 def check_job(
     job: DiagnosisJob, # images, networks
     rows, # that are to be trained
@@ -70,6 +78,7 @@ def check_job(
 ):
     "DataError or ModelError for what does not fit the rows or the store; nothing is written"
     for scale in {r.scale for r in rows}: job.images.pairs(scale) # sizes that do not fit are said here
+    _check_peers(job, rows)
     check_networks(job.networks, rows, job.images.data.channels, job.images.groups)
     check_experiment(store, job.fixed(), job.networks.values())
 

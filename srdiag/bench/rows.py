@@ -13,6 +13,7 @@ from .settings import Design
 from ..core.errors import DataError
 from ..core.settings import check_choice
 from ..diagnosis.settings import INPUTS
+from ..peers.zoo import PEERS
 
 # %% ../../nbs/bench/rows.ipynb #c005
 _SCALES = 2, 4 # of the paper's tables
@@ -29,7 +30,9 @@ def _misfit(row): # a sentence about what does not fit, or ''
         return f"start is 'pretrained' or 'scratch', not {row.start!r}."
     if not row.has_sr and (row.start != 'pretrained' or row.fixed):
         return f'{row.inputs} has no super-resolution network.'
-    return ''
+    if row.peer is None: return ''
+    if row.peer not in PEERS: return f'There is no peer {row.peer!r}: choose one of {", ".join(PEERS)}.'
+    return f'{row.peer} reads one image: LR, ILR, SR or HR.' if '+' in row.inputs else ''
 
 # %% ../../nbs/bench/rows.ipynb #c007
 @dataclass(frozen=True)
@@ -45,6 +48,7 @@ class Row:
     sar: bool = True # the regularization loss is on
     scale: int = 4 # between LR and HR
     network: str = 'mrcnet' # name of the super-resolution network
+    peer: str|None = None # network of another group in the place of ours, a key of PEERS
 
     known = INPUTS # that the framework can read
 
@@ -56,7 +60,7 @@ class Row:
 
     @property
     def key(self): # the name of its folder
-        said = [('sai', self.sai), ('nosac', not self.sac), ('nosar', not self.sar),
+        said = [(self.peer, self.peer is not None), ('sai', self.sai), ('nosac', not self.sac), ('nosar', not self.sar),
                 ('scratch', self.start == 'scratch'), ('fixed', self.fixed),
                 (self.network, self.has_sr and self.network != 'mrcnet')]
         return '-'.join([self.inputs, *(word for word, on in said if on), f'x{self.scale}'])
@@ -64,7 +68,15 @@ class Row:
 # %% ../../nbs/bench/rows.ipynb #c010
 OURS = Row('LR+SR w/ SAI (Ours)', 'LR+SR', True)
 
+_CAPSULE = [name for name in ('fan', 'jia', 'yuan', 'guo') if name in PEERS] # those of Table IV
+
+def _peer(name, inputs, before=''): # a row of Table III or IV
+    return Row(f'{before}{PEERS[name].title}', inputs, peer=name)
+
 TABLES = dict(
+    table3=(*(_peer(name, 'LR') for name in PEERS), replace(OURS, label='Ours')),
+    table4=(*(_peer(name, inputs, f'{said}, ') for said, inputs in dict(LR='LR', Bicubic='ILR', SR='SR').items()
+              for name in _CAPSULE), replace(OURS, label='LR, Ours')),
     table5=(Row('LR', 'LR'), Row('ILR', 'ILR'), Row('HR', 'HR'), Row('SR', 'SR'),
             Row('LR+LR w/o SAI', 'LR+LR'), Row('LR+HR w/o SAI', 'LR+HR'), Row('LR+SR w/o SAI', 'LR+SR'),
             Row('LR+LR w/ SAI', 'LR+LR', True), Row('LR+ILR w/ SAI', 'LR+ILR', True),
@@ -81,15 +93,18 @@ TABLES = dict(
 TABLES['fig7'] = TABLES['table9'] # the images of the same three
 
 # %% ../../nbs/bench/rows.ipynb #c013
-TITLES = dict(table5='Table V: inputs and sample affinity interaction', table6='Table VI: confusion',
+TITLES = dict(table3='Table III: networks of other groups',
+              table4='Table IV: networks of other groups, on enlarged images',
+              table5='Table V: inputs and sample affinity interaction', table6='Table VI: confusion',
               table7='Table VII: cost of SAI', table8='Table VIII: consistency and regularization',
               table9='Table IX: what super-resolution contributes', table10='Table X: scales',
               fig6='Fig. 6: other super-resolution networks', fig7='Fig. 7: images before and after')
 
 # gap: the share of the gap to HR that is closed; confusion: its matrix in the place of bars; cost:
 # parameters, FLOPs, memory; images: PSNR of the networks; panels: pictures in the place of bars; scales: rows
-# keep a scale of their own; networks: a row for each network that is given
-TRAITS = dict(table5={'gap'}, table6={'confusion'}, table7={'cost'}, table9={'images'},
+# keep a scale of their own; networks: a row for each network that is given; peers: networks of other groups,
+# which 'all' leaves out
+TRAITS = dict(table3={'cost', 'peers'}, table4={'peers'}, table5={'gap'}, table6={'confusion'}, table7={'cost'}, table9={'images'},
               table10={'images', 'scales'}, fig6={'images', 'networks'}, fig7={'images', 'panels'})
 
 def title_of(name): return TITLES.get(name, name) # of a table
@@ -98,7 +113,8 @@ def has(name, trait): return trait in TRAITS.get(name, ()) # has a table this tr
 # %% ../../nbs/bench/rows.ipynb #c017
 def check_name(name): check_choice('experiment', name, (*TABLES, 'all'))
 
-def names_of(name): return list(TABLES) if name == 'all' else [name] # of tables
+def names_of(name): # of tables; what others made is long, and has to be asked for
+    return [table for table in TABLES if not has(table, 'peers')] if name == 'all' else [name]
 
 # %% ../../nbs/bench/rows.ipynb #c019
 def _rows_of_one(table, design, networks): # of one table
@@ -148,7 +164,8 @@ def pairs_of(
     rows, # of one table
 ) -> list: # (row, against)
     "The comparisons of a table"
-    bases = [r for r in rows if r.inputs in ('LR', 'ILR')] or [r for r in rows if r.inputs == 'LR+ILR']
+    bases = [r for r in rows if r.inputs in ('LR', 'ILR') and r.peer is None] or [r for r in rows if r.inputs == 'LR+ILR']
     pairs = [(r, b) for k, b in enumerate(bases) for r in rows if r != b and r not in bases[:k]]
+    pairs += [(r, b) for b in rows if b.peer and b.inputs == 'LR' for r in rows if r.peer == b.peer and r != b]
     pairs += [(o, r) for o in list(filter(_is_ours, rows))[-1:] for r in rows if r != o]
     return list(dict.fromkeys(pairs))

@@ -17,10 +17,14 @@ from ..core.words import counted
 from ..diagnosis.settings import Files, FrameworkSettings, Mode, Mutual, Norm, RankOn, TrainMode
 
 # %% ../../nbs/bench/settings.ipynb #c005
-Preset = Literal['light', 'table1', 'table2'] # networks: a light selection, or the rows of Table I or II
-# Table V (inputs and SAI), VI (confusion), VII (cost), VIII (SAC and SAR), IX (part of super-resolution), X
-# (scales), Fig. 6 (other networks), Fig. 7 (images)
-TableName = Literal['table5', 'table6', 'table7', 'table8', 'table9', 'table10', 'fig6', 'fig7']
+# networks: a light selection, the rows of Table I or II, MRC-Net with other ways to learn from its teacher,
+# or what came after the paper
+Preset = Literal['light', 'table1', 'table2', 'alternatives', 'modern']
+# Table III (networks of other groups), IV (the same on enlarged images), V (inputs and SAI), VI (confusion),
+# VII (cost), VIII (SAC and SAR), IX (part of super-resolution), X (scales), Fig. 6 (other networks), Fig. 7
+# (images)
+TableName = Literal['table3', 'table4', 'table5', 'table6', 'table7', 'table8', 'table9', 'table10', 'fig6',
+                    'fig7']
 BudgetName = Literal['smoke', 'quick', 'paper'] # seconds; minutes to hours on two cores; section IV-A, days
 RecipeName = Literal['fast', 'published'] # one cycle, ours; or section IV-A of the paper
 TABLE_NAMES = get_args(TableName)
@@ -140,11 +144,15 @@ class Design(LaterChoices):
     def settings(self, row): # FrameworkSettings of a row
         same = ('mutual', 'mode', 'references', 'rank', 'width', 'gate_norm', 'standardise', 'temperature',
                 'margin', 'rank_on', 'ens_weight')
-        return FrameworkSettings(row.inputs, row.sai, row.scale, self.images, fixed=row.fixed,
+        own = {name: getattr(self, name) for name in same}
+        if row.peer is not None: # made as it was published
+            own |= dict(network=row.peer, width=FrameworkSettings.width, gate_norm=True)
+        return FrameworkSettings(row.inputs, row.sai or row.peer is not None, row.scale, self.images,
+                                 fixed=row.fixed,
                                  affinity_norm=self.norm, solo_share=self.solo_share or None,
                                  train_mode='alternate' if self.solo_share else self.train_mode,
                                  sac=self.sac if row.sac else 0., sar=self.sar if row.sar else 0.,
-                                 **{name: getattr(self, name) for name in same})
+                                 **own)
 
 # %% ../../nbs/bench/settings.ipynb #c026
 @dataclass(frozen=True)

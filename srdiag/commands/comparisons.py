@@ -62,8 +62,10 @@ class BenchmarkSR:
     out: Path
     data: Path|None = None # folder with high-resolution images; not needed with --report-only
     scale: Literal[2, 4] = 2 # enlargement of height and width
-    preset: Preset = 'light' # which networks: the rows of Table I or II, or a light selection
-    # networks by name instead of a preset, e.g. carn,mrcnet:scratch2x,mrcnet:distilled
+    # which networks: a light selection, the rows of Table I or II, MRC-Net alone with all the alternatives to
+    # recursion distillation, or those that came after the paper
+    preset: Preset = 'light'
+    # networks by name instead of a preset, e.g. carn,mrcnet:scratch2x,mrcnet:distilled,mrcnet:attention
     models: str|None = None
     split_seed: Natural = 0 # seed of the split into training, validation and test groups
     report_only: bool = False # remake tables and figures from what is complete; trains nothing
@@ -127,9 +129,10 @@ class Rows(Design):
 # %% ../../nbs/commands/comparisons.ipynb #c018
 @dataclass(frozen=True)
 class Experiment:
-    """The paper's Tables V to X, Fig. 6 and Fig. 7 on labelled images: cross-validated by group, resumable"""
-    # table5 (inputs and SAI), table6 (confusion), table7 (cost), table8 (SAC and SAR), table9 (part of
-    # super-resolution), table10 (scales), fig6, fig7, or all
+    """The paper's Tables III to X, Fig. 6 and Fig. 7 on labelled images: cross-validated by group, resumable"""
+    # table3 (networks of other groups), table4 (the same on enlarged images), table5 (inputs and SAI), table6
+    # (confusion), table7 (cost), table8 (SAC and SAR), table9 (part of super-resolution), table10 (scales),
+    # fig6, fig7, or all of them but table3 and table4
     name: Positional[str]
     # where runs, tables and figures go; an experiment that is there goes on where it stopped
     out: Path

@@ -15,6 +15,7 @@ from .backbones import check_reads
 from .branches import ResNet18Branch, stem_for
 from .network import SREnhancedDiagnosis
 from .settings import FrameworkSettings
+from ..peers.stage import check_side
 from ..sr.zoo import architecture_of
 
 # %% ../../nbs/diagnosis/build.ipynb #c006
@@ -44,8 +45,11 @@ def _stems(side, settings): # of the images in px → stem of the small image an
     return stem_for(side//settings.reduction), stem_for(large)
 
 # %% ../../nbs/diagnosis/build.ipynb #c013
-def _check_sides(model, side): # ModelError for a branch that cannot read images of this size
+def _check_sides(model, side): # ModelError for a network that cannot read images of this size
     c, network = model.config, model.network
+    if c['peer'] is not None:
+        check_side(network.branch, side*(1 if c['inputs'] == 'LR' else c['scale']))
+        return
     pairs = ([(network.branch_lr, side), (network.branch_sr, side*c['scale'])] if model.two
              else [(network.branch, side*(1 if c['inputs'] == 'LR' else c['scale']))])
     for branch, px in pairs:
@@ -64,7 +68,7 @@ def build_framework(
     mode, solo_share = (s.mode, s.solo) if s.mixes else ('solo', 0.)
     kind = 'none' if not s.standardise else 'each' if '+' in s.inputs else 'shared'
     own |= {k: getattr(s, k) for k in ('backbone', 'lr_backbone', 'sr_backbone', 'interaction')}
-    own |= dict(width=s.width, statistics=kind, gate_norm=s.gate_norm,
+    own |= dict(peer=s.peer, width=s.width, statistics=kind, gate_norm=s.gate_norm,
                 both_ways=s.mixes and s.trains == 'both')
     model = SREnhancedDiagnosis(len(found.classes), s.scale, s.inputs, s.sai, found.channels, lr_stem,
                                 sr_stem, mutual=s.mutual, mode=mode, solo_share=solo_share, **own)

@@ -153,6 +153,7 @@ def diagnosis_learner(
     "A Learner for the framework that keeps the model with the best validation accuracy"
     loss = loss or DiagnosisLoss(targets=TargetLoss(multilabel=model.config['multilabel']))
     _check_labels(dls, model, loss)
+    if model.config['peer'] is not None: loss.names = (*DiagnosisLoss.names, 'own') # what it adds
     metrics = [LossComponent(k) for k in loss.names]
     metrics += [HeadAccuracy(h) for h in (('ens', 'sr', 'lr', 'aux') if model.two else ('ens',))]
     cbs = standard_callbacks(folder, 'valid_accuracy', True, save, precision, dls.device or 'cpu')

@@ -56,7 +56,7 @@ def front_matter(
     kind, network = config['kind'], config['network']
     tags = ['srdiag', 'medical-imaging', 'not-for-diagnostic-use', f'x{network["scale"]}']
     if kind == 'sr': tags += ['super-resolution', config.get('architecture', 'mrcnet')]
-    elif network.get('sai'): tags.append('sample-affinity')
+    elif network.get('sai') and not network.get('peer'): tags.append('sample-affinity')
     about = dict(library_name='srdiag', pipeline_tag=HUB_TASKS[kind], tags=tags)
     facts = _licence(config['info'].get('license', '')) | about
     if _scores(config['info']): facts['model-index'] = _index(config)

@@ -58,7 +58,8 @@ def _write_files(folder, kind, network, info, files, half):
                   weights_sha256=file_hash(folder/'model.safetensors'))
     if kind == 'sr': config['architecture'] = architecture_of(network)
     what = (f'super-resolution network ({type(network).__name__})' if kind == 'sr'
-            else 'super-resolution enhanced diagnosis framework')
+            else 'super-resolution enhanced diagnosis framework' if network.config.get('peer') is None
+            else f'diagnosis network as described by {network.network.branch.title}')
     for name, text in files.items(): (folder/name).write_text(text, encoding='utf-8', newline='\n')
     config['files_sha256'] = {name: file_hash(folder/name) for name in files}
     (folder/'config.json').write_text(json_text(config), encoding='utf-8')

@@ -49,6 +49,8 @@ def _check_cam(model, stage, head, mode):
     if mode not in (None, 'context', 'solo'):
         raise ValueError("A map explains one image by itself: mode must be 'context' or 'solo', not "
                          f"{mode!r}.")
+    if not all(b.stages for b in branches_of(model).values()):
+        raise ModelError('This network has no maps that a picture could be made of: choose another one.')
     if stage not in (None, 1, 2, 3, 4): raise ValueError(f'stage must be 1, 2, 3, 4 or None, not {stage!r}.')
     if head not in ('ens', 'sr', 'lr'): raise ValueError(f"head must be 'ens', 'sr' or 'lr', not {head!r}.")
     if head != 'ens' and len(branches_of(model)) == 1:
