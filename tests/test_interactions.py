@@ -1,5 +1,5 @@
-"""SAI's rivals: each begins as the identity of its own branch, trains, is saved, loaded, predicted and
-exported; what does not fit is a sentence."""
+"""SAI's rivals: each begins as the identity of its own branch, learns, is saved, loaded and exported;
+what does not fit is a sentence."""
 import json
 from dataclasses import replace
 
@@ -25,6 +25,8 @@ from srdiag.diagnosis.sai import SampleAffinityInteraction
 from srdiag.diagnosis.settings import COMPARING, INTERACTIONS, FrameworkSettings, interaction_of
 from srdiag.diagnosis.training import recalibrate, train_diagnosis
 from srdiag.evaluation.cost import count_flops, count_parameters
+from srdiag.models.export import export_model
+from srdiag.models.export_settings import ExportSettings
 from srdiag.models.info import ModelInfo
 from srdiag.models.saving import load_model, save_model
 from srdiag.training.recipes import Recipe
@@ -243,7 +245,7 @@ def test_places_find_each_other():
 
 
 def test_nearest_and_prototypes_by_hand():
-    e = tuple(torch.eye(2)[..., None, None] for _ in range(2))
+    e = (torch.eye(2)[..., None, None],)*2
     r = torch.tensor([[1., 0.], [1., .1], [0., 1.]])[..., None, None]
     likeness = alike(e, (r, r))
     assert nearest_weights(likeness, 2)[0].tolist() == [1, 1, 0]
@@ -305,3 +307,46 @@ def test_rows_of_the_experiment():
 def test_distances_of_features(): # the cosine of both branches, whatever their size
     f = torch.randn(3, 4, 2, 2)
     torch.testing.assert_close(alike((f, 5*f), (f, f)), F.normalize(f.flatten(1))@F.normalize(f.flatten(1)).T)
+
+
+# Elsewhere
+
+@pytest.mark.parametrize('name', ['cbam', 'dual', 'nearest', 'prototypes'])
+def test_a_graph_says_what_the_framework_says(name, tmp_path):
+    onnxruntime = pytest.importorskip('onnxruntime')
+    pytest.importorskip('onnxscript')
+    model, new = ready(name), pairs(6, seed=9)
+    save_model(tmp_path/'model', model, ModelInfo('a rival', classes=['dark', 'bright'], lr_size=[8, 8]))
+    session = onnxruntime.InferenceSession(export_model(tmp_path/'model', tmp_path/'graph', ExportSettings()))
+    ours = predict(model, new.lr, ['dark', 'bright']).probabilities['ens']
+    theirs = session.run(None, dict(image=as_float(new.lr).numpy()))[0]
+    assert abs(theirs - ours).max() < 1e-4
+
+
+# The command
+
+@pytest.mark.parametrize('name', ['dual', 'batchformer', 'prototypes'])
+def test_train_evaluate_and_predict_by_name(name, labelled, tmp_path, succeeds):
+    out = tmp_path/'model'
+    succeeds('train-diagnosis', '--data', labelled, '--out', out, '--inputs', 'LR+ILR', '--scale', 2,
+             '--interaction', name, '--epochs', 3, '--width', 2, '--batch-size', 4)
+    model, info = load_model(out, 'diagnosis')
+    assert model.interaction == name and f'with {name}' in info.title
+    succeeds('evaluate', '--model', out, '--data', labelled, '--out', tmp_path/'report')
+    succeeds('predict', labelled/'ill', '--model', out, '--out', tmp_path/'said')
+
+
+@pytest.mark.parametrize('options,said', [
+    (['--interaction', 'cbm'], 'did you mean cbam'),
+    (['--inputs', 'LR', '--interaction', 'cbam'], 'LR is a single branch'),
+    (['--no-sai', '--interaction', 'dual'], 'leave out --interaction dual'),
+    (['--mode', 'batch', '--interaction', 'prototypes'], '--mode context, not batch')])
+def test_the_command_line_says_what_does_not_fit(options, said, labelled, tmp_path, refused):
+    refused('train-diagnosis', '--data', labelled, '--out', tmp_path/'m', *options, naming=[said])
+
+
+def test_fine_tuning_wants_the_same_interaction(labelled, tmp_path, succeeds, run_cli):
+    common = ['--data', labelled, '--inputs', 'LR+ILR', '--scale', 2, '--epochs', 3, '--width', 2]
+    succeeds('train-diagnosis', *common, '--out', tmp_path/'first', '--interaction', 'se')
+    code, _, err = run_cli('train-diagnosis', *common, '--out', tmp_path/'next', '--from', tmp_path/'first')
+    assert code == 2 and 'has interaction se, but sai was asked for: give --interaction' in err, err

@@ -69,7 +69,8 @@ def _difference(answers, a, b): # two arms → gain, and two intervals, after th
     one, two = together([answers.tallies[a], answers.tallies[b]])
     drawn = (answers.draws.accuracy(one) - answers.draws.accuracy(two))[:, -1]
     (low, high), (lower, higher) = ends(drawn), ends(drawn, MANY)
-    return dict(gain=one.accuracy[-1] - two.accuracy[-1], low=low, high=high, many_low=lower, many_high=higher)
+    gain = one.accuracy[-1] - two.accuracy[-1]
+    return dict(gain=gain, low=low, high=high, many_low=lower, many_high=higher)
 
 # %% ../../nbs/bench/interactions.ipynb #c013
 def interaction_gains(
@@ -85,6 +86,7 @@ def interaction_gains(
                          | _difference(answers, a, b))
     return pd.DataFrame(lines)
 
+# %% ../../nbs/bench/interactions.ipynb #c015
 def joint_seconds(
     answers: LabelsAnswers, # of an experiment
     arm, # a joined one
@@ -97,7 +99,7 @@ def joint_seconds(
         if len(parts) == 2: found.append(m['seconds'][str(last)] - sum(parts))
     return sum(found)/len(found) if found else float('nan')
 
-# %% ../../nbs/bench/interactions.ipynb #c019
+# %% ../../nbs/bench/interactions.ipynb #c021
 def _points(gains, row, against, labels): # a cell; bold where the interval that allows for eight leaves out 0
     found = gains[(gains.row == row) & (gains.against == against) & (gains.labels == labels)]
     if not len(found): return '–'
@@ -105,6 +107,7 @@ def _points(gains, row, against, labels): # a cell; bold where the interval that
     said = f'{100*g.gain:+.1f} ({interval(100*g.low, 100*g.high, "{:+.1f}")})'
     return f'**{said}**' if g.many_low > 0 or g.many_high < 0 else said
 
+# %% ../../nbs/bench/interactions.ipynb #c024
 def interactions_table(
     answers: LabelsAnswers, # of an experiment
     gains: pd.DataFrame, # from interaction_gains
@@ -124,7 +127,7 @@ def interactions_table(
         ('>in a prediction', lambda t: counted(t.prediction)), ('>FLOPs', lambda t: counted(t.flops)),
         ('>joint seconds', lambda t: number(t.joint_seconds, '{:.0f}'))])
 
-# %% ../../nbs/bench/interactions.ipynb #c021
+# %% ../../nbs/bench/interactions.ipynb #c026
 def interaction_costs(
     answers: LabelsAnswers, # of an experiment
 ) -> pd.DataFrame: # row, labels, training, prediction, flops, joint_seconds
@@ -134,6 +137,7 @@ def interaction_costs(
              for a in answers.arms if a.row.interaction is not None]
     return pd.DataFrame(lines, columns=['row', 'labels', 'training', 'prediction', 'flops', 'joint_seconds'])
 
+# %% ../../nbs/bench/interactions.ipynb #c028
 def interactions_figure(
     gains: pd.DataFrame, # from interaction_gains
     labels, # in order
@@ -143,30 +147,31 @@ def interactions_figure(
     shown = gains[gains.against == MEASURED_BY[0]]
     return controls_figure(shown.assign(against=MEASURED_BY[0].removeprefix('LR+SR-')), labels, title)
 
-# %% ../../nbs/bench/interactions.ipynb #c026
+# %% ../../nbs/bench/interactions.ipynb #c033
 def _missing(answers): # a sentence about runs that others have, or ''
     runs = sorted({run for found in answers.runs.values() for run in found})
     gone = [a.key for a in answers.arms for run in runs if run not in answers.runs[a]]
     return f'{len(gone)} runs are missing, such as one of {gone[0]}.' if gone else ''
 
+# %% ../../nbs/bench/interactions.ipynb #c035
 def report_interactions(
     store: LabelsStore, # of an experiment
 ) -> Path: # the README.md
     "Write accuracy.csv, gains.csv, costs.csv, the figure and README.md from what is complete"
     answers = LabelsAnswers(store)
     gains, costs = interaction_gains(answers), interaction_costs(answers)
-    if not len(gains): raise DataError(f'{store.folder} has too few complete rows to compare: let it train on.')
+    if not len(gains): raise DataError(f'{store.folder} has too few complete rows yet: let it train.')
     head, labels = answers.head, labels_of(accuracy_table(answers))
     title, drawn = f'after {answers.steps[-1]} steps', {}
     if (gains.against == MEASURED_BY[0]).any(): drawn['gains.png'] = interactions_figure(gains, labels, title)
     text = fill('interactions_readme.md.j2', head=head, f=head['fixed'], a=head['about'],
-                seeds=len(answers.seeds), steps=answers.steps[-1], drawn=list(drawn), missing=_missing(answers),
-                table=interactions_table(answers, gains, costs),
+                seeds=len(answers.seeds), steps=answers.steps[-1], drawn=list(drawn),
+                missing=_missing(answers), table=interactions_table(answers, gains, costs),
                 session=next(iter(store.sessions()[-1:]), None)) + '\n'
     tables = {'accuracy.csv': accuracy_table(answers), 'gains.csv': gains, 'costs.csv': costs}
     return write_findings(store.folder, Findings(tables, drawn, {'README.md': text}))
 
-# %% ../../nbs/bench/interactions.ipynb #c028
+# %% ../../nbs/bench/interactions.ipynb #c037
 def run_interactions(
     data: str|Path, # labelled images
     out: str|Path, # the folder of the experiment; one that is there is continued
@@ -176,8 +181,8 @@ def run_interactions(
 ) -> Path: # the folder
     "Train and test every interaction, and report what is complete. DataError and ModelError are sentences"
     if not any(r.interaction for r in rows):
-        raise DataError('None of these rows has an interaction to compare: leave --only out, or name one such '
-                        'as LR+SR-cbam.')
+        raise DataError('None of these rows has an interaction to compare: leave --only out, or name one '
+                        'such as LR+SR-cbam.')
     store = train_labels(data, out, rows, *more, **kwargs)
     if len({a.row.name for a in store.arms()} & set(MEASURED_BY)) and len(store.arms()) > 1:
         say(f'Report: {report_interactions(store)}')

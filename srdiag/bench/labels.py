@@ -74,7 +74,7 @@ def train_labels(
     options: RunOptions = RunOptions(), # device, precision, reading of images
     share: LabelsShare = LabelsShare(), # the runs that this process makes
 ) -> LabelsStore: # with all runs
-    "Train and test every arm, without a report; what is complete in `out` is kept. DataError and ModelError are sentences"
+    "Train and test every arm; what is complete in `out` is kept. DataError and ModelError are sentences"
     store, arms = LabelsStore(out), arms_of(rows, budget.labels)
     check_apart(out, data)
     check_labels_request(rows, budget, sources, share, options)

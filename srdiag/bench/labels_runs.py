@@ -141,6 +141,7 @@ def _remember(job, model, arm, numbers, train): # references, where the row pred
     chosen = choose_references(job.images.labels[at], groups, 32, numbers[0])
     model.remember(train.lr[chosen], train.hr[chosen], train.labels[chosen])
 
+# %% ../../nbs/bench/labels_runs.ipynb #c018
 def joined_arm(
     job: LabelsJob, # images, settings
     store, # LabelsStore with its parts
@@ -160,7 +161,7 @@ def joined_arm(
                              rates_of(model, job.budget.rate)):
             yield Reached(steps, r.model, r.seconds + sum(s[str(third)] for s in spent))
 
-# %% ../../nbs/bench/labels_runs.ipynb #c019
+# %% ../../nbs/bench/labels_runs.ipynb #c021
 def tested(
     job: LabelsJob, # images, settings
     row, # LabelRow
@@ -177,7 +178,7 @@ def tested(
     (p, right), (_, watched) = found
     return p, right, watched
 
-# %% ../../nbs/bench/labels_runs.ipynb #c022
+# %% ../../nbs/bench/labels_runs.ipynb #c024
 KEPT = 'LR', 'ILR', 'SR' # rows whose weights are kept, because joined ones begin with them
 
 def _test_frame(images, fold): # file, group and class of the test images
@@ -189,7 +190,7 @@ def _keep(weights, reached): # add those of the averaged network, under their nu
     weights |= {f'{reached.steps}/{k}': v.cpu().contiguous().clone()
                 for k, v in reached.model.network.state_dict().items()}
 
-# %% ../../nbs/bench/labels_runs.ipynb #c024
+# %% ../../nbs/bench/labels_runs.ipynb #c026
 def run_arm(
     job: LabelsJob, # images, settings
     store, # LabelsStore

@@ -68,9 +68,10 @@ class Labels:
 # %% ../../nbs/commands/labels.ipynb #c011
 @dataclass(frozen=True)
 class Interactions(Labels):
-    """SAI among its rivals: what two branches could tell each other, with the same branches, labels and steps,
-    cross-validated by group, resumable"""
-    budget: LabelsLength = LabelsLength(labels_n='192', steps='900', seeds=3, rate=0.004) # how long, how often
+    """SAI among its rivals: what two branches could tell each other, with the same branches, labels and
+    steps, cross-validated by group, resumable"""
+    # how many labels and steps, how often
+    budget: LabelsLength = LabelsLength(labels_n='192', steps='900', seeds=3, rate=0.004)
     # which part of the work this process does; rows are LR, SR and LR+SR- with sai, concatenation, se, cbam,
     # nonlocal, dual, batchformer, nearest or prototypes (default: all of them)
     share: LabelsShare = LabelsShare()

@@ -49,6 +49,7 @@ def squeezed(n, reduction=16): # channels → a small network from B×n to B×n
     hidden = max(4, n//reduction)
     return nn.Sequential(nn.Linear(n, hidden), nn.ReLU(inplace=True), nn.Linear(hidden, n))
 
+# %% ../../nbs/diagnosis/interactions.ipynb #c012
 class SqueezeExcitation(Exchange):
     "Channels of the other branch, each at a volume that both branches decide [31]"
     def __init__(self,
@@ -65,10 +66,11 @@ class SqueezeExcitation(Exchange):
         sr, lr = self.volumes(e_sr, e_lr)
         return e_lr*lr, e_sr*sr
 
-# %% ../../nbs/diagnosis/interactions.ipynb #c015
+# %% ../../nbs/diagnosis/interactions.ipynb #c017
 def pictures(f): # B×C×H×W → B×2×H×W: mean and maximum over channels
     return torch.cat([f.mean(1, keepdim=True), f.amax(1, keepdim=True)], 1)
 
+# %% ../../nbs/diagnosis/interactions.ipynb #c019
 class BlockAttention(SqueezeExcitation):
     "Channels by mean and maximum, then places by a 7×7 convolution over pictures of both branches [32]"
     def __init__(self,
@@ -78,8 +80,8 @@ class BlockAttention(SqueezeExcitation):
         self.place_sr, self.place_lr = (nn.Conv2d(4, 1, 7, padding=3, bias=False) for _ in 'sl')
 
     def volumes(self, e_sr, e_lr):
-        mean, most = (torch.cat([pool(e, (2, 3)) for e in (e_sr, e_lr)], 1) for pool in (torch.mean, torch.amax))
-        both = self.volume(mean) + self.volume(most)
+        both = sum(self.volume(torch.cat([pool(e, (2, 3)) for e in (e_sr, e_lr)], 1))
+                   for pool in (torch.mean, torch.amax))
         return both.sigmoid()[..., None, None].split(self.widths, 1)
 
     def heard(self, e_sr, e_lr):
@@ -87,14 +89,14 @@ class BlockAttention(SqueezeExcitation):
         return [f*place(torch.cat([pictures(f), resized_like(pictures(own), f)], 1)).sigmoid()
                 for f, own, place in zip(spoken, (e_sr, e_lr), (self.place_sr, self.place_lr))]
 
-# %% ../../nbs/diagnosis/interactions.ipynb #c018
+# %% ../../nbs/diagnosis/interactions.ipynb #c022
 def attended(ask, key, value):
     # B×d×H×W, B×d×h×w, B×C×h×w → B×C×H×W: what each place hears of those that resemble it
     rows = [x.flatten(2).transpose(1, 2)[:, None] for x in (ask, key, value)]
     found = F.scaled_dot_product_attention(*rows)[:, 0].transpose(1, 2)
     return found.reshape(*found.shape[:2], *ask.shape[2:])
 
-# %% ../../nbs/diagnosis/interactions.ipynb #c022
+# %% ../../nbs/diagnosis/interactions.ipynb #c026
 class NonLocal(nn.Module):
     "Each place of one branch hears the places of the other that resemble it [30]"
     def __init__(self,
@@ -112,13 +114,14 @@ class NonLocal(nn.Module):
         to_lr = attended(self.ask_lr(f_lr), self.key_sr(f_sr), self.value_sr(f_sr))
         return Exchanged(self.out_sr(to_sr), self.out_lr(to_lr))
 
-# %% ../../nbs/diagnosis/interactions.ipynb #c024
+# %% ../../nbs/diagnosis/interactions.ipynb #c028
 def by_channels(own, other):
     # B×C×H×W, B×C'×H×W → B×C×H×W: each channel hears those of the other that light up where it does
     a, b = own.flatten(2), other.flatten(2)
     alike = (a@b.transpose(1, 2)/a.shape[2]).softmax(2)
     return (alike@b).view_as(own)
 
+# %% ../../nbs/diagnosis/interactions.ipynb #c030
 class DualAttention(Exchange):
     "Places that resemble each other, plus channels that do [33]"
     def __init__(self,
