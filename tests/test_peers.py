@@ -24,7 +24,9 @@ from srdiag.sr.zoo import create_model
 
 # lighter ones of the same shape, for tests that train: name → settings
 LIGHT = {'fan': dict(fc=64, outputs=32), 'jia': dict(widths=(16, 16, 32), fc=32),
-         'yuan': dict(growth=8, depths=(2, 2, 2, 2)), 'guo': dict(growth=8, stem=16, depths=(2, 2, 2, 2))}
+         'yuan': dict(growth=8, depths=(2, 2, 2, 2)), 'guo': dict(growth=8, stem=16, depths=(2, 2, 2, 2)),
+         'resnet101': dict(depth=18), 'veeling': dict(width=4),
+         'kassani': dict(networks=['resnet18', 'mobilenet_v2'], hidden=64)}
 peers = pytest.mark.parametrize('name', PEERS)
 
 

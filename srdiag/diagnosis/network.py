@@ -12,9 +12,10 @@ from torch import nn
 from ..core.precision import check_batch
 from ..data.degradation import upsample
 from .backbones import make_branch
+from .companions import EXCHANGES, BatchFormer, check_prototypes, shares_of
 from .gate import GatedEnsemble
 from .sai import SampleAffinityInteraction, resized_like
-from .settings import INPUTS, MODES, ROW_WEIGHTS, STATISTICS
+from .settings import COMPARING, INPUTS, MODES, ROW_WEIGHTS, STATISTICS, interaction_of
 from .single import DiagnosisOutput, Normalise, PeerBranch, SingleBranch, check_peer
 from ..sr.zoo import ARCHITECTURES
 from ..training.processes import agreed
@@ -24,32 +25,37 @@ def _bottleneck(own, heard): # channels
     return nn.Sequential(nn.Conv2d(own + heard, own, 1), nn.ReLU(inplace=True), nn.BatchNorm2d(own))
 
 class StageInteraction(nn.Module):
-    "Exchange between the branches after one stage: SAI or plain concatenation, then a 1×1 bottleneck each"
+    "Exchange between the branches after one stage: SAI, a rival or concatenation, then a 1×1 bottleneck each"
     def __init__(self,
         channels: int|tuple, # C of both branches at this stage; or of the SR and of the LR branch
         sai: bool = True, # False: plain concatenation (Table VII)
         mutual: str = 'printed', # weights of Eq. (7), see `weigh_rows`
+        interaction: str|None = None, # one of INTERACTIONS; None: `sai` says it
     ):
         super().__init__()
-        self.sai = SampleAffinityInteraction(channels, mutual) if sai else None
+        name = interaction_of(sai, interaction)
+        self.sai = SampleAffinityInteraction(channels, mutual) if name == 'sai' else None
+        self.rival = EXCHANGES[name](channels) if name in EXCHANGES else None
         sr, lr = channels if isinstance(channels, tuple) else (channels, channels)
-        # SAI gives what is heard the width of the branch that hears it
-        self.bottleneck_sr = _bottleneck(sr, sr if sai else lr)
-        self.bottleneck_lr = _bottleneck(lr, lr if sai else sr)
+        # SAI and its rivals give what is heard the width of the branch that hears it
+        plain = (self.sai or self.rival) is None
+        self.bottleneck_sr = _bottleneck(sr, lr if plain else sr)
+        self.bottleneck_lr = _bottleneck(lr, sr if plain else lr)
 
     def forward(self, f_sr, f_lr, mode='batch', references=None):
-        # B×C×H×W, B×C×H'×W' → the same two shapes and an SAIOutput or None
-        out = self.sai(f_sr, f_lr, mode, references) if self.sai is not None else None
+        # B×C×H×W, B×C×H'×W' → the same two shapes and an SAIOutput, Exchanged or None
+        block = self.sai or self.rival
+        out = None if block is None else block(f_sr, f_lr, mode, references)
         to_sr = resized_like(f_lr, f_sr) if out is None else out.to_sr
         to_lr = resized_like(f_sr, f_lr) if out is None else out.to_lr
         return (self.bottleneck_sr(torch.cat([f_sr, to_sr], 1)),
                 self.bottleneck_lr(torch.cat([f_lr, to_lr], 1)), out)
 
-# %% ../../nbs/diagnosis/network.ipynb #c011
+# %% ../../nbs/diagnosis/network.ipynb #c013
 class BranchPair(nn.Module):
     "What two branches do between the images and the heads"
     def __init__(self, channels, branches, width, statistics, exchange):
-        # branches: name and stem of each, SR first; exchange: SAI or not, weights of Eq. (7)
+        # branches: name and stem of each, SR first; exchange: what StageInteraction takes after the channels
         super().__init__()
         self.normalise = Normalise(channels, statistics != 'none')
         if statistics == 'each': self.normalise_sr = Normalise(channels)
@@ -74,7 +80,7 @@ class BranchPair(nn.Module):
         return self.branch_sr.stem(norm_sr(x_sr)), self.branch_lr.stem(norm_lr(x_lr))
 
     def _stages(self, x_lr, x_sr, mode, context):
-        # → pooled features of both branches, B×8·width each, and an SAIOutput or None per stage
+        # → pooled features of both branches, B×8·width each, and of each stage what StageInteraction says
         (s, l), seen = self.stem(x_lr, x_sr), []
         for k, interact in enumerate(self.interactions):
             s, l = self.branch_sr.stages[k](s), self.branch_lr.stages[k](l)
@@ -83,11 +89,13 @@ class BranchPair(nn.Module):
             seen.append(out)
         return s.mean((2, 3)), l.mean((2, 3)), seen
 
-    def context(self, x_lr, x_sr):
-        # R×C×h×w, R×C×H×W reference images → for each stage (F_SR, F_LR); None without SAI
-        return [out and out.embedded for out in self._stages(x_lr, x_sr, 'batch', None)[2]]
+    def context(self, x_lr, x_sr, shares=None):
+        # R×C×h×w, R×C×H×W reference images, for prototypes R×K shares of classes → for each stage what images
+        # are compared with (F_SR, F_LR); None where nobody is
+        handed = None if shares is None else [shares]*len(self.interactions)
+        return [out and out.embedded for out in self._stages(x_lr, x_sr, 'batch', handed)[2]]
 
-# %% ../../nbs/diagnosis/network.ipynb #c013
+# %% ../../nbs/diagnosis/network.ipynb #c015
 class DiagnosisNetwork(BranchPair):
     """Two ResNet-18 branches with sample affinity interaction after each of four stages, and the gate
     (section III-B, Fig. 2)"""
@@ -102,8 +110,11 @@ class DiagnosisNetwork(BranchPair):
         statistics: str = 'shared', # for the normalisation of the images, one of STATISTICS
         gate_norm: bool = True, # batch norm in the gate, see GatedEnsemble
         backbones: tuple = (None, None), # networks of the SR and the LR branch, see `make_branch`
+        interaction: str|None = None, # one of INTERACTIONS; None: `sai` says it
     ):
-        super().__init__(channels, zip(backbones, (sr_stem, lr_stem)), width, statistics, (sai, mutual))
+        super().__init__(channels, zip(backbones, (sr_stem, lr_stem)), width, statistics,
+                         (sai, mutual, interaction))
+        self.formers = nn.ModuleList(BatchFormer(n) for n in self.features if interaction == 'batchformer')
         self.head_sr, self.head_lr = (nn.Linear(n, classes) for n in self.features)
         self.ensemble = GatedEnsemble(self.features, classes, norm=gate_norm)
 
@@ -115,30 +126,35 @@ class DiagnosisNetwork(BranchPair):
     ) -> DiagnosisOutput:
         "Four diagnoses; in the mode 'batch' they depend on the batch, as published"
         s, l, seen = self._stages(x_lr, x_sr, mode, context)
+        if self.training and mode != 'solo' and self.formers:
+            s, l = (former(f) for former, f in zip(self.formers, (s, l)))
         y_sr, y_lr = self.head_sr(s), self.head_lr(l)
-        gated, seen = self.ensemble(s, l, y_sr, y_lr), [out for out in seen if out is not None]
+        gated, seen = self.ensemble(s, l, y_sr, y_lr), [o for o in seen if o and o.mutual is not None]
         return DiagnosisOutput(gated.ens, y_sr, y_lr, gated.aux, gated.gate, [o.a_sr for o in seen],
                                [o.a_lr for o in seen], [o.mutual for o in seen],
                                [o.back for o in seen if o.back is not None])
 
-# %% ../../nbs/diagnosis/network.ipynb #c021
+# %% ../../nbs/diagnosis/network.ipynb #c023
 class ReferenceImages(nn.Module):
     "R images as bytes: `lr` R×C×h×w and, for a framework that reads the true HR image, `hr` R×C×sh×sw"
     def __init__(self,
         shape: list|None = None, # [R, C, h, w]; None: no images yet
         scale: int = 4, # between lr and hr
         with_hr: bool = False, # keep hr, too
+        classes: int|None = None, # for prototypes: keep to which of so many classes each image belongs
     ):
         super().__init__()
-        self.scale, self.with_hr = scale, with_hr
+        self.scale, self.with_hr, self.classes = scale, with_hr, classes
         large = None if shape is None or not with_hr else self._large(shape)
         for name, size in (('lr', shape), ('hr', large)):
             self.register_buffer(name, None if size is None else torch.zeros(size, dtype=torch.uint8))
+        known = None if shape is None or classes is None else torch.zeros(shape[0], classes)
+        self.register_buffer('shares', known)
 
     def _large(self, shape): # of the HR images, from that of the small ones
         return *shape[:2], *(self.scale*n for n in shape[2:])
 
-    def remember(self, lr, hr=None): # uint8 images → their shape as a list
+    def remember(self, lr, hr=None, labels=None): # uint8 images, class indices or R×K → shape as a list
         images, sizes = [lr], [lr.shape[2:]]
         if self.with_hr: images, sizes = [lr, hr], [lr.shape[2:], self._large(lr.shape)[2:]]
         if any(x is None or x.dtype != torch.uint8 or x.shape[2:] != s for x, s in zip(images, sizes)):
@@ -146,12 +162,13 @@ class ReferenceImages(nn.Module):
                              'reads HR, the HR ones they were made from.')
         device = next((b.device for b in self.buffers()), lr.device)
         self.lr, self.hr = lr.to(device), hr.to(device) if self.with_hr else None
+        if self.classes is not None: self.shares = shares_of(labels, self.classes).to(device)
         return list(lr.shape)
 
     def floats(self): # → the images in [0, 1]: lr, or lr and hr
         return [x.float()/255 for x in (self.lr, self.hr) if x is not None]
 
-# %% ../../nbs/diagnosis/network.ipynb #c024
+# %% ../../nbs/diagnosis/network.ipynb #c026
 def _check_framework(config): # ValueError for what cannot be
     for what, value, known in (('input', config['inputs'], INPUTS), ('mode', config['mode'], MODES),
                                ('way to weigh rows', config['mutual'], ROW_WEIGHTS),
@@ -159,13 +176,16 @@ def _check_framework(config): # ValueError for what cannot be
                                ('architecture', config['sr_architecture'], ARCHITECTURES)):
         if value not in known:
             raise ValueError(f'There is no {what} {value!r}: choose one of {", ".join(known)}.')
+    if config['interaction'] is not None and '+' not in config['inputs']:
+        raise ValueError(f'{config["inputs"]} is a single branch: there is no interaction.')
+    if config['interaction'] == 'prototypes': check_prototypes(config)
     if not 0 <= config['solo_share'] <= 1:
         raise ValueError(f'solo_share lies between 0 and 1, not at {config["solo_share"]}.')
     if type(config['batch_size']) is not int or config['batch_size'] < 1:
         raise ValueError(f'batch_size is a whole number of 1 or more, not {config["batch_size"]!r}.')
     if config['peer'] is not None: check_peer(config)
 
-# %% ../../nbs/diagnosis/network.ipynb #c026
+# %% ../../nbs/diagnosis/network.ipynb #c028
 def _sr_network(c): # configuration → super-resolution network, or None if no branch wants it
     if not c['inputs'].endswith('SR'): return None
     own = dict(scale=c['scale'], image_channels=c['channels'])
@@ -180,25 +200,30 @@ def _diagnosis_network(c): # configuration → two branches, one, or a peer
         return SingleBranch(c['classes'], c['channels'], stem, c['width'], c['statistics'] != 'none',
                             lr if c['inputs'] == 'LR' else sr)
     return DiagnosisNetwork(c['classes'], c['sai'], c['channels'], stem, c['lr_stem'], c['mutual'],
-                            c['width'], c['statistics'], c['gate_norm'], (sr, lr))
+                            c['width'], c['statistics'], c['gate_norm'], (sr, lr), c['interaction'])
 
-# %% ../../nbs/diagnosis/network.ipynb #c029
+# %% ../../nbs/diagnosis/network.ipynb #c031
 class _Modules(nn.Module):
     "What a configuration is made into: super-resolution network, diagnosis network, references"
     def __init__(self, c): # all settings by name
         super().__init__()
+        self.interaction = interaction_of(c['sai'], c['interaction']) # by name
+        # `sai` says what it can say, as in the oldest models
+        said = None if self.interaction in ('sai', 'concatenation') else self.interaction
+        c = c | dict(sai=self.interaction == 'sai', interaction=said)
         _check_framework(c)
         self.scale, self.large, self.two = c['scale'], c['inputs'].split('+')[-1], '+' in c['inputs']
         self.joined = () # of its branches, 'lr' and 'sr', those that were trained alone
         self.solo_share, self.both_ways = c['solo_share'], c['both_ways']
         self.sr_network, self.network = _sr_network(c), _diagnosis_network(c)
-        self.references = ReferenceImages(c['references'], self.scale, self.large == 'HR')
+        self.references = ReferenceImages(c['references'], self.scale, self.large == 'HR',
+                                          c['classes'] if said == 'prototypes' else None)
         self.config = c | dict(sr=getattr(self.sr_network, 'config', None))
         if c['peer'] is not None:
             own = {k: v for k, v in self.network.branch.config.items() if k not in ('classes', 'channels')}
             self.config |= dict(peer_config=own)
 
-# %% ../../nbs/diagnosis/network.ipynb #c031
+# %% ../../nbs/diagnosis/network.ipynb #c033
 class FrameworkParts(_Modules):
     "The settings and modules of `SREnhancedDiagnosis`, by name. ValueError for settings that do not exist"
     def __init__(self,
@@ -221,10 +246,11 @@ class FrameworkParts(_Modules):
         lr_backbone: str|None = None, sr_backbone: str|None = None, # of either branch; None: `backbone`
         multilabel: bool = False, # an image may have several labels, or none
         peer: str|None = None, peer_config: dict|None = None, # of PEERS, in place of a branch; its settings
+        interaction: str|None = None, # what branches exchange, of INTERACTIONS; None: what `sai` says
     ):
         super().__init__({k: v for k, v in locals().items() if k not in ('self', '__class__')})
 
-# %% ../../nbs/diagnosis/network.ipynb #c033
+# %% ../../nbs/diagnosis/network.ipynb #c035
 class SREnhancedDiagnosis(FrameworkParts):
     "Super-resolution network and diagnosis network in one (Fig. 2); `inputs` selects a row of Table V"
     @property
@@ -232,12 +258,12 @@ class SREnhancedDiagnosis(FrameworkParts):
 
     @property
     def mixes(self): # True if samples are compared with each other at all
-        return self.two and self.config['sai']
+        return self.two and self.interaction in COMPARING
 
-    def remember(self, lr, hr=None):
-        # R×C×h×w and R×C×H×W, uint8 → the framework, predicting in the mode 'context'
+    def remember(self, lr, hr=None, labels=None):
+        # R×C×h×w and R×C×H×W, uint8; for prototypes labels: R or R×K → itself, predicting in mode 'context'
         "Keep reference images"
-        self.config |= dict(references=self.references.remember(lr, hr), mode='context')
+        self.config |= dict(references=self.references.remember(lr, hr, labels), mode='context')
         return self
 
     @torch.no_grad()
@@ -247,11 +273,12 @@ class SREnhancedDiagnosis(FrameworkParts):
             raise ValueError('This framework has no reference images to compare with: choose them with '
                              'remember(lr, hr), or predict in the mode solo or batch.')
         images = [x.to(next(self.parameters()).dtype) for x in self.references.floats()]
-        return self.network.context(images[0], self.large_image(*images))
+        return self.network.context(images[0], self.large_image(*images), self.references.shares)
 
     def training_mode(self): # of the next training batch
         if self.both_ways and self.mixes: return 'both'
-        return 'solo' if agreed(torch.rand(()).item()) < self.solo_share else 'batch'
+        alone = agreed(torch.rand(()).item()) < self.solo_share
+        return 'solo' if alone else 'context' if self.interaction == 'prototypes' else 'batch'
 
     def large_image(self, lr, hr=None): # B×C×h×w, and B×C×H×W where inputs has HR → B×C×H×W
         if self.large == 'SR': return self.sr_network(lr).float()
