@@ -1,5 +1,5 @@
-"""Peers for histology: equivariance of the group convolution, its kept bank, counts that Table III does not print,
-and trunks of torchvision with weights from a file."""
+"""Peers for histology: equivariance of the group convolution, its kept bank, counts that Table III does not
+print, and trunks of torchvision with weights from a file."""
 import copy
 from unittest import mock
 
@@ -60,9 +60,21 @@ def test_layers_are_equivariant(group, size, dtype):
             torch.testing.assert_close(invariant(act_on(f, g)), invariant(f), rtol=1e-5, atol=1e-5)
 
 
+@groups
+def test_images_may_lie_channels_last(group):
+    "fastai's ChannelsLast converts every parameter of four or five dimensions"
+    torch.manual_seed(0)
+    peer, x = Veeling(2, width=3, group=group).eval(), torch.rand(2, 3, 32, 32)
+    with torch.no_grad():
+        scores = peer(x).scores
+        peer.to(memory_format=torch.channels_last)
+        again = peer(x.to(memory_format=torch.channels_last)).scores
+        torch.testing.assert_close(again, scores, rtol=1e-4, atol=1e-5)
+
+
 def test_p1_is_an_ordinary_convolution():
     conv, x = GroupConv(3, 4, group='p1'), torch.randn(2, 3, 1, 7, 8)
-    plain = nn.functional.conv2d(x[:, :, 0], conv.weight[:, :, 0], padding='same')
+    plain = nn.functional.conv2d(x[:, :, 0], conv.filters[:, :, 0], padding='same')
     torch.testing.assert_close(conv(x)[:, :, 0], plain)
 
 
@@ -146,14 +158,14 @@ def test_votes():
     assert vote(tie) == 0
 
 
-# --- networks of torchvision ----------------------------------------------------------------------------------
+# --- networks of torchvision ------------------------------------------------------------------------------
 
 def test_without_a_network_there_is_a_sentence(tmp_path, monkeypatch):
     monkeypatch.setattr(torch.hub, '_hub_dir', str(tmp_path), raising=False)
     for peer in (ResNet101(2, depth=18), Kassani(2, networks=['resnet18', 'mobilenet_v2'], hidden=8)):
         before = copy.deepcopy(peer.state_dict())
         with mock.patch('torch.hub.download_url_to_file', side_effect=OSError('no network')):
-            with pytest.raises(ModelError, match='ImageNet weights of resnet18 .*no network.*start from noise'):
+            with pytest.raises(ModelError, match='weights of resnet18 .*no network.*start from noise'):
                 peer.start_from_imagenet()
         assert all(torch.equal(v, before[k]) for k, v in peer.state_dict().items())
 
@@ -172,15 +184,18 @@ def test_weights_in_the_cache_are_taken(channels, tmp_path, monkeypatch):
     x = torch.rand(2, channels, 32, 32)
     with torch.no_grad():
         torch.testing.assert_close(peer.trunk(x), seed.eval()(x.expand(-1, 3, -1, -1)), rtol=1e-4, atol=1e-4)
-    with pytest.raises(ModelError, match='1 or 3 channels'): start_trunk(trunk_of('resnet18', 4)[0], 'resnet18')
+    with pytest.raises(ModelError, match='1 or 3 channels'):
+        start_trunk(trunk_of('resnet18', 4)[0], 'resnet18')
 
 
 @pytest.mark.parametrize('wrong, words', [
     (lambda: GroupConv(2, 2, group='p6'), 'choose p1, p4, p4m'), (lambda: GroupConv(2, 2, 4), 'odd size'),
-    (lambda: Veeling(2, mix='all'), "'positions', not 'all'"), (lambda: Veeling(2, width=0), 'one channel wide'),
+    (lambda: Veeling(2, mix='all'), "'positions', not 'all'"),
+    (lambda: Veeling(2, width=0), 'one channel wide'),
     (lambda: Araujo(2, hidden=(0,)), 'one unit or more'), (lambda: ResNet101(2, depth=19), 'Did you mean'),
     (lambda: Kassani(2, networks=['vgg19']), 'two networks or more'),
     (lambda: Kassani(2, networks='vgg19'), 'two networks or more'),
-    (lambda: Kassani(2, hidden=0), 'one hidden unit'), (lambda: vote(torch.rand(2, 2), 'x'), 'choose majority')])
+    (lambda: Kassani(2, hidden=0), 'one hidden unit'),
+    (lambda: vote(torch.rand(2, 2), 'x'), 'choose majority')])
 def test_what_cannot_be_is_a_sentence(wrong, words):
     with pytest.raises(ModelError, match=words): wrong()
