@@ -3385,6 +3385,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                                    'srdiag/peers/group_convolution.py'),
                                                 'srdiag.peers.group_convolution.GroupConv.expanded': ( 'peers/group_convolution.html#groupconv.expanded',
                                                                                                        'srdiag/peers/group_convolution.py'),
+                                                'srdiag.peers.group_convolution.GroupConv.filters': ( 'peers/group_convolution.html#groupconv.filters',
+                                                                                                      'srdiag/peers/group_convolution.py'),
                                                 'srdiag.peers.group_convolution.GroupConv.forward': ( 'peers/group_convolution.html#groupconv.forward',
                                                                                                       'srdiag/peers/group_convolution.py'),
                                                 'srdiag.peers.group_convolution._check_odd': ( 'peers/group_convolution.html#_check_odd',

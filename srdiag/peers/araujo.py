@@ -39,10 +39,11 @@ class Araujo(Peer):
         classes: int, # K
         channels: int = 3, # of the images
         hidden: tuple = (256, 128), # units of the fully connected layers before the last
-        pad: bool = True, # False: convolutions lose a pixel at each border
+        pad: bool = True, # False: convolutions lose a pixel at each border, and images have 80 px or more
     ):
         super().__init__(dict(classes=classes, channels=channels, hidden=list(hidden), pad=pad))
         _check_hidden(hidden)
+        if not pad: self.smallest = 80 # px: below it, some sides leave nothing for the last convolution
         ends, units = (channels, *WIDTHS), (WIDTHS[-1]*GRID**2, *hidden)
         self.convs = nn.ModuleList(nn.Conv2d(a, b, 3, padding=int(pad)) for a, b in zip(ends, WIDTHS))
         self.full = nn.ModuleList(nn.Linear(a, b) for a, b in zip(units, hidden))

@@ -6,6 +6,8 @@
 __all__ = ['GROUPS', 'order_of', 'turned', 'compose', 'inverse', 'act_on', 'bank_sources', 'GroupConv', 'half_size', 'invariant']
 
 # %% ../../nbs/peers/group_convolution.ipynb #c003
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -83,14 +85,17 @@ class GroupConv(nn.Module):
         super().__init__()
         _check_odd(kernel_size)
         self.order, self.lifting, self.kept = order_of(group), lifting, None
-        inputs = 1 if lifting else self.order
-        self.weight = nn.Parameter(torch.empty(n_out, n_in, inputs, kernel_size, kernel_size))
+        self.shape = (1 if lifting else self.order, kernel_size, kernel_size) # I×k×k, of a filter
+        self.weight = nn.Parameter(torch.empty(n_out, n_in, math.prod(self.shape)))
         nn.init.kaiming_normal_(self.weight, nonlinearity='relu')
-        self.register_buffer('sources', bank_sources(self.order, inputs, kernel_size), persistent=False)
+        self.register_buffer('sources', bank_sources(self.order, *self.shape[:2]), persistent=False)
+
+    @property
+    def filters(self): return self.weight.unflatten(2, self.shape) # O×C×I×k×k
 
     def expanded(self): # (O·G)×(C·I)×k×k
-        o, c, i, k, _ = self.weight.shape
-        bank = self.weight.flatten(2)[:, :, self.sources] # O×C×G×(I·k²)
+        o, c, (i, k, _) = *self.weight.shape[:2], self.shape
+        bank = self.weight[:, :, self.sources] # O×C×G×(I·k²)
         return bank.transpose(1, 2).reshape(o*self.order, c*i, k, k)
 
     def bank(self): # the same, kept while nothing is learnt

@@ -33,10 +33,13 @@ class GroupTransition(nn.Module):
     ):
         super().__init__()
         self.norm = nn.BatchNorm3d(n)
-        self.conv = nn.Conv3d(n, n, 1, bias=False) if mix == 'channels' else GroupConv(n, n, 1, group)
+        self.mix = mix
+        self.conv = nn.Conv2d(n, n, 1, bias=False) if mix == 'channels' else GroupConv(n, n, 1, group)
 
     def forward(self, x): # B×C×G×H×W → B×C×G×H/2×W/2
-        return half_size(self.conv(self.norm(x).relu()))
+        y = self.norm(x).relu()
+        if self.mix == 'positions': return half_size(self.conv(y))
+        return half_size(self.conv(y.flatten(2, 3)).unflatten(2, y.shape[2:4]))
 
 # %% ../../nbs/peers/veeling.ipynb #c012
 class Veeling(Peer):
