@@ -33,7 +33,7 @@ from srdiag.diagnosis.network import SREnhancedDiagnosis
 from srdiag.diagnosis.training import train_diagnosis
 from srdiag.sr.distillation import distil
 from srdiag.sr.mrcnet import MRCNet
-from srdiag.sr.settings import Schedule
+from srdiag.sr.settings import Distillation, Schedule
 from srdiag.sr.training import train_sr
 from srdiag.training.processes import as_one, is_first
 from srdiag.training.recipes import Recipe
@@ -51,17 +51,19 @@ def framework(loss, **config):
     model = SREnhancedDiagnosis(2, 2, 'LR+SR', width=8, **config)
     return model, train_diagnosis(model, train, valid, Recipe(1e-3, 6), 1, loss=loss, precision='fp32')
 
-def super_resolution():
+def super_resolution(**how):
     found = pairs.SRPairs(images[:5], 2)
     torch.manual_seed(3)
     teacher = MRCNet(2, steps=2)
     train_sr(teacher, found, found, Recipe(1e-3, 3), Schedule(1, None, 16), True, precision='fp32')
-    return distil(teacher, found, found, Recipe(1e-3, 3), Schedule(2, None, 16), precision='fp32')
+    return distil(teacher, found, found, Recipe(1e-3, 3), Schedule(2, None, 16), Distillation(**how),
+                  precision='fp32')
 
 with as_one():
     done = dict(published=framework(DiagnosisLoss(), mutual='printed'),
                 both=framework(DiagnosisLoss(norm='mean_square'), mutual='l2', both_ways=True),
-                alternate=framework(DiagnosisLoss(), mutual='mean', solo_share=0.5), sr=super_resolution())
+                alternate=framework(DiagnosisLoss(), mutual='mean', solo_share=0.5), sr=super_resolution(),
+                hints=super_resolution(by='hints_regressor'))
     kept = {k: (m.state_dict(), learn.recorder.metric_names, learn.recorder.values[-1])
             for k, (m, learn) in done.items()}
     if is_first(): torch.save(kept, sys.argv[1])
@@ -99,7 +101,7 @@ def trained(tmp_path_factory):
     return {n: torch.load(folder/f'{n}.pt', weights_only=False) for n in (1, 2)}
 
 
-@pytest.mark.parametrize('name', ['published', 'both', 'alternate', 'sr'])
+@pytest.mark.parametrize('name', ['published', 'both', 'alternate', 'sr', 'hints'])
 def test_two_processes_take_the_steps_of_one(trained, name):
     # five steps of the framework with all its losses; distillation with a last batch of two images
     (one, _, _), (two, _, _) = trained[1][name], trained[2][name]

@@ -34,7 +34,8 @@ def _finish_rows(axes, names):
     for ax in axes:
         ax.grid(axis='y', visible=False)
         ax.tick_params(axis='y', length=0)
-        ax.xaxis.set_major_locator(MaxNLocator(4 if len(axes) < 3 else 3))
+        ax.xaxis.set_major_locator(MaxNLocator(4 if len(axes) < 3 else 3, steps=[1, 2, 5, 10]))
+        ax.xaxis.set_major_formatter('{x:.3g}')
 
 
 

@@ -29,7 +29,8 @@ class Mimicry(nn.Module):
     @torch.no_grad()
     def begin(self, mae, student, teacher): # a number, MRCFeatures each; sets u, once
         if self.begun: return
-        mae, *found = summed(float(mae), *map(float, self.distances(student, teacher)))
+        n = len(student.sr) # several processes may have unequal parts of the batch
+        mae, *found = summed(*(n*float(x) for x in (mae, *self.distances(student, teacher))))
         for i, d in enumerate(found): self.units[i] = mae/(len(found)*d) if d > 0 else 1.
         self.begun.fill_(True)
 
