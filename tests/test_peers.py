@@ -24,7 +24,9 @@ from srdiag.sr.zoo import create_model
 
 # lighter ones of the same shape, for tests that train: name → settings
 LIGHT = {'fan': dict(fc=64, outputs=32), 'jia': dict(widths=(16, 16, 32), fc=32),
-         'yuan': dict(growth=8, depths=(2, 2, 2, 2)), 'guo': dict(growth=8, stem=16, depths=(2, 2, 2, 2))}
+         'yuan': dict(growth=8, depths=(2, 2, 2, 2)), 'guo': dict(growth=8, stem=16, depths=(2, 2, 2, 2)),
+         'resnet101': dict(depth=18), 'veeling': dict(width=4),
+         'kassani': dict(networks=['resnet18', 'mobilenet_v2'], hidden=64)}
 peers = pytest.mark.parametrize('name', PEERS)
 
 
@@ -282,6 +284,6 @@ def test_what_does_not_go_together(options, words, labelled, refused, tmp_path):
 def test_a_model_is_fine_tuned_by_its_own_network_only(labelled, succeeds, run_cli, tiny_diagnosis, tmp_path):
     common = ('train-diagnosis', '--data', labelled, '--inputs', 'LR', '--scale', 2, *tiny_diagnosis)
     succeeds(*common, '--network', 'jia', '--out', tmp_path/'a')
-    succeeds(*common, '--network', 'jia', '--start', tmp_path/'a', '--out', tmp_path/'b')
-    code, _, err = run_cli(*common, '--start', tmp_path/'a', '--out', tmp_path/'c')
+    succeeds(*common, '--network', 'jia', '--from', tmp_path/'a', '--out', tmp_path/'b')
+    code, _, err = run_cli(*common, '--from', tmp_path/'a', '--out', tmp_path/'c')
     assert code == 2 and '--network' in err

@@ -16,8 +16,8 @@ from srdiag.bench.answers import (
     modes_table)
 from .diagnosis_store import DiagnosisStore
 from srdiag.bench.diagnosis_tables import (
-    beside_table, closed_table, confusion_markdown, cost_frame, cost_table, gain_points, image_table, main_table,
-    modes_markdown)
+    beside_table, closed_table, confusion_markdown, cost_frame, cost_table, gain_points, image_table,
+    main_table, modes_markdown)
 from .pictures import draw_panels
 from .report import Findings, fill, write_findings
 from .rows import TABLES, has, pairs_of, rows_of, title_of

@@ -82,13 +82,11 @@ def cost_frame(
     name: str = 'table7', # of the table whose printed numbers stand beside
 ) -> pd.DataFrame: # row, and counts as texts; empty if nothing was measured
     "Parameters and FLOPs beside the printed ones, for a page"
-    known, printed = costs_of(store), published_diagnosis(NUMERALS.get(name, ''))
-    lines = []
-    for r in (r for r in rows if r.key in known):
-        theirs = printed_row(printed, row=r.label)
-        lines.append({'row': r.label} | {name: text for k in ('parameters', 'flops') for name, text in (
-            (k, count(known[r.key][k])), (f'{k} printed', count(theirs.get(k))))})
-    return pd.DataFrame(lines)
+    printed, known = published_diagnosis(NUMERALS.get(name, '')), costs_of(store)
+    there = [(r.label, known[r.key], printed_row(printed, row=r.label)) for r in rows if r.key in known]
+    return pd.DataFrame({'row': [label for label, *_ in there]} | {
+        f'{k}{said}': [count(x[i].get(k)) for x in there] for k in ('parameters', 'flops')
+        for i, said in ((1, ''), (2, ' printed'))})
 
 # %% ../../nbs/bench/diagnosis_tables.ipynb #c026
 def cost_table(

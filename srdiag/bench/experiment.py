@@ -65,6 +65,7 @@ def read_for(
         say('Note: the split column of the table is not used here: folds take its place.')
     return found
 
+# %% ../../nbs/bench/experiment.ipynb #c013
 def _check_peers(job, rows): # ModelError for images that a network of another group cannot read
     for r in (r for r in rows if r.peer is not None):
         side = min(job.images.pairs(r.scale).lr.shape[-2:])*(1 if r.inputs == 'LR' else r.scale)
@@ -82,7 +83,7 @@ def check_job(
     check_networks(job.networks, rows, job.images.data.channels, job.images.groups)
     check_experiment(store, job.fixed(), job.networks.values())
 
-# %% ../../nbs/bench/experiment.ipynb #c013
+# %% ../../nbs/bench/experiment.ipynb #c017
 def _say_what(name, rows, job):
     about = job.about()
     counts = ', '.join(f'{n} {c}' for c, n in about['images'].items())
@@ -97,7 +98,7 @@ def _measure(name, job, store, rows, networks): # what takes no training, for th
         ensure_costs(job, store, rows_of(table, job.design, networks))
     if any(has(t, 'images') for t in names): ensure_scores(job, store, rows)
 
-# %% ../../nbs/bench/experiment.ipynb #c015
+# %% ../../nbs/bench/experiment.ipynb #c019
 def _undone(job, store, rows, share): # the labels of runs that are not there
     return [store.label(row, *numbers) for numbers in job.numbers(share) for row in rows
             if not store.done(row, *numbers)]
@@ -122,7 +123,7 @@ def _conclude(name, job, store, rows, networks, share): # in one process
     if is_whole(share): _measure(name, job, store, rows, networks)
     if tables_of(store): say(f'Report: {report_diagnosis(store)}')
 
-# %% ../../nbs/bench/experiment.ipynb #c019
+# %% ../../nbs/bench/experiment.ipynb #c023
 @side_by_side()
 def run_experiment(
     name: str, # a key of TABLES, or 'all'

@@ -22,7 +22,8 @@ def published_sr(
     return frame if scale is None else frame[frame.scale == scale].reset_index(drop=True)
 
 # %% ../../nbs/bench/published.ipynb #c008
-NUMERALS = dict(table3='III', table4='IV', table5='V', table6='VI', table7='VII', table8='VIII', table9='IX', table10='X')
+NUMERALS = dict(table3='III', table4='IV', table5='V', table6='VI', table7='VII', table8='VIII',
+                table9='IX', table10='X')
 
 def published_diagnosis(
     table: str|None = None, # 'III' to 'X' but VI; None: all

@@ -60,7 +60,8 @@ class Row:
 
     @property
     def key(self): # the name of its folder
-        said = [(self.peer, self.peer is not None), ('sai', self.sai), ('nosac', not self.sac), ('nosar', not self.sar),
+        said = [(self.peer, self.peer is not None), ('sai', self.sai), ('nosac', not self.sac),
+                ('nosar', not self.sar),
                 ('scratch', self.start == 'scratch'), ('fixed', self.fixed),
                 (self.network, self.has_sr and self.network != 'mrcnet')]
         return '-'.join([self.inputs, *(word for word, on in said if on), f'x{self.scale}'])
@@ -69,14 +70,15 @@ class Row:
 OURS = Row('LR+SR w/ SAI (Ours)', 'LR+SR', True)
 
 _CAPSULE = [name for name in ('fan', 'jia', 'yuan', 'guo') if name in PEERS] # those of Table IV
+_FED = dict(LR='LR', Bicubic='ILR', SR='SR') # as Table IV calls inputs → as we do
 
 def _peer(name, inputs, before=''): # a row of Table III or IV
     return Row(f'{before}{PEERS[name].title}', inputs, peer=name)
 
 TABLES = dict(
     table3=(*(_peer(name, 'LR') for name in PEERS), replace(OURS, label='Ours')),
-    table4=(*(_peer(name, inputs, f'{said}, ') for said, inputs in dict(LR='LR', Bicubic='ILR', SR='SR').items()
-              for name in _CAPSULE), replace(OURS, label='LR, Ours')),
+    table4=(*(_peer(name, inputs, f'{said}, ') for said, inputs in _FED.items() for name in _CAPSULE),
+            replace(OURS, label='LR, Ours')),
     table5=(Row('LR', 'LR'), Row('ILR', 'ILR'), Row('HR', 'HR'), Row('SR', 'SR'),
             Row('LR+LR w/o SAI', 'LR+LR'), Row('LR+HR w/o SAI', 'LR+HR'), Row('LR+SR w/o SAI', 'LR+SR'),
             Row('LR+LR w/ SAI', 'LR+LR', True), Row('LR+ILR w/ SAI', 'LR+ILR', True),
@@ -104,8 +106,9 @@ TITLES = dict(table3='Table III: networks of other groups',
 # parameters, FLOPs, memory; images: PSNR of the networks; panels: pictures in the place of bars; scales: rows
 # keep a scale of their own; networks: a row for each network that is given; peers: networks of other groups,
 # which 'all' leaves out
-TRAITS = dict(table3={'cost', 'peers'}, table4={'peers'}, table5={'gap'}, table6={'confusion'}, table7={'cost'}, table9={'images'},
-              table10={'images', 'scales'}, fig6={'images', 'networks'}, fig7={'images', 'panels'})
+TRAITS = dict(table3={'cost', 'peers'}, table4={'peers'}, table5={'gap'}, table6={'confusion'},
+              table7={'cost'}, table9={'images'}, table10={'images', 'scales'}, fig6={'images', 'networks'},
+              fig7={'images', 'panels'})
 
 def title_of(name): return TITLES.get(name, name) # of a table
 def has(name, trait): return trait in TRAITS.get(name, ()) # has a table this trait?
@@ -164,8 +167,10 @@ def pairs_of(
     rows, # of one table
 ) -> list: # (row, against)
     "The comparisons of a table"
-    bases = [r for r in rows if r.inputs in ('LR', 'ILR') and r.peer is None] or [r for r in rows if r.inputs == 'LR+ILR']
+    single = [r for r in rows if r.inputs in ('LR', 'ILR') and r.peer is None]
+    bases = single or [r for r in rows if r.inputs == 'LR+ILR']
     pairs = [(r, b) for k, b in enumerate(bases) for r in rows if r != b and r not in bases[:k]]
-    pairs += [(r, b) for b in rows if b.peer and b.inputs == 'LR' for r in rows if r.peer == b.peer and r != b]
+    small = [b for b in rows if b.peer and b.inputs == 'LR']
+    pairs += [(r, b) for b in small for r in rows if r.peer == b.peer and r != b]
     pairs += [(o, r) for o in list(filter(_is_ours, rows))[-1:] for r in rows if r != o]
     return list(dict.fromkeys(pairs))

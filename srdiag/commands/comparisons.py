@@ -129,7 +129,7 @@ class Rows(Design):
 # %% ../../nbs/commands/comparisons.ipynb #c018
 @dataclass(frozen=True)
 class Experiment:
-    """The paper's Tables III to X, Fig. 6 and Fig. 7 on labelled images: cross-validated by group, resumable"""
+    "The paper's Tables III to X, Fig. 6 and Fig. 7 on labelled images: cross-validated by group, resumable"
     # table3 (networks of other groups), table4 (the same on enlarged images), table5 (inputs and SAI), table6
     # (confusion), table7 (cost), table8 (SAC and SAR), table9 (part of super-resolution), table10 (scales),
     # fig6, fig7, or all of them but table3 and table4

@@ -144,7 +144,7 @@ class DiagnosisLoss(nn.Module):
         if preliminary: terms['rank'] = w['rank']*self.rank(*ranked)
         if out.mutual and w['sac']: terms['sac'] = w['sac']*self.sac(out.a_sr, out.a_lr)
         if out.mutual and w['sar']: terms['sar'] = w['sar']*self.sar(out.mutual, out.back)
-        if out.own is not None: terms['own'] = out.own(target)
+        if out.own is not None: terms['own'] = out.own(target if target.dim() == 1 else target.argmax(1))
         self.components = dict.fromkeys(self.names, 0.) | {k: v.detach().mean() for k, v in terms.items()}
         return sum(terms.values())
 

@@ -25,7 +25,8 @@ Norm = Literal['frobenius', 'mean_square'] # of SAC and SAR, Eq. (9) and (11)
 RankOn = Literal['probabilities', 'logits'] # what the rank loss compares, Eq. (13)
 Files = Literal['lr', 'hr'] # what image files are
 Statistics = Literal['each', 'shared', 'none'] # mean and spread of the images: of each branch, of both, no
-NetworkName = Literal['framework', 'fan', 'jia', 'yuan', 'guo'] # ours, or a peer's: Tables III and IV
+# ours, or a peer's: Tables III and IV
+NetworkName = Literal['framework', 'fan', 'jia', 'yuan', 'guo', 'araujo', 'resnet101', 'veeling', 'kassani']
 TrainMode = Literal['batch', 'alternate', 'both'] # as published; a share without affinity; each batch twice
 INPUTS, MODES, ROW_WEIGHTS, NORMS, STATISTICS = (
     get_args(kind) for kind in (Inputs, Mode, Mutual, Norm, Statistics))
@@ -157,10 +158,10 @@ def _check_peer(s): # FrameworkSettings; DataError for what a network of another
     said += [(f'--width {s.width}', s.width != BranchSettings.width), ('--no-sai', not s.sai),
              ('--no-gate-norm', not s.gate_norm)]
     if wrong := [option for option, on in said if on]:
-        raise DataError(f'--network {s.peer} is a network of its own, without our branches and what is between '
-                        f'them: leave out {", ".join(wrong)}.')
+        raise DataError(f'--network {s.peer} is a network of its own, without our branches and what is '
+                        f'between them: leave out {", ".join(wrong)}.')
 
-# %% ../../nbs/diagnosis/settings.ipynb #c026
+# %% ../../nbs/diagnosis/settings.ipynb #c028
 @dataclass(frozen=True)
 class FrameworkSettings(LossSettings, BranchSettings, InputSettings):
     "What a framework reads, and how it compares, weighs and learns. Raises DataError for what cannot be"
@@ -208,7 +209,7 @@ class FrameworkSettings(LossSettings, BranchSettings, InputSettings):
         if self.trains != 'alternate': return 0.
         return 0.5 if self.solo_share is None else self.solo_share
 
-# %% ../../nbs/diagnosis/settings.ipynb #c036
+# %% ../../nbs/diagnosis/settings.ipynb #c038
 @dataclass(frozen=True)
 class Caution:
     "What the thresholds of a model are to reach on validation images. Raises DataError for impossible shares"

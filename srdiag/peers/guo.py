@@ -19,6 +19,7 @@ from .stage import Peer, PeerOutput
 class Guo(Peer):
     "Triple ANet of Guo and Yuan [36]. ModelError for counts and depths that make no network"
     title, reference, year, smallest = 'Guo et al. [36]', 36, 2019, 16
+    sharpness = 0.3 # k of the scores, see `bend`
     def __init__(self,
         classes: int = 3, # K
         channels: int = 3, # of the images
@@ -27,27 +28,29 @@ class Guo(Peer):
         depths: tuple = (6, 12, 24, 16), # layers of each block
         scale: float = 64., # s, of the scores
         margin: float = 0.5, # m, added to the angle of the true class in training, in radians
-        sharpness: float = 0.3, # k, see `bend`
         apart: float = 1., # weight of the overlap of class directions
     ):
-        depths = check_depths(self.title, depths)
-        super().__init__(dict(classes=classes, channels=channels, growth=growth, stem=stem, margin=margin,
-                              depths=list(depths), scale=scale, sharpness=sharpness, apart=apart))
-        self.smallest = 2**len(depths)
-        self.trunk = DenseTrunk(channels, stem, growth, depths, adaptive=True)
-        widths = [part[2].out_channels for part in self.trunk.transitions[:2]]
+        depths = list(check_depths(self.title, depths))
+        super().__init__(dict(classes=classes, channels=channels, growth=growth, stem=stem, depths=depths,
+                              scale=scale, margin=margin, apart=apart))
+        self.build(DenseTrunk(channels, stem, growth, depths, adaptive=True))
+
+    def build(self, trunk):
+        self.trunk, self.smallest = trunk, 2**len(trunk.blocks)
+        widths = [part[2].out_channels for part in trunk.transitions[:2]]
         self.attention = nn.ModuleList(map(AbnormalAwareAttention, widths))
-        self.head = nn.Linear(self.trunk.width, classes, bias=False) # its rows are the class directions
+        # its rows are the class directions
+        self.head = nn.Linear(trunk.width, self.config['classes'], bias=False)
 
     @property
     def maps(self): return tuple(self.trunk.blocks)
 
-    def look(self, x): # B×C×H×W → B×D pooled, and where the attention modules look, B×h×w each
-        seen = []
+    def look(self, x): # B×C×H×W → B×D pooled, and B×h×w for each attention module: where it looks
+        seen, attention = [], dict(enumerate(self.attention, 1))
         for i, (before, block) in enumerate(self.trunk.parts()):
             x = before(x)
-            if 0 < i <= len(self.attention):
-                x, where = self.attention[i-1](x)
+            if i in attention:
+                x, where = attention[i](x)
                 seen.append(where)
             x = block(x)
         return x.mean((2, 3)), seen
@@ -55,10 +58,10 @@ class Guo(Peer):
     def forward(self, x): # B×C×H×W → PeerOutput
         pooled, seen = self.look(self.checked(x))
         angles = class_angles(pooled, self.head.weight)
-        scores = self.config['scale']*bend(angles, self.config['sharpness'])
+        scores = self.config['scale']*bend(angles, self.sharpness)
         return PeerOutput(scores, dict(pooled=pooled, angles=angles, seen=seen))
 
-    def own_loss(self, output, target, again=None): # → a number; with the cross entropy, the loss of [36]
-        scale, margin, k, apart = (self.config[n] for n in ('scale', 'margin', 'sharpness', 'apart'))
-        added = angular_contrast(output.features['angles'], target, scale, margin, k)
-        return added + apart*direction_overlap(self.head.weight)
+    def own_loss(self, output, target, again=None): # with the cross entropy, the loss of [36]
+        angles, own = output.features['angles'], self.config
+        added = angular_contrast(angles, target, own['scale'], own['margin'], self.sharpness)
+        return added + own['apart']*direction_overlap(self.head.weight)

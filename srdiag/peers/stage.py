@@ -41,14 +41,12 @@ def check_side(
     width: int|None = None, # None: as high
 ) -> None:
     "ModelError for images that the peer cannot read"
-    width = height if width is None else width
-    what = f'not {height}×{width} px'
-    if peer.only_side and (height, width) != (peer.only_side,)*2:
-        raise ModelError(f'{peer.title} reads images of {peer.only_side}×{peer.only_side} px, {what}: '
-                         'resize them, or choose another network.')
-    if min(height, width) < peer.smallest:
-        raise ModelError(f'{peer.title} reads images of {peer.smallest} px and more, {what}: take larger '
-                         'images (ILR or SR), or another network.')
+    size = (height, height if width is None else width)
+    if peer.only_side: wrong, reads = size != (peer.only_side,)*2, f'{peer.only_side}×{peer.only_side} px'
+    else: wrong, reads = min(size) < peer.smallest, f'{peer.smallest} px and more'
+    if wrong:
+        raise ModelError(f'{peer.title} reads images of {reads}, not {size[0]}×{size[1]} px: enlarge them '
+                         '(ILR or SR), resize them, or choose another network.')
 
 # %% ../../nbs/peers/stage.ipynb #c012
 class Peer(nn.Module):

@@ -36,13 +36,15 @@ class Yuan(Peer):
         similarity: float = 1., # λ_IS, weight of the image similarity
         margin: float = 1., # distance at which images of two classes are far enough apart, at most 2
     ):
-        depths = check_depths(self.title, depths)
-        super().__init__(dict(classes=classes, channels=channels, growth=growth, depths=list(depths),
+        depths = list(check_depths(self.title, depths))
+        super().__init__(dict(classes=classes, channels=channels, growth=growth, depths=depths,
                               rotation=rotation, similarity=similarity, margin=margin))
-        self.smallest = 2**len(depths)
-        self.trunk = DenseTrunk(channels, 2*growth, growth, depths)
-        self.norm = nn.Sequential(nn.BatchNorm2d(self.trunk.width), nn.ReLU())
-        self.head = nn.Linear(self.trunk.width, classes)
+        self.build(DenseTrunk(channels, 2*growth, growth, depths))
+
+    def build(self, trunk):
+        self.trunk, self.smallest = trunk, 2**len(trunk.blocks)
+        self.norm = nn.Sequential(nn.BatchNorm2d(trunk.width), nn.ReLU())
+        self.head = nn.Linear(trunk.width, self.config['classes'])
 
     @property
     def maps(self): return tuple(self.trunk.blocks)
