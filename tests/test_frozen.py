@@ -36,7 +36,8 @@ def pairs(n=5, side=32, channels=3, kind='hr'):
 @pytest.mark.parametrize('channels', [1, 3, 4])
 def test_the_features_are_the_means_of_four_stages(channels):
     extractor, x = make_extractor(blind(), channels), torch.rand(2, channels, 40, 32)
-    mean, deviation = ((torch.tensor(v)[:, None, None] if channels == 3 else sum(v)/3) for v in (MEAN, DEVIATION))
+    def as_read(v): return torch.tensor(v)[:, None, None] if channels == 3 else sum(v)/3
+    mean, deviation = as_read(MEAN), as_read(DEVIATION)
     with torch.no_grad():
         h, wanted = extractor.branch.stem((x - mean)/deviation), []
         for stage in extractor.branch.stages:
@@ -131,7 +132,8 @@ def test_one_class_cannot_be_told_apart():
 
 def test_the_row_has_what_the_tables_have(data):
     model, metrics = frozen_row(data, blind())
-    assert {'accuracy', 'f1', 'kappa', 'mcc', 'auc', 'n', 'accuracy_low', 'accuracy_high', 'interval'} <= {*metrics}
+    assert {'accuracy', 'f1', 'kappa', 'mcc', 'auc', 'n', 'accuracy_low', 'accuracy_high',
+            'interval'} <= {*metrics}
     assert metrics['accuracy_low'] <= metrics['accuracy'] <= metrics['accuracy_high']
     assert 'learned nothing' in metrics['row'] and metrics['features'] == 960
     test = data.pairs('test', 2, 'hr')
@@ -172,6 +174,7 @@ def test_what_does_not_fit_is_a_sentence(data):
     with pytest.raises(DataError, match='hand one over'): frozen_row(data, blind('SR'))
     with pytest.raises(DataError, match='enlarges 2 times'):
         frozen_row(data, blind('SR', scale=4), MRCNet(2, channels=4, blocks=1))
-    with pytest.raises(ModelError, match='There is no file'): frozen_row(data, Frozen(weights='imagenet:none.pth'))
+    with pytest.raises(ModelError, match='There is no file'):
+        frozen_row(data, Frozen(weights='imagenet:none.pth'))
     from dataclasses import replace
     with pytest.raises(DataError, match='no parts'): frozen_row(replace(data, parts=None), blind())

@@ -10,7 +10,7 @@ from srdiag.evaluation.cost import measure_cost
 from srdiag.models.info import ModelInfo
 from srdiag.models.saving import load_model, save_model
 from srdiag.sr.inference import super_resolve
-from srdiag.sr.mrcnet2 import Down, MRCNet2, QuietBlock, Stage, Up
+from srdiag.sr.mrcnet2 import Down, MRCNet2, PathStage, QuietBlock, Up
 from srdiag.sr.zoo import create_model, describe, list_models, traits
 
 SIDES = {2: 96, 4: 128}  # as in Table I
@@ -63,9 +63,9 @@ def test_odd_sizes_are_rounded_up_and_cut(size):
     x, coarse = torch.rand(1, 4, *size), [(n + 1) // 2 for n in size]
     g = Down(4, 6)(x)
     assert list(g.shape[2:]) == coarse and Up(4, 6)(g, x).shape == x.shape
-    a, b = Stage(4, 6, 5, 1, 1)(x, g)
+    a, b = PathStage(4, 6, 5, 1, 1)(x, g)
     assert a.shape == x.shape and b.shape == g.shape
-    assert Stage(4, 6, 5, 1, 1, last=True)(x, g)[1] is None
+    assert PathStage(4, 6, 5, 1, 1, last=True)(x, g)[1] is None
 
 
 def test_an_untrained_block_is_nearly_the_identity():
