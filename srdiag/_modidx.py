@@ -3502,6 +3502,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                    'srdiag.peers.yuan.quarter_turns': ('peers/yuan.html#quarter_turns', 'srdiag/peers/yuan.py')},
             'srdiag.peers.zoo': { 'srdiag.peers.zoo.PeerCost': ('peers/zoo.html#peercost', 'srdiag/peers/zoo.py'),
                                   'srdiag.peers.zoo.PeerCost.apart': ('peers/zoo.html#peercost.apart', 'srdiag/peers/zoo.py'),
+                                  'srdiag.peers.zoo._classes_of': ('peers/zoo.html#_classes_of', 'srdiag/peers/zoo.py'),
                                   'srdiag.peers.zoo._printed': ('peers/zoo.html#_printed', 'srdiag/peers/zoo.py'),
                                   'srdiag.peers.zoo.create_peer': ('peers/zoo.html#create_peer', 'srdiag/peers/zoo.py'),
                                   'srdiag.peers.zoo.peer_class': ('peers/zoo.html#peer_class', 'srdiag/peers/zoo.py'),

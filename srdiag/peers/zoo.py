@@ -47,9 +47,16 @@ def peer_settings(name): # of a peer, beside classes and channels
     return [k for k in inspect.signature(peer_class(name)).parameters if k not in ('classes', 'channels')]
 
 # %% ../../nbs/peers/zoo.ipynb #c009
+def _printed(title): # row of Table III
+    text = (resources.files('srdiag.published')/'diagnosis.csv').read_text(encoding='utf-8')
+    return next(r for r in csv.DictReader(text.splitlines()) if r['table'] == 'III' and r['row'] == title)
+
+def _classes_of(title): # K of its data set in Table III
+    return 3 if _printed(title)['data'] == 'CAD-CAP' else 2
+
 def create_peer(
     name: str, # a key of PEERS
-    classes: int, # K
+    classes: int|None = None, # K; None: that of Table III
     channels: int = 3, # of the images
     **config, # other settings than its own, see `peer_settings`
 ) -> Peer: # untrained
@@ -58,6 +65,7 @@ def create_peer(
     if wrong := [k for k in config if k not in known]:
         raise ModelError(f'{cls.title} has no setting {", ".join(wrong)}: it has '
                          f'{", ".join(known) or "none"}.')
+    if classes is None: classes = _classes_of(cls.title)
     return cls(classes=classes, channels=channels, **config)
 
 # %% ../../nbs/peers/zoo.ipynb #c015
@@ -76,10 +84,6 @@ class PeerCost:
         return max(abs(n/m - 1) for n, m in zip((self.parameters, self.flops), self.printed))
 
 # %% ../../nbs/peers/zoo.ipynb #c017
-def _printed(title): # row of Table III
-    text = (resources.files('srdiag.published')/'diagnosis.csv').read_text(encoding='utf-8')
-    return next(r for r in csv.DictReader(text.splitlines()) if r['table'] == 'III' and r['row'] == title)
-
 def peer_cost(
     name: str, # a key of PEERS
 ) -> PeerCost:
@@ -87,7 +91,7 @@ def peer_cost(
     cls = peer_class(name)
     row, side = _printed(cls.title), cls.printed_side
     with torch.device('meta'):
-        peer, x = create_peer(name, 3 if row['data'] == 'CAD-CAP' else 2), torch.rand(1, 3, side, side)
+        peer, x = create_peer(name), torch.rand(1, 3, side, side)
     return PeerCost(name, cls.title, side, count_parameters(peer), count_flops(peer, x),
                     (float(row['parameters']), float(row['flops'])))
 

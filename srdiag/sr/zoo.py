@@ -124,16 +124,13 @@ def _peer(name, channels, config): # a diagnosis network of another group; None 
     if base not in PEERS: return None
     if base != name:
         raise ModelError(f'{base} is a diagnosis network and enlarges nothing: leave {name[len(base):]} out.')
-    if 'classes' not in config:
-        raise ModelError(f'{name} is a diagnosis network: say how many classes there are, e.g. '
-                         f'create_model({name!r}, classes=3).')
-    return create_peer(name, channels=channels, **config)
+    return create_peer(name, config.pop('classes', None), channels, **config)
 
 # %% ../../nbs/sr/zoo.ipynb #c026
 def create_model(
     name: str, # e.g. 'mrcnet_x4', see `list_models`; or a peer, e.g. 'guo', see `PEERS`
     image_channels: int = 3, # 3 for RGB, 1 for grey
-    **config, # other settings than the model's own, e.g. channels=16; of a peer at least classes
+    **config, # other settings than the model's own, e.g. channels=16; of a peer also classes
 ) -> nn.Module: # untrained, on the default device
     """Build a network by name; ModelError for an unknown name or setting, ValueError for a value that the
     network refuses"""
