@@ -240,7 +240,7 @@ def functions_of(path): # every function and method, with the class around it or
 
 
 def networks_of(path): # names of the classes that are torch modules
-    networks = {'Module', 'Sequential'}
+    networks = {'Module', 'Sequential', 'Peer'}
     for node in ast.parse(path.read_text(encoding='utf-8')).body:
         if isinstance(node, ast.ClassDef) and {ast.unparse(b).split('.')[-1] for b in node.bases} & networks:
             networks.add(node.name)

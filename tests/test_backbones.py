@@ -354,3 +354,17 @@ def test_fine_tuning_takes_no_framework_of_another_build(tmp_path):
         with pytest.raises(ModelError, match=flag):
             start_diagnosis(SREnhancedDiagnosis(**make | change), ['a', 'b'], tmp_path/'model')
     start_diagnosis(SREnhancedDiagnosis(**make), ['a', 'b'], tmp_path/'model')
+
+
+def test_fine_tuning_is_built_like_its_model_unless_something_else_is_asked_for(tmp_path, capsys):
+    from srdiag.diagnosis.settings import FrameworkSettings
+    from srdiag.models.starting import settings_like
+    known = dict(scale=2, inputs='LR+ILR', width=8, statistics='none', lr_backbone='torchvision/resnet18')
+    save_model(tmp_path/'model', SREnhancedDiagnosis(2, mode='solo', **known),
+               ModelInfo('t', lr_size=[16, 16], classes=['a', 'b']))
+    like = settings_like(FrameworkSettings(sai=False), tmp_path/'model')
+    assert (like.scale, like.inputs, like.width, like.standardise) == (2, 'LR+ILR', 8, False)
+    assert (like.lr_backbone, like.sr_backbone, like.sai) == ('torchvision/resnet18', None, False)
+    said = capsys.readouterr().out
+    assert '--scale 2' in said and '--no-standardise' in said and '--no-sai' not in said
+    assert settings_like(FrameworkSettings(width=4), tmp_path/'model').width == 4

@@ -18,7 +18,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from srdiag.data.images import save_png
-from srdiag.core.errors import ModelError
+from srdiag.core.errors import DataError, ModelError
 from srdiag.core.words import counted
 from srdiag.models.saving import load_model
 from srdiag.core.weights import list_pretrained
@@ -824,3 +824,12 @@ def test_the_installed_command(tmp_path):
     assert p.returncode == 2 and p.stdout == '' and not list(tmp_path.iterdir())
     assert p.stderr == (f'srdiag predict: There is no model folder {tmp_path/"gone"}: check the path, or '
                         f'name one of the package: {", ".join(list_pretrained())}.\n')
+
+
+def test_a_degradation_for_images_that_are_small_already_is_refused(labelled, tmp_path):
+    from srdiag.commands.train_diagnosis import train_diagnosis_command
+    from srdiag.training.options import Degradation, RunOptions
+    with pytest.raises(DataError, match='--images hr'):
+        train_diagnosis_command(labelled, tmp_path/'model', options=RunOptions(
+            reduction=Degradation(degradation='realistic')))
+    assert not (tmp_path/'model').exists()

@@ -799,6 +799,7 @@ def test_the_browser_says_of_a_red_cell_what_python_says(site, live, name):
     assert 'calibration error of 893 cells' in page.locator('[data-live=cell-note]').inner_text()
     page.set_input_files('#live-cell-file', dict(name='c.png', mimeType='image/png', buffer=b'no'))
     page.locator('#live-cells .wrong').filter(has_text='c.png cannot be read').wait_for()
+    assert page.locator('#live-cells [data-live="cell-result"]').is_hidden() # it was another picture's
     assert not trouble, '\n'.join(trouble)
 
 

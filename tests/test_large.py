@@ -238,3 +238,19 @@ def test_hdf5_of_other_channels_is_named(models, tmp_path, refused):
     with h5py.File(tmp_path/'x.h5', 'w') as f: f['x'] = np.zeros((3, 16, 16, 5), np.uint8)
     refused('predict', tmp_path/'x.h5', '--model', models.sr, '--out', tmp_path/'out',
             naming=('has 5 channels',))
+
+
+def test_large_images_for_super_resolution_lie_in_a_file_and_train_the_same(tmp_path, capsys):
+    from srdiag.commands.train_sr import train_sr_command
+    from srdiag.data.images import save_png
+    from srdiag.data.samples import tissue
+    from srdiag.sr.settings import SRSettings
+    sharp = tissue()
+    (tmp_path/'tiles').mkdir()
+    for k in range(12): save_png(sharp[:, 7*k:7*k + 61, 5*k:5*k + 50 + k], tmp_path/'tiles'/f'{k:02}.png')
+    def trained(name, **how):
+        network = SRSettings(scale=2, patch=32, steps=2, model='srcnn')
+        train_sr_command(tmp_path/'tiles', tmp_path/name, network, RunOptions(epochs=1, **how))
+        return (tmp_path/name/'model.safetensors').read_bytes(), capsys.readouterr().out
+    (before, said), (after, told) = trained('memory'), trained('file', in_memory=5e-5)
+    assert before == after and 'lie in a file' in told and 'lie in a file' not in said

@@ -383,3 +383,13 @@ def test_spread_by_hand():
     found = spread_of([[0, 1, 1, 0], [0, 0, 1, 0], [0, 1, 1, 1]],
                       [[0.9, 0.4, 0.2, 0.6], [0.8, 0.6, 0.2, 0.6], [0.9, 0.4, 0.2, 0.3]])
     assert found == pytest.approx(dict(flips=2/8, unstable=2/4, spread=0.15, largest=0.3))
+
+
+def test_results_are_whole_where_the_system_has_no_such_lock(tmp_path, monkeypatch):
+    import srdiag.commands.results as results
+    monkeypatch.setattr(results, 'fcntl', None) # as on Windows
+    about = dict(model='model', weights_sha256='0'*64, shards=None, files=None)
+    for again in (False, True):
+        place = results.check_place_of_results(tmp_path/'out', again)
+        with results.Results(place, about) as kept: kept.room()
+        assert not [p for p in (tmp_path/'out').iterdir() if p.name.startswith('unfinished')]

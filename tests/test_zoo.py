@@ -8,6 +8,7 @@ from torch import nn
 
 from srdiag.data.degradation import degrade, upsample
 from srdiag.core.errors import ModelError
+from srdiag.sr.lean import RLFN
 from srdiag.sr.mrcnet import MRCNet
 from srdiag.sr.pre_upsampling import SRNetwork, haar, inverse_haar
 from srdiag.sr.zoo import (
@@ -36,6 +37,12 @@ TINY = {  # settings with which a network of each name takes no time
     'mrcnet_recursive': dict(channels=16, stages=1, blocks=1, steps=2),
     'mrcnet_recursive_no_lstm': dict(channels=16, stages=1, blocks=1, steps=2),
     'mrcnet_recursive_no_rcf': dict(channels=16, stages=1, blocks=1, steps=1),
+    'rlfn': dict(channels=16, blocks=2),
+    'safmn': dict(channels=16, blocks=2),
+    'span': dict(channels=16, blocks=2),
+    'plksr': dict(channels=16, blocks=2, kernel=7),
+    'plksr_tiny': dict(channels=16, blocks=2, kernel=5),
+    'mrcnet2': dict(channels=16, coarse=12, stages=2, blocks=1, coarse_blocks=1),
 }
 NAMES = list_models()
 every = pytest.mark.parametrize('name', NAMES)
@@ -45,7 +52,13 @@ tiled = pytest.mark.parametrize(
         n
         for n in NAMES
         if n[:-3]
-        in ('bicubic', *ARCHITECTURES.keys() - {'mrcnet'}, 'edsr_baseline', 'mrcnet_recursive_no_rcf')
+        in (
+            'bicubic',
+            *ARCHITECTURES.keys() - {'mrcnet', 'rlfn'},
+            'edsr_baseline',
+            'plksr_tiny',
+            'mrcnet_recursive_no_rcf',
+        )
     ],
 )
 
@@ -207,15 +220,17 @@ def test_drcn_paints_every_recursion():
         torch.testing.assert_close(net(lr), sum(w * s for w, s in zip(net.weights, steps)))
 
 
-@pytest.mark.parametrize('name', ['srcnn_x2', 'edsr_baseline_x2', 'carn_x2', 'srrfn_x2'])
+@pytest.mark.parametrize(
+    'name', ['srcnn_x2', 'edsr_baseline_x2', 'carn_x2', 'srrfn_x2', 'rlfn_x2', 'safmn_x3', 'span_x2']
+)
 def test_the_skip_can_be_left_out(name):
     lr = torch.rand(1, 3, 8, 8)
     with_skip, without = tiny(name), tiny(name, skip=False)
     without.load_state_dict(with_skip.state_dict())
-    offset = 0 if name.startswith('srcnn') else 0.5
+    offset, net_scale = 0 if name.startswith('srcnn') else 0.5, with_skip.scale
     with torch.no_grad():
         torch.testing.assert_close(
-            with_skip(lr) - upsample(lr, 2), without(lr) - offset, rtol=1e-4, atol=1e-5
+            with_skip(lr) - upsample(lr, net_scale), without(lr) - offset, rtol=1e-4, atol=1e-5
         )
 
 
@@ -253,7 +268,8 @@ def test_description(name):
         architecture_of(net),
         net.min_size,
     )
-    assert d.global_context == (d.reach is None) == (isinstance(net, MRCNet) and net.config['rcf'])
+    whole = isinstance(net, RLFN) or (isinstance(net, MRCNet) and net.config['rcf'])
+    assert d.global_context == (d.reach is None) == whole
     assert d.table_row in (None, d.title)
 
 

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 # What says that a folder is one, and what is copied.
-BENCHMARK = (Path('run.json'), ('README.md', '*.json', '*.csv', 'fig4.*', 'curves.png',
+BENCHMARK = (Path('run.json'), ('README.md', '*.json', '*.csv', 'fig4.*', 'curves.png', 'students.png',
                                 'runs/*/seed*/metrics.json', 'runs/*/seed*/log.csv'))
 EXPERIMENT = (Path('setup/config.json'), ('README.md', '*.csv', 'cost.json', 'table*.md', 'table*.png',
                                           'fig6.*', 'fig7.md', 'setup/config.json', 'sessions/*.json',

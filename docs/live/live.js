@@ -146,6 +146,7 @@
         say(text, wrong = false) {
             cells.part('cell-status').textContent = text
             cells.part('cell-status').classList.toggle('wrong', wrong)
+            if (wrong) cells.part('cell-result').hidden = true // they are of another picture
         },
         async ask(blob, name) {
             const id = ++cells.asked

@@ -48,12 +48,13 @@ def build_arm(
     images: LabelsImages, # classes, channels, size, network
     device='cpu', # where it computes
 ) -> SREnhancedDiagnosis: # untrained, but for its super-resolution network
-    "The framework of a row, predicting each image alone"
+    "The framework of a row, predicting each image alone or against references"
     design, side, own, network = images.design, images.data.side, {}, images.kinds.network
     if row.tuned: own = dict(sr=network.config, sr_architecture=architecture_of(network))
+    if row.joined: own |= dict(both_ways=row.interaction is None, interaction=row.interaction)
     model = SREnhancedDiagnosis(len(images.classes), design.scale, _inputs(row), True, images.data.channels,
-                                stem_for(side//design.scale), stem_for(side), mutual='mean', mode='solo',
-                                width=design.width, statistics='each', both_ways=row.joined, **own)
+                                stem_for(side//design.scale), stem_for(side), mutual='mean', mode=row.mode,
+                                width=design.width, statistics='each', **own)
     if row.tuned: model.sr_network.load_state_dict(network.state_dict())
     return model.to(device)
 

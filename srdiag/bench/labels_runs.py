@@ -37,6 +37,7 @@ from ..diagnosis.joining import join
 from ..diagnosis.losses import loss_of
 from ..diagnosis.network import SREnhancedDiagnosis
 from ..diagnosis.settings import FrameworkSettings
+from ..diagnosis.training import choose_references
 from ..evaluation.cost import count_parameters
 from ..training.options import RunOptions
 
@@ -133,6 +134,14 @@ def _parts(job, store, arm, numbers): # of a joined arm: their rows, weights and
             [store.metrics(a, *numbers)['seconds'] for a in parts])
 
 # %% ../../nbs/bench/labels_runs.ipynb #c016
+def _remember(job, model, arm, numbers, train): # references, where the row predicts against them
+    if arm.row.mode != 'context': return
+    at = job.images.subset(arm.labels, *numbers)
+    groups = None if job.images.groups is None else job.images.groups[at]
+    chosen = choose_references(job.images.labels[at], groups, 32, numbers[0])
+    model.remember(train.lr[chosen], train.hr[chosen], train.labels[chosen])
+
+# %% ../../nbs/bench/labels_runs.ipynb #c018
 def joined_arm(
     job: LabelsJob, # images, settings
     store, # LabelsStore with its parts
@@ -147,11 +156,12 @@ def joined_arm(
         model, train = build_arm(arm.row, job.images, job.place[0]), _training_part(job, arm, seed, fold)
         lr, sr = (_branch_after(job, row, w, third) for row, w in zip(rows, weights))
         join(model, lr, sr, train)
+        _remember(job, model, arm, (seed, fold), train)
         for r in train_steps(model, train, job.loss, (third,), job.budget, _order(seed, fold), job.place[1],
                              rates_of(model, job.budget.rate)):
             yield Reached(steps, r.model, r.seconds + sum(s[str(third)] for s in spent))
 
-# %% ../../nbs/bench/labels_runs.ipynb #c019
+# %% ../../nbs/bench/labels_runs.ipynb #c021
 def tested(
     job: LabelsJob, # images, settings
     row, # LabelRow
@@ -163,12 +173,12 @@ def tested(
     for name in ('test', 'valid'):
         part = job.images.of(row, job.images.folds[fold][name])
         with computing_in(job.place[1], job.place[0]):
-            p = predict(model, part.lr, job.images.classes, part.hr, 256, 'solo')
+            p = predict(model, part.lr, job.images.classes, part.hr, 256, row.mode)
         found.append((p.probabilities['ens'], float((p.labels == part.labels.numpy()).mean())))
     (p, right), (_, watched) = found
     return p, right, watched
 
-# %% ../../nbs/bench/labels_runs.ipynb #c022
+# %% ../../nbs/bench/labels_runs.ipynb #c024
 KEPT = 'LR', 'ILR', 'SR' # rows whose weights are kept, because joined ones begin with them
 
 def _test_frame(images, fold): # file, group and class of the test images
@@ -180,7 +190,7 @@ def _keep(weights, reached): # add those of the averaged network, under their nu
     weights |= {f'{reached.steps}/{k}': v.cpu().contiguous().clone()
                 for k, v in reached.model.network.state_dict().items()}
 
-# %% ../../nbs/bench/labels_runs.ipynb #c024
+# %% ../../nbs/bench/labels_runs.ipynb #c026
 def run_arm(
     job: LabelsJob, # images, settings
     store, # LabelsStore

@@ -17,7 +17,9 @@ from ..core.words import counted
 from ..diagnosis.settings import Files, FrameworkSettings, Mode, Mutual, Norm, RankOn, TrainMode
 
 # %% ../../nbs/bench/settings.ipynb #c005
-Preset = Literal['light', 'table1', 'table2'] # networks: a light selection, or the rows of Table I or II
+# networks: a light selection, the rows of Table I or II, MRC-Net with other ways to learn from its teacher,
+# or what came after the paper
+Preset = Literal['light', 'table1', 'table2', 'alternatives', 'modern']
 # Table III (networks of other groups), IV (the same on enlarged images), V (inputs and SAI), VI (confusion),
 # VII (cost), VIII (SAC and SAR), IX (part of super-resolution), X (scales), Fig. 6 (other networks), Fig. 7
 # (images)

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from .catalogue import INPUT_SIDE
-from .entries import BICUBIC, Entry
+from .entries import BICUBIC, TAUGHT, Entry
 from .loop import Job, those
 from .settings import SRBudget
 from .sr_scores import are_grouped, exact_images
@@ -36,7 +36,7 @@ from ..evaluation.image_quality import convention
 from ..models.info import ModelInfo
 from ..models.saving import load_model, save_model
 from ..sr.distillation import distil
-from ..sr.settings import Schedule
+from ..sr.settings import Distillation, Schedule
 from ..sr.training import score_images, train_sr
 from ..training.options import RunOptions
 from ..training.recipes import SR_RECIPES
@@ -59,14 +59,16 @@ def train_entry(
     device: torch.device|str = 'cpu', # where to train
     precision: str = 'auto', # see `precision_callbacks`
     folder: str|Path|None = None, # for log.csv and steps.csv
-    teacher=None, # the trained teacher of a distilled entry
+    teacher=None, # the trained teacher of an entry that has one
 ) -> torch.nn.Module: # trained, in eval mode
     "Train one network within the budget"
     recipe = replace(SR_RECIPES[budget.recipe], batch_size=budget.batch_size)
     epochs = budget.epochs*(2 if entry.training == 'scratch2x' else 1)
     parts, how = (pairs['train'], pairs['valid']), dict(folder=folder, precision=precision)
     schedule = Schedule(epochs, budget.steps, budget.patch, seed)
-    if entry.training == 'distilled': return distil(teacher, *parts, recipe, schedule, **how)[0].eval()
+    if entry.training in TAUGHT:
+        by = Distillation(by=TAUGHT[entry.training])
+        return distil(teacher, *parts, recipe, schedule, by, **how)[0].eval()
     torch.manual_seed(seed)
     network = build_entry(entry, parts[0].scale, parts[0].hr[0].shape[0]).to(device)
     if entry.training != 'none': train_sr(network, *parts, recipe, schedule, **how)

@@ -22,7 +22,7 @@ from tyro.constructors import ConstructorRegistry
 from .. import __version__
 from .comparisons import BenchmarkSR, Experiment, NetworkCosts
 from .export import Export
-from .labels import Labels
+from .labels import Interactions, Labels
 from .options import Demo, Distill, Evaluate, Predict, TrainDiagnosis, TrainSR
 from .sets import (
     BuildEndoSR, BuildHistoSR, Check, ImportCadcap, ImportKagglePCam, ImportKvasirCapsule, ImportPCam)
@@ -43,7 +43,8 @@ COMMANDS = {
     'build histosr': BuildHistoSR,
     'import pcam': ImportPCam, 'import kaggle-pcam': ImportKagglePCam, 'import cadcap': ImportCadcap,
     'import kvasir-capsule': ImportKvasirCapsule, 'import check': Check, 'benchmark sr': BenchmarkSR,
-    'experiment': Experiment, 'experiment labels': Labels, 'cost': NetworkCosts}
+    'experiment': Experiment, 'experiment labels': Labels, 'experiment interactions': Interactions,
+    'cost': NetworkCosts}
 
 def _members(family=''): # name → its line; of a family, or of the first level
     if family: return {n.split()[1]: c.__doc__ for n, c in COMMANDS.items() if n.startswith(f'{family} ')}

@@ -62,8 +62,10 @@ class BenchmarkSR:
     out: Path
     data: Path|None = None # folder with high-resolution images; not needed with --report-only
     scale: Literal[2, 4] = 2 # enlargement of height and width
-    preset: Preset = 'light' # which networks: the rows of Table I or II, or a light selection
-    # networks by name instead of a preset, e.g. carn,mrcnet:scratch2x,mrcnet:distilled
+    # which networks: a light selection, the rows of Table I or II, MRC-Net alone with all the alternatives to
+    # recursion distillation, or those that came after the paper
+    preset: Preset = 'light'
+    # networks by name instead of a preset, e.g. carn,mrcnet:scratch2x,mrcnet:distilled,mrcnet:attention
     models: str|None = None
     split_seed: Natural = 0 # seed of the split into training, validation and test groups
     report_only: bool = False # remake tables and figures from what is complete; trains nothing

@@ -33,7 +33,7 @@ from ..evaluation.calibration import calibrate
 from ..models.info import ModelInfo
 from ..models.saving import (
     EARLY, ModelSaver, check_not_a_class, is_finished, load_model, train_in)
-from ..models.starting import say_if_learned, start_diagnosis, start_facts
+from ..models.starting import say_if_learned, settings_like, start_diagnosis, start_facts
 from ..sr.mrcnet import MRCNet
 from ..training.learner import watching
 from ..training.options import RunOptions
@@ -139,8 +139,9 @@ def _recipe_of(settings, options): # with the batch size that was asked for
 # %% ../../nbs/commands/train_diagnosis.ipynb #c026
 def _info_of(found, model, lr_size, training): # what is known before the first metric
     c, groups = model.config, found.table.groups
+    rival = f' with {c["interaction"]}' if c['interaction'] else ' without SAI'
     title = '' if c['peer'] is None else f'{model.network.branch.title} on '
-    title += f'{c["inputs"]}{"" if c["sai"] or "+" not in c["inputs"] else " without SAI"}, '
+    title += f'{c["inputs"]}{"" if c["sai"] or "+" not in c["inputs"] else rival}, '
     data = dict(name=found.table.root.name, hash=found.hash, skipped=found.skipped or 'none',
                 **{k: len(v) for k, v in found.parts.items()},
                 groups='unknown' if groups is None else len(set(groups)))
@@ -245,7 +246,8 @@ def _own_branch(run, model, branch): # the single network, ready to be trained
 def _train_branch(run, single, branch, epochs, saver): # → a single network, trained
     inputs, more = single.config['inputs'], {}
     if inputs != 'SR': more = dict(sr=None, fixed=False)
-    own = replace(run, settings=replace(run.settings, inputs=inputs, lr_branch=None, sr_branch=None, **more),
+    alone = dict(inputs=inputs, interaction=None, lr_branch=None, sr_branch=None)
+    own = replace(run, settings=replace(run.settings, **alone | more),
                   options=replace(run.options, epochs=epochs))
     said = f'The {branch.upper()} branch alone ({inputs}), {counted(epochs, "epoch")}'
     start = run.settings.start(branch)
@@ -292,7 +294,11 @@ def train_diagnosis_command(
     device, _ = pick_place(options.device, options.precision)
     check_not_a_class(out, data, labels, options.overwrite, options.resume)
     if labelled_pairs(data, lr)[1] is not None: settings = replace(settings, images='hr')
+    if start is not None: settings = settings_like(settings, start)
     _check_inputs(settings, data, start)
+    if settings.images == 'lr' and options.reduction.realistic:
+        raise DataError(f'--degradation realistic makes large images small, but {data} is read as '
+                        'small images: use --images hr if they are large, or leave it out.')
     found = read_labelled(data, labels, options, MRCNet.min_size*settings.reduction, lr=lr,
                           scale=settings.scale).split(options.seed)
     _say_if_without_a_class(found)

@@ -10,14 +10,14 @@ import time
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
-from typing import get_type_hints
+from typing import get_args, get_type_hints
 
 import torch
 
 from ..core.errors import DataError, ModelError
 from ..core.precision import pick_place
 from ..core.records import command_line
-from ..core.settings import check_value
+from ..core.settings import check_choice
 from ..core.words import counted, say
 from ..data.degradation import upsample
 from ..data.pairs import check_patch_side
@@ -26,7 +26,7 @@ from ..models.info import ModelInfo, check_files, in_its_colours
 from ..models.saving import EARLY, ModelSaver, check_output, load_model, train_in
 from ..models.split import read_split
 from ..models.starting import say_if_learned, sr_start, start_facts
-from ..sr.distillation import distil
+from ..sr.distillation import distil, distillation_loss_of
 from ..sr.mrcnet import MRCNet
 from ..sr.settings import DistilSettings, SRSettings, Schedule, with_patch
 from ..sr.training import evaluate_sr, train_sr
@@ -133,7 +133,7 @@ def _decided(settings, options, start, new_scale): # → both, and the name of t
 
 # %% ../../nbs/commands/train_sr.ipynb #c025
 def _check_scale(scale): # DataError for one that networks do not have
-    check_value('A run', 'new_scale', scale, get_type_hints(SRSettings)['scale'])
+    check_choice('scale', scale, get_args(get_type_hints(SRSettings)['scale']))
 
 def _network_of(name, found, settings, start, seed): # → network, title, facts for the record
     torch.manual_seed(seed)
@@ -209,6 +209,9 @@ def _compare_data(data, teacher, found, known, split): # notes about images that
 def _facts(settings, course, teacher): # → for the record
     return asdict(settings) | dict(steps=course[-1].steps) | start_facts(teacher, 'teacher')
 
+def _title_of(teacher, settings): # of its student
+    return f'MRC-Net x{teacher.scale}, {distillation_loss_of(settings).title}'
+
 def _copying(network, save): # a `save` that brings `network` up to date first
     def keep(model, value, epoch):
         network.load_state_dict(model.network.state_dict())
@@ -234,7 +237,7 @@ def distill_command(
     _compare_data(data, teacher, found, known, split)
     network, course = MRCNet(**(master.config | dict(steps=1))), _course_of(found, master.scale, s, options)
     recorded = _recorded(options, precision, **_facts(s, course, teacher))
-    info = _Informant(f'MRC-Net x{master.scale}, distilled', found, start, recorded)
+    info = _Informant(_title_of(master, s), found, start, recorded)
     saver = first_only(ModelSaver(out, network, options.overwrite, found.table, options.resume))
     student = partial(distil, master, *course, s, precision=precision, num_workers=options.workers)
     def train(folder, save): return student(folder=folder, save=_copying(network, save), cbs=cbs)

@@ -259,6 +259,12 @@ def _check_reading(paths: list, channels: int|None, min_size: int, size: int|Non
         raise DataError(f'Images cut to {size}×{size} pixels are too small, {min_size} pixels are needed on '
                         'each side: use a larger --size.')
 
+def _kept_by(keep, read): # two functions in a row; an error is no image
+    def both(path):
+        x = read(path)
+        return x if isinstance(x, ImageError) else keep(x)
+    return both
+
 def read_images(
     paths: list, # image files, e.g. from `find_images`
     channels: int|None = None, # 1, 3, or None: grey only if every readable image is grey
@@ -266,6 +272,7 @@ def read_images(
     min_size: int = 1, # images with a shorter side below this are skipped, in pixels
     size: int|None = None, # cut the middle size×size pixels out of each image
     bits: int|None = None, # that files of 16 bits really hold, e.g. 12; None: find out, and say it
+    keep=None, # C×H×W → what is kept of an image, e.g. an `Overflow` of data/mapped; None: the image itself
 ) -> ImageSet: # in the order of `paths`
     """Read many images with a few threads; DataError if none can be used, ImageError for the first bad one if
     `strict`"""
@@ -273,7 +280,8 @@ def read_images(
     _check_reading(paths, channels, min_size, size)
     bits = known_depth(paths, bits)
     with quietly(), ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-        found = list(pool.map(lambda p: _read_or_error(p, channels, min_size, size, bits), paths))
+        def read(p): return _read_or_error(p, channels, min_size, size, bits)
+        found = list(pool.map(read if keep is None else _kept_by(keep, read), paths))
     if strict and (bad := [x for x in found if isinstance(x, ImageError)]): raise bad[0]
     return replace(_collected(paths, found, channels), bits=bits)
 

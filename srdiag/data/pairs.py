@@ -74,7 +74,7 @@ class SRPairs(Dataset):
         if not len(images): raise DataError('There is no image to make pairs of: the list is empty.')
         self.scale, self.names = scale, [str(n) for n in (range(len(images)) if names is None else names)]
         _check_images(images, self.names, scale)
-        self.hr = [crop_to_multiple(x, scale).contiguous() for x in _of_one_type(images)]
+        self.hr = [crop_to_multiple(x, scale) for x in _of_one_type(images)] # views: they may lie in files
         self.lr = ([_shrink(x, scale, quantise, how) for x in self.hr] if lr is None
                    else _own(lr, self.hr, self.names))
 

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from ..core.words import counted, say
 from ..data.degradation import crop_to_multiple
 from ..data.images import ImageSet, as_float, read_images, to_uint8
+from ..data.mapped import Overflow
 from ..data.realistic import degraded
 from ..training.options import CHANNELS, Degradation, RunOptions
 
@@ -51,7 +52,11 @@ def read_fitting(
     "Read images cut, resized or whole; DataError and ImageError as in `read_images`"
     if side is None and options.resize and options.size: side = options.size, options.size
     least, size = (1, None) if side else (least, options.size)
-    images = read_images(paths, CHANNELS[options.channels], options.strict, least, size, options.bits or bits)
+    keep = Overflow(options.in_memory)
+    images = read_images(paths, CHANNELS[options.channels], options.strict, least, size, options.bits or bits,
+                         keep)
+    if keep.written: say(f'{keep.written/1e9:.1f} GB of the images lie in a file, which is gone after this '
+                         f'run; {options.in_memory:g} GB are held in memory (--in-memory).')
     return images if side is None else fit_all(images, *side)
 
 # %% ../../nbs/datasets/fitting.ipynb #c015

@@ -67,7 +67,7 @@ def build_framework(
     own = {} if network is None else dict(sr=network.config, sr_architecture=architecture_of(network))
     mode, solo_share = (s.mode, s.solo) if s.mixes else ('solo', 0.)
     kind = 'none' if not s.standardise else 'each' if '+' in s.inputs else 'shared'
-    own |= {k: getattr(s, k) for k in ('backbone', 'lr_backbone', 'sr_backbone')}
+    own |= {k: getattr(s, k) for k in ('backbone', 'lr_backbone', 'sr_backbone', 'interaction')}
     own |= dict(peer=s.peer, width=s.width, statistics=kind, gate_norm=s.gate_norm,
                 both_ways=s.mixes and s.trains == 'both')
     model = SREnhancedDiagnosis(len(found.classes), s.scale, s.inputs, s.sai, found.channels, lr_stem,

@@ -73,6 +73,7 @@ def modes_of(
     "The modes that a model can predict in"
     if not model.mixes: return 'solo',
     has = ['solo', 'batch'] if model.config['references'] is None else ['context', 'solo', 'batch']
+    if model.interaction == 'prototypes': has.remove('batch') # nobody knows its classes
     return model.mode, *[m for m in has if m != model.mode]
 
 def is_independent(

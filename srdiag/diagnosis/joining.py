@@ -40,6 +40,7 @@ def single_of(
     plain = dict(inputs=_inputs_of(model, branch), mode='solo', both_ways=False, solo_share=0.,
                  references=None, statistics='none' if c['statistics'] == 'none' else 'shared')
     plain |= dict.fromkeys(('lr_backbone', 'sr_backbone'), c[f'{branch}_backbone']) # it is either
+    plain['interaction'] = None
     single = SREnhancedDiagnosis(**c | plain)
     if single.sr_network is not None: single.sr_network.load_state_dict(model.sr_network.state_dict())
     return single

@@ -4,11 +4,12 @@
 
 # %% auto #0
 __all__ = ['Inputs', 'Mode', 'Mutual', 'Norm', 'RankOn', 'Files', 'Statistics', 'NetworkName', 'TrainMode', 'INPUTS', 'MODES',
-           'ROW_WEIGHTS', 'NORMS', 'STATISTICS', 'InputSettings', 'BranchSettings', 'LossSettings', 'FrameworkSettings',
-           'Caution']
+           'ROW_WEIGHTS', 'NORMS', 'STATISTICS', 'Interaction', 'INTERACTIONS', 'COMPARING', 'interaction_of',
+           'interaction_misfit', 'InputSettings', 'BranchSettings', 'LossSettings', 'FrameworkSettings', 'Caution']
 
 # %% ../../nbs/diagnosis/settings.ipynb #c003
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from difflib import get_close_matches
 from numbers import Real
 from typing import Annotated, Literal, get_args
 
@@ -31,6 +32,41 @@ INPUTS, MODES, ROW_WEIGHTS, NORMS, STATISTICS = (
     get_args(kind) for kind in (Inputs, Mode, Mutual, Norm, Statistics))
 
 # %% ../../nbs/diagnosis/settings.ipynb #c007
+Interaction = Literal['sai', 'concatenation', 'se', 'cbam', 'nonlocal', 'dual', 'batchformer', 'nearest',
+                      'prototypes']
+INTERACTIONS, COMPARING = get_args(Interaction), ('sai', 'nearest', 'prototypes')
+
+# %% ../../nbs/diagnosis/settings.ipynb #c010
+def interaction_of(
+    sai: bool = True, # as a framework has it
+    name: str|None = None, # one of INTERACTIONS; None: `sai` says it
+    error: type = ValueError, # for a name that there is not, or that contradicts `sai`
+) -> str: # one of INTERACTIONS
+    "What the branches exchange after each stage"
+    if name is None: return 'sai' if sai else 'concatenation'
+    if name in INTERACTIONS and (sai or name != 'sai'): return name
+    if name in INTERACTIONS: raise error('SAI is switched off and named as the interaction: decide for one.')
+    close = get_close_matches(str(name), INTERACTIONS, 2, 0.4)
+    hint = f'did you mean {" or ".join(close)}? Choose' if close else 'choose'
+    raise error(f'There is no interaction {name!r}: {hint} one of {", ".join(INTERACTIONS)}.')
+
+# %% ../../nbs/diagnosis/settings.ipynb #c012
+def interaction_misfit(
+    s, # FrameworkSettings
+) -> str: # a sentence, or ''; DataError for a name that there is not
+    "What does not fit the interaction that was asked for"
+    name, asked = s.exchange, s.interaction
+    if asked is not None and '+' not in s.inputs:
+        return f'{s.inputs} is a single branch: there is nobody to exchange with. Leave --interaction out.'
+    if asked not in (None, 'concatenation') and not s.sai:
+        return f'--no-sai concatenates features: leave it out, or leave out --interaction {asked}.'
+    if name == 'prototypes' and s.mode != 'context':
+        return f'Prototypes are means of reference images: use --mode context, not {s.mode}.'
+    if name == 'prototypes' and s.trains == 'both':
+        return 'Prototypes are compared once with each batch: use --train-mode batch or alternate, not both.'
+    return ''
+
+# %% ../../nbs/diagnosis/settings.ipynb #c016
 @dataclass(frozen=True)
 class InputSettings:
     "What a framework reads, and which super-resolution network is in front of it"
@@ -43,9 +79,16 @@ class InputSettings:
     sr: str|None = None
     # keep MRC-Net as it is (Pretrain + Fixed); default: fine-tune it at 0.01 times the rate
     fixed: bool = False
+    # what the branches exchange after each stage: sai, concatenation, se (squeeze and excitation), cbam,
+    # nonlocal, dual (dual attention), batchformer, nearest (references) or prototypes (of classes); default:
+    # sai, or with --no-sai concatenation
+    interaction: str|None = field(default=None, kw_only=True)
 
     @property
-    def mixes(self): return self.sai and '+' in self.inputs # are samples compared with each other?
+    def exchange(self): return interaction_of(self.sai, self.interaction, DataError) # one of INTERACTIONS
+
+    @property
+    def mixes(self): return self.exchange in COMPARING and '+' in self.inputs # are samples compared?
 
     @property
     def has_sr(self): return self.inputs.endswith('SR') # is there a super-resolution network?
@@ -53,7 +96,7 @@ class InputSettings:
     @property
     def reduction(self): return self.scale if self.images == 'hr' else 1 # of a file's side, to its LR image
 
-# %% ../../nbs/diagnosis/settings.ipynb #c010
+# %% ../../nbs/diagnosis/settings.ipynb #c019
 @dataclass(frozen=True, kw_only=True)
 class BranchSettings:
     "How the two branches are made, and what they start from"
@@ -85,7 +128,7 @@ class BranchSettings:
         if said == 'imagenet' or said.startswith('imagenet:'): return 'imagenet'
         return 'scratch' if said == 'scratch' else 'folder'
 
-# %% ../../nbs/diagnosis/settings.ipynb #c012
+# %% ../../nbs/diagnosis/settings.ipynb #c021
 @dataclass(frozen=True, kw_only=True)
 class LossSettings:
     "How much each term of Eq. (14) weighs, and how it is measured"
@@ -104,7 +147,7 @@ class LossSettings:
     label_smoothing: Annotated[float, Between(0, 0.999)] = 0. # ε: so much of each label goes to all classes
     focal: Weight = 0. # γ of the focal loss, which lets easy images weigh less; 0 switches it off, 2 is usual
 
-# %% ../../nbs/diagnosis/settings.ipynb #c014
+# %% ../../nbs/diagnosis/settings.ipynb #c023
 def _check_peer(s): # FrameworkSettings; DataError for what a network of another group does not have
     if s.peer is None: return
     if '+' in s.inputs:
@@ -118,7 +161,7 @@ def _check_peer(s): # FrameworkSettings; DataError for what a network of another
         raise DataError(f'--network {s.peer} is a network of its own, without our branches and what is '
                         f'between them: leave out {", ".join(wrong)}.')
 
-# %% ../../nbs/diagnosis/settings.ipynb #c018
+# %% ../../nbs/diagnosis/settings.ipynb #c028
 @dataclass(frozen=True)
 class FrameworkSettings(LossSettings, BranchSettings, InputSettings):
     "What a framework reads, and how it compares, weighs and learns. Raises DataError for what cannot be"
@@ -143,6 +186,7 @@ class FrameworkSettings(LossSettings, BranchSettings, InputSettings):
                             'least 2.')
         check_settings(self, 'A run')
         _check_peer(self)
+        if wrong := interaction_misfit(self): raise DataError(wrong)
         if self.solo_share is not None and self.train_mode in ('batch', 'both'):
             raise DataError(f'The share of batches without affinity is for --train-mode alternate, not for '
                             f'{self.train_mode}.')
@@ -165,7 +209,7 @@ class FrameworkSettings(LossSettings, BranchSettings, InputSettings):
         if self.trains != 'alternate': return 0.
         return 0.5 if self.solo_share is None else self.solo_share
 
-# %% ../../nbs/diagnosis/settings.ipynb #c028
+# %% ../../nbs/diagnosis/settings.ipynb #c038
 @dataclass(frozen=True)
 class Caution:
     "What the thresholds of a model are to reach on validation images. Raises DataError for impossible shares"

@@ -188,6 +188,8 @@ def recalibrate(
 ) -> SREnhancedDiagnosis: # the same model, in eval mode
     "Measure the running statistics of every batch norm anew"
     device = next(model.parameters()).device
+    if model.interaction == 'batchformer': mode = 'solo' # as it predicts
+    if model.interaction == 'prototypes' and mode == 'batch': mode = 'context' # as it trains
     with measuring(model.train()) as norms:
         for part in some_batches(len(train), batch_size, batches, seed):
             images = [x.to(device).contiguous(memory_format=torch.channels_last)
@@ -217,8 +219,9 @@ def _kept_start(learn): # is the joined start the best there was?
 
 def _measure_again(learn, train, size, seed): # as the last section says
     model = learn.model
-    if not model.mixes or _kept_start(learn): return
-    if model.mode == 'context' and model.config['mutual'] != 'mean':
+    if not (model.mixes or model.interaction == 'batchformer') or _kept_start(learn): return
+    if model.interaction == 'batchformer': return recalibrate(model, train, size, seed=seed)
+    if model.mode == 'context' and model.interaction == 'sai' and model.config['mutual'] != 'mean':
         n = model.config['references'][0] + 1 # a sample and its references: sums over a batch grow with it
         recalibrate(model, train, n, mode='batch', seed=seed)
     elif not model.both_ways and (model.mode == 'solo' or model.solo_share):
@@ -240,7 +243,7 @@ def _prepare(model, train, size, fixed, references, seed): # batch size, statist
     if not model.joined: model.network.fit_statistics(for_statistics(train.lr))
     if model.mixes and model.mode == 'context':
         at = choose_references(train.labels, seed=seed) if references is None else references
-        model.remember(train.lr[at], None if train.hr is None else train.hr[at])
+        model.remember(train.lr[at], None if train.hr is None else train.hr[at], train.labels[at])
 
 # %% ../../nbs/diagnosis/training.ipynb #c044
 def train_diagnosis(

@@ -15,6 +15,7 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from ..core.graphs import fuse
 from ..core.precision import in_eval_mode
 
 # %% ../../nbs/evaluation/cost.ipynb #c010
@@ -59,9 +60,10 @@ def measure_cost(
     input_size: int, # side of the square input in pixels
     channels: int = 3, # of the input
 ) -> Cost: # the filled row
-    "Count parameters and operations of a network for one square image"
+    "Count parameters and operations of a network, as `fuse` leaves it, for one square image"
     x = torch.empty(1, channels, input_size, input_size, device='meta')
     if not any(t.is_meta for t in module.parameters()): module = copy.deepcopy(module).to('meta')
+    module = fuse(module)
     return Cost(name, scale, input_size, count_parameters(module), count_flops(module, x))
 
 # %% ../../nbs/evaluation/cost.ipynb #c025

@@ -20,6 +20,7 @@ import torch
 from torch import nn
 
 from ..core.compiled import compiled, kept_graph, key_of, openvino_model, run_graph
+from ..core.graphs import fuse
 from ..core.precision import chosen_precision, computing_in
 from ..core.settings import check_choice
 
@@ -63,7 +64,7 @@ def forward_call(
 ): # a function without arguments
     "One forward pass on random values, ready to be timed"
     order = torch.channels_last if setup.channels_last else torch.contiguous_format
-    network = network.eval().to(setup.device, memory_format=order)
+    network = fuse(network.eval()).to(setup.device, memory_format=order)
     x = torch.rand(shape, generator=torch.Generator().manual_seed(0))
     x = x.to(setup.device).contiguous(memory_format=order)
     if setup.runtime == 'openvino': return _compiled_call(network, x, setup)

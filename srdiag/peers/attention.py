@@ -88,4 +88,4 @@ class AbnormalAwareAttention(nn.Module):
     def forward(self, x): # B×C×H×W → the same, and B×h×w that sum to 1: how much each place is looked at
         beta, value = self.affinity(x), self.asked(self.value(x))
         found = value.flatten(2) @ beta.transpose(1, 2).to(x.dtype) # B×C×N
-        return x + self.strength*found.view_as(x), beta.mean(1).view(len(x), *value.shape[-2:])
+        return x + self.strength*found.view_as(x), beta.mean(1).unflatten(1, value.shape[-2:])

@@ -18,7 +18,7 @@ from matplotlib.lines import Line2D
 from sklearn.metrics import roc_auc_score
 
 from ..core.errors import ModelError
-from ..diagnosis.inference import Predictions
+from ..diagnosis.inference import Predictions, modes_of
 from ..diagnosis.network import SREnhancedDiagnosis
 from .interpretation import images_for, run_network, watch
 from .style import PALETTE, finished, plain, style
@@ -91,7 +91,8 @@ def stage_affinities(
     hr: torch.Tensor|None = None, # B×C×H×W, for the inputs that need it
 ) -> dict: # 'A_SR', 'A_LR' and 'M' → list of four B×B matrices on the CPU
     "Affinities of one batch after each stage (Eq. 5, 6). ModelError if the model has no affinity"
-    with watch(model, []): out = run_network(model, *images_for(model, lr, hr), 'batch')
+    mode = 'batch' if 'batch' in modes_of(model) else 'solo'
+    with watch(model, []): out = run_network(model, *images_for(model, lr, hr), mode)
     if not out.mutual:
         raise ModelError('This model has no sample affinity interaction, so that there are no affinities to '
                          'look at: take one with two branches and sai=True.')

@@ -175,7 +175,7 @@ def _add_saliency(report, a):
 
 def _add_affinities(report, a):
     batch = a.some(BATCH)
-    if not a.model.mixes or len(batch) <= 3: return
+    if not a.model.mixes or a.model.interaction != 'sai' or len(batch) <= 3: return
     lr, hr = a.images(batch)
     report.figure(affinity_stages_figure(a.model, lr, a.labels[batch], a.classes, hr),
                   'Affinities of one class-balanced batch, in the published mode, ordered by class.',

@@ -16,6 +16,7 @@ from fastai.callback.core import Callback
 from fastai.torch_core import set_seed
 
 from ..data.pairs import SRPairs
+from .mimicry import Mimicry, mimicry_of
 from .mrcnet import MRCFeatures, MRCNet
 from .settings import Distillation, Schedule
 from .training import sr_dataloaders, sr_learner
@@ -37,6 +38,7 @@ def student_of(
 # %% ../../nbs/sr/distillation.ipynb #c013
 class DistillationLoss(nn.Module):
     "Eq. (4): mean squared errors between the features of student and teacher, weighted by γ₁ to γ₄"
+    title, terms = 'distilled', ('cell', 'hidden', 'f_lr', 'f_sr')
     def __init__(self,
         cell: float = 2., # γ₁, of C
         hidden: float = 2., # γ₂, of H
@@ -54,16 +56,16 @@ class DistillationLoss(nn.Module):
 
 # %% ../../nbs/sr/distillation.ipynb #c016
 class PhasedLoss(nn.Module):
-    "MAE, plus γ_d times the distillation loss while there are `teacher_features` (Algorithm 1, lines 7, 11)"
+    "MAE, plus γ_d times a distillation loss while there are `teacher_features` (Algorithm 1, lines 7, 11)"
     reduction = 'mean' # 'none': the MAE of each image
     def __init__(self,
         weight: float = 1., # γ_d
-        distil: DistillationLoss|None = None, # None: the published weights
+        distil: DistillationLoss|Mimicry|None = None, # None: Eq. (4) with the published weights
     ):
         super().__init__()
         self.weight, self.distil = weight, distil or DistillationLoss()
         self.teacher_features = None
-        self.names = ['mae', *(f'distil_{k}' for k in self.distil.gamma)]
+        self.names = ['mae', *(f'distil_{k}' for k in self.distil.terms)]
 
     def forward(self, pred, hr): # MRCFeatures or an image; B×C×sH×sW → a number
         sr = pred.sr if isinstance(pred, MRCFeatures) else pred
@@ -71,6 +73,7 @@ class PhasedLoss(nn.Module):
         mae = (sr-hr).abs().mean()
         self.components = dict.fromkeys(self.names, 0.) | dict(mae=mae.detach())
         if self.teacher_features is None: return mae
+        if isinstance(self.distil, Mimicry): self.distil.begin(mae.detach(), pred, self.teacher_features)
         distance = self.distil(pred, self.teacher_features)
         self.components |= self.distil.components
         return mae + self.weight*distance
@@ -80,10 +83,15 @@ class FeatureStudent(nn.Module):
     "The student as the training loop sees it: features while it trains, the image otherwise"
     def __init__(self,
         network: MRCNet, # single-forward
+        loss: nn.Module|None = None, # a Mimicry may have weights of its own
     ):
         super().__init__()
-        self.network = network
-    def forward(self, lr): return self.network.features(lr) if self.training else self.network(lr)
+        self.network, self.mimicry = network, loss if isinstance(loss, Mimicry) else None
+
+    def forward(self, lr): # B×C×H×W → MRCFeatures, or B×C×sH×sW
+        if not self.training: return self.network(lr)
+        features = self.network.features(lr)
+        return features if self.mimicry is None else self.mimicry.compared(features)
 
 # %% ../../nbs/sr/distillation.ipynb #c022
 def epochs_of_phase1(
@@ -114,9 +122,11 @@ class RecursionDistillation(Callback):
 
 # %% ../../nbs/sr/distillation.ipynb #c027
 def distillation_loss_of(
-    how: Distillation, # for γ₁ to γ₄
-) -> DistillationLoss:
-    "Eq. (4) with the weights of the settings"
+    how: Distillation, # what is imitated, and γ₁ to γ₄
+    channels: int = 32, # n of student and teacher
+) -> DistillationLoss|Mimicry:
+    "Eq. (4) with the weights of the settings, or the rival that they name"
+    if how.by != 'recursion': return mimicry_of(how.by, channels)
     return DistillationLoss(how.gamma_cell, how.gamma_hidden, how.gamma_f_lr, how.gamma_f_sr)
 
 # %% ../../nbs/sr/distillation.ipynb #c030
@@ -129,16 +139,18 @@ def distil(
     how: Distillation = Distillation(), # share of phase 1, weights γ, one schedule or two
     **kwargs, # lr instead of the recipe's, num_workers; to sr_learner: folder, precision, save, cbs
 ) -> tuple[MRCNet, RunLearner]: # the student with its best weights, and the Learner
-    "Recursion distillation (Algorithm 1)"
+    "Recursion distillation (Algorithm 1), or another way to learn from the same teacher (`how.by`)"
     student = student_of(teacher)
     s, (recipe, workers, kwargs) = schedule, split_keywords(recipe, kwargs)
     set_seed(s.seed, reproducible=True)
     dls = sr_dataloaders(train, valid, s.patch, recipe.batch_size, s.steps, s.seed,
                          device=next(student.parameters()).device, **workers)
-    loss = PhasedLoss(how.weight, distillation_loss_of(how))
-    learn = sr_learner(dls, FeatureStudent(student), student.scale, recipe, loss=loss, **kwargs)
-    learn.add_cb(RecursionDistillation(teacher, how.phase1))
+    loss = PhasedLoss(how.weight, distillation_loss_of(how, student.config['channels']))
+    phase1 = how.phase1 if loss.distil.terms else 0. # copied weights have no phase 1
+    model = FeatureStudent(student, loss.distil)
+    learn = sr_learner(dls, model, student.scale, recipe, loss=loss, **kwargs)
+    learn.add_cb(RecursionDistillation(teacher, phase1))
     learn.metrics = learn.metrics + [LossComponent(k) for k in loss.names[1:]]
-    first = epochs_of_phase1(s.epochs, how.phase1)
+    first = epochs_of_phase1(s.epochs, phase1)
     fit(learn, recipe, s.epochs, restart=first if how.two_schedules and first < s.epochs else 0)
     return student, learn

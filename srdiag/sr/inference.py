@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from ..core.errors import DataError
+from ..core.graphs import fuse
 from ..core.precision import computing_in
 from ..core.progress import tracked
 from ..data.images import as_float, to_uint8
@@ -52,7 +53,7 @@ def enlarger(
     compiled: bool = False, # by torch.compile: needs a C++ compiler; slow at the first call
 ): # a function from B×C×H×W in [0, 1], on any device, to B×C×sH×sW float32 on the network's device
     "The fastest way to run a network on batches; see `super_resolve` for one image of any size"
-    network.eval().to(memory_format=torch.channels_last)
+    network = fuse(network.eval().to(memory_format=torch.channels_last))
     device = next((t.device for t in network.parameters()), torch.device('cpu'))
     call = torch.compile(network) if compiled else network
     computing_in(precision, device) # a wrong name fails here, not at the first image
@@ -208,6 +209,7 @@ def super_resolve(
     tiles = _tiles_for(network, height, width, tile, m.overlap)
     engine = chosen_runtime(network, height*width, runtime, precision)
     run = Runner(network, precision) if engine == 'openvino' else None
+    network = fuse(network)
     out = torch.empty(channels, network.scale*height, network.scale*width, dtype=dtype)
     with _in_use(network, 'auto' if precision == 'int8' else precision) as device:
         return _enlarge(network, lr, tiles, device, m.context, out, run)
