@@ -238,12 +238,14 @@ def commands(teacher, sr_folder, labelled):
     few = ['--steps', 3, '--patch', 16, '--device', 'cpu', '--precision', 'fp32', '--data', sr_folder]
     return {'train-sr': (['train-sr', *few, '--scale', 2, '--epochs', 3], [2]),
             'distill': (['distill', *few, '--teacher', teacher, '--epochs', 4, '--two-schedules'], [1, 1]),
+            # a distance that remembers its units and trains a regressor
+            'hints': (['distill', *few, '--teacher', teacher, '--epochs', 3, '--by', 'hints_regressor'], [1]),
             # two epochs for each branch, two for both
             'train-diagnosis': (['train-diagnosis', '--data', labelled, '--images', 'hr', '--inputs',
                                  'LR+ILR', '--epochs', 6, '--batch-size', 8, '--width', 8, *TINY], [1, 2, 2])}
 
 
-@pytest.mark.parametrize('name', ['train-sr', 'distill', 'train-diagnosis'])
+@pytest.mark.parametrize('name', ['train-sr', 'distill', 'hints', 'train-diagnosis'])
 def test_a_killed_training_ends_with_the_same_bits(name, commands, killed_at, tmp_path, run_cli, succeeds,
                                                    monkeypatch):
     (words, kills), whole, out = commands[name], tmp_path/'whole', tmp_path/'out'

@@ -42,6 +42,7 @@ TINY = {  # settings with which a network of each name takes no time
     'span': dict(channels=16, blocks=2),
     'plksr': dict(channels=16, blocks=2, kernel=7),
     'plksr_tiny': dict(channels=16, blocks=2, kernel=5),
+    'mrcnet2': dict(channels=16, coarse=12, stages=2, blocks=1, coarse_blocks=1),
 }
 NAMES = list_models()
 every = pytest.mark.parametrize('name', NAMES)

@@ -1,7 +1,9 @@
-"""Do recursion and distillation help where training is flat? `python tools/measure_distillation.py DATA RUNS
-[--blocks 1 2 ...]` makes the blocks of results/distillation/README.md, each complete before the next, and
-goes on where it stopped. DATA holds bloodsmear/sr and histology/sr. `--report OUT` copies what is complete,
-without images and weights, and writes OUT/ladder.csv and OUT/why.csv."""
+"""Do recursion and distillation help where training is flat?
+
+`python tools/measure_distillation.py DATA RUNS [--blocks 1 2 ...]` makes the blocks of
+results/distillation/README.md, each complete before the next, and goes on where it stopped. DATA holds
+bloodsmear/sr and histology/sr. `--report OUT` copies what is complete, without images and weights, and writes
+OUT/ladder.csv and OUT/why.csv."""
 import argparse
 from dataclasses import dataclass
 from pathlib import Path

@@ -69,7 +69,7 @@ IMITATIONS = dict(output='Output matching', hints='Hints', hints_regressor='Hint
                   attention='Attention transfer', flow='Flow matrices', similarity='Similarity preserving')
 ALTERNATIVES = tuple(Entry(label, 'mrcnet', training) for training, label in IMITATIONS.items())
 
-# %% ../../nbs/bench/entries.ipynb #c014
+# %% ../../nbs/bench/entries.ipynb #c015
 PRESETS = dict(
     light=(BICUBIC, CARN_SCRATCH, EDSR_SCRATCH, SCRATCH, DOUBLE, RECURSIVE, STUDENT),
     table1=(BICUBIC, Entry('SRCNN', 'srcnn'), Entry('VDSR', 'vdsr'), CARN_SCRATCH, EDSR_SCRATCH,
@@ -82,7 +82,7 @@ PRESETS = dict(
     modern=(BICUBIC, EDSR_SCRATCH, Entry('RLFN', 'rlfn'), Entry('SPAN', 'span'), Entry('SAFMN', 'safmn'),
             Entry('PLKSR-tiny', 'plksr_tiny'), SCRATCH, DOUBLE, STUDENT))
 
-# %% ../../nbs/bench/entries.ipynb #c016
+# %% ../../nbs/bench/entries.ipynb #c017
 def with_teachers(
     entries, # of a benchmark
 ) -> tuple: # the same without repetitions, each teacher before its student
@@ -94,7 +94,7 @@ def with_teachers(
             raise ValueError(f'Two entries would share the folder {x.key}: {first} and {x}.')
     return tuple(out.values())
 
-# %% ../../nbs/bench/entries.ipynb #c020
+# %% ../../nbs/bench/entries.ipynb #c021
 def _without_scale(name, scale):
     for other in (2, 3, 4, 8):
         if not name.endswith(f'_x{other}'): continue
@@ -104,13 +104,13 @@ def _without_scale(name, scale):
         name = name.removesuffix(f'_x{other}')
     return name
 
-# %% ../../nbs/bench/entries.ipynb #c022
+# %% ../../nbs/bench/entries.ipynb #c023
 def _known_entry(name, training): # one of the presets, with its label; or None
     known = {e.key: e for preset in PRESETS.values() for e in preset}
     entry = known.get(name + (f'-{training}' if training not in ('', 'scratch', 'none') else ''))
     return entry if entry and training in ('', entry.training) else None
 
-# %% ../../nbs/bench/entries.ipynb #c024
+# %% ../../nbs/bench/entries.ipynb #c025
 def parse_entry(
     text: str, # 'carn', 'carn_x2', 'mrcnet:distilled' or 'mrcnet-distilled'
     scale: int, # of the benchmark
@@ -127,7 +127,7 @@ def parse_entry(
     try: return Entry(label, name, training or 'scratch')
     except ValueError as e: raise ModelError(f'{text.strip()!r} cannot take part: {e}') from e
 
-# %% ../../nbs/bench/entries.ipynb #c027
+# %% ../../nbs/bench/entries.ipynb #c028
 def entries_of(
     scale: int, # of the benchmark
     preset: str = 'light', # a key of PRESETS

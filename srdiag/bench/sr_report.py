@@ -90,7 +90,7 @@ def _students(gains): # → Figure, or None if there are no alternatives
               for ref in STUDENTS}
     return gain_marks(panels)
 
-# %% ../../nbs/bench/sr_report.ipynb #c024
+# %% ../../nbs/bench/sr_report.ipynb #c026
 def _costs(store, summary): # Fig. 4
     about, scale = store.head()['about'], store.head()['fixed']['scale']
     summary = summary[summary.entry.isin([e.key for e in _main(store.entries())])]
@@ -108,7 +108,7 @@ def _panel(store, complete): # Fig. 5
                      as_float(read_image(folder/'hr.png')))
     return figures.sr_panel(images, truth, convention(scale), width=max(7, 1.35*(len(images) + 1)))
 
-# %% ../../nbs/bench/sr_report.ipynb #c026
+# %% ../../nbs/bench/sr_report.ipynb #c028
 def _curves(store, complete): # of PSNR on validation images; None without a log
     logs = {e.label: store.path(e, k)/'log.csv' for e, k in complete}
     curves = {label: _validation(path) for label, path in logs.items() if path.is_file()}
@@ -121,7 +121,7 @@ def _validation(path): # PSNR after each epoch
         raise DataError(f'{path} is not a log of a training ({e}): restore it from a copy, or remove the '
                         f'folder {path.parent} to have this run made again.') from e
 
-# %% ../../nbs/bench/sr_report.ipynb #c028
+# %% ../../nbs/bench/sr_report.ipynb #c030
 def draw_benchmark(
     store: SRStore, # of a benchmark
     summary: pd.DataFrame, # from sr_summary
@@ -135,7 +135,7 @@ def draw_benchmark(
     if curves := _curves(store, complete): drawn['curves'] = curves
     return drawn
 
-# %% ../../nbs/bench/sr_report.ipynb #c031
+# %% ../../nbs/bench/sr_report.ipynb #c033
 DEVIATIONS = dict( # departure → networks, setting that undoes it
     bicubic=(('srcnn', 'edsr_baseline', 'carn', 'srrfn', 'rlfn', 'span', 'safmn', 'plksr', 'plksr_tiny'),
              ('skip', False)),
@@ -144,7 +144,7 @@ DEVIATIONS = dict( # departure → networks, setting that undoes it
     no_batch_norm=(('drrn',), None), no_ensemble=(('drcn',), ('ensemble', True)),
     no_supervision=(('drcn',), None), later_layout=(('mwcnn',), None))
 
-# %% ../../nbs/bench/sr_report.ipynb #c033
+# %% ../../nbs/bench/sr_report.ipynb #c035
 def deviations(
     entries, # that are in the report
 ) -> list: # of sentences
@@ -157,7 +157,7 @@ def deviations(
     own = not any('skip' in dict(e.config) for e in entries)
     return fill('sr_deviations.md.j2', who=who, all_bicubic=own).splitlines()
 
-# %% ../../nbs/bench/sr_report.ipynb #c037
+# %% ../../nbs/bench/sr_report.ipynb #c039
 UNKNOWN = 'groups unknown: each image stands for itself; the split may separate frames of one patient'
 
 def sr_limits(
@@ -170,7 +170,7 @@ def sr_limits(
                 alternatives=any(e.training in IMITATING for e in entries),
                 doubles=[e.label for e in entries if e.training == 'scratch2x'])
 
-# %% ../../nbs/bench/sr_report.ipynb #c039
+# %% ../../nbs/bench/sr_report.ipynb #c041
 def about_intervals(
     grouped: bool, # are the groups of images known?
     seeds: int, # at most so many trainings of an entry
@@ -179,12 +179,12 @@ def about_intervals(
     "What the intervals of paired differences speak of"
     return fill('sr_intervals.md.j2', grouped=grouped, seeds=seeds, groups=groups, unknown=UNKNOWN)
 
-# %% ../../nbs/bench/sr_report.ipynb #c042
+# %% ../../nbs/bench/sr_report.ipynb #c044
 def _missing(store): # entries and seeds that others have and they have not
     seeds = sorted({k for e in store.entries() for k in store.seeds(e)})
     return [f'{e.label}, seed {k}' for e in store.entries() for k in seeds if k not in store.seeds(e)]
 
-# %% ../../nbs/bench/sr_report.ipynb #c044
+# %% ../../nbs/bench/sr_report.ipynb #c046
 def sr_readme(
     store: SRStore, # of a benchmark
     summary: pd.DataFrame, # from sr_summary
@@ -203,7 +203,7 @@ def sr_readme(
                 main=column_table(summary.itertuples(), MAIN), gains=gain_table(gains, grouped),
                 intervals=intervals, beside=beside_paper(summary, scale)) + '\n'
 
-# %% ../../nbs/bench/sr_report.ipynb #c046
+# %% ../../nbs/bench/sr_report.ipynb #c048
 def report_sr(
     store: SRStore, # of a benchmark
 ) -> Path: # the README.md

@@ -108,8 +108,9 @@ def sr_summary(
 
 # %% ../../nbs/bench/sr_scores.ipynb #c038
 REFERENCES = ('mrcnet', 'edsr_baseline')
-AGAINST = dict(scratch=('none', 'scratch', 'scratch2x', 'distilled'), scratch2x=('scratch2x', *TAUGHT), copied=tuple(TAUGHT),
-               distilled=IMITATING) # training of a reference → those that are set against it
+AGAINST = dict( # training of a reference → those that are set against it
+    scratch=('none', 'scratch', 'scratch2x', 'distilled'), scratch2x=('scratch2x', *TAUGHT),
+    copied=tuple(TAUGHT), distilled=IMITATING)
 
 def _compared(entries, references): # pairs: an entry, and the reference that it is set against
     for ref in (e for e in entries if e.network in references):

@@ -209,6 +209,9 @@ def _compare_data(data, teacher, found, known, split): # notes about images that
 def _facts(settings, course, teacher): # → for the record
     return asdict(settings) | dict(steps=course[-1].steps) | start_facts(teacher, 'teacher')
 
+def _title_of(teacher, settings): # of its student
+    return f'MRC-Net x{teacher.scale}, {distillation_loss_of(settings).title}'
+
 def _copying(network, save): # a `save` that brings `network` up to date first
     def keep(model, value, epoch):
         network.load_state_dict(model.network.state_dict())
@@ -234,8 +237,7 @@ def distill_command(
     _compare_data(data, teacher, found, known, split)
     network, course = MRCNet(**(master.config | dict(steps=1))), _course_of(found, master.scale, s, options)
     recorded = _recorded(options, precision, **_facts(s, course, teacher))
-    title = f'MRC-Net x{master.scale}, {distillation_loss_of(s).title}'
-    info = _Informant(title, found, start, recorded)
+    info = _Informant(_title_of(master, s), found, start, recorded)
     saver = first_only(ModelSaver(out, network, options.overwrite, found.table, options.resume))
     student = partial(distil, master, *course, s, precision=precision, num_workers=options.workers)
     def train(folder, save): return student(folder=folder, save=_copying(network, save), cbs=cbs)

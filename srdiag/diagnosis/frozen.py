@@ -57,6 +57,7 @@ class Frozen:
 # %% ../../nbs/diagnosis/frozen.ipynb #c009
 MEAN, DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225) # of the colours of ImageNet
 
+# %% ../../nbs/diagnosis/frozen.ipynb #c012
 class FrozenFeatures(nn.Module):
     "The means of the four stages of a network whose weights stay as they are"
     def __init__(self,
@@ -81,7 +82,7 @@ class FrozenFeatures(nn.Module):
             means.append(x.mean((2, 3)))
         return torch.cat(means, 1)
 
-# %% ../../nbs/diagnosis/frozen.ipynb #c011
+# %% ../../nbs/diagnosis/frozen.ipynb #c014
 def make_extractor(
     settings: Frozen, # which network, with which weights
     channels: int, # of the images: 1 or 3 for ImageNet weights
@@ -94,12 +95,13 @@ def make_extractor(
     if load and is_imagenet(settings.weights): start_branch(branch, imagenet_file(settings.weights))
     return FrozenFeatures(branch, channels, settings.side)
 
-# %% ../../nbs/diagnosis/frozen.ipynb #c014
+# %% ../../nbs/diagnosis/frozen.ipynb #c017
 def _read(inputs, scale, batch, sr): # (lr, y) or (lr, hr, y) → B×C×H×W
     if inputs == 'HR': return batch[1]
     if inputs == 'SR': return sr(batch[0]).clamp(0, 1)
     return batch[0] if inputs == 'LR' else upsample(batch[0], scale, clip=True)
 
+# %% ../../nbs/diagnosis/frozen.ipynb #c019
 def _check_sr(settings, sr): # DataError if the network that enlarges is missing, or does not fit
     if settings.inputs != 'SR': return
     if sr is None: raise DataError("The inputs 'SR' need a super-resolution network: hand one over as sr.")
@@ -107,6 +109,7 @@ def _check_sr(settings, sr): # DataError if the network that enlarges is missing
         raise DataError(f'The network enlarges {sr.scale} times, but the scale is {settings.scale}: choose '
                         'one of the two.')
 
+# %% ../../nbs/diagnosis/frozen.ipynb #c021
 @torch.no_grad()
 def features_of(
     extractor: FrozenFeatures, # see `make_extractor`
@@ -124,7 +127,7 @@ def features_of(
             out.append(extractor(read).float())
     return torch.cat(out)
 
-# %% ../../nbs/diagnosis/frozen.ipynb #c016
+# %% ../../nbs/diagnosis/frozen.ipynb #c025
 STRENGTHS = 1e-4, 1e-3, 1e-2, 1e-1, 1. # C of the logistic regression: small ones hold its weights back
 
 def _fitted(x, y, strength, classes): # features N×D, labels → nn.Linear
@@ -139,6 +142,7 @@ def _fitted(x, y, strength, classes): # features N×D, labels → nn.Linear
     head.weight[seen], head.bias[seen] = weight/deviation, bias - (weight/deviation)@mean
     return head
 
+# %% ../../nbs/diagnosis/frozen.ipynb #c027
 def fit_head(
     train: tuple, # features N×D and class numbers of the training part
     valid: tuple, # the same of the validation part, which chooses the strength
@@ -152,7 +156,7 @@ def fit_head(
     best = min(losses, key=losses.get)
     return heads[best], best
 
-# %% ../../nbs/diagnosis/frozen.ipynb #c020
+# %% ../../nbs/diagnosis/frozen.ipynb #c031
 class LinearDiagnosis(nn.Module):
     "A frozen extractor and its head. Not for diagnostic use"
     def __init__(self,
@@ -168,13 +172,14 @@ class LinearDiagnosis(nn.Module):
     def forward(self, x): # what `settings.inputs` names, B×C×H×W in [0, 1] → B×K logits
         return self.head(self.extractor(x))
 
-# %% ../../nbs/diagnosis/frozen.ipynb #c022
+# %% ../../nbs/diagnosis/frozen.ipynb #c033
 def _scored(y, logits, classes, groups): # → metrics by name
     probabilities = logits.double().softmax(1).numpy()
     metrics = diagnostic_metrics(y, probabilities, classes)
     _, low, high, how = share_interval(probabilities.argmax(1) == y, groups, n=1000)
     return metrics | dict(accuracy_low=low, accuracy_high=high, interval=how)
 
+# %% ../../nbs/diagnosis/frozen.ipynb #c035
 def frozen_row(
     data: LabelledData, # split into parts
     settings: Frozen = Frozen(), # which network reads what
@@ -192,7 +197,7 @@ def frozen_row(
     return (LinearDiagnosis(extractor, head, data.classes, settings),
             metrics | dict(row=str(settings), strength=strength, features=x.shape[1]))
 
-# %% ../../nbs/diagnosis/frozen.ipynb #c027
+# %% ../../nbs/diagnosis/frozen.ipynb #c040
 LINEAR_FORMAT = 'srdiag linear 1' # of config.json
 
 def save_linear(
@@ -211,7 +216,7 @@ def save_linear(
             weights_sha256=hashlib.sha256(path.read_bytes()).hexdigest())), encoding='utf-8')
     return folder
 
-# %% ../../nbs/diagnosis/frozen.ipynb #c029
+# %% ../../nbs/diagnosis/frozen.ipynb #c042
 def _linear_config(folder): # ModelError if it is none
     path = Path(folder)/'config.json'
     try: config = json.loads(path.read_text(encoding='utf-8'))
@@ -221,6 +226,7 @@ def _linear_config(folder): # ModelError if it is none
         raise ModelError(f'{path} is no linear model of srdiag: name a folder that save_linear made.')
     return config
 
+# %% ../../nbs/diagnosis/frozen.ipynb #c044
 def load_linear(
     folder: str|Path, # that `save_linear` made
 ) -> LinearDiagnosis: # in eval mode

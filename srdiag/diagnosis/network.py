@@ -213,8 +213,9 @@ class FrameworkParts(_Modules):
         batch_size: int = 32, # images that meet in the mode 'batch': as many as in training
         backbone: str|None = None, # network of the branches, see `make_branch`; None: ResNet-18 as published
         lr_backbone: str|None = None, sr_backbone: str|None = None, # of either branch; None: `backbone`
-        multilabel: bool = False, interaction: str|None = None, # several labels, or none; of INTERACTIONS
+        multilabel: bool = False, # an image may have several labels, or none
         peer: str|None = None, peer_config: dict|None = None, # of PEERS, in place of a branch; its settings
+        interaction: str|None = None, # what branches exchange, of INTERACTIONS; None: what `sai` says
     ):
         super().__init__({k: v for k, v in locals().items() if k not in ('self', '__class__')})
 

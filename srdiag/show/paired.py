@@ -28,9 +28,19 @@ def _frame(rows): # left and right end of what must be seen
     room = 0.15*(max(values) - min(values)) or 0.1
     return min(values) - room, max(values) + room
 
+def _finish_rows(axes, names):
+    axes[0].set_yticks(range(len(names)), [plain(n) for n in names])
+    axes[0].set_ylim(len(names) - 0.5, -0.5)
+    for ax in axes:
+        ax.grid(axis='y', visible=False)
+        ax.tick_params(axis='y', length=0)
+        ax.xaxis.set_major_locator(MaxNLocator(4 if len(axes) < 3 else 3))
+
+
+
 # %% ../../nbs/show/paired.ipynb #c007
 def gain_marks(
-    # reference → rows with name and gain; low, high (over groups) and seed_low, seed_high where they are known
+    # reference → rows: name and gain; low, high (over groups), seed_low, seed_high where they are known
     panels: dict[str, list[dict]],
     highlight: str = 'MRC-Net', # the row with this name is drawn in the colour of SR
     label: str = 'dB', # unit of the gains
@@ -40,8 +50,8 @@ def gain_marks(
     if not panels: raise ValueError('There are no differences to draw.')
     names = list(dict.fromkeys(r['name'] for rows in panels.values() for r in rows))
     with style():
-        fig, axes = plt.subplots(1, len(panels), figsize=(7, 1.05 + 0.24*len(names)), sharey=True,
-                                 squeeze=False)
+        size = 7, 1.05 + 0.24*len(names)
+        fig, axes = plt.subplots(1, len(panels), figsize=size, sharey=True, squeeze=False)
         for ax, (reference, rows) in zip(axes[0], panels.items()):
             ax.axvline(0, color='#555555', lw=0.8, ls='--')
             for r in rows:
@@ -49,11 +59,3 @@ def gain_marks(
             ax.set(title=f'against {plain(reference)}', xlabel=label, xlim=_frame(rows))
         _finish_rows(axes[0], names)
     return finished(fig)
-
-def _finish_rows(axes, names):
-    axes[0].set_yticks(range(len(names)), [plain(n) for n in names])
-    axes[0].set_ylim(len(names) - 0.5, -0.5)
-    for ax in axes:
-        ax.grid(axis='y', visible=False)
-        ax.tick_params(axis='y', length=0)
-        ax.xaxis.set_major_locator(MaxNLocator(4 if len(axes) < 3 else 3))

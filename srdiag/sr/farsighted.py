@@ -20,6 +20,7 @@ class ChannelNorm(nn.LayerNorm):
     def forward(self, x): # B×n×H×W → B×n×H×W
         return super().forward(x.movedim(1, -1)).movedim(-1, 1)
 
+# %% ../../nbs/sr/farsighted.ipynb #c009
 class SAFM(nn.Module):
     "Features weighed by coarse copies of themselves: the modulation of SAFMN"
     def __init__(self,
@@ -38,7 +39,7 @@ class SAFM(nn.Module):
             out.append(F.interpolate(small, scale_factor=float(2**k), mode='nearest') if k else small)
         return x*F.gelu(self.mix(torch.cat(out, 1)))
 
-# %% ../../nbs/sr/farsighted.ipynb #c011
+# %% ../../nbs/sr/farsighted.ipynb #c013
 class ModulationBlock(nn.Module):
     "Look around, then mix, each with a skip: the block of SAFMN"
     def __init__(self,
@@ -56,9 +57,9 @@ class ModulationBlock(nn.Module):
         x = x + self.look(self.norm1(x))
         return x + self.mix(self.norm2(x))
 
-# %% ../../nbs/sr/farsighted.ipynb #c013
+# %% ../../nbs/sr/farsighted.ipynb #c015
 class SAFMN(SubPixels):
-    "Eight blocks that weigh features by coarse copies of themselves; any size, padded inside [Sun et al., 2023]"
+    "Eight blocks that weigh features by coarse copies of themselves; any size [Sun et al., 2023]"
     def __init__(self,
         scale: int = 4, # 2, 3, 4 or 8
         image_channels: int = 3, # 3 for RGB, 1 for grey, or any other number
@@ -84,7 +85,7 @@ class SAFMN(SubPixels):
         h, w = lr.shape[-2:]
         return F.pad(lr, (0, -w % self.align, 0, -h % self.align), mode='replicate')
 
-# %% ../../nbs/sr/farsighted.ipynb #c016
+# %% ../../nbs/sr/farsighted.ipynb #c018
 class LargeKernelBlock(nn.Module):
     "Mix neighbours, look far with a few features, let pass what matters: the block of PLKSR"
     def __init__(self,
@@ -106,7 +107,7 @@ class LargeKernelBlock(nn.Module):
         if self.attention is not None: h = h*torch.sigmoid(self.attention(h))
         return x + self.refine(h)
 
-# %% ../../nbs/sr/farsighted.ipynb #c018
+# %% ../../nbs/sr/farsighted.ipynb #c020
 class PLKSR(SubPixels):
     "28 blocks with a large kernel on a quarter of the features; the tiny one has 12 [Lee et al., 2024]"
     def __init__(self,

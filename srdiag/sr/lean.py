@@ -60,6 +60,7 @@ class ESA(nn.Module):
         coarse = F.interpolate(coarse, size=x.shape[-2:], mode='bilinear', align_corners=False)
         return x*torch.sigmoid(self.expand(coarse + self.fine(few)))
 
+# %% ../../nbs/sr/lean.ipynb #c012
 class RLFB(nn.Module):
     "Three convolutions with a skip, a 1×1 convolution, a mask: the block of RLFN"
     def __init__(self,
@@ -74,11 +75,12 @@ class RLFB(nn.Module):
         for conv in self.convs: h = F.leaky_relu(conv(h), 0.05)
         return self.attention(self.mix(x + h))
 
-# %% ../../nbs/sr/lean.ipynb #c011
+# %% ../../nbs/sr/lean.ipynb #c014
 def _at_least(x, side): # B×C×H×W, its border repeated to the right and below
     more = [torch.sym_max(side - n, 0) for n in (x.shape[3], x.shape[2])]
     return F.pad(x, (0, more[0], 0, more[1]), mode='replicate')
 
+# %% ../../nbs/sr/lean.ipynb #c016
 class RLFN(SubPixels):
     "Six residual local feature blocks at low resolution [Kong et al., 2022]"
     global_context = True # the grid of the coarse maps depends on the size of the image
@@ -99,7 +101,7 @@ class RLFN(SubPixels):
 
     def padded(self, lr): return _at_least(lr, 15) # B×C×H×W
 
-# %% ../../nbs/sr/lean.ipynb #c015
+# %% ../../nbs/sr/lean.ipynb #c020
 class Conv3XC(nn.Module):
     "A 3×3 convolution in its wide form: 1×1, 3×3 and 1×1 in a row, and a 1×1 beside them"
     def __init__(self,
@@ -124,7 +126,7 @@ class Conv3XC(nn.Module):
         out.bias.copy_(last@inner + self.narrow.bias + beside.bias)
         return out.train(self.training)
 
-# %% ../../nbs/sr/lean.ipynb #c020
+# %% ../../nbs/sr/lean.ipynb #c025
 class SPAB(nn.Module):
     "Three convolutions whose result is its own mask: the block of SPAN"
     def __init__(self,
@@ -139,13 +141,14 @@ class SPAB(nn.Module):
         h = self.conv3(F.silu(self.conv2(F.silu(first))))
         return (x + h)*(torch.sigmoid(h) - 0.5), first
 
+# %% ../../nbs/sr/lean.ipynb #c027
 @torch.no_grad()
 def _quiet_wide_(network): # four layers in one: each takes its share of what one convolution would start with
     for m in network.modules():
         if isinstance(m, Conv3XC):
             for conv in (m.widen, m.spread, m.narrow, m.beside): conv.weight.mul_(0.5**0.5)
 
-# %% ../../nbs/sr/lean.ipynb #c022
+# %% ../../nbs/sr/lean.ipynb #c029
 class SPAN(SubPixels):
     "Six blocks whose attention has no weights [Wan et al., 2024]"
     def __init__(self,
@@ -171,8 +174,8 @@ class SPAN(SubPixels):
             kept.append(x)
         return self.mix(torch.cat([kept[0], self.last(x), kept[1], first], 1))
 
-# %% ../../nbs/sr/lean.ipynb #c029
-def later_counts() -> list[dict]: # rows with name, network, scale, channels, parameters, multiply_adds, source
+# %% ../../nbs/sr/lean.ipynb #c036
+def later_counts() -> list[dict]: # name, network, scale, channels, parameters, multiply_adds, source
     "What the papers of later networks print about their cost; multiply-adds (or None) for 1280×720 px"
     text = (resources.files('srdiag.published')/'later.csv').read_text(encoding='utf-8')
     rows = list(csv.DictReader(text.splitlines()))
@@ -181,6 +184,7 @@ def later_counts() -> list[dict]: # rows with name, network, scale, channels, pa
         row['multiply_adds'] = float(row['multiply_adds']) if row['multiply_adds'] else None
     return rows
 
+# %% ../../nbs/sr/lean.ipynb #c038
 def hd_input(
     scale: int, # enlargement
     image_channels: int = 3, # 3 for RGB, 1 for grey

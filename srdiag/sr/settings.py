@@ -93,8 +93,8 @@ def with_patch(
 # %% ../../nbs/sr/settings.ipynb #c017
 _FIXED = { # by section IV-A and Algorithm 1
     SRSettings: dict(supervise_steps=False),
-    DistilSettings: dict(by='recursion', weight=1., gamma_cell=2., gamma_hidden=2., gamma_f_lr=2., gamma_f_sr=0.5,
-                         two_schedules=True)}
+    DistilSettings: dict(weight=1., gamma_cell=2., gamma_hidden=2., gamma_f_lr=2., gamma_f_sr=0.5,
+                         two_schedules=True, by='recursion')}
 
 # %% ../../nbs/sr/settings.ipynb #c019
 def as_published(
