@@ -352,6 +352,6 @@ def test_fine_tuning_follows_and_wants_the_same_interaction(labelled, tmp_path, 
     succeeds('train-diagnosis', *common, '--out', tmp_path/'next', '--from', tmp_path/'se')
     assert load_model(tmp_path/'next', 'diagnosis')[0].interaction == 'se'
     for start, known in (('se', 'se'), ('plain', 'concatenation')):
-        code, _, err = run_cli('train-diagnosis', *common, '--out', tmp_path/'other', '--from', tmp_path/start,
-                               '--interaction', 'cbam')
+        code, _, err = run_cli('train-diagnosis', *common, '--out', tmp_path/'other', '--interaction', 'cbam',
+                               '--from', tmp_path/start)
         assert code == 2 and f'interaction {known}, but cbam was asked for: give --interaction' in err, err
