@@ -345,8 +345,13 @@ def test_the_command_line_says_what_does_not_fit(options, said, labelled, tmp_pa
     refused('train-diagnosis', '--data', labelled, '--out', tmp_path/'m', *options, naming=[said])
 
 
-def test_fine_tuning_wants_the_same_interaction(labelled, tmp_path, succeeds, run_cli):
+def test_fine_tuning_follows_and_wants_the_same_interaction(labelled, tmp_path, succeeds, run_cli):
     common = ['--data', labelled, '--inputs', 'LR+ILR', '--scale', 2, '--epochs', 3, '--width', 2]
-    succeeds('train-diagnosis', *common, '--out', tmp_path/'first', '--interaction', 'se')
-    code, _, err = run_cli('train-diagnosis', *common, '--out', tmp_path/'next', '--from', tmp_path/'first')
-    assert code == 2 and 'has interaction se, but sai was asked for: give --interaction' in err, err
+    succeeds('train-diagnosis', *common, '--out', tmp_path/'se', '--interaction', 'se')
+    succeeds('train-diagnosis', *common, '--out', tmp_path/'plain', '--no-sai')
+    succeeds('train-diagnosis', *common, '--out', tmp_path/'next', '--from', tmp_path/'se')
+    assert load_model(tmp_path/'next', 'diagnosis')[0].interaction == 'se'
+    for start, known in (('se', 'se'), ('plain', 'concatenation')):
+        code, _, err = run_cli('train-diagnosis', *common, '--out', tmp_path/'other', '--interaction', 'cbam',
+                               '--from', tmp_path/start)
+        assert code == 2 and f'interaction {known}, but cbam was asked for: give --interaction' in err, err

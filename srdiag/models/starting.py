@@ -117,7 +117,7 @@ def settings_like(
     settings: FrameworkSettings, # of a training that starts from a model
     folder: str|Path, # model folder of that framework
 ) -> FrameworkSettings: # built as the model is, where the default was left
-    "The build of the model that a training starts from; what was asked for stays. ModelError for a bad folder"
+    "The build of the model that a training starts from; what is asked for stays. ModelError for a bad folder"
     config = read_config(model_folder(folder))['network']
     known = config | dict(standardise=config.get('statistics') != 'none',
                           network=config.get('peer') or 'framework')
@@ -125,6 +125,7 @@ def settings_like(
     follows = {k: known[k] for k in _BUILD if known.get(k, getattr(default, k)) != getattr(default, k)
                and getattr(settings, k) == getattr(default, k)}
     if '+' not in known.get('inputs', ''): follows.pop('sai', None), follows.pop('gate_norm', None)
+    if known.get('interaction') or settings.interaction: follows.pop('sai', None) # a name says more
     if follows: say(f'Built like {folder}: {" ".join(_flag(k, v) for k, v in follows.items())}.')
     return replace(settings, **follows)
 
