@@ -32,7 +32,8 @@ SMALL = dict(
     bicubic={}, srcnn=dict(channels=4), vdsr=dict(channels=4, depth=3), drrn=dict(channels=4, units=2),
     drcn=dict(channels=4, recursions=2, ensemble=True), edsr=dict(channels=4, blocks=1),
     carn=dict(channels=4, blocks=2, units=1), mwcnn=dict(channels=4, levels=2),
-    srrfn=dict(channels=4, counts=(1, 1), recursions=2), mrcnet=dict(channels=4, stages=2, blocks=1, steps=2))
+    srrfn=dict(channels=4, counts=(1, 1), recursions=2), mrcnet=dict(channels=4, stages=2, blocks=1, steps=2),
+    mrcnet2=dict(channels=8, coarse=4, stages=2, blocks=1, coarse_blocks=1))
 
 
 def images_of(size, channels=3):

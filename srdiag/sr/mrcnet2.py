@@ -139,7 +139,8 @@ class MRCNet2(SRNetwork):
         coarse_blocks: int = 3, # in a group, on the global path
         contrast: float = 0.15, # factor on the image before the first convolution, above 0
     ):
-        super().__init__(locals(), _reach(blocks, coarse_blocks, stages))
+        super().__init__(locals(), 0) # checks the settings, of which the reach is made
+        self.reach = _reach(blocks, coarse_blocks, stages)
         if not contrast > 0: raise ValueError(f'MRCNet2 needs a contrast above 0, not {contrast}.')
         _make(self, **{k: v for k, v in self.config.items() if k != 'contrast'})
 
