@@ -1163,6 +1163,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                                     'srdiag/commands/train_diagnosis.py'),
                                                  'srdiag.commands.train_diagnosis._check_start': ( 'commands/train_diagnosis.html#_check_start',
                                                                                                    'srdiag/commands/train_diagnosis.py'),
+                                                 'srdiag.commands.train_diagnosis._checked': ( 'commands/train_diagnosis.html#_checked',
+                                                                                               'srdiag/commands/train_diagnosis.py'),
                                                  'srdiag.commands.train_diagnosis._facts_of_start': ( 'commands/train_diagnosis.html#_facts_of_start',
                                                                                                       'srdiag/commands/train_diagnosis.py'),
                                                  'srdiag.commands.train_diagnosis._files_of': ( 'commands/train_diagnosis.html#_files_of',

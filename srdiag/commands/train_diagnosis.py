@@ -278,6 +278,15 @@ def _joined(run, model, branches, todo): # → the run of the joint training, an
     return replace(run, options=replace(run.options, epochs=together)), record
 
 # %% ../../nbs/commands/train_diagnosis.ipynb #c048
+def _checked(settings, options, data, lr, start): # → settings as they are meant; DataError, ModelError
+    if labelled_pairs(data, lr)[1] is not None: settings = replace(settings, images='hr')
+    if start is not None: settings = settings_like(settings, start)
+    _check_inputs(settings, data, start)
+    if settings.images == 'hr' or not options.reduction.realistic: return settings
+    raise DataError(f'--degradation realistic makes large images small, but {data} is read as small images: '
+                    'use --images hr if they are large, or leave it out.')
+
+# %% ../../nbs/commands/train_diagnosis.ipynb #c050
 @as_one()
 def train_diagnosis_command(
     data: str|Path, # a folder with one sub-folder per class, or a CSV
@@ -293,12 +302,7 @@ def train_diagnosis_command(
     SrdiagError for what cannot be"""
     device, _ = pick_place(options.device, options.precision)
     check_not_a_class(out, data, labels, options.overwrite, options.resume)
-    if labelled_pairs(data, lr)[1] is not None: settings = replace(settings, images='hr')
-    if start is not None: settings = settings_like(settings, start)
-    _check_inputs(settings, data, start)
-    if settings.images == 'lr' and options.reduction.realistic:
-        raise DataError(f'--degradation realistic makes large images small, but {data} is read as '
-                        'small images: use --images hr if they are large, or leave it out.')
+    settings = _checked(settings, options, data, lr, start)
     found = read_labelled(data, labels, options, MRCNet.min_size*settings.reduction, lr=lr,
                           scale=settings.scale).split(options.seed)
     _say_if_without_a_class(found)
@@ -308,7 +312,7 @@ def train_diagnosis_command(
     model = _framework(found, settings, branches, start).to(device)
     return _train_all(_Run(found, settings, caution, options, device, Path(out), start), model, branches, out)
 
-# %% ../../nbs/commands/train_diagnosis.ipynb #c050
+# %% ../../nbs/commands/train_diagnosis.ipynb #c052
 def _facts_of_start(run): # for the record; says if the test part was learned from
     if run.origin is None: return {}
     say_if_learned(run.origin, run.found.frame())

@@ -265,6 +265,7 @@ def _kept_by(keep, read): # two functions in a row; an error is no image
         return x if isinstance(x, ImageError) else keep(x)
     return both
 
+# %% ../../nbs/data/images.ipynb #c058
 def read_images(
     paths: list, # image files, e.g. from `find_images`
     channels: int|None = None, # 1, 3, or None: grey only if every readable image is grey
@@ -285,7 +286,7 @@ def read_images(
     if strict and (bad := [x for x in found if isinstance(x, ImageError)]): raise bad[0]
     return replace(_collected(paths, found, channels), bits=bits)
 
-# %% ../../nbs/data/images.ipynb #c063
+# %% ../../nbs/data/images.ipynb #c065
 def image_reader(
     channels: int, # 1 or 3
     min_size: int = 1, # as in `read_images`
@@ -297,7 +298,7 @@ def image_reader(
     _check_reading([''], channels, min_size, size)
     return lambda path: _read_or_error(Path(path), channels, min_size, size, bits, read)
 
-# %% ../../nbs/data/images.ipynb #c066
+# %% ../../nbs/data/images.ipynb #c068
 def file_hash(
     path: str|Path, # the file
 ) -> str: # 64 hexadecimal digits
@@ -309,7 +310,7 @@ def file_hash(
     except OSError as e: raise DataError(f'{path} cannot be read ({e.strerror}): check the path.') from e
     return h.hexdigest()
 
-# %% ../../nbs/data/images.ipynb #c068
+# %% ../../nbs/data/images.ipynb #c070
 def fingerprints(
     paths: list, # files
     root: str|Path|None = None, # names are taken relative to it; None: to the deepest folder common to all
@@ -323,7 +324,7 @@ def fingerprints(
     lines = sorted(f'{Path(os.path.relpath(p, root)).as_posix()}\0{h}\n' for p, h in zip(paths, hashes))
     return hashlib.sha256(''.join(lines).encode()).hexdigest(), [h[:16] for h in hashes]
 
-# %% ../../nbs/data/images.ipynb #c070
+# %% ../../nbs/data/images.ipynb #c072
 def data_hash(
     paths: list, # files
     root: str|Path|None = None, # see `fingerprints`

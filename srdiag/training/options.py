@@ -83,7 +83,7 @@ class RunOptions:
     # regular expression with one pair of parentheses; 'dicom': a fingerprint of the patient's number in DICOM
     group_pattern: str = 'auto'
     reduction: Degradation = Degradation() # how small images are made from large ones
-    in_memory: Weight = 2. # GB of images to hold in memory; what is more lies in a file while the command runs
+    in_memory: Weight = 2. # GB of images that are held in memory; more lie in a file meanwhile
     # processes that read images or cut patches beside the one that trains; default: four where a GPU would
     # wait for labelled images, none for patches
     workers: Natural|None = None
