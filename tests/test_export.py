@@ -33,7 +33,9 @@ SMALL = dict(
     drcn=dict(channels=4, recursions=2, ensemble=True), edsr=dict(channels=4, blocks=1),
     carn=dict(channels=4, blocks=2, units=1), mwcnn=dict(channels=4, levels=2),
     srrfn=dict(channels=4, counts=(1, 1), recursions=2), mrcnet=dict(channels=4, stages=2, blocks=1, steps=2),
-    mrcnet2=dict(channels=8, coarse=4, stages=2, blocks=1, coarse_blocks=1))
+    mrcnet2=dict(channels=8, coarse=4, stages=2, blocks=1, coarse_blocks=1),
+    rlfn=dict(channels=8, blocks=1), span=dict(channels=8, blocks=1), safmn=dict(channels=8, blocks=1),
+    plksr=dict(channels=8, blocks=1, kernel=7))
 
 
 def images_of(size, channels=3):

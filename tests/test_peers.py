@@ -149,8 +149,8 @@ def test_scores_of_an_image_do_not_depend_on_its_neighbours(name):
 
 def test_names_are_looked_up():
     assert type(create_model('jia', classes=2)) is PEERS['jia']
-    for wrong, words in ((lambda: create_model('jia'), 'classes=3'),
-                         (lambda: create_model('jia_x4', classes=2), 'enlarges nothing'),
+    assert [create_model(name).config['classes'] for name in ('jia', 'araujo')] == [3, 2] # as in Table III
+    for wrong, words in ((lambda: create_model('jia_x4', classes=2), 'enlarges nothing'),
                          (lambda: create_peer('jai', 2), 'Did you mean jia')):
         with pytest.raises(ModelError, match=words): wrong()
 
