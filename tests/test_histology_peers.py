@@ -199,3 +199,17 @@ def test_weights_in_the_cache_are_taken(channels, tmp_path, monkeypatch):
     (lambda: vote(torch.rand(2, 2), 'x'), 'choose majority')])
 def test_what_cannot_be_is_a_sentence(wrong, words):
     with pytest.raises(ModelError, match=words): wrong()
+
+
+def test_filters_are_made_anew_after_a_fused_step():
+    from srdiag.peers.group_convolution import GroupConv
+    torch.manual_seed(0)
+    layer, x = GroupConv(1, 2, lifting=True), torch.randn(2, 1, 8, 8)
+    optimiser = torch.optim.Adam(layer.parameters(), 0.1, fused=True)
+    for _ in range(2): # the second time something is kept
+        layer.train()
+        layer(x).square().mean().backward()
+        optimiser.step()
+        layer.eval()
+        with torch.no_grad(): kept = layer(x)
+        torch.testing.assert_close(kept, layer(x).detach(), atol=1e-6, rtol=1e-5)

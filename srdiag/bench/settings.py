@@ -146,9 +146,9 @@ class Design(LaterChoices):
                 'margin', 'rank_on', 'ens_weight')
         own = {name: getattr(self, name) for name in same}
         if row.peer is not None: # made as it was published
-            own |= dict(network=row.peer, width=FrameworkSettings.width, gate_norm=True)
-        return FrameworkSettings(row.inputs, row.sai or row.peer is not None, row.scale, self.images,
-                                 fixed=row.fixed,
+            return FrameworkSettings(row.inputs, True, row.scale, self.images, fixed=row.fixed,
+                                     network=row.peer, standardise=self.standardise)
+        return FrameworkSettings(row.inputs, row.sai, row.scale, self.images, fixed=row.fixed,
                                  affinity_norm=self.norm, solo_share=self.solo_share or None,
                                  train_mode='alternate' if self.solo_share else self.train_mode,
                                  sac=self.sac if row.sac else 0., sar=self.sar if row.sar else 0.,

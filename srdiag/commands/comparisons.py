@@ -129,10 +129,11 @@ class Rows(Design):
 # %% ../../nbs/commands/comparisons.ipynb #c018
 @dataclass(frozen=True)
 class Experiment:
-    "The paper's Tables III to X, Fig. 6 and Fig. 7 on labelled images: cross-validated by group, resumable"
+    "The paper's Tables III to X, Fig. 6, Fig. 7, and two of ours, on labelled images: by group, resumable"
     # table3 (networks of other groups), table4 (the same on enlarged images), table5 (inputs and SAI), table6
     # (confusion), table7 (cost), table8 (SAC and SAR), table9 (part of super-resolution), table10 (scales),
-    # fig6, fig7, or all of them but table3 and table4
+    # fig6, fig7, or all of them but table3 and table4; also labels (what super-resolution saves) and
+    # interactions (SAI among its rivals), each with a --help of its own
     name: Positional[str]
     # where runs, tables and figures go; an experiment that is there goes on where it stopped
     out: Path

@@ -28,6 +28,10 @@ def resized(
     return to_uint8(y) if x.dtype == torch.uint8 else y
 
 # %% ../../nbs/datasets/fitting.ipynb #c010
+def _say_resized(odd, n, height, width): # images, of how many
+    say(f'{odd} of {counted(n, "image")} {"was" if odd == 1 else "were"} resized, whole, to {height}×{width} px '
+        '(bicubic).')
+
 def fit_all(
     images: ImageSet, # that were read
     height: int, # wanted, in px
@@ -36,8 +40,7 @@ def fit_all(
     "Resize what has another size, and say how many these are"
     odd = sum(tuple(x.shape[1:]) != (height, width) for x in images.images)
     if not odd: return images
-    say(f'{odd} of {counted(len(images), "image")} {"was" if odd == 1 else "were"} resized, whole, to '
-        f'{height}×{width} px (bicubic).')
+    _say_resized(odd, len(images), height, width)
     images.images = [resized(x, height, width) for x in images.images]
     return images
 
@@ -52,12 +55,17 @@ def read_fitting(
     "Read images cut, resized or whole; DataError and ImageError as in `read_images`"
     if side is None and options.resize and options.size: side = options.size, options.size
     least, size = (1, None) if side else (least, options.size)
-    keep = Overflow(options.in_memory)
+    keep, odd = Overflow(options.in_memory), []
+    def fitted(x): # resized, if need be, before it is kept
+        if side is None or tuple(x.shape[1:]) == side: return keep(x)
+        odd.append(x.shape[1:])
+        return keep(resized(x, *side))
     images = read_images(paths, CHANNELS[options.channels], options.strict, least, size, options.bits or bits,
-                         keep)
+                         fitted)
+    if odd: _say_resized(len(odd), len(images), *side)
     if keep.written: say(f'{keep.written/1e9:.1f} GB of the images lie in a file, which is gone after this '
                          f'run; {options.in_memory:g} GB are held in memory (--in-memory).')
-    return images if side is None else fit_all(images, *side)
+    return images
 
 # %% ../../nbs/datasets/fitting.ipynb #c015
 def side_of(

@@ -94,9 +94,8 @@ def check_prototypes(
     config: dict, # of a framework with prototypes
 ) -> None:
     "ValueError for ways in which no class is known"
-    if config['mode'] == 'batch' or config['both_ways']:
-        raise ValueError("Prototypes are means of reference images: use mode='context' (or 'solo'), and not "
-                         'both_ways.')
+    if config['mode'] != 'context' or config['both_ways']:
+        raise ValueError("Prototypes are means of reference images: use mode='context', and not both_ways.")
 
 # %% ../../nbs/diagnosis/companions.ipynb #c021
 def class_means(

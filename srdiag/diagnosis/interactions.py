@@ -118,7 +118,7 @@ class NonLocal(nn.Module):
 def by_channels(own, other):
     # B×C×H×W, B×C'×H×W → B×C×H×W: each channel hears those of the other that light up where it does
     a, b = own.flatten(2), other.flatten(2)
-    alike = (a@b.transpose(1, 2)/a.shape[2]).softmax(2)
+    alike = ((a/a.shape[2])@b.transpose(1, 2)).softmax(2) # divided first: a sum of halves may overflow
     return (alike@b).view_as(own)
 
 # %% ../../nbs/diagnosis/interactions.ipynb #c030

@@ -126,6 +126,7 @@ def settings_like(
                and getattr(settings, k) == getattr(default, k)}
     if '+' not in known.get('inputs', ''): follows.pop('sai', None), follows.pop('gate_norm', None)
     if known.get('interaction') or settings.interaction: follows.pop('sai', None) # a name says more
+    if not settings.sai: follows.pop('interaction', None) # concatenation was asked for
     if follows: say(f'Built like {folder}: {" ".join(_flag(k, v) for k, v in follows.items())}.')
     return replace(settings, **follows)
 

@@ -83,7 +83,8 @@ class AbnormalAwareAttention(nn.Module):
 
     def affinity(self, x): # B×C×H×W → B×N×M, N places ask M, rows sum to 1
         query, key = self.query(x).flatten(2), self.asked(self.key(x)).flatten(2)
-        return (query.transpose(1, 2).float() @ key.float()).softmax(2)
+        with torch.autocast('cpu' if x.is_meta else x.device.type, enabled=False):
+            return (query.transpose(1, 2).float() @ key.float()).softmax(2)
 
     def forward(self, x): # B×C×H×W → the same, and B×h×w that sum to 1: how much each place is looked at
         beta, value = self.affinity(x), self.asked(self.value(x))

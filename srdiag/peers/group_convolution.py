@@ -93,6 +93,10 @@ class GroupConv(nn.Module):
     @property
     def filters(self): return self.weight.unflatten(2, self.shape) # O×C×I×k×k
 
+    def train(self, mode=True): # a fused optimiser leaves no trace in the weights, so we forget here, too
+        self.kept = None
+        return super().train(mode)
+
     def expanded(self): # (O·G)×(C·I)×k×k
         o, c, (i, k, _) = *self.weight.shape[:2], self.shape
         bank = self.weight[:, :, self.sources] # O×C×G×(I·k²)

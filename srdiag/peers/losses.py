@@ -51,8 +51,9 @@ def class_angles(
     directions: torch.Tensor, # K×D, one row for each class
 ) -> torch.Tensor: # B×K in radians, from 0 to π
     "Angles between features and class directions; lengths do not matter [36]"
-    cosine = F.normalize(features.float(), dim=1) @ F.normalize(directions.float(), dim=1).T
-    return cosine.clamp(-1 + 1e-6, 1 - 1e-6).acos() # the slope of acos is infinite at ±1
+    with torch.autocast('cpu' if features.is_meta else features.device.type, enabled=False):
+        cosine = F.normalize(features.float(), dim=1) @ F.normalize(directions.float(), dim=1).T
+        return cosine.clamp(-1 + 1e-6, 1 - 1e-6).acos() # the slope of acos is infinite at ±1
 
 # %% ../../nbs/peers/losses.ipynb #c025
 def bend(

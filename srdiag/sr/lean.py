@@ -137,8 +137,8 @@ class SPAB(nn.Module):
         self.conv1, self.conv2, self.conv3 = (conv(channels, channels) for _ in range(3))
 
     def forward(self, x): # B×n×H×W → twice B×n×H×W: the result, and what its first convolution says
-        first = self.conv1(x)
-        h = self.conv3(F.silu(self.conv2(F.silu(first))))
+        first = F.silu(self.conv1(x))
+        h = self.conv3(F.silu(self.conv2(first)))
         return (x + h)*(torch.sigmoid(h) - 0.5), first
 
 # %% ../../nbs/sr/lean.ipynb #c027

@@ -72,6 +72,10 @@ class Distillation:
         if changed and self.by != 'recursion':
             raise DataError(f'{", ".join(changed)}: weights of Eq. (4), which {self.by} does not use: leave '
                             'them out, or distil by recursion.')
+        idle = [k for k in ('phase1', 'weight', 'two_schedules') if getattr(self, k) != getattr(Distillation, k)]
+        if idle and self.by == 'copy':
+            raise DataError(f'{", ".join(idle)}: copied weights are trained on without a second loss, so there '
+                            'is nothing to weigh or to divide: leave them out.')
 
 # %% ../../nbs/sr/settings.ipynb #c012
 @dataclass(frozen=True)
