@@ -4292,6 +4292,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                     'srdiag.sr.settings.Schedule': ('sr/settings.html#schedule', 'srdiag/sr/settings.py'),
                                     'srdiag.sr.settings.Schedule.__post_init__': ( 'sr/settings.html#schedule.__post_init__',
                                                                                    'srdiag/sr/settings.py'),
+                                    'srdiag.sr.settings._check_idle': ('sr/settings.html#_check_idle', 'srdiag/sr/settings.py'),
                                     'srdiag.sr.settings.as_published': ('sr/settings.html#as_published', 'srdiag/sr/settings.py'),
                                     'srdiag.sr.settings.with_patch': ('sr/settings.html#with_patch', 'srdiag/sr/settings.py')},
             'srdiag.sr.training': { 'srdiag.sr.training.ImageMetric': ('sr/training.html#imagemetric', 'srdiag/sr/training.py'),

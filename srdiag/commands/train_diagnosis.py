@@ -80,7 +80,16 @@ def _check_inputs(settings, data, start=None):
         raise DataError(f'{settings.inputs} has no super-resolution network: leave out --sr {settings.sr}, '
                         'or choose --inputs LR+SR.')
 
-# %% ../../nbs/commands/train_diagnosis.ipynb #c013
+# %% ../../nbs/commands/train_diagnosis.ipynb #c012
+def _checked(settings, options, data, lr, start): # → settings as they are meant; DataError, ModelError
+    if labelled_pairs(data, lr)[1] is not None: settings = replace(settings, images='hr')
+    if start is not None: settings = settings_like(settings, start)
+    _check_inputs(settings, data, start)
+    if settings.images == 'hr' or not options.reduction.realistic: return settings
+    raise DataError(f'--degradation realistic makes large images small, but {data} is read as small images: '
+                    'use --images hr if they are large, or leave it out.')
+
+# %% ../../nbs/commands/train_diagnosis.ipynb #c015
 _WITHOUT_A_CLASS = dict(valid='the epoch, the temperature and the thresholds are chosen without them',
                         test='nothing is known about how well they are found')
 
@@ -91,7 +100,7 @@ def _say_if_without_a_class(found): # `check_split` has seen to the training par
             say(f'Note: the {part} part has no image of {", ".join(missing)}, so {loss}. More groups, '
                 'another --seed or a split column of your own would help.')
 
-# %% ../../nbs/commands/train_diagnosis.ipynb #c016
+# %% ../../nbs/commands/train_diagnosis.ipynb #c018
 def _sr_network(settings, channels, branches, start=None): # the network that the framework has, or None
     if start is not None and settings.has_sr:
         network = load_model(start, 'diagnosis', settings.scale)[0].sr_network
@@ -115,7 +124,7 @@ def _sets_of(found, settings, seed): # the three parts as pairs, the training pa
     return {part: found.pairs(part, settings.scale, settings.images,
                               PairAugment(seed) if part == 'train' else None) for part in found.parts}
 
-# %% ../../nbs/commands/train_diagnosis.ipynb #c022
+# %% ../../nbs/commands/train_diagnosis.ipynb #c024
 def _recorded(settings, options, model, references, images): # → for ModelInfo.training
     s, (_, precision) = settings, pick_place(options.device, options.precision)
     recipe = _recipe_of(s, options)
@@ -130,13 +139,13 @@ def _recorded(settings, options, model, references, images): # → for ModelInfo
         mutual=s.mutual, mode=model.mode, solo_share=model.solo_share,
         references=len(references) if model.mode == 'context' else 0)
 
-# %% ../../nbs/commands/train_diagnosis.ipynb #c024
+# %% ../../nbs/commands/train_diagnosis.ipynb #c026
 def _recipe_of(settings, options): # with the batch size that was asked for
     recipe, lr = diagnosis_recipe(options.recipe, settings.width), options.learning_rate
     return replace(recipe, batch_size=settings.batch_size or recipe.batch_size, steps=settings.steps,
                    lr=recipe.lr if lr is None else lr)
 
-# %% ../../nbs/commands/train_diagnosis.ipynb #c026
+# %% ../../nbs/commands/train_diagnosis.ipynb #c028
 def _info_of(found, model, lr_size, training): # what is known before the first metric
     c, groups = model.config, found.table.groups
     rival = f' with {c["interaction"]}' if c['interaction'] else ' without SAI'
@@ -154,7 +163,7 @@ def _files_of(found, model, training): # → what files are, and to which size t
     if found.small is None: return images, size
     return 'lr', size and size//model.scale # what is to be predicted are small images like these
 
-# %% ../../nbs/commands/train_diagnosis.ipynb #c029
+# %% ../../nbs/commands/train_diagnosis.ipynb #c031
 def _calibrated(found, p, caution): # Predictions of the validation images → Calibration
     y, groups = found.table.labels[found.parts['valid']], found.groups('valid')
     clear = ~p.closed if not p.closed.all() else np.ones(len(y), bool)
@@ -162,7 +171,7 @@ def _calibrated(found, p, caution): # Predictions of the validation images → C
                      None if groups is None else groups[clear], caution.risk, caution.sensitivity,
                      caution.positive)
 
-# %% ../../nbs/commands/train_diagnosis.ipynb #c031
+# %% ../../nbs/commands/train_diagnosis.ipynb #c033
 def _finish(saver, model, found, sets, caution, info): # → test metrics
     _, p = evaluate_labelled(model, sets['valid'], found.classes, found.groups('valid'))
     calibration = _calibrated(found, p, caution)
@@ -172,7 +181,7 @@ def _finish(saver, model, found, sets, caution, info): # → test metrics
     say(diagnosis_sentence(metrics), f'Saved to {saver.folder}.')
     return metrics
 
-# %% ../../nbs/commands/train_diagnosis.ipynb #c035
+# %% ../../nbs/commands/train_diagnosis.ipynb #c037
 @dataclass
 class _Run:
     "What all trainings of one command have in common"
@@ -199,7 +208,7 @@ class _Run:
         recorded = _recorded(self.settings, self.options, model, self.chosen, len(train)) | more
         return _info_of(self.found, model, list(train.lr.shape[-2:]), recorded)
 
-# %% ../../nbs/commands/train_diagnosis.ipynb #c038
+# %% ../../nbs/commands/train_diagnosis.ipynb #c040
 def _train(run, model, saver, part='', **more): # → test metrics; `more` for the record
     known, s = run.known(model, more), run.settings
     loss = loss_of(s, run.sets['train'].labels, len(run.found.classes))
@@ -217,7 +226,7 @@ def _train(run, model, saver, part='', **more): # → test metrics; `more` for t
         train_in(saver, train_it, early)
         return _finish(saver, model, run.found, run.sets, run.caution, info)
 
-# %% ../../nbs/commands/train_diagnosis.ipynb #c040
+# %% ../../nbs/commands/train_diagnosis.ipynb #c042
 def _read_branches(settings, found): # 'lr', 'sr' → single network, of those that come from a folder
     branches = {}
     for b in BRANCHES:
@@ -234,7 +243,7 @@ def _read_branches(settings, found): # 'lr', 'sr' → single network, of those t
 
 
 
-# %% ../../nbs/commands/train_diagnosis.ipynb #c043
+# %% ../../nbs/commands/train_diagnosis.ipynb #c045
 def _own_branch(run, model, branch): # the single network, ready to be trained
     torch.manual_seed(run.options.seed + BRANCHES.index(branch))
     single = single_of(model, branch)
@@ -258,7 +267,7 @@ def _train_branch(run, single, branch, epochs, saver): # → a single network, t
     _train(own, single, saver, branch.upper(), start=start)
     return single
 
-# %% ../../nbs/commands/train_diagnosis.ipynb #c046
+# %% ../../nbs/commands/train_diagnosis.ipynb #c048
 def _to_train(run, model, branches, folder): # 'lr', 'sr' → single network and its saver
     todo = {b: _own_branch(run, model, b) for b in BRANCHES if not run.origin
             if model.two and b not in branches and run.settings.start(b) != 'scratch'}
@@ -277,16 +286,7 @@ def _joined(run, model, branches, todo): # → the run of the joint training, an
     record |= dict(epochs_of_branches=each*len(todo))
     return replace(run, options=replace(run.options, epochs=together)), record
 
-# %% ../../nbs/commands/train_diagnosis.ipynb #c048
-def _checked(settings, options, data, lr, start): # → settings as they are meant; DataError, ModelError
-    if labelled_pairs(data, lr)[1] is not None: settings = replace(settings, images='hr')
-    if start is not None: settings = settings_like(settings, start)
-    _check_inputs(settings, data, start)
-    if settings.images == 'hr' or not options.reduction.realistic: return settings
-    raise DataError(f'--degradation realistic makes large images small, but {data} is read as small images: '
-                    'use --images hr if they are large, or leave it out.')
-
-# %% ../../nbs/commands/train_diagnosis.ipynb #c050
+# %% ../../nbs/commands/train_diagnosis.ipynb #c051
 @as_one()
 def train_diagnosis_command(
     data: str|Path, # a folder with one sub-folder per class, or a CSV
@@ -312,7 +312,7 @@ def train_diagnosis_command(
     model = _framework(found, settings, branches, start).to(device)
     return _train_all(_Run(found, settings, caution, options, device, Path(out), start), model, branches, out)
 
-# %% ../../nbs/commands/train_diagnosis.ipynb #c052
+# %% ../../nbs/commands/train_diagnosis.ipynb #c053
 def _facts_of_start(run): # for the record; says if the test part was learned from
     if run.origin is None: return {}
     say_if_learned(run.origin, run.found.frame())

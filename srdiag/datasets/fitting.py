@@ -29,8 +29,8 @@ def resized(
 
 # %% ../../nbs/datasets/fitting.ipynb #c010
 def _say_resized(odd, n, height, width): # images, of how many
-    say(f'{odd} of {counted(n, "image")} {"was" if odd == 1 else "were"} resized, whole, to {height}×{width} px '
-        '(bicubic).')
+    say(f'{odd} of {counted(n, "image")} {"was" if odd == 1 else "were"} resized, whole, to '
+        f'{height}×{width} px (bicubic).')
 
 def fit_all(
     images: ImageSet, # that were read

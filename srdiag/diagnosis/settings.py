@@ -147,7 +147,7 @@ class LossSettings:
     label_smoothing: Annotated[float, Between(0, 0.999)] = 0. # ε: so much of each label goes to all classes
     focal: Weight = 0. # γ of the focal loss, which lets easy images weigh less; 0 switches it off, 2 is usual
 
-# %% ../../nbs/diagnosis/settings.ipynb #c023
+# %% ../../nbs/diagnosis/settings.ipynb #c024
 _OF_OURS = ('mutual mode train_mode solo_share references rank sac sar affinity_norm temperature margin '
             'rank_on ens_weight').split() # what compares images, branches and heads
 _OWN_LOSS = 'guo', # puts a loss of its own in the place of the plain cross entropy
@@ -157,7 +157,7 @@ def _without_effect(s): # names of settings that a network of another group has 
     names = _OF_OURS + ['class_weights', 'label_smoothing', 'focal']*(s.peer in _OWN_LOSS)
     return [k for k in names if getattr(s, k) not in (getattr(usual, k), getattr(paper, k))]
 
-# %% ../../nbs/diagnosis/settings.ipynb #c025
+# %% ../../nbs/diagnosis/settings.ipynb #c026
 def _check_peer(s): # FrameworkSettings; DataError for what a network of another group does not have
     if s.peer is None: return
     if '+' in s.inputs:
@@ -172,7 +172,7 @@ def _check_peer(s): # FrameworkSettings; DataError for what a network of another
         raise DataError(f'--network {s.peer} is a network of its own, without our branches and what is '
                         f'between them: leave out {", ".join(wrong)}.')
 
-# %% ../../nbs/diagnosis/settings.ipynb #c029
+# %% ../../nbs/diagnosis/settings.ipynb #c030
 @dataclass(frozen=True)
 class FrameworkSettings(LossSettings, BranchSettings, InputSettings):
     "What a framework reads, and how it compares, weighs and learns. Raises DataError for what cannot be"
@@ -220,7 +220,7 @@ class FrameworkSettings(LossSettings, BranchSettings, InputSettings):
         if self.trains != 'alternate': return 0.
         return 0.5 if self.solo_share is None else self.solo_share
 
-# %% ../../nbs/diagnosis/settings.ipynb #c041
+# %% ../../nbs/diagnosis/settings.ipynb #c042
 @dataclass(frozen=True)
 class Caution:
     "What the thresholds of a model are to reach on validation images. Raises DataError for impossible shares"

@@ -188,8 +188,9 @@ def recalibrate(
 ) -> SREnhancedDiagnosis: # the same model, in eval mode
     "Measure the running statistics of every batch norm anew"
     device = next(model.parameters()).device
-    if model.interaction == 'batchformer': mode = 'solo' # as it predicts
-    if model.interaction == 'prototypes' and mode == 'batch': mode = 'context' # as it trains
+    kind = getattr(model, 'interaction', None) # single parts have none
+    if kind == 'batchformer': mode = 'solo' # as it predicts
+    if kind == 'prototypes' and mode == 'batch': mode = 'context' # as it trains
     with measuring(model.train()) as norms:
         for part in some_batches(len(train), batch_size, batches, seed):
             images = [x.to(device).contiguous(memory_format=torch.channels_last)

@@ -46,7 +46,19 @@ class SRSettings:
 
     def __post_init__(self): check_settings(self, 'A run')
 
-# %% ../../nbs/sr/settings.ipynb #c010
+# %% ../../nbs/sr/settings.ipynb #c011
+def _check_idle(how): # DataError for settings of a Distillation that its distance has no use for
+    changed = [f.name for f in fields(Distillation) if getattr(how, f.name) != f.default]
+    gammas = [k for k in changed if k.startswith('gamma')]
+    if gammas and how.by != 'recursion':
+        raise DataError(f'{", ".join(gammas)}: weights of Eq. (4), which {how.by} does not use: leave them '
+                        'out, or distil by recursion.')
+    idle = [k for k in changed if k in ('phase1', 'weight', 'two_schedules')]
+    if idle and how.by == 'copy':
+        raise DataError(f'{", ".join(idle)}: copied weights are trained on without a second loss, so there '
+                        'is nothing to weigh or to divide: leave them out.')
+
+# %% ../../nbs/sr/settings.ipynb #c013
 By = Literal['recursion', 'output', 'hints', 'hints_regressor', 'attention', 'flow', 'similarity', 'copy']
 
 @dataclass(frozen=True)
@@ -67,17 +79,9 @@ class Distillation:
 
     def __post_init__(self):
         check_settings(self, 'A distillation')
-        usual = {f.name: f.default for f in fields(Distillation) if f.name.startswith('gamma')}
-        changed = [k for k, v in usual.items() if getattr(self, k) != v]
-        if changed and self.by != 'recursion':
-            raise DataError(f'{", ".join(changed)}: weights of Eq. (4), which {self.by} does not use: leave '
-                            'them out, or distil by recursion.')
-        idle = [k for k in ('phase1', 'weight', 'two_schedules') if getattr(self, k) != getattr(Distillation, k)]
-        if idle and self.by == 'copy':
-            raise DataError(f'{", ".join(idle)}: copied weights are trained on without a second loss, so there '
-                            'is nothing to weigh or to divide: leave them out.')
+        _check_idle(self)
 
-# %% ../../nbs/sr/settings.ipynb #c012
+# %% ../../nbs/sr/settings.ipynb #c015
 @dataclass(frozen=True)
 class DistilSettings(Distillation):
     "Recursion distillation, and on which patches. Raises DataError for what cannot be"
@@ -86,7 +90,7 @@ class DistilSettings(Distillation):
     # side of a high-resolution training patch in px; smaller images are skipped; default: 64 (63 at scale 3)
     patch: Positive|None = None
 
-# %% ../../nbs/sr/settings.ipynb #c015
+# %% ../../nbs/sr/settings.ipynb #c018
 def with_patch(
     settings: SRSettings|DistilSettings, # what is trained
     scale: int, # of the network
@@ -94,13 +98,13 @@ def with_patch(
     "The side of a patch, decided"
     return settings if settings.patch else replace(settings, patch=64 - 64%scale)
 
-# %% ../../nbs/sr/settings.ipynb #c017
+# %% ../../nbs/sr/settings.ipynb #c020
 _FIXED = { # by section IV-A and Algorithm 1
     SRSettings: dict(supervise_steps=False),
     DistilSettings: dict(weight=1., gamma_cell=2., gamma_hidden=2., gamma_f_lr=2., gamma_f_sr=0.5,
                          two_schedules=True, by='recursion')}
 
-# %% ../../nbs/sr/settings.ipynb #c019
+# %% ../../nbs/sr/settings.ipynb #c022
 def as_published(
     settings: SRSettings|DistilSettings, # what is trained
     options: RunOptions = RunOptions(), # how long, from which seed, where
