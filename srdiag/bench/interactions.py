@@ -147,13 +147,13 @@ def interactions_figure(
     shown = gains[gains.against == MEASURED_BY[0]]
     return controls_figure(shown.assign(against=MEASURED_BY[0].removeprefix('LR+SR-')), labels, title)
 
-# %% ../../nbs/bench/interactions.ipynb #c033
+# %% ../../nbs/bench/interactions.ipynb #c034
 def _missing(answers): # a sentence about runs that others have, or ''
     runs = sorted({run for found in answers.runs.values() for run in found})
     gone = [a.key for a in answers.arms for run in runs if run not in answers.runs[a]]
     return f'{len(gone)} runs are missing, such as one of {gone[0]}.' if gone else ''
 
-# %% ../../nbs/bench/interactions.ipynb #c035
+# %% ../../nbs/bench/interactions.ipynb #c036
 def report_interactions(
     store: LabelsStore, # of an experiment
 ) -> Path: # the README.md
@@ -171,7 +171,7 @@ def report_interactions(
     tables = {'accuracy.csv': accuracy_table(answers), 'gains.csv': gains, 'costs.csv': costs}
     return write_findings(store.folder, Findings(tables, drawn, {'README.md': text}))
 
-# %% ../../nbs/bench/interactions.ipynb #c037
+# %% ../../nbs/bench/interactions.ipynb #c038
 def run_interactions(
     data: str|Path, # labelled images
     out: str|Path, # the folder of the experiment; one that is there is continued

@@ -136,15 +136,15 @@ class BatchFormer(nn.Module):
     def forward(self, x): # B×features → 2B×features: with company, then without
         return torch.cat([self.encoder(x[:, None])[:, 0].to(x.dtype), x])
 
-# %% ../../nbs/diagnosis/companions.ipynb #c032
+# %% ../../nbs/diagnosis/companions.ipynb #c033
 EXCHANGES = {'se': SqueezeExcitation, 'cbam': BlockAttention, 'nonlocal': NonLocal, 'dual': DualAttention,
              'nearest': NearestReferences, 'prototypes': Prototypes}
 
-# %% ../../nbs/diagnosis/companions.ipynb #c036
+# %% ../../nbs/diagnosis/companions.ipynb #c037
 def _bottleneck(own, heard): # channels
     return nn.Sequential(nn.Conv2d(own + heard, own, 1), nn.ReLU(inplace=True), nn.BatchNorm2d(own))
 
-# %% ../../nbs/diagnosis/companions.ipynb #c038
+# %% ../../nbs/diagnosis/companions.ipynb #c039
 class StageInteraction(nn.Module):
     "Exchange between the branches after one stage: SAI, a rival or concatenation, then a 1×1 bottleneck each"
     def __init__(self,
