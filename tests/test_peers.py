@@ -292,7 +292,8 @@ def test_a_model_is_fine_tuned_by_its_own_network_only(labelled, succeeds, run_c
 def test_options_of_our_framework_mean_nothing_to_a_peer():
     with pytest.raises(DataError, match='--mode solo, --sac 1.0'):
         FrameworkSettings(network='yuan', inputs='LR', sac=1., mode='solo')
-    with pytest.raises(DataError, match='--focal 2.0'): FrameworkSettings(network='guo', inputs='LR', focal=2.)
+    with pytest.raises(DataError, match='--focal 2.0'):
+        FrameworkSettings(network='guo', inputs='LR', focal=2.)
     assert FrameworkSettings(network='fan', inputs='LR', focal=2.).peer == 'fan'
     assert FrameworkSettings.as_published(network='fan', inputs='LR').mode == 'batch'
     ours = Design(mode='solo', ens_weight=2., width=16)
