@@ -34,8 +34,8 @@ _FACE = { # name: module in which it lives
     # what can go wrong
     'SrdiagError': 'core.errors',
 }
-_ROOMS = ('core', 'data', 'training', 'evaluation', 'datasets', 'sr', 'diagnosis', 'models', 'show', 'bench',
-          'commands')
+_ROOMS = ('core', 'data', 'training', 'evaluation', 'datasets', 'sr', 'peers', 'diagnosis', 'models', 'show',
+          'bench', 'commands')
 
 __all__ = [*_FACE]
 
