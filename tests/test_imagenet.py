@@ -10,6 +10,7 @@ from safetensors.torch import save_file
 from torch import nn
 from torchvision.models import ResNet18_Weights, resnet18
 
+from srdiag.core import hub
 from srdiag.core.errors import ModelError
 from srdiag.diagnosis import pretrained
 from srdiag.diagnosis.branches import STEMS, ResNet18Branch
@@ -152,7 +153,7 @@ def test_without_a_network_a_sentence_says_what_to_do(offline):
 
 def test_a_network_that_swallows_everything(offline, monkeypatch):
     with socket.create_server(('127.0.0.1', 0)) as silent: # takes the call and says nothing
-        monkeypatch.setattr(pretrained, 'PATIENCE', 0.3)
+        monkeypatch.setattr(hub, 'PATIENCE', 0.3)
         address = f'http://127.0.0.1:{silent.getsockname()[1]}/a.pth'
         monkeypatch.setattr(pretrained, '_address', lambda: address)
         monkeypatch.setenv('no_proxy', '127.0.0.1')

@@ -76,15 +76,18 @@ def modes_markdown(modes): # of modes_table
         ('>95 % over groups', lambda r: points(r[0].gain_low, r[0].gain_high) if r[1] else '–')])
 
 # %% ../../nbs/bench/diagnosis_tables.ipynb #c024
+def _measured(store, rows, name): # → those whose cost is known: row, its cost, its printed line
+    known, printed = costs_of(store), published_diagnosis(NUMERALS.get(name, ''))
+    return [(r, known[r.key], printed_row(printed, row=r.label)) for r in rows if r.key in known]
+
 def cost_frame(
     store: DiagnosisStore, # of an experiment
     rows, # that were measured, or not
     name: str = 'table7', # of the table whose printed numbers stand beside
 ) -> pd.DataFrame: # row, and counts as texts; empty if nothing was measured
     "Parameters and FLOPs beside the printed ones, for a page"
-    printed, known = published_diagnosis(NUMERALS.get(name, '')), costs_of(store)
-    there = [(r.label, known[r.key], printed_row(printed, row=r.label)) for r in rows if r.key in known]
-    return pd.DataFrame({'row': [label for label, *_ in there]} | {
+    there = _measured(store, rows, name)
+    return pd.DataFrame({'row': [r.label for r, *_ in there]} | {
         f'{k}{said}': [count(x[i].get(k)) for x in there] for k in ('parameters', 'flops')
         for i, said in ((1, ''), (2, ' printed'))})
 
@@ -95,9 +98,7 @@ def cost_table(
     name: str = 'table7', # of the table whose printed numbers stand beside
 ) -> str:
     "Parameters, FLOPs and memory beside the printed ones, in markdown"
-    known, printed = costs_of(store), published_diagnosis(NUMERALS.get(name, ''))
-    measured = [(r, known[r.key], printed_row(printed, row=r.label)) for r in rows if r.key in known]
-    return column_table(measured, [
+    return column_table(_measured(store, rows, name), [
         ('row', lambda x: x[0].label),
         ('>parameters', lambda x: count(x[1]['parameters'])),
         ('>printed', lambda x: count(x[2].get('parameters'))),

@@ -53,17 +53,22 @@ class Labels:
     share: LabelsShare = LabelsShare()
     reading: Comparing = Comparing() # how files are read, and where networks compute
 
-    def run(self):
+    def experiment(self): # → its usual rows, what runs it, what reports it
         from srdiag.bench.labels import run_labels
         from srdiag.bench.labels_report import report_labels
-        from srdiag.bench.labels_store import LabelsStore
+        from srdiag.bench.labels_rows import MAIN_ROWS
+        return MAIN_ROWS, run_labels, report_labels
+
+    def run(self):
         from srdiag.bench.labels_rows import chosen_labels_rows
-        if self.report_only: return say(f'Report: {report_labels(LabelsStore(self.out))}')
+        from srdiag.bench.labels_store import LabelsStore
+        usual, run, report = self.experiment()
+        if self.report_only: return say(f'Report: {report(LabelsStore(self.out))}')
         if self.data is None:
             raise DataError('The experiment needs labelled images: name them with --data, or use '
                             '--report-only.')
-        run_labels(self.data, self.out, chosen_labels_rows(self.share.only), self.sources,
-                   self.budget.decided(), self.design, self.reading, self.share)
+        run(self.data, self.out, chosen_labels_rows(self.share.only, usual), self.sources,
+            self.budget.decided(), self.design, self.reading, self.share)
 
 # %% ../../nbs/commands/labels.ipynb #c011
 @dataclass(frozen=True)
@@ -76,13 +81,7 @@ class Interactions(Labels):
     # nonlocal, dual, batchformer, nearest or prototypes (default: all of them)
     share: LabelsShare = LabelsShare()
 
-    def run(self):
+    def experiment(self): # as above
         from srdiag.bench.interactions import report_interactions, run_interactions
-        from srdiag.bench.labels_rows import INTERACTION_ROWS, chosen_labels_rows
-        from srdiag.bench.labels_store import LabelsStore
-        if self.report_only: return say(f'Report: {report_interactions(LabelsStore(self.out))}')
-        if self.data is None:
-            raise DataError('The experiment needs labelled images: name them with --data, or use '
-                            '--report-only.')
-        run_interactions(self.data, self.out, chosen_labels_rows(self.share.only, INTERACTION_ROWS),
-                         self.sources, self.budget.decided(), self.design, self.reading, self.share)
+        from srdiag.bench.labels_rows import INTERACTION_ROWS
+        return INTERACTION_ROWS, run_interactions, report_interactions

@@ -241,8 +241,6 @@ def _read_branches(settings, found): # 'lr', 'sr' → single network, of those t
                        ' Train it with the same --seed and the same images.')
     return branches
 
-
-
 # %% ../../nbs/commands/train_diagnosis.ipynb #c045
 def _own_branch(run, model, branch): # the single network, ready to be trained
     torch.manual_seed(run.options.seed + BRANCHES.index(branch))

@@ -15,12 +15,13 @@ import torch
 from torch import nn
 
 from ..core.errors import ModelError
+from ..core.hub import patience
 from ..core.precision import in_eval_mode
 from ..core.weights import check_fit
 from ..core.words import counted, listed, shortened
 from .branches import ResNet18Branch
 from .cutting import Backbone, channels_last
-from .pretrained import adapt_kernel, patience, read_weights, start_from_imagenet
+from .pretrained import adapt_kernel, read_weights, start_from_imagenet
 
 # %% ../../nbs/diagnosis/backbones.ipynb #c005
 def _timm(): # the library; ModelError where it is missing

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from ..core.errors import ModelError
-from .stage import Peer, PeerOutput
+from .stage import Peer, PeerOutput, is_count
 
 # %% ../../nbs/peers/araujo.ipynb #c005
 WIDTHS, POOLS, GRID = (16, 32, 64, 64, 32), (3, 2, 2, 3, 3), 4 # of the convolutions; what is left, per side
@@ -62,7 +62,7 @@ class Araujo(Peer):
 
 # %% ../../nbs/peers/araujo.ipynb #c013
 def _check_hidden(hidden): # ModelError
-    if all(isinstance(n, int) and not isinstance(n, bool) and n > 0 for n in hidden): return
+    if all(map(is_count, hidden)): return
     raise ModelError('The fully connected layers have one unit or more each, for instance (256, 128), not '
                      f'{tuple(hidden)!r}.')
 

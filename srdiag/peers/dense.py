@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from ..core.errors import ModelError
+from .stage import is_count
 
 # %% ../../nbs/peers/dense.ipynb #c006
 def dense_layer(
@@ -65,7 +66,7 @@ def check_depths(
     "ModelError for numbers of layers that make no network"
     try: whole = tuple(depths)
     except TypeError: whole = ()
-    if not whole or not all(isinstance(n, int) and not isinstance(n, bool) and n > 0 for n in whole):
+    if not whole or not all(map(is_count, whole)):
         raise ModelError(f'The blocks of {title} are a list of whole numbers, the layers of each, such as '
                          f'[6, 12, 24, 16], not {depths!r}.')
     return whole

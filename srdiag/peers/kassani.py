@@ -11,7 +11,7 @@ from torch import nn
 
 from ..core.errors import ModelError
 from .resnet101 import start_trunk, trunk_of
-from .stage import Peer, PeerOutput
+from .stage import Peer, PeerOutput, is_count
 
 # %% ../../nbs/peers/kassani.ipynb #c008
 ENSEMBLE = 'vgg19', 'mobilenet_v2', 'densenet121' # which DenseNet: see the arithmetic of its notebook
@@ -57,5 +57,5 @@ def _check_ensemble(networks, hidden): # ModelError
     if isinstance(networks, str) or len(networks) < 2:
         raise ModelError(f'An ensemble is a list of two networks or more, for instance {ENSEMBLE}, not '
                          f'{networks!r}.')
-    if not isinstance(hidden, int) or isinstance(hidden, bool) or hidden < 1:
+    if not is_count(hidden):
         raise ModelError(f'The classifier has one hidden unit or more, not {hidden!r}.')

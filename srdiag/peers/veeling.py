@@ -11,7 +11,7 @@ from torch import nn
 
 from ..core.errors import ModelError
 from .group_convolution import GroupConv, half_size, invariant, order_of
-from .stage import Peer, PeerOutput
+from .stage import Peer, PeerOutput, is_count
 
 # %% ../../nbs/peers/veeling.ipynb #c005
 class GroupDense(nn.Module):
@@ -74,7 +74,7 @@ class Veeling(Peer):
 
 # %% ../../nbs/peers/veeling.ipynb #c014
 def _check_design(width, mix): # ModelError
-    if not isinstance(width, int) or isinstance(width, bool) or width < 1:
+    if not is_count(width):
         raise ModelError(f'A DenseNet is one channel wide or more, not {width!r}.')
     if mix not in ('channels', 'positions'):
         raise ModelError(f"Transitions mix 'channels' or 'positions', not {mix!r}.")

@@ -7,7 +7,6 @@ __all__ = ['PEERS', 'UNLIKE', 'peer_class', 'peer_settings', 'create_peer', 'Pee
 
 # %% ../../nbs/peers/zoo.ipynb #c003
 import csv
-import difflib
 import inspect
 from dataclasses import dataclass
 from importlib import resources
@@ -15,6 +14,7 @@ from importlib import resources
 import torch
 
 from ..core.errors import ModelError
+from ..core.words import meant
 from ..evaluation.cost import count_flops, count_parameters
 from .araujo import Araujo
 from .fan import Fan
@@ -38,9 +38,8 @@ def peer_class(
 ) -> type: # its class
     "Look a peer up; ModelError with a close match for a name that there is not"
     if isinstance(name, str) and name in PEERS: return PEERS[name]
-    close = difflib.get_close_matches(str(name).lower(), PEERS, n=1, cutoff=0.5)
-    meant = f' Did you mean {close[0]}?' if close else ''
-    raise ModelError(f'There is no peer {name!r}.{meant} The peers are {", ".join(PEERS)}.')
+    near = meant(str(name).lower(), PEERS, cutoff=0.5)
+    raise ModelError(f'There is no peer {name!r}.{near} The peers are {", ".join(PEERS)}.')
 
 def peer_settings(name): # of a peer, beside classes and channels
     "What can be set about a peer; ModelError for a name that there is not"

@@ -7,7 +7,6 @@ __all__ = ['ARCHITECTURES', 'MODELS', 'architecture_of', 'ZooEntry', 'scales_of'
            'mrcnet_reach', 'Traits', 'traits', 'Description', 'describe']
 
 # %% ../../nbs/sr/zoo.ipynb #c005
-import difflib
 import fnmatch
 import inspect
 from dataclasses import dataclass, field
@@ -17,6 +16,7 @@ from torch import nn
 
 from ..core.errors import ModelError
 from ..core.moved import moved_names
+from ..core.words import meant
 from .farsighted import PLKSR, SAFMN
 from .layers import SCALES, in_words
 from .lean import RLFN, SPAN
@@ -113,9 +113,8 @@ def _unknown(name, base, tail): # what is wrong with a name, and what was probab
         scales = in_words(scales_of(known)).replace(' or ', ' and ')
         names = in_words(list_models(f'{known}_x*'))
         return f'{known} has the scales {scales}{lacks}: choose {names}.'
-    close = difflib.get_close_matches(name, list_models(), n=1)
-    meant = f' Did you mean {close[0]}?' if close else ''
-    return f'There is no model {name!r}.{meant} The models are {", ".join(list_models())}.'
+    near, names = meant(name, list_models()), ', '.join(list_models())
+    return f'There is no model {name!r}.{near} The models are {names}.'
 
 # %% ../../nbs/sr/zoo.ipynb #c024
 def _peer(name, channels, config): # a diagnosis network of another group; None for any other name
