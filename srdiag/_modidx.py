@@ -1372,6 +1372,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                       'srdiag.core.together._settle': ('core/together.html#_settle', 'srdiag/core/together.py'),
                                       'srdiag.core.together._take_places': ('core/together.html#_take_places', 'srdiag/core/together.py'),
                                       'srdiag.core.together.check_names': ('core/together.html#check_names', 'srdiag/core/together.py'),
+                                      'srdiag.core.together.is_placed': ('core/together.html#is_placed', 'srdiag/core/together.py'),
                                       'srdiag.core.together.left_behind': ('core/together.html#left_behind', 'srdiag/core/together.py'),
                                       'srdiag.core.together.placed': ('core/together.html#placed', 'srdiag/core/together.py'),
                                       'srdiag.core.together.replacing_all': ('core/together.html#replacing_all', 'srdiag/core/together.py'),

@@ -22,7 +22,7 @@ from torch.overrides import TorchFunctionMode
 
 from .errors import ModelError
 from .hub import hub_folder, hub_name, is_of_srdiag
-from .together import placed
+from .together import is_placed, placed
 from .words import listed, shortened
 
 # %% ../../nbs/core/weights.ipynb #c005
@@ -34,7 +34,7 @@ def is_model_folder(
     folder: str|Path, # any path
 ) -> bool:
     "True if the folder holds a model of this project, and not one of somebody else under the same file names"
-    if not all(placed(folder, name).is_file() for name in MODEL_FILES): return False
+    if not all(is_placed(folder, name) for name in MODEL_FILES): return False
     try: config = json.loads((Path(folder)/'config.json').read_text(encoding='utf-8'))
     except (ValueError, RecursionError): return True # cut off, so that it cannot say
     return is_of_srdiag(config)
@@ -64,7 +64,7 @@ def read_config(
     if not os.path.isdir(path.parent):
         raise ModelError(f'There is no model folder {shortened(path.parent)}: check the path, or name one of '
                          f'the package: {", ".join(list_pretrained())}.')
-    missing = [n for n in MODEL_FILES if not placed(path.parent, n).is_file()]
+    missing = [n for n in MODEL_FILES if not is_placed(path.parent, n)]
     if missing: raise ModelError(f'{path.parent} is not a model folder: {" and ".join(missing)} missing.')
     try: config = json.loads(path.read_text(encoding='utf-8'))
     except (ValueError, RecursionError) as e:

@@ -91,8 +91,8 @@ def reduced_rows(
     "Each image reduced by bicubic interpolation, in a file of its own"
     n, c, h, w = images.shape
     out = mapped((n, c, h//scale, w//scale))
-    for i, part in enumerate(in_parts(images, 256)):
-        out[256*i:256*i+len(part)] = to_uint8(degrade(as_float(part), scale))
+    for i, part in enumerate(in_parts(images, 64)):
+        out[64*i:64*i+len(part)] = to_uint8(degrade(as_float(part), scale))
     return ImageRows([out])
 
 # %% ../../nbs/data/mapped.ipynb #c016
@@ -101,7 +101,7 @@ def channel_statistics(
 ) -> tuple: # mean and standard deviation (n − 1) of each channel, of values in [0, 1]; float64
     "In one pass, exact up to the last division"
     total, squares = (torch.zeros(images.shape[1], dtype=torch.int64) for _ in range(2))
-    for part in in_parts(images):
+    for part in in_parts(images, 64): # few, so that the squares stay in the cache
         x = part.to(torch.int32)
         total += x.sum((0, 2, 3))
         squares += (x*x).sum((0, 2, 3))

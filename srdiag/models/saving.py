@@ -329,15 +329,16 @@ def _version(folder): # the configuration, and which save it is of
     config, at = read_config(folder), (Path(folder)/'config.json').stat()
     return config, at.st_ino, at.st_mtime_ns
 
-def _in_one_piece(folder, kind, scale): # the same, all of it from one save
+def _in_one_piece(folder, kind, scale, failed=None): # all of it from one save; `failed`: read in vain
     before = _version(folder)
     _check_wanted(folder, before[0], kind, scale)
     try:
         found = _loaded(folder, before[0])
         if _version(folder) == before: return found
     except (ModelError, OSError):
-        if _version(folder) == before: raise
-    return _in_one_piece(folder, kind, scale)
+        if failed == before: raise
+        failed = before
+    return _in_one_piece(folder, kind, scale, failed)
 
 def load_model(
     folder: str|Path, # a model folder, the name of one of the package, or owner/name on the Hub
