@@ -28,8 +28,8 @@ def _number(v): # two decimals at most
     return '0' if text == '-0' else text
 
 def _draw_term(ax, x, title, rows, names): # a matrix whose left edge is at x → its right edge
-    rows, most = np.atleast_2d(np.asarray(rows, float)), max(np.abs(rows).max(), 1e-9)
-    n, k = rows.shape
+    rows = np.atleast_2d(np.asarray(rows, float))
+    most, (n, k) = max(np.abs(rows).max(), 1e-9), rows.shape
     for i, j in np.ndindex(n, k):
         v, top = rows[i, j], n/2 - i
         tint = _blend(PALETTE[0] if v >= 0 else PALETTE[1], 0.06 + 0.44*abs(v)/most)
@@ -247,14 +247,14 @@ _SHAPES = (('64×128×128', '128×64×64', '256×32×32', '512×16×16'),
 def framework_figure(
     step: str, # one of STEPS; what joins there is lit
     shapes: tuple = _SHAPES, # four texts for the SR branch, four for the LR branch
-) -> Figure: # 7.6 × 3.1 inches
+) -> Figure: # 7.6 × 3.1 inches; a branch alone is lower
     "Fig. 2 up to one step. ValueError for a step that does not exist"
     if step not in STEPS: raise ValueError(f'There is no step {step!r}: choose one of {", ".join(STEPS)}.')
-    drawn = STEPS[:STEPS.index(step) + 1]
+    drawn, high = STEPS[:STEPS.index(step) + 1], 11.5 if step == 'branch' else 31
     with style(), plt.rc_context({'font.size': 7.5}):
-        fig = plt.figure(figsize=(7.6, 3.1), dpi=110, layout='none')
+        fig = plt.figure(figsize=(7.6, high/10), dpi=110, layout='none')
         ax = fig.add_axes((0, 0, 1, 1))
-        ax.set(xlim=(0, 76), ylim=(0, 31))
+        ax.set(xlim=(0, 76), ylim=(0, high))
         ax.axis('off')
         pen = _Growing(ax, step)
         for joins, what, *how in _PARTS:
