@@ -20,7 +20,7 @@ def _matrices():
             ('four samples and T = 1', (noise(4, 4), 1.)), ('T = 4', (noise(4, 4), 4.)),
             ('T = 0.1', (noise(3, 3), 0.1)), ('affinities of up to 200', (noise(3, 3, high=200.), 1.))]
 
-task('soften', ('diagnosis/losses', 'Softened affinities'), soften, _matrices, rows='sum')
+task('soften', ('diagnosis/losses', 'The temperature'), soften, _matrices, rows='sum')
 
 mistakes_of('soften',
     ('You go down the columns, as the index in the printed denominator says. Each row by itself is meant.',
@@ -40,7 +40,7 @@ def _distances(p, q, how=torch.linalg.matrix_norm): return sum(how(a - b) for a,
 
 def _softened(matrices, temperature): return [soften(a, temperature) for a in matrices]
 
-task('consistency', ('diagnosis/losses', 'Consistency: both branches should group the samples alike'),
+task('consistency', ('diagnosis/losses', 'Consistency: both branches group the samples alike'),
      lambda a_sr, a_lr, temperature: SampleAffinityConsistencyLoss(temperature)(a_sr, a_lr),
      lambda: [('one stage, two samples and T = 1', (_stages(2, 2)[:1], _stages(2, 2, seed=9)[:1], 1.)),
               ('three stages', (_stages(4, 4), _stages(4, 4, seed=9), 1.)),
@@ -68,7 +68,7 @@ mistakes_of('consistency',
 
 # %% ../../nbs/show/tasks_losses.ipynb #c014
 task('regularisation',
-     ('diagnosis/losses', 'Regularisation: shallow stages should group the samples like deep ones'),
+     ('diagnosis/losses', 'Regularisation: shallow stages group the samples like deep ones'),
      lambda m, temperature: SampleAffinityRegularizationLoss(temperature)(m),
      lambda: [('two stages of two samples, T = 1', (_stages(2, 2)[:2], 1.)),
               ('three stages', (_stages(4, 4), 1.)), ('T = 2', (_stages(3, 3), 2.))])
@@ -104,7 +104,7 @@ def _heads():
 
 def _ce(ens, others, target, loss=F.cross_entropy): return sum(loss(y, target) for y in (ens, *others))
 
-task('cross_entropy', ('diagnosis/losses', 'All together'),
+task('cross_entropy', ('diagnosis/losses', 'The right answer, four times'),
      lambda ens, others, target: _ce(ens, others, target), _heads)
 
 mistakes_of('cross_entropy',
@@ -122,7 +122,7 @@ def _ranked():
     margins = 0.05, 0.05, 0.2, 0.
     return [(f'{what} and m = {m}', (*args, m)) for (what, args), m in zip(_heads()[:2]*2, margins)]
 
-task('rank', ('diagnosis/losses', 'Rank: the ensemble should beat its members'),
+task('rank', ('diagnosis/losses', 'An ensemble that beats its members'),
      lambda ens, others, target, margin: RankLoss(margin)(ens, others, target), _ranked)
 
 def _rank(ens, others, target, margin, p=lambda y: y.softmax(1), hinge=F.relu, over=torch.mean):
