@@ -176,7 +176,7 @@ def mutual_figure(
 
 # %% ../../nbs/show/neighbours.ipynb #c029
 def alike_mutual(
-    c, # cosine between each two images, in both branches
+    c, # cosine between any two images, in both branches
     B: int, # images in the batch
 ): # entries of M off the diagonal
     "Eq. (6) for B images of equal length that all resemble each other equally"
@@ -195,7 +195,7 @@ def squeeze_figure(
             ax.plot(c, alike_mutual(c, B), color=PALETTE[k], label=f'M, B = {B}')
             ax.plot(example, alike_mutual(example, B), 'o', color=PALETTE[k])
         ax.axvline(example, color='#555555', lw=0.7, ls=':')
-        ax.set(xlabel='cosine between the features of each two images', ylabel='entry of M', ylim=(0, 1.04))
+        ax.set(xlabel='cosine between the features of any two images', ylabel='entry of M', ylim=(0, 1.04))
         ax.legend()
     return finished(fig)
 
