@@ -3834,6 +3834,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                     'srdiag.show.losses._square': ('show/losses.html#_square', 'srdiag/show/losses.py'),
                                     'srdiag.show.losses._term_panel': ('show/losses.html#_term_panel', 'srdiag/show/losses.py'),
                                     'srdiag.show.losses.distance_figure': ('show/losses.html#distance_figure', 'srdiag/show/losses.py'),
+                                    'srdiag.show.losses.heads_figure': ('show/losses.html#heads_figure', 'srdiag/show/losses.py'),
                                     'srdiag.show.losses.hinges': ('show/losses.html#hinges', 'srdiag/show/losses.py'),
                                     'srdiag.show.losses.learned_figure': ('show/losses.html#learned_figure', 'srdiag/show/losses.py'),
                                     'srdiag.show.losses.rank_figure': ('show/losses.html#rank_figure', 'srdiag/show/losses.py'),

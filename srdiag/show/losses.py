@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['TERMS', 'distance_figure', 'temperature_figure', 'stage_distances', 'stages_figure', 'hinges', 'rank_figure',
-           'terms_figure', 'learned_figure']
+           'terms_figure', 'learned_figure', 'heads_figure']
 
 # %% ../../nbs/show/losses.ipynb #c003
 from pathlib import Path
@@ -48,6 +48,7 @@ def _compared(fig, axes, pair, names, kind): # one row of panels, and its distan
     shown = _field(axes[2], difference, title, cmap='RdBu_r', vmin=-most, vmax=most)
     fig.colorbar(shown, ax=axes[2], shrink=0.85, aspect=14).outline.set_visible(False)
 
+# %% ../../nbs/show/losses.ipynb #c011
 def distance_figure(
     p, # B×B affinities
     q, # B×B
@@ -65,7 +66,7 @@ def distance_figure(
         for ax in axes[1]: ax.set_xlabel('sample j')
     return finished(fig)
 
-# %% ../../nbs/show/losses.ipynb #c011
+# %% ../../nbs/show/losses.ipynb #c014
 def _row_bars(ax, row, even): # B values of one row, and the value of an even row
     ax.bar(range(1, len(row) + 1), row, color=PALETTE[0])
     if even: ax.axhline(1/len(row), color='#333333', lw=1, ls=':')
@@ -80,7 +81,7 @@ def temperature_figure(
     "What the temperature of Eq. (10) does. ValueError for a matrix that is not square"
     a, = _square(a)
     shown = {'$A$': a} | {rf'$\tau(A)$, T = {t:g}': soften(a, t) for t in temperatures}
-    low, high = (f(m.min().item() if f is min else m.max().item() for m in shown.values()) for f in (min, max))
+    low, high = min(m.min().item() for m in shown.values()), max(m.max().item() for m in shown.values())
     with style():
         fig, axes = plt.subplots(2, len(shown), figsize=(1.85*len(shown) + 0.4, 3.7), sharey='row')
         for k, (name, m) in enumerate(shown.items()):
@@ -91,7 +92,7 @@ def temperature_figure(
         fig.colorbar(image, ax=axes[0], shrink=0.9, aspect=14).outline.set_visible(False)
     return finished(fig)
 
-# %% ../../nbs/show/losses.ipynb #c014
+# %% ../../nbs/show/losses.ipynb #c017
 def stage_distances(
     mutual: list, # M of each stage, B×B
     temperature: float = 1., # T of Eq. (10)
@@ -103,6 +104,7 @@ def stage_distances(
     return [(matrix_distance(tau(b), tau(a)) + matrix_distance(tau(b.T), tau(a.T))).item()/2
             for a, b in zip(mutual, mutual[1:])]
 
+# %% ../../nbs/show/losses.ipynb #c020
 def stages_figure(
     mutual: list, # M of each stage, B×B, the shallow one first
     temperature: float = 1., # T of Eq. (10)
@@ -121,7 +123,7 @@ def stages_figure(
             fig.colorbar(image, ax=line, shrink=0.9, aspect=14).outline.set_visible(False)
     return finished(fig)
 
-# %% ../../nbs/show/losses.ipynb #c017
+# %% ../../nbs/show/losses.ipynb #c023
 def hinges(
     ens, # probability of the true class by the ensemble; a number or an array
     members: dict, # head → its probability of the true class
@@ -130,6 +132,7 @@ def hinges(
     "L_rank of one image, Eq. (13)"
     return sum(np.maximum(0, p - np.asarray(ens, float) + margin) for p in members.values())
 
+# %% ../../nbs/show/losses.ipynb #c026
 def _rank_panel(ax, title, members, ens, margin):
     x = np.linspace(0, 1, 401)
     ax.plot(x, hinges(x, members, margin), color='#333333', zorder=2)
@@ -145,7 +148,7 @@ def _rank_panel(ax, title, members, ens, margin):
             color='#555555', fontsize=8)
     ax.set(title=title, xlabel='true class, probability by the ensemble', xlim=(0, 1), ylim=(0, 1.2))
 
-# %% ../../nbs/show/losses.ipynb #c019
+# %% ../../nbs/show/losses.ipynb #c028
 def rank_figure(
     images: dict, # title → (head → probability of the true class, with the key 'ens' for the ensemble)
     margin: float = 0.05, # m of Eq. (13)
@@ -163,7 +166,7 @@ def rank_figure(
         axes[0, 0].set_ylabel('$L_{rank}$ of this image')
     return finished(fig)
 
-# %% ../../nbs/show/losses.ipynb #c022
+# %% ../../nbs/show/losses.ipynb #c031
 TERMS = dict(ce='cross entropy, Eq. (12)', rank='rank, Eq. (13)', sac='consistency, Eq. (9)',
              sar='regularization, Eq. (11)')
 _TERM_COLOURS = dict(zip(TERMS, (PALETTE[0], PALETTE[3], PALETTE[2], PALETTE[4])))
@@ -173,7 +176,8 @@ def terms_figure(
 ) -> Figure:
     "The weighted terms of Eq. (14) side by side"
     with style():
-        fig, axes = plt.subplots(1, len(readings), figsize=(3.6*len(readings), 2.6), squeeze=False, sharey=True)
+        fig, axes = plt.subplots(1, len(readings), figsize=(3.6*len(readings), 2.6), squeeze=False,
+                                 sharey=True)
         for ax, (title, terms) in zip(axes[0], readings.items()):
             terms = {k: float(v) for k, v in terms.items() if k in TERMS and v}
             bars = ax.bar(terms.keys(), terms.values(), color=[_TERM_COLOURS[k] for k in terms])
@@ -184,7 +188,7 @@ def terms_figure(
         axes[0, 0].set_ylabel('weighted term')
     return finished(fig)
 
-# %% ../../nbs/show/losses.ipynb #c025
+# %% ../../nbs/show/losses.ipynb #c034
 _HEADS = dict(accuracy_lr=('lr', 'LR'), accuracy_sr=('sr', 'SR'), accuracy_aux=('aux', 'aux'),
               accuracy=('ens', 'ensemble'))
 
@@ -197,14 +201,17 @@ def _accuracy_panel(ax, log, chance):
     ax.set(title='right answers on validation images', xlabel='steps', ylabel='accuracy', ylim=(None, 1.03))
     ax.legend(loc='lower right', frameon=True)
 
-def _term_panel(ax, values, term, floor): # one number per step; a line where it must stop
+def _term_panel(ax, log, term, floor): # a line where it must stop
+    values, calm = log.steps.get(term, log.steps.loss), max(1, len(log.steps)//8)
     ax.plot(values, color=_TERM_COLOURS[term], alpha=0.3, lw=1)
-    ax.plot(values.rolling(max(1, len(values)//8), min_periods=1).mean(), color=_TERM_COLOURS[term])
+    ax.plot(values.rolling(calm, min_periods=1).mean(), color=_TERM_COLOURS[term], label='training')
+    if (valid := log.epochs.get(f'valid_{term}')) is not None and valid.any():
+        ax.plot(log.ends, valid, 'o--', color='#333333', ms=3, lw=0.8, label='validation')
     if floor: ax.axhline(floor, color='#555555', lw=1, ls='--')
     ax.set_title(TERMS[term], fontsize=8)
     ax.set_ylim(bottom=0)
 
-# %% ../../nbs/show/losses.ipynb #c027
+# %% ../../nbs/show/losses.ipynb #c036
 def learned_figure(
     folder: str|Path, # of a training, as for `read_training`
     chance: float|None = None, # accuracy of guessing
@@ -220,7 +227,30 @@ def learned_figure(
         _accuracy_panel(fig.add_subplot(grid[:, :2]), log, chance)
         for k, term in enumerate(terms):
             ax = fig.add_subplot(grid[k//2, 2 + k%2])
-            _term_panel(ax, log.steps.get(term, log.steps.loss), term, 3*margin if term == 'rank' else 0)
+            _term_panel(ax, log, term, 3*margin if term == 'rank' else 0)
             if k//2 == 1 or len(terms) < 3: ax.set_xlabel('steps')
+            if k == 0: ax.legend(fontsize=7)
         if title: fig.suptitle(plain(title))
+    return finished(fig)
+
+# %% ../../nbs/show/losses.ipynb #c040
+def heads_figure(
+    answers: dict, # name of a network → (head → share of right answers)
+    chance: float|None = None, # of guessing: a dashed line
+) -> Figure: # groups of bars in the colours of the heads
+    "How often each head of several networks is right"
+    names, ticks, place = {head: name for head, name in _HEADS.values()}, [], 0
+    with style():
+        fig, ax = plt.subplots(figsize=(7, 2.6))
+        for said in answers.values():
+            at = place + np.arange(len(said))
+            bars = ax.bar(at, said.values(), color=[COLOURS[h] for h in said], width=0.85)
+            ax.bar_label(bars, [f'{names[h]}\n{v:.0%}' for h, v in said.items()], fontsize=8)
+            ticks.append(at.mean())
+            place += len(said) + 1
+        if chance is not None: ax.axhline(chance, color='#555555', lw=1, ls='--')
+        ax.set_xticks(ticks, [plain(name) for name in answers])
+        ax.set(ylabel='right on new images', ylim=(0, 1.3))
+        ax.set_yticks(np.linspace(0, 1, 5))
+        ax.grid(axis='x', visible=False)
     return finished(fig)
