@@ -18,8 +18,8 @@ from matplotlib.patches import Rectangle
 
 from ..data.images import as_float
 from ..diagnosis.sai import affinity
+from . import method
 from .affinities import class_contrast
-from .method import _blend, _Pen, _SmallCanvas
 from .style import COLOURS, PALETTE, finished, style
 
 # %% ../../nbs/show/neighbours.ipynb #c005
@@ -32,7 +32,7 @@ def _draw_term(ax, x, title, rows, names): # a matrix whose left edge is at x â†
     most, (n, k) = max(np.abs(rows).max(), 1e-9), rows.shape
     for i, j in np.ndindex(n, k):
         v, top = rows[i, j], n/2 - i
-        tint = _blend(PALETTE[0] if v >= 0 else PALETTE[1], 0.06 + 0.44*abs(v)/most)
+        tint = method._blend(PALETTE[0] if v >= 0 else PALETTE[1], 0.06 + 0.44*abs(v)/most)
         ax.add_patch(Rectangle((x + 1.3*j, top - 1), 1.3, 1, fc=tint, ec='white'))
         ax.text(x + 1.3*(j + 0.5), top - 0.5, _number(v), ha='center', va='center')
     for i, name in enumerate(names or []):
@@ -62,7 +62,7 @@ def matrices_figure(
         ax.set(xlim=(left, x + 0.3), ylim=(-height/2 - 0.2, height/2 + 0.9))
         ax.axis('off')
         fig.set_size_inches(0.37*(x + 0.3 - left), 0.33*(height + 1.1))
-    _SmallCanvas(finished(fig))
+    method._SmallCanvas(finished(fig))
     return fig
 
 # %% ../../nbs/show/neighbours.ipynb #c010
@@ -176,7 +176,7 @@ def mutual_figure(
 
 # %% ../../nbs/show/neighbours.ipynb #c029
 def alike_mutual(
-    c, # cosine between each two images, in both branches
+    c, # cosine between any two images, in both branches
     B: int, # images in the batch
 ): # entries of M off the diagonal
     "Eq. (6) for B images of equal length that all resemble each other equally"
@@ -195,7 +195,7 @@ def squeeze_figure(
             ax.plot(c, alike_mutual(c, B), color=PALETTE[k], label=f'M, B = {B}')
             ax.plot(example, alike_mutual(example, B), 'o', color=PALETTE[k])
         ax.axvline(example, color='#555555', lw=0.7, ls=':')
-        ax.set(xlabel='cosine between the features of each two images', ylabel='entry of M', ylim=(0, 1.04))
+        ax.set(xlabel='cosine between the features of any two images', ylabel='entry of M', ylim=(0, 1.04))
         ax.legend()
     return finished(fig)
 
@@ -236,7 +236,7 @@ _PARTS += [
     ('gate', 'arrow', '-', [(68.7, 12.9), (70, 12.9), (70, 14.8), (71.5, 14.8)]),
 ]
 
-class _Growing(_Pen):
+class _Growing(method._Pen):
     "Lights what joins at this step; `lit` is its name"
     def state(self, parts): return 'lit' if parts == self.lit else 'plain'
 
@@ -262,7 +262,7 @@ def framework_figure(
         for joins, y, texts in zip(('branches', 'branch'), (27.4, 3.6), shapes):
             for x, text in zip(_AT, texts):
                 if joins in drawn: ax.text(x, y, text, ha='center', va='center', color='#333333')
-    _SmallCanvas(finished(fig))
+    method._SmallCanvas(finished(fig))
     return fig
 
 # %% ../../nbs/show/neighbours.ipynb #c039
