@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['GATES', 'weights_of', 'kernel_figure', 'line_figure', 'finer_stripes', 'prelu_figure', 'residual_figure',
-           'shuffle_figure', 'cell_figure', 'gate_course', 'gate_figure', 'unrolled_figure', 'steps_figure']
+           'shuffle_figure', 'cell_figure', 'gate_course', 'gate_figure', 'unrolled_figure', 'recursion_figure']
 
 # %% ../../nbs/show/cells.ipynb #c003
 import matplotlib.pyplot as plt
@@ -363,7 +363,7 @@ def _draw_row(axes, maps): # H×W tensors or None, one for each of the axes
     axes[0].figure.colorbar(shown, ax=axes[-1], shrink=0.85)
 
 # %% ../../nbs/show/cells.ipynb #c075
-def steps_figure(
+def recursion_figure(
     rows: dict, # title → list of H×W tensors or None, one for each step
 ) -> Figure: # 1.9 inches for each step
     "Maps of each step of a recursion, one row for each quantity"
