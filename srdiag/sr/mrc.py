@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['AdditiveFusion', 'MRCStage', 'MRCModule']
 
-# %% ../../nbs/sr/mrc.ipynb #c005
+# %% ../../nbs/sr/mrc.ipynb #c007
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -13,13 +13,13 @@ from torch import nn
 from .layers import ResidualBlock, conv_prelu
 from .rcf import RefinedContextFusion
 
-# %% ../../nbs/sr/mrc.ipynb #c007
+# %% ../../nbs/sr/mrc.ipynb #c026
 class AdditiveFusion(nn.Module):
     "The fusion of the ablation without RCF: add what the other path sent"
     def forward(self, x1, x2): # B×C×H×W each → B×C×H×W
         return x1 + x2
 
-# %% ../../nbs/sr/mrc.ipynb #c009
+# %% ../../nbs/sr/mrc.ipynb #c028
 class MRCStage(nn.Module):
     "Residual blocks on both paths, then fusion; `last`: only the local path is fused and returned (Fig. 3c)"
     def __init__(self,
@@ -39,14 +39,14 @@ class MRCStage(nn.Module):
     def forward(self, local, coarse): # B×n×H×W, B×n×⌈H/2⌉×⌈W/2⌉ → the same two; (local, None) if `last`
         local, coarse = self.local_blocks(local), self.global_blocks(coarse)
         up = F.interpolate(self.to_local(coarse), scale_factor=2, mode='bilinear', align_corners=False)
-        # with one more row and column there is always something to cut, also for who follows an example
+        # with one more row and column there is always something to cut, whatever size the graph is made with
         if torch.compiler.is_compiling(): up = F.pad(up, (0, 1, 0, 1))
         up = up[..., :local.shape[-2], :local.shape[-1]]
         fused = F.leaky_relu(self.fuse_local(local, up), 0.1)
         if self.to_global is None: return fused, None
         return fused, F.leaky_relu(self.fuse_global(coarse, self.to_global(local)), 0.1)
 
-# %% ../../nbs/sr/mrc.ipynb #c011
+# %% ../../nbs/sr/mrc.ipynb #c030
 class MRCModule(nn.Module):
     "Multi-scale Refined Context module f of Eq. (2) (Fig. 3c); any height and width of at least 2 px"
     def __init__(self,

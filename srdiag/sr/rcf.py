@@ -5,11 +5,11 @@
 # %% auto #0
 __all__ = ['RefinedContextFusion']
 
-# %% ../../nbs/sr/rcf.ipynb #c005
+# %% ../../nbs/sr/rcf.ipynb #c007
 import torch
 from torch import nn
 
-# %% ../../nbs/sr/rcf.ipynb #c009
+# %% ../../nbs/sr/rcf.ipynb #c026
 class RefinedContextFusion(nn.Module):
     "Fuse two paths of equal size (Eq. 3): self-gate of `x1`, plus global context of `x2` where `x1` looks"
     def __init__(self,
