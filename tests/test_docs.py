@@ -218,17 +218,17 @@ def test_an_unknown_directive_is_an_error():
     with pytest.raises(ValueError, match='column'): docs.directives_of('#| column: margin\n1')
 
 
-PARTS = [dict(part='the thread', folder='.', pages=['start']),
-         dict(part='data', folder='data', pages=['data/a']),
-         dict(part='use', folder='use', pages=['use/x', 'data/c']),
-         dict(part='how to', folder='howto', pages=[])]
+PARTS = [dict(part='the way in', within='course', folder='.', pages=['start']),
+         dict(chapter=1, part='data', folder='data', pages=['data/a']),
+         dict(part='use', within='workshop', folder='use', pages=['use/x', 'data/c']),
+         dict(part='how to', within='how-to', folder='howto', pages=[])]
 
 
 def test_the_course_has_each_notebook_once():
     pages = ['index.ipynb', 'start.ipynb', 'paper.ipynb', 'data/a.ipynb', 'data/b.ipynb', 'data/c.ipynb',
              'use/x.ipynb', 'howto/h.ipynb', 'solutions/use/x.ipynb']
     assert course.course_of(PARTS, pages) == {
-        'the thread': ['start.ipynb', 'paper.ipynb'], 'data': ['data/a.ipynb', 'data/b.ipynb'],
+        'the way in': ['start.ipynb', 'paper.ipynb'], '1. data': ['data/a.ipynb', 'data/b.ipynb'],
         'use': ['use/x.ipynb', 'data/c.ipynb'], 'how to': ['howto/h.ipynb']}
 
 

@@ -29,7 +29,8 @@ NO_MODULE = {'index.ipynb': 'becomes the README, exports nothing',
              'start.ipynb': 'the first hour: it uses the library and adds nothing to it',
              'symbols.ipynb': 'a checked table of names',
              'paper.ipynb': 'evidence about the paper, not about code'}
-HOWTO = 'howto/' # a task for somebody who wants it done: adds nothing to the library and sets no exercises
+# Pages that add nothing to the library: a task that wants to be done, without exercises; a lesson
+HOWTO, LESSONS = 'howto/', 'lessons/'
 MAY_SHOW_PATHS = {}
 
 COURSE = [name for name in FILES if not name.startswith('solutions/')]
@@ -97,20 +98,24 @@ def test_starts_with_title_and_summary_line(name, nb):
 
 
 def test_names_its_module(name, nb):
-    if name in NO_MODULE or is_solution(name) or name.startswith(HOWTO): return
+    if name in NO_MODULE or is_solution(name) or name.startswith((HOWTO, LESSONS)): return
     module = name.removesuffix('.ipynb').replace('/', '.')
     assert nb.cells[0].source.split('\n')[0] == f'#| default_exp {module}', (
         f'{name}: the first cell is not `#| default_exp {module}`.')
 
 
-def test_howtos_export_nothing_and_end_with_a_summary():
-    pages = [n for n in FILES if n.startswith(HOWTO)]
-    assert pages
+def test_howtos_and_lessons_export_nothing():
+    pages = [n for n in FILES if n.startswith((HOWTO, LESSONS))]
+    assert {name.split('/')[0] for name in pages} == {'howto', 'lessons'}
     for name in pages:
-        nb = read(name)
-        told = {directive for cell in code(nb) for directive in directives(cell)}
+        told = {directive for cell in code(read(name)) for directive in directives(cell)}
         assert not told & {'default_exp', 'export', 'exports', 'exporti'}, (
-            f'{name}: a how-to exports nothing.')
+            f'{name}: a how-to or a lesson exports nothing.')
+
+
+def test_howtos_end_with_a_summary():
+    for name in [n for n in FILES if n.startswith(HOWTO)]:
+        nb = read(name)
         assert re.findall(r'^## +(.+?)\s*$', prose(nb), flags=re.M)[-1] == 'Summary', (
             f'{name}: does not end with ## Summary.')
 
@@ -173,6 +178,8 @@ def test_ends_with_summary_and_exercises(name, nb):
     if name.startswith(WORKSHOP) and not exercises_of(nb):
         assert headings[-1] == 'Summary', f'{name}: does not end with ## Summary.'
         return
+    if headings[-2:] == ['Summary', 'Questions'] and name.startswith(LESSONS): return # background
+    if headings[-2:-1] == ['Questions']: headings = [h for h in headings if h != 'Questions']
     assert headings[-2:] == ['Summary', 'Exercises'], (f'{name}: ends with {headings[-2:]}, not with Summary '
                                                        'and Exercises.')
     items = re.findall(r'^\d+\. +\S', re.split(r'^## +Exercises\s*$', prose(nb), flags=re.M)[-1], flags=re.M)
@@ -290,7 +297,7 @@ def test_examples_have_their_imports_in_cells_of_their_own(name, nb):
 
 
 def test_shows_a_test_and_a_failure(name, nb):
-    if name in NO_MODULE or is_solution(name) or name.startswith(HOWTO): return
+    if name in NO_MODULE or is_solution(name) or name.startswith((HOWTO, LESSONS)): return
     visible = '\n'.join(c.source for c in code(nb) if not exported(c) and not directives(c) & {'hide'})
     assert re.search(r'\bassert\b|\btest_\w+\(|\bassert_\w+\(', visible), (
         f'{name}: no test that a reader can see.')

@@ -17,7 +17,8 @@ from pathlib import Path
 import nbformat
 
 sys.path.insert(0, str(Path(__file__).parent))
-from course import HOWTO, SOLUTIONS, course_of, lead_of, notebooks, read_parts, title_of
+from course import (
+    SOLUTIONS, WITHIN, course_of, lead_of, name_of, notebooks, read_course, routes_table, title_of, within_of)
 from examples import Book
 from extras import (
     NOT_FOUND, also, figure_label, figure_of, finish_not_found, gallery, read_words, sitemap, words_page)
@@ -174,17 +175,17 @@ def rows_of(pages, leads): # notebooks with their summaries
 
 def part_page(part, pages, leads):
     "A part of the course"
-    lead = f'{{.lead}}\nA part of the course: {", ".join(leads[p][0] for p in pages)}.'
+    lead = f'{{.lead}}\nIn this part: {", ".join(leads[p][0] for p in pages)}.'
     return '\n\n'.join([f'# {title_of(part)}', lead, *rows_of(pages, leads),
                         toctree([f'../{p.removesuffix(".ipynb")}' for p in pages])]) + '\n'
 
 
-def course_page(course, leads):
-    "All notebooks, part by part"
+def course_page(course, leads, routes):
+    "The routes, and all notebooks, part by part"
     parts = [[f'## {title_of(part)}', *rows_of(pages, leads)] for part, pages in course.items()]
-    lead = ('{.lead}\nEach notebook explains, tests and exports one module, which has its name. '
+    lead = ('{.lead}\nTen chapters take you through the paper, from the first pixel to the last loss. '
             'Begin with [Start here](../start.ipynb).')
-    return '\n\n'.join(['# All notebooks', lead, *(row for part in parts for row in part)]) + '\n'
+    return '\n\n'.join(['# The course', lead, routes, *(row for part in parts for row in part)]) + '\n'
 
 
 def solutions_page(course, leads):
@@ -295,13 +296,29 @@ def results_page(
 
 # --- the site ---------------------------------------------------------------------------------------------
 
-def sidebar(course, results):
+def entry_of(part, pages): # of the sidebar: a chapter of one page is that page
+    if len(pages) > 1: return f'course/{part_file(part)}'
+    return f'{title_of(part)} <{pages[0].removesuffix(".ipynb")}>'
+
+
+def entries_of(parts, course): # heading of the sidebar → entries
+    found = {heading: [] for heading in WITHIN}
+    for p in parts:
+        if not (pages := course[name_of(p)]): continue
+        if within_of(p) == 'how-to': entries = [page.removesuffix('.ipynb') for page in pages]
+        else: entries = [entry_of(name_of(p), pages)]
+        found[within_of(p)] += entries
+    return found
+
+
+def sidebar(parts, course, results):
     "The tables of contents of the first page"
-    parts = [f'course/{part_file(part)}' for part in course if part != HOWTO]
+    entries = entries_of(parts, course)
     return '\n\n'.join([
         toctree(['Getting started <self>', 'live', 'gallery']),
-        toctree([*parts, 'course/solutions', 'course/index'], 'Course'),
-        toctree([page.removesuffix('.ipynb') for page in course[HOWTO]], 'How-to'),
+        toctree(['course/index', *entries['course'], 'course/solutions'], 'Course'),
+        toctree(entries['how-to'], 'How-to'),
+        toctree(entries['workshop'], 'Workshop'),
         toctree(['reference/index', 'words'], 'Reference'),
         toctree(['results/index', *(f'results/{name}/index' for name in results)], 'Results'),
         toctree([on_site(name).removesuffix('.md') for name in PROJECT], 'Project')])
@@ -324,10 +341,12 @@ def write_notebooks(src, books, names, contents, words): # contents: see `sideba
         nbformat.write(page_nb, src/page)
 
 
-def write_course(write, course, leads): # write: function of a page and its text
-    for part, pages in course.items():
-        if part != HOWTO: write(f'course/{part_file(part)}.md', part_page(part, pages, leads))
-    write('course/index.md', course_page(course, leads))
+def write_course(write, parts, course, leads, routes): # write: function of a page and its text
+    for p in parts:
+        part, pages = name_of(p), course[name_of(p)]
+        if len(pages) > 1 and within_of(p) != 'how-to':
+            write(f'course/{part_file(part)}.md', part_page(part, pages, leads))
+    write('course/index.md', course_page(course, leads, routes))
     write('course/solutions.md', solutions_page(course, leads))
 
 
@@ -364,16 +383,18 @@ def write_pages(
     leads = {page: lead_of(nb) for page, nb in books.items()}
     modules = {module_of(page): symbols_of(nb) for page, nb in books.items()}
     modules = {module: symbols for module, symbols in modules.items() if symbols}
-    names, course = Names(modules), course_of(read_parts(root/'nbs'/'course.yml'), list(books))
+    names, told = Names(modules), read_course(root/'nbs'/'course.yml')
+    course = course_of(told['parts'], list(books))
+    routes = routes_table(told, books, lambda page, title: f'[{title}](../{page})')
     results = [p.name for p in sorted((root/'results').iterdir()) if p.is_dir() and any(p.iterdir())]
 
     words = read_words()
-    write_notebooks(src, books, names, sidebar(course, results), words)
+    write_notebooks(src, books, names, sidebar(told['parts'], course, results), words)
     write('gallery.md', gallery(src, books, course, leads, directives_of))
     write('words.md', words_page(words, leads))
     write('live.md', (root/'docs'/'live'/'live.md').read_text(encoding='utf-8'))
     write('404.md', NOT_FOUND)
-    write_course(write, course, leads)
+    write_course(write, told['parts'], course, leads, routes)
     write_reference(write, books, modules, leads, names)
     write_results(write, src, root, results, names)
     for name in PROJECT: write(on_site(name), relink((root/name).read_text(encoding='utf-8'), name))
@@ -381,7 +402,7 @@ def write_pages(
     shutil.copy(root/'CITATION.cff', src)
 
 
-def part_file(part): return part.replace(' ', '-')
+def part_file(part): return part.replace('. ', '-').replace(' ', '-').lower()
 
 
 def build(

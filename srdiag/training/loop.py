@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['BatchLoader', 'LossComponent', 'StepLog', 'EpochLog', 'Autocast', 'as_float32', 'precision_callbacks',
-           'StopOnNonFinite', 'KeepBest', 'standard_callbacks', 'log_both']
+           'StopOnNonFinite', 'KeepBest', 'ShownColumns', 'standard_callbacks', 'log_both']
 
 # %% ../../nbs/training/loop.ipynb #c006
 import warnings
@@ -23,7 +23,7 @@ from fastai.callback.core import Callback, CancelFitException
 from fastai.callback.fp16 import MixedPrecision
 from fastai.callback.progress import CSVLogger
 from fastai.data.load import DataLoader
-from fastai.learner import Metric
+from fastai.learner import Metric, Recorder
 
 from ..core.errors import TrainingError
 from ..core.precision import chosen_precision, computing_in
@@ -187,25 +187,50 @@ class KeepBest(Callback):
     def after_fit(self): self.restore()
 
 # %% ../../nbs/training/loop.ipynb #c056
+class ShownColumns(Callback):
+    "Columns of fastai's table, beside epoch and time; recorder and log files keep every column"
+    order = Recorder.order + 1 # the names are known, and the table has not begun
+    def __init__(self,
+        *columns: str, # of the recorder, in this order, e.g. 'train_loss', 'valid_psnr'; none: all
+    ): self.columns = columns
+
+    def before_fit(self):
+        if not hasattr(self.learn, 'progress'): return # no table is drawn
+        self.names = list(self.recorder.metric_names)
+        if missing := [c for c in self.columns if c not in self.names]:
+            print(f'There is no column {", ".join(missing)} to show; there are {", ".join(self.names)}.')
+        self.progress._write_stats = self.write
+
+    def write(self, log): # names, or the values of an epoch
+        wanted = ('epoch', *self.columns, 'time') if self.columns else self.names
+        if len(log) == len(self.names): log = [v for c in wanted for n, v in zip(self.names, log) if n == c]
+        short = [f'{v:.4g}' if isinstance(v, float) else v for v in log]
+        type(self.progress)._write_stats(self.progress, short)
+
+    def after_fit(self):
+        if hasattr(self.learn, 'progress'): vars(self.progress).pop('_write_stats', None)
+
+# %% ../../nbs/training/loop.ipynb #c060
 def standard_callbacks(
     # where log.csv (epochs) and steps.csv (steps) go; None: no files; Unfinished: to be gone on with
     folder: str|Path|Unfinished|None = None,
-    monitor: str = 'valid_loss', # what the best model is judged by
+    monitor: str = 'valid_loss', # what the best model is judged by; a column of the table
     higher: bool = False, # True if a larger monitored value is better
     save=None, # called with (model, value, epoch) at each improvement
     precision: str = 'auto', # see `precision_callbacks`
     device: torch.device|str = 'cpu', # where the network runs
 ) -> list: # of fastai callbacks
-    "The callbacks of every training run: precision, stop on non-finite loss, best model, logs"
+    "The callbacks of every training run: precision, stop on non-finite loss, best model, table, logs"
     logs = []
     if folder is not None:
         again = isinstance(folder, Unfinished) and folder.newest() is not None
         logs = [EpochLog(Path(folder).resolve()/'log.csv', again), StepLog(Path(folder)/'steps.csv', again)]
     if isinstance(folder, Unfinished): logs.append(Resume(folder))
+    shown = ShownColumns(*dict.fromkeys(('train_loss', 'valid_loss', monitor)))
     return [*precision_callbacks(precision, device), StopOnNonFinite(), KeepBest(monitor, higher, save),
-            *logs]
+            shown, *logs]
 
-# %% ../../nbs/training/loop.ipynb #c058
+# %% ../../nbs/training/loop.ipynb #c062
 def log_both(
     learn, # a fastai Learner
 ): # the same Learner
