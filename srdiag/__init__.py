@@ -31,6 +31,8 @@ _FACE = { # name: module in which it lives
     'DistillationLoss': 'sr.distillation', 'create_model': 'sr.zoo', 'list_models': 'sr.zoo',
     # settings of a training
     'RunOptions': 'training.options', 'FrameworkSettings': 'diagnosis.settings', 'SRSettings': 'sr.settings',
+    # answers to exercises of the course
+    'check': 'show.check',
     # what can go wrong
     'SrdiagError': 'core.errors',
 }
@@ -63,6 +65,7 @@ if TYPE_CHECKING: # the same names for editors and type checkers, which do not r
     from .models.apply import diagnose as diagnose, enlarge as enlarge
     from .models.info import ModelInfo as ModelInfo
     from .models.saving import load_model as load_model, save_model as save_model
+    from .show.check import check as check
     from .sr.distillation import DistillationLoss as DistillationLoss
     from .sr.mrcnet import MRCNet as MRCNet
     from .sr.settings import SRSettings as SRSettings

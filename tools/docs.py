@@ -304,7 +304,7 @@ def entry_of(part, pages): # of the sidebar: a chapter of one page is that page
 def entries_of(parts, course): # heading of the sidebar → entries
     found = {heading: [] for heading in WITHIN}
     for p in parts:
-        pages = course[name_of(p)]
+        if not (pages := course[name_of(p)]): continue
         if within_of(p) == 'how-to': entries = [page.removesuffix('.ipynb') for page in pages]
         else: entries = [entry_of(name_of(p), pages)]
         found[within_of(p)] += entries

@@ -5,11 +5,11 @@
 # %% auto #0
 __all__ = ['degrade', 'crop_to_multiple', 'upsample']
 
-# %% ../../nbs/data/degradation.ipynb #c005
+# %% ../../nbs/data/degradation.ipynb #c007
 import torch
 import torch.nn.functional as F
 
-# %% ../../nbs/data/degradation.ipynb #c013
+# %% ../../nbs/data/degradation.ipynb #c021
 def _pad_symmetric(
     x: torch.Tensor, # B×C×H×W
     pad: int, # pixels added on each of the four sides
@@ -25,7 +25,7 @@ def _pad_symmetric(
             left -= n
     return x
 
-# %% ../../nbs/data/degradation.ipynb #c016
+# %% ../../nbs/data/degradation.ipynb #c024
 def _as_batch(
     x: torch.Tensor, # C×H×W or B×C×H×W, float
     scale: int, # a whole number, 1 or more
@@ -46,7 +46,7 @@ def _as_batch(
     x = x[None] if x.dim() == 3 else x
     return x if x.dtype == torch.float64 else x.float()
 
-# %% ../../nbs/data/degradation.ipynb #c018
+# %% ../../nbs/data/degradation.ipynb #c026
 def _check_span(x, clip): # ValueError for numbers that are no image
     low, high = torch.aminmax(x)
     if not (low > -torch.inf and high < torch.inf):
@@ -55,7 +55,7 @@ def _check_span(x, clip): # ValueError for numbers that are no image
         raise ValueError(f'degrade needs values in [0, 1], but got {low:.3g} to {high:.3g}: divide 8-bit '
                          'values by 255 first, or set clip=False.')
 
-# %% ../../nbs/data/degradation.ipynb #c020
+# %% ../../nbs/data/degradation.ipynb #c028
 def degrade(
     hr: torch.Tensor, # C×H×W or B×C×H×W, float in [0, 1]; H and W divisible by `scale`
     scale: int, # how many times smaller
@@ -75,7 +75,7 @@ def degrade(
     x = (x.clamp(0, 1) if clip else x).to(hr.dtype)
     return x[0] if hr.dim() == 3 else x
 
-# %% ../../nbs/data/degradation.ipynb #c029
+# %% ../../nbs/data/degradation.ipynb #c036
 def crop_to_multiple(
     x: torch.Tensor, # ...×H×W, any dtype
     multiple: int, # usually the scale
@@ -88,7 +88,7 @@ def crop_to_multiple(
                          'small.')
     return x[..., :h - h%multiple, :w - w%multiple]
 
-# %% ../../nbs/data/degradation.ipynb #c032
+# %% ../../nbs/data/degradation.ipynb #c039
 def upsample(
     lr: torch.Tensor, # C×h×w or B×C×h×w, float
     scale: int, # how many times larger

@@ -5,10 +5,10 @@
 # %% auto #0
 __all__ = ['STEMS', 'BasicBlock', 'stem_for', 'widths_of', 'ResNet18Branch']
 
-# %% ../../nbs/diagnosis/branches.ipynb #c005
+# %% ../../nbs/diagnosis/branches.ipynb #c010
 from torch import nn
 
-# %% ../../nbs/diagnosis/branches.ipynb #c007
+# %% ../../nbs/diagnosis/branches.ipynb #c012
 class BasicBlock(nn.Module):
     "ResNet's basic block [17]"
     def __init__(self,
@@ -29,7 +29,7 @@ class BasicBlock(nn.Module):
         x = self.relu(self.bn1(self.conv1(x)))
         return self.relu(self.bn2(self.conv2(x)) + shortcut)
 
-# %% ../../nbs/diagnosis/branches.ipynb #c009
+# %% ../../nbs/diagnosis/branches.ipynb #c017
 STEMS = {'7x7': (7, 2, True), '3x3s2': (3, 2, False), '3x3': (3, 1, False)} # kernel, stride, max pool
 
 def stem_for(
@@ -38,7 +38,7 @@ def stem_for(
     "A stem that leaves the first stage at least 12 px where the image has them"
     return '7x7' if side >= 64 else '3x3s2' if side >= 32 else '3x3'
 
-# %% ../../nbs/diagnosis/branches.ipynb #c012
+# %% ../../nbs/diagnosis/branches.ipynb #c020
 def _layers_of(stem): # its row in STEMS
     if stem in STEMS: return STEMS[stem]
     raise ValueError(f'There is no stem {stem!r}: choose one of {", ".join(STEMS)}.')
@@ -54,7 +54,7 @@ def widths_of(
         raise ValueError(f'The width of a branch is a positive whole number of channels, not {width!r}.')
     return tuple(width*2**k for k in range(4))
 
-# %% ../../nbs/diagnosis/branches.ipynb #c014
+# %% ../../nbs/diagnosis/branches.ipynb #c022
 class ResNet18Branch(nn.Module):
     "ResNet-18 without its classifier [17]; `stem(x)`, then each of `stages`"
     def __init__(self,

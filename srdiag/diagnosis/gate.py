@@ -5,20 +5,20 @@
 # %% auto #0
 __all__ = ['GatedOutput', 'GatedEnsemble', 'gate_closed']
 
-# %% ../../nbs/diagnosis/gate.ipynb #c005
+# %% ../../nbs/diagnosis/gate.ipynb #c010
 from typing import NamedTuple
 
 import torch
 from torch import nn
 
-# %% ../../nbs/diagnosis/gate.ipynb #c010
+# %% ../../nbs/diagnosis/gate.ipynb #c020
 class GatedOutput(NamedTuple):
     "What `GatedEnsemble` returns"
     ens: torch.Tensor # y_ens: B×K class scores (logits)
     aux: torch.Tensor # y_aux: B×K class scores (logits)
     gate: torch.Tensor # max(0, tanh(G)): B×3 weights of SR, LR, aux, in [0, 1)
 
-# %% ../../nbs/diagnosis/gate.ipynb #c012
+# %% ../../nbs/diagnosis/gate.ipynb #c022
 class GatedEnsemble(nn.Module):
     "Auxiliary diagnosis and the gate-weighted sum of three diagnoses (section III-B2, Eq. 8)"
     def __init__(self,
@@ -47,7 +47,7 @@ class GatedEnsemble(nn.Module):
                            torch.stack([y_sr, y_lr, aux.to(y_sr.dtype)], 1).to(gate.dtype))
         return GatedOutput(ens, aux, gate)
 
-# %% ../../nbs/diagnosis/gate.ipynb #c015
+# %% ../../nbs/diagnosis/gate.ipynb #c029
 def gate_closed(
     gate: torch.Tensor, # B×3, from GatedOutput.gate
 ) -> torch.Tensor: # B, bool

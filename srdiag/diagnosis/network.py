@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['BranchPair', 'DiagnosisNetwork', 'ReferenceImages', 'FrameworkParts', 'SREnhancedDiagnosis']
 
-# %% ../../nbs/diagnosis/network.ipynb #c005
+# %% ../../nbs/diagnosis/network.ipynb #c007
 import torch
 from torch import nn
 
@@ -19,7 +19,7 @@ from .single import DiagnosisOutput, Normalise, PeerBranch, SingleBranch, check_
 from ..sr.zoo import ARCHITECTURES
 from ..training.processes import agreed
 
-# %% ../../nbs/diagnosis/network.ipynb #c010
+# %% ../../nbs/diagnosis/network.ipynb #c021
 class BranchPair(nn.Module):
     "What two branches do between the images and the heads"
     def __init__(self, channels, branches, width, statistics, exchange):
@@ -69,7 +69,7 @@ class BranchPair(nn.Module):
         handed = None if shares is None else [shares]*len(self.interactions)
         return [out and out.embedded for out in self._stages(x_lr, x_sr, 'batch', handed)[2]]
 
-# %% ../../nbs/diagnosis/network.ipynb #c012
+# %% ../../nbs/diagnosis/network.ipynb #c023
 class DiagnosisNetwork(BranchPair):
     """Two ResNet-18 branches with sample affinity interaction after each of four stages, and the gate
     (section III-B, Fig. 2)"""
@@ -103,7 +103,7 @@ class DiagnosisNetwork(BranchPair):
                                [o.a_lr for o in seen], [o.mutual for o in seen],
                                [o.back for o in seen if o.back is not None])
 
-# %% ../../nbs/diagnosis/network.ipynb #c020
+# %% ../../nbs/diagnosis/network.ipynb #c028
 class ReferenceImages(nn.Module):
     "R images as bytes: `lr` R×C×h×w and, for a framework that reads the true HR image, `hr` R×C×sh×sw"
     def __init__(self,
@@ -137,7 +137,7 @@ class ReferenceImages(nn.Module):
     def floats(self): # → the images in [0, 1]: lr, or lr and hr
         return [x.float()/255 for x in (self.lr, self.hr) if x is not None]
 
-# %% ../../nbs/diagnosis/network.ipynb #c023
+# %% ../../nbs/diagnosis/network.ipynb #c031
 def _check_framework(config): # ValueError for what cannot be
     for what, value, known in (('input', config['inputs'], INPUTS), ('mode', config['mode'], MODES),
                                ('way to weigh rows', config['mutual'], ROW_WEIGHTS),
@@ -154,7 +154,7 @@ def _check_framework(config): # ValueError for what cannot be
         raise ValueError(f'batch_size is a whole number of 1 or more, not {config["batch_size"]!r}.')
     if config['peer'] is not None: check_peer(config)
 
-# %% ../../nbs/diagnosis/network.ipynb #c025
+# %% ../../nbs/diagnosis/network.ipynb #c033
 def _sr_network(c): # configuration → super-resolution network, or None if no branch wants it
     if not c['inputs'].endswith('SR'): return None
     own = dict(scale=c['scale'], image_channels=c['channels'])
@@ -171,7 +171,7 @@ def _diagnosis_network(c): # configuration → two branches, one, or a peer
     return DiagnosisNetwork(c['classes'], c['sai'], c['channels'], stem, c['lr_stem'], c['mutual'],
                             c['width'], c['statistics'], c['gate_norm'], (sr, lr), c['interaction'])
 
-# %% ../../nbs/diagnosis/network.ipynb #c028
+# %% ../../nbs/diagnosis/network.ipynb #c036
 class _Modules(nn.Module):
     "What a configuration is made into: super-resolution network, diagnosis network, references"
     def __init__(self, c): # all settings by name
@@ -192,7 +192,7 @@ class _Modules(nn.Module):
             own = {k: v for k, v in self.network.branch.config.items() if k not in ('classes', 'channels')}
             self.config |= dict(peer_config=own)
 
-# %% ../../nbs/diagnosis/network.ipynb #c030
+# %% ../../nbs/diagnosis/network.ipynb #c038
 class FrameworkParts(_Modules):
     "The settings and modules of `SREnhancedDiagnosis`, by name. ValueError for settings that do not exist"
     def __init__(self,
@@ -219,7 +219,7 @@ class FrameworkParts(_Modules):
     ):
         super().__init__({k: v for k, v in locals().items() if k not in ('self', '__class__')})
 
-# %% ../../nbs/diagnosis/network.ipynb #c032
+# %% ../../nbs/diagnosis/network.ipynb #c040
 class SREnhancedDiagnosis(FrameworkParts):
     "Super-resolution network and diagnosis network in one (Fig. 2); `inputs` selects a row of Table V"
     @property

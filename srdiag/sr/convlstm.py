@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['LSTMState', 'GateInput', 'ConvLSTMCell']
 
-# %% ../../nbs/sr/convlstm.ipynb #c005
+# %% ../../nbs/sr/convlstm.ipynb #c007
 from typing import NamedTuple
 
 import torch
@@ -14,13 +14,13 @@ from torch import nn
 
 from .layers import ResidualBlock, conv_prelu
 
-# %% ../../nbs/sr/convlstm.ipynb #c019
+# %% ../../nbs/sr/convlstm.ipynb #c038
 class LSTMState(NamedTuple):
     "What one recursion hands to the next; all B×n×H×W"
     feedback: torch.Tensor # Y, the output of the MRC module
     cell: torch.Tensor # C, the memory
 
-# %% ../../nbs/sr/convlstm.ipynb #c021
+# %% ../../nbs/sr/convlstm.ipynb #c040
 class GateInput(nn.Module):
     "What gates are computed from: [X, Y] to n channels by conv1×1, PReLU, residual block, conv3×3, PReLU"
     def __init__(self,
@@ -38,7 +38,7 @@ class GateInput(nn.Module):
         merged = projected if feedback is None else projected + self.from_y(feedback)
         return self.body(merged)
 
-# %% ../../nbs/sr/convlstm.ipynb #c024
+# %% ../../nbs/sr/convlstm.ipynb #c043
 class ConvLSTMCell(nn.Module):
     "Convolutional LSTM with peepholes (Eq. 1); gates in the order input, candidate, output, forget"
     def __init__(self,
