@@ -313,6 +313,14 @@ def test_it_prints_one_line_and_returns_nothing(capsys):
     assert srdiag.check is check
 
 
+def test_random_numbers_stay_what_they_were():
+    torch.manual_seed(0)
+    check('convlstm', convlstm)
+    first = torch.rand(3)
+    torch.manual_seed(0)
+    assert torch.equal(first, torch.rand(3))
+
+
 @pytest.mark.parametrize(
     'name, close', [('afinity', 'affinity'), ('pixelshuffle', 'pixel_shuffle'), ('qqq', 'mirror')]
 )
