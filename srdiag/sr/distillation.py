@@ -6,7 +6,7 @@
 __all__ = ['student_of', 'DistillationLoss', 'PhasedLoss', 'FeatureStudent', 'epochs_of_phase1', 'RecursionDistillation',
            'distillation_loss_of', 'distil']
 
-# %% ../../nbs/sr/distillation.ipynb #c006
+# %% ../../nbs/sr/distillation.ipynb #c010
 import torch
 from torch import nn
 
@@ -23,7 +23,7 @@ from .training import sr_dataloaders, sr_learner
 from ..training.learner import RunLearner
 from ..training.recipes import Recipe, fit, split_keywords
 
-# %% ../../nbs/sr/distillation.ipynb #c008
+# %% ../../nbs/sr/distillation.ipynb #c012
 def student_of(
     teacher: MRCNet, # trained, recursive
 ) -> MRCNet: # single-forward, with the same weights
@@ -35,7 +35,7 @@ def student_of(
     student.load_state_dict(teacher.state_dict())
     return student.to(next(teacher.parameters()).device)
 
-# %% ../../nbs/sr/distillation.ipynb #c013
+# %% ../../nbs/sr/distillation.ipynb #c017
 class DistillationLoss(nn.Module):
     "Eq. (4): mean squared errors between the features of student and teacher, weighted by γ₁ to γ₄"
     title, terms = 'distilled', ('cell', 'hidden', 'f_lr', 'f_sr')
@@ -54,7 +54,7 @@ class DistillationLoss(nn.Module):
         self.components = {f'distil_{k}': v.detach() for k, v in terms.items()}
         return sum(terms.values())
 
-# %% ../../nbs/sr/distillation.ipynb #c016
+# %% ../../nbs/sr/distillation.ipynb #c026
 class PhasedLoss(nn.Module):
     "MAE, plus γ_d times a distillation loss while there are `teacher_features` (Algorithm 1, lines 7, 11)"
     reduction = 'mean' # 'none': the MAE of each image
@@ -78,7 +78,7 @@ class PhasedLoss(nn.Module):
         self.components |= self.distil.components
         return mae + self.weight*distance
 
-# %% ../../nbs/sr/distillation.ipynb #c018
+# %% ../../nbs/sr/distillation.ipynb #c028
 class FeatureStudent(nn.Module):
     "The student as the training loop sees it: features while it trains, the image otherwise"
     def __init__(self,
@@ -93,7 +93,7 @@ class FeatureStudent(nn.Module):
         features = self.network.features(lr)
         return features if self.mimicry is None else self.mimicry.compared(features)
 
-# %% ../../nbs/sr/distillation.ipynb #c022
+# %% ../../nbs/sr/distillation.ipynb #c032
 def epochs_of_phase1(
     epochs: int, # of both phases together
     phase1: float, # share of phase 1, 0..1
@@ -101,7 +101,7 @@ def epochs_of_phase1(
     "How many epochs have the distillation loss"
     return max(1, round(phase1*epochs)) if phase1 > 0 else 0
 
-# %% ../../nbs/sr/distillation.ipynb #c025
+# %% ../../nbs/sr/distillation.ipynb #c035
 class RecursionDistillation(Callback):
     "Algorithm 1 as a callback: imitate a frozen teacher for a share of the epochs, then the images alone"
     order = 15 # after `Autocast`, so that the teacher computes in the student's precision
@@ -120,7 +120,7 @@ class RecursionDistillation(Callback):
 
     def after_fit(self): self.learn.loss_func.teacher_features = None
 
-# %% ../../nbs/sr/distillation.ipynb #c027
+# %% ../../nbs/sr/distillation.ipynb #c040
 def distillation_loss_of(
     how: Distillation, # what is imitated, and γ₁ to γ₄
     channels: int = 32, # n of student and teacher
@@ -129,7 +129,7 @@ def distillation_loss_of(
     if how.by != 'recursion': return mimicry_of(how.by, channels)
     return DistillationLoss(how.gamma_cell, how.gamma_hidden, how.gamma_f_lr, how.gamma_f_sr)
 
-# %% ../../nbs/sr/distillation.ipynb #c030
+# %% ../../nbs/sr/distillation.ipynb #c043
 def distil(
     teacher: MRCNet, # trained, recursive
     train: SRPairs, # the images the teacher was trained on

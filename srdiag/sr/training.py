@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['PatchBatches', 'sr_dataloaders', 'SRLoss', 'SuperviseSteps', 'ImageMetric', 'sr_learner', 'train_sr']
 
-# %% ../../nbs/sr/training.ipynb #c006
+# %% ../../nbs/sr/training.ipynb #c007
 import math
 from pathlib import Path
 
@@ -28,7 +28,7 @@ from .settings import Schedule
 from ..training.processes import collected
 from ..training.recipes import Recipe, adam, fit, split_keywords
 
-# %% ../../nbs/sr/training.ipynb #c008
+# %% ../../nbs/sr/training.ipynb #c009
 class PatchBatches:
     "A data set whose every batch is drawn anew from a PatchSampler"
     def __init__(self,
@@ -45,7 +45,7 @@ class PatchBatches:
         skip(len(indices) - rows.stop)
         return batch
 
-# %% ../../nbs/sr/training.ipynb #c012
+# %% ../../nbs/sr/training.ipynb #c013
 def sr_dataloaders(
     train: SRPairs, # pairs to cut patches from
     valid: SRPairs, # pairs to validate on, whole
@@ -62,7 +62,7 @@ def sr_dataloaders(
     return BatchLoaders(ShownLoader(PatchBatches(sampler), bs=batch_size, **kwargs),
                         ShownLoader(WholeImages(valid), bs=1), device=device)
 
-# %% ../../nbs/sr/training.ipynb #c019
+# %% ../../nbs/sr/training.ipynb #c020
 class SRLoss(nn.Module):
     "Mean absolute error of one image, or the mean over a list of them (one per recursion step)"
     reduction = 'mean' # 'none': one number for each image of the batch
@@ -74,7 +74,7 @@ class SRLoss(nn.Module):
         self.components = dict(mae=loss.detach())
         return loss
 
-# %% ../../nbs/sr/training.ipynb #c022
+# %% ../../nbs/sr/training.ipynb #c023
 class SuperviseSteps(nn.Module):
     "An MRCNet that returns the image of every recursion step while it trains, and the last one otherwise"
     def __init__(self,
@@ -84,7 +84,7 @@ class SuperviseSteps(nn.Module):
         self.network = network
     def forward(self, lr): return self.network.forward_steps(lr) if self.training else self.network(lr)
 
-# %% ../../nbs/sr/training.ipynb #c025
+# %% ../../nbs/sr/training.ipynb #c026
 class ImageMetric(Metric):
     "The mean over images of psnr or ssim, for fastai"
     def __init__(self,
@@ -104,7 +104,7 @@ class ImageMetric(Metric):
     @property
     def name(self): return self.function.__name__
 
-# %% ../../nbs/sr/training.ipynb #c031
+# %% ../../nbs/sr/training.ipynb #c030
 def sr_learner(
     dls: DataLoaders, # from sr_dataloaders
     network: nn.Module, # from B×C×H×W to B×C×sH×sW
@@ -122,7 +122,7 @@ def sr_learner(
     return log_both(RunLearner(dls, network, loss_func=SRLoss() if loss is None else loss, lr=recipe.lr,
                                opt_func=adam(recipe), metrics=metrics, cbs=cbs, **kwargs))
 
-# %% ../../nbs/sr/training.ipynb #c033
+# %% ../../nbs/sr/training.ipynb #c032
 def train_sr(
     network: MRCNet, # changed in place
     train: SRPairs, # pairs to train on

@@ -6,14 +6,14 @@
 __all__ = ['BatchLoader', 'LossComponent', 'StepLog', 'EpochLog', 'Autocast', 'as_float32', 'precision_callbacks',
            'StopOnNonFinite', 'KeepBest', 'ShownColumns', 'standard_callbacks', 'log_both']
 
-# %% ../../nbs/training/loop.ipynb #c006
+# %% ../../nbs/training/loop.ipynb #c017
 import warnings
 
 with warnings.catch_warnings():
     warnings.filterwarnings('ignore', '`torch.jit.script` is deprecated', FutureWarning)
     import fastai.layers # the part that compiles # noqa: F401
 
-# %% ../../nbs/training/loop.ipynb #c008
+# %% ../../nbs/training/loop.ipynb #c019
 import csv
 from pathlib import Path
 
@@ -31,7 +31,7 @@ from ..core.unfinished import Unfinished
 from .resume import Resume
 from .processes import summed
 
-# %% ../../nbs/training/loop.ipynb #c013
+# %% ../../nbs/training/loop.ipynb #c021
 class BatchLoader(DataLoader):
     """A fastai DataLoader that asks its dataset for whole batches: `dataset.batch(indices)` returns a tuple
     of tensors. If it has `fetch` and `finish`, the first reads, also in other processes (`num_workers`), and
@@ -45,7 +45,7 @@ class BatchLoader(DataLoader):
     def after_batch(self, batch): # on the device
         return self.dataset.finish(batch) if hasattr(self.dataset, 'finish') else batch
 
-# %% ../../nbs/training/loop.ipynb #c026
+# %% ../../nbs/training/loop.ipynb #c036
 class LossComponent(Metric):
     "The mean over an epoch of one entry of `learn.loss_func.components`"
     def __init__(self,
@@ -62,7 +62,7 @@ class LossComponent(Metric):
     @property
     def name(self): return self.key
 
-# %% ../../nbs/training/loop.ipynb #c030
+# %% ../../nbs/training/loop.ipynb #c040
 class StepLog(Callback):
     "Write step, learning rate, loss and its components to a CSV file, one row per training step"
     order = 55
@@ -89,7 +89,7 @@ class StepLog(Callback):
         self.file.close()
         vars(self).update(append=True) # the same Learner, fitted again, goes on with it
 
-# %% ../../nbs/training/loop.ipynb #c034
+# %% ../../nbs/training/loop.ipynb #c044
 class EpochLog(CSVLogger):
     "fastai's CSVLogger; a second fit goes on with the file, and does not repeat its first line"
     def before_fit(self):
@@ -102,7 +102,7 @@ class EpochLog(CSVLogger):
         super().after_fit()
         vars(self).update(append=True)
 
-# %% ../../nbs/training/loop.ipynb #c037
+# %% ../../nbs/training/loop.ipynb #c047
 class Autocast(Callback):
     "Run the network in bfloat16 on any device, and hand its output to the loss in float32"
     order = 10
@@ -113,7 +113,7 @@ class Autocast(Callback):
         self.computing.__exit__(None, None, None)
         self.learn.pred = as_float32(self.pred)
 
-# %% ../../nbs/training/loop.ipynb #c039
+# %% ../../nbs/training/loop.ipynb #c049
 def as_float32(
     value, # a tensor, or tuples, named tuples, lists and None around tensors
 ): # the same structure
@@ -124,7 +124,7 @@ def as_float32(
         return type(value)(*parts) if hasattr(value, '_fields') else type(value)(parts)
     return value
 
-# %% ../../nbs/training/loop.ipynb #c042
+# %% ../../nbs/training/loop.ipynb #c052
 def precision_callbacks(
     precision: str = 'auto', # 'auto', 'bf16', 'fp16' or 'fp32'
     device: torch.device|str = 'cpu', # where the network runs
@@ -135,7 +135,7 @@ def precision_callbacks(
     by_name = {'bf16': [Autocast()], 'fp16': [MixedPrecision()], 'fp32': []}
     return [ChannelsLast(), *by_name[chosen_precision(precision, device)]]
 
-# %% ../../nbs/training/loop.ipynb #c048
+# %% ../../nbs/training/loop.ipynb #c058
 class StopOnNonFinite(Callback):
     """End the fit as soon as a training loss is NaN or infinite, before it reaches the weights; `error` then
     says why"""
@@ -151,7 +151,7 @@ class StopOnNonFinite(Callback):
                 'training data.')
             raise CancelFitException()
 
-# %% ../../nbs/training/loop.ipynb #c050
+# %% ../../nbs/training/loop.ipynb #c060
 class KeepBest(Callback):
     """Copy (and save) the weights whenever the monitored value is at least as good as before; load the best
     ones at the end"""
@@ -186,7 +186,7 @@ class KeepBest(Callback):
         if self.state is not None: self.model.load_state_dict(self.state)
     def after_fit(self): self.restore()
 
-# %% ../../nbs/training/loop.ipynb #c056
+# %% ../../nbs/training/loop.ipynb #c066
 class ShownColumns(Callback):
     "Columns of fastai's table, beside epoch and time; recorder and log files keep every column"
     order = Recorder.order + 1 # the names are known, and the table has not begun
@@ -210,7 +210,7 @@ class ShownColumns(Callback):
     def after_fit(self):
         if hasattr(self.learn, 'progress'): vars(self.progress).pop('_write_stats', None)
 
-# %% ../../nbs/training/loop.ipynb #c060
+# %% ../../nbs/training/loop.ipynb #c070
 def standard_callbacks(
     # where log.csv (epochs) and steps.csv (steps) go; None: no files; Unfinished: to be gone on with
     folder: str|Path|Unfinished|None = None,
@@ -230,7 +230,7 @@ def standard_callbacks(
     return [*precision_callbacks(precision, device), StopOnNonFinite(), KeepBest(monitor, higher, save),
             shown, *logs]
 
-# %% ../../nbs/training/loop.ipynb #c062
+# %% ../../nbs/training/loop.ipynb #c072
 def log_both(
     learn, # a fastai Learner
 ): # the same Learner
