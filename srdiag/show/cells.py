@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['GATES', 'weights_of', 'kernel_figure', 'line_figure', 'finer_stripes', 'prelu_figure', 'residual_figure',
-           'shuffle_figure', 'cell_figure', 'gate_course', 'gate_figure', 'unrolled_figure', 'recursion_figure']
+           'shuffle_figure', 'cell_figure', 'gate_course', 'one_gate_figure', 'unrolled_figure', 'recursion_figure']
 
 # %% ../../nbs/show/cells.ipynb #c003
 import matplotlib.pyplot as plt
@@ -319,7 +319,7 @@ def _draw_course(ax, gate, values, steps): # one curve for each value of the gat
     ax.margins(y=0.14)
 
 # %% ../../nbs/show/cells.ipynb #c065
-def gate_figure(
+def one_gate_figure(
     gate: str, # 'forget', 'input' or 'output'
     values: tuple = (0.2, 0.5, 0.9), # of the gate, one curve each
     steps: int = 8, # of the recursion
