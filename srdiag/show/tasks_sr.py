@@ -193,7 +193,7 @@ def _recursions():
     def f(h): return 0.3*h.square() - 0.2
     return [(f'{steps} step{"s"*(steps > 1)}', (noise(2, 2, 3, 4), toy, f, steps)) for steps in (1, 2, 3, 5)]
 
-task('recursion', ('sr/mrcnet', 'Steps'),
+task('recursion', ('sr/mrcnet', 'The rounds'),
      lambda x, lstm, f, steps: _recursion(x, lstm, f, steps), _recursions)
 
 # %% ../../nbs/show/tasks_sr.ipynb #c033
