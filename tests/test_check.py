@@ -1,4 +1,4 @@
-"""`check(name, yours)`: right answers pass, wrong ones are told where they go wrong, and nothing is given away."""
+"""`check(name, yours)`: right answers pass, wrong ones are told where they go wrong."""
 
 import json
 import math
@@ -277,7 +277,7 @@ STUDENTS = [
     ('context', lambda x1, x2, k: context(x1, x2, k).detach(), 'no gradient'),
     ('rcf', lambda x1, x2, w: rcf(x1, x2.detach(), w), 'no gradient reaches `x2`'),
     ('exchange', lambda *a: exchange(*a)[::-1], 'shape'),
-    ('recursion', lambda x, lstm, f, steps: recursion(x, lstm, f, 1), 'right for 1 of 4 inputs. With 2 steps'),
+    ('recursion', lambda x, lstm, f, steps: recursion(x, lstm, f, 1), '1 of 4 inputs. With 2 steps'),
     ('training_step', lambda model, optimiser, loss, x, y: loss(model(x), y), 'does not move'),
     ('halving', lambda lr, epoch, every: lr, 'right for 2 of 5 inputs. With epoch 100'),
     ('distillation', listens_to_the_teacher, 'into `teacher.'),
@@ -357,7 +357,7 @@ def headings(page):
 def test_the_place_to_look_again_exists(name):
     page, section = TASKS[name].where
     assert tasks_of_course()[name] == page
-    assert section in headings(page), f'{page} has no section {section!r}: change it in the tasks of nbs/show.'
+    assert section in headings(page), f'{page} has no section {section!r}: change the task in nbs/show.'
 
 
 def test_labels_needed_is_that_of_the_experiment():

@@ -22,7 +22,7 @@ CHANGES = [  # what it is, page, old text, new text
     ('fewer steps', 'sr/layers', 'steps=120', 'steps=20'),
     ('scale 4', 'sr/layers', 'def __init__(self, n=12, scale=2)', 'def __init__(self, n=12, scale=4)'),
     ('another seed', 'sr/convlstm', 'torch.manual_seed(0)\nimage', 'torch.manual_seed(7)\nimage'),
-    ('ten recursions', 'sr/convlstm', 'degrade(right, net.scale)[None], 6', 'degrade(right, net.scale)[None], 10'),
+    ('ten recursions', 'sr/convlstm', '(right, net.scale)[None], 6', '(right, net.scale)[None], 10'),
     ('two epochs', 'training/loop', 'epochs = 8\n', 'epochs = 2\n'),
     (
         'a batch of three',
@@ -30,7 +30,7 @@ CHANGES = [  # what it is, page, old text, new text
         'torch.rand(8, 1, 16, 16), torch.arange(8)%3',
         'torch.rand(3, 1, 16, 16), torch.arange(3)%3',
     ),
-    ('T = 10', 'diagnosis/losses', 'loss = DiagnosisLoss()\nout', 'loss = DiagnosisLoss(temperature=10.)\nout'),
+    ('T = 10', 'diagnosis/losses', 'DiagnosisLoss()\nout', 'DiagnosisLoss(temperature=10.)\nout'),
     ('a margin of 0.2', 'diagnosis/losses', '0.60, 0.05', '0.60, 0.2'),
     (
         'a softmax in the gate',
@@ -73,9 +73,10 @@ def at_home(page):  # in the folder of the page, with everything that it switche
     os.chdir((NBS / page).parent)
     silence = io.StringIO()
     try:
-        with contextlib.redirect_stdout(silence), contextlib.redirect_stderr(silence), warnings.catch_warnings():
-            warnings.simplefilter('ignore')
-            yield
+        with contextlib.redirect_stdout(silence), contextlib.redirect_stderr(silence):
+            with warnings.catch_warnings():
+                warnings.simplefilter('ignore')
+                yield
     finally:
         os.chdir(before)
         torch.set_num_threads(threads)
@@ -118,4 +119,4 @@ def test_a_curious_change_is_not_punished(what, page, old, new):
 def test_twelve_changes_and_each_still_finds_its_place():
     assert len({change[1:] for change in CHANGES}) == len(CHANGES) >= 12
     for what, page, old, _ in CHANGES + LONG:
-        assert any(old in source for source in cells(page)), f'{page} no longer has {old!r}: bring {what!r} up to date.'
+        assert any(old in source for source in cells(page)), f'{page} no longer has {old!r} ({what}).'

@@ -1,5 +1,5 @@
-"""Sliders where they belong: chapters that link to a page of sliders, and one of these pages in JupyterLab, in a
-browser."""
+"""Sliders where they belong: chapters that link to a page of sliders, and one of these pages in JupyterLab,
+in a browser."""
 
 import json
 import os
@@ -41,9 +41,10 @@ def test_the_chapter_links_to_its_sliders(page):
 # --- in JupyterLab ----------------------------------------------------------------------------------------
 
 
-def of_one_explorer(target):  # the page without what trains: imports, exported cells and the cells of `attention`
+def of_one_explorer(target):  # the page without what trains: imports, exported cells, those of `attention`
     nb = nbformat.read(NBS / 'show' / 'explore_sr.ipynb', as_version=4)
-    starts = ('import ', 'from ', 'histology =', 'attention =', '#| eval: false\nattention.live()', '#| export')
+    live = '#| eval: false\nattention.live()'
+    starts = ('import ', 'from ', 'histology =', 'attention =', live, '#| export')
     cells = [c for c in nb.cells if c.cell_type == 'code' and c.source.startswith(starts)]
     for cell in cells:
         cell.outputs = []

@@ -67,7 +67,8 @@ def _two_affinities():
     def rows(b, seed): return F.normalize(noise(b, b, seed=seed, low=0), dim=1)
     return [(f'{b} samples', (rows(b, 1), rows(b, 2))) for b in (2, 3, 5)]
 
-task('mutual', ('diagnosis/sai', 'Six numbers to follow by hand'), lambda a_sr, a_lr: a_sr@a_lr.T, _two_affinities)
+task('mutual', ('diagnosis/sai', 'Six numbers to follow by hand'),
+     lambda a_sr, a_lr: a_sr@a_lr.T, _two_affinities)
 
 mistakes_of('mutual',
     ('The second matrix of the product is not transposed.', lambda a_sr, a_lr: a_sr@a_lr),
@@ -159,8 +160,8 @@ def _curves():
             ('a goal that is never reached', (labels, rising, 0.95)),
             ('a curve that falls in between', (labels, bent, 0.75))]
 
-task('labels_needed', ('lessons/labels', 'Labels that bicubic needs'), lambda labels, accuracies, goal: _needed(
-    labels, accuracies, goal), _curves, smooth=False)
+task('labels_needed', ('lessons/labels', 'Labels that bicubic needs'),
+     lambda labels, accuracies, goal: _needed(labels, accuracies, goal), _curves, smooth=False)
 
 # %% ../../nbs/show/tasks_diagnosis.ipynb #c029
 def _same(x): return x
