@@ -15,7 +15,7 @@ BOOKS = {page: nbformat.read(ROOT/'nbs'/page, 4) for page in course.notebooks()}
 ORDER = [page for part in course.course_of(TOLD['parts'], list(BOOKS)).values() for page in part]
 CHAPTERS = course.chapters_of(TOLD['parts'])
 PAGES = [*CHAPTERS, 'lessons/map.ipynb', 'lessons/capstone.ipynb'] # of the form of a chapter
-TWO_DAYS = 14*60 # minutes, with the exercises
+TWO_DAYS = 14*60 # minutes, with the easy exercises
 HINTS = re.compile(r'\*\*(Easy|Medium|Hard), (\d+) minutes\.\*\* \S')
 FOLDED = '<details><summary>{}</summary>\n\n   '
 
@@ -50,10 +50,18 @@ def test_the_routes_lead_somewhere_and_only_forward():
 
 
 def test_the_routes_take_as_long_as_their_names_say():
-    minutes = {route['name']: [course.minutes_of(BOOKS[p]) for p in course.pages_of_route(route, TOLD['parts'])]
-               for route in TOLD['routes']}
-    assert sum(read for read, _ in minutes['two hours']) <= 130
-    assert 5*60 <= sum(map(sum, minutes['two days'])) <= TWO_DAYS
+    pages = {route['name']: course.pages_of_route(route, TOLD['parts']) for route in TOLD['routes']}
+    read = {name: sum(course.minutes_of(BOOKS[p])[0] for p in of) for name, of in pages.items()}
+    assert read['two hours'] <= 130
+    easy = [int(m) for p in PAGES for level, m in HINTS.findall('\n\n'.join(texts(p))) if level == 'Easy']
+    assert 5*60 <= read['two days'] + sum(easy) <= TWO_DAYS, (read, sum(easy))
+
+
+def test_the_minutes_of_exercises_add_up():
+    for page in set(PAGES) - {'lessons/capstone.ipynb'}:
+        minutes = sum(int(m) for _, m in HINTS.findall(section(page, 'Exercises')))
+        said = course.minutes_of(BOOKS[page])[1]
+        assert abs(minutes - said) <= 20, f'{page}: its exercises take {minutes} minutes, it says {said}.'
 
 
 @pytest.mark.parametrize('page', PAGES)
@@ -85,7 +93,8 @@ def test_a_chapter_ends_with_five_lines_and_five_questions(page):
     questions = items_of(section(page, 'Questions'))
     assert len(questions) == 5, f'{page}: {len(questions)} questions, five are due.'
     for text in questions:
-        assert FOLDED.format('Answer') in text and '\n   </details>' in text, f'{page}: no answer in {text!r}.'
+        folded = FOLDED.format('Answer') in text and '\n   </details>' in text
+        assert folded, f'{page}: no answer in {text!r}.'
 
 
 @pytest.mark.parametrize('page', [p for p in PAGES if p != 'lessons/capstone.ipynb'])
@@ -93,7 +102,8 @@ def test_exercises_say_how_hard_and_how_long_they_are(page):
     exercises = items_of(section(page, 'Exercises'))
     assert 3 <= len(exercises) <= 6
     heads = [HINTS.match(re.sub(r'^\d+\. ', '', text)) for text in exercises]
-    assert all(heads), f'{page}: exercise {heads.index(None) + 1} does not begin like **Easy, 5 minutes.** …'
+    assert all(heads), (f'{page}: exercise {heads.index(None) + 1} does not begin like **Easy, 5 minutes.**, '
+                        'then a sentence.')
     levels = [('Easy', 'Medium', 'Hard').index(head[1]) for head in heads]
     assert levels == sorted(levels), f'{page}: exercises do not get harder.'
     assert any(FOLDED.format('Hint') in text for text in exercises), f'{page}: no exercise has a hint.'

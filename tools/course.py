@@ -91,8 +91,8 @@ def routes_table(
     rows = ['| route | what you know afterwards | pages |', '|---|---|---|']
     for route in course['routes']:
         named = [(name, f'{name}.ipynb') for name in route['pages']]
-        said = ', '.join('**the ten chapters**' if name == ALL_CHAPTERS else link(page, lead_of(books[page])[0])
-                         for name, page in named)
+        said = ', '.join('**the ten chapters**' if name == ALL_CHAPTERS else
+                         link(page, lead_of(books[page])[0]) for name, page in named)
         rows.append(f'| **{title_of(route["name"])}** | {route["about"]} | {said} |')
     return '\n'.join(rows)
 
@@ -113,11 +113,13 @@ def page() -> str: # markdown
     course, books = read_course(), {page: nbformat.read(NBS/page, 4) for page in notebooks()}
     link = lambda page, title: f'[{title}]({page})'
     text = ['<!-- Made from nbs/course.yml and the notebooks by tools/readme.py: edit there. -->',
-            '# The course', 'Ten chapters take you through the paper, from the first pixel to the last loss. Three '
-            'routes lead through them:', routes_table(course, books, link),
-            'Each page explains one part, shows it at work and tests it. A page that exports code has the name of '
-            'its module in `srdiag`. Exercises are solved in [solutions](solutions); minutes are for reading and '
-            'running, and for the exercises. After the chapters comes the workshop: read there what you need.']
+            '# The course',
+            'Ten chapters take you through the paper, from the first pixel to the last loss. Three routes '
+            'lead through them:', routes_table(course, books, link),
+            'Each page explains one part, shows it at work and tests it. A page that exports code has the '
+            'name of its module in `srdiag`. Exercises are solved in [solutions](solutions); minutes are for '
+            'reading and running, and for the exercises. After the chapters comes the workshop: read there '
+            'what you need.']
     for part, pages in course_of(course['parts'], list(books)).items():
         text.append(f'## {title_of(part)}\n\n{_table(pages, books)}')
     return '\n\n'.join(text) + '\n'

@@ -21,7 +21,7 @@ from .style import COLOURS, finished, style, visible
 from ..sr.rcf import RefinedContextFusion
 
 # %% ../../nbs/show/grown.ipynb #c006
-class _GrowingPen(method._Pen):
+class _GrowingPen(method.Pen):
     "The pen of the map, with larger words and a sign for products"
     def word(self, parts, x, y, text, ha='center'):
         self.ax.text(x, y, text, ha=ha, va='center', color=self.ink(parts), zorder=4)
@@ -46,7 +46,7 @@ def _draw(name, step): # one step of a drawing
             if first <= step <= last: getattr(new if first == step else known, tool)('new', *how)
         ax.text(0.8, height - 1.3, f'Step {step} of {len(titles)}: {titles[step-1]}', va='center',
                 fontsize=9, fontweight='bold')
-    method._SmallCanvas(finished(fig))
+    method.SmallCanvas(finished(fig))
     return fig
 
 # %% ../../nbs/show/grown.ipynb #c010

@@ -62,7 +62,7 @@ def matrices_figure(
         ax.set(xlim=(left, x + 0.3), ylim=(-height/2 - 0.2, height/2 + 0.9))
         ax.axis('off')
         fig.set_size_inches(0.37*(x + 0.3 - left), 0.33*(height + 1.1))
-    method._SmallCanvas(finished(fig))
+    method.SmallCanvas(finished(fig))
     return fig
 
 # %% ../../nbs/show/neighbours.ipynb #c010
@@ -236,7 +236,7 @@ _PARTS += [
     ('gate', 'arrow', '-', [(68.7, 12.9), (70, 12.9), (70, 14.8), (71.5, 14.8)]),
 ]
 
-class _Growing(method._Pen):
+class _Growing(method.Pen):
     "Lights what joins at this step; `lit` is its name"
     def state(self, parts): return 'lit' if parts == self.lit else 'plain'
 
@@ -262,7 +262,7 @@ def framework_figure(
         for joins, y, texts in zip(('branches', 'branch'), (27.4, 3.6), shapes):
             for x, text in zip(_AT, texts):
                 if joins in drawn: ax.text(x, y, text, ha='center', va='center', color='#333333')
-    method._SmallCanvas(finished(fig))
+    method.SmallCanvas(finished(fig))
     return fig
 
 # %% ../../nbs/show/neighbours.ipynb #c039
