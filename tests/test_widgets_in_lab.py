@@ -121,11 +121,9 @@ def test_a_slider_moves_the_picture_in_jupyterlab(chromium, lab, tmp_path):
     page.set_default_timeout(90_000)
     page.goto(f'{lab}/lab/tree/explore_sr.ipynb?token={TOKEN}&reset')
     page.locator('.jp-Notebook .jp-CodeCell').first.wait_for()
+    page.get_by_text('Python 3 (ipykernel) | Idle').wait_for()  # before that, it asks for a kernel
     page.locator('.lm-MenuBar-item', has_text='Run').click()
     page.locator('.lm-Menu-item', has_text='Run All Cells').first.click()
-    page.locator('.noUi-handle, .jp-Dialog .jp-mod-accept').first.wait_for(state='attached')
-    if page.locator('.jp-Dialog').count():  # which kernel? This one.
-        page.locator('.jp-Dialog .jp-mod-accept').click()
     slider, picture = page.locator('.noUi-handle').first, page.locator(PICTURE).first
     slider.wait_for(state='attached')
     picture.wait_for(state='attached')
