@@ -317,8 +317,8 @@ def sidebar(parts, course, results):
     return '\n\n'.join([
         toctree(['Getting started <self>', 'live', 'gallery']),
         toctree(['course/index', *entries['course'], 'course/solutions'], 'Course'),
-        toctree(entries['how-to'], 'How-to'),
         toctree(entries['workshop'], 'Workshop'),
+        toctree(entries['how-to'], 'How-to'),
         toctree(['reference/index', 'words'], 'Reference'),
         toctree(['results/index', *(f'results/{name}/index' for name in results)], 'Results'),
         toctree([on_site(name).removesuffix('.md') for name in PROJECT], 'Project')])
