@@ -108,14 +108,15 @@ def diagnosis_curves(
     logs = read_training(folder)
     at = _joined_at(logs)
     with style():
-        fig, axes = plt.subplots(1, 2, figsize=(7.4, 2.7))
+        fig, axes = plt.subplots(1, 2, figsize=(8.6, 2.7))
         _draw_heads(axes[0], logs['whole'], at, _draw_branches(axes[0], logs, at))
         _draw_loss(axes[1], logs, at)
         for ax, name in zip(axes, ('accuracy', 'loss')):
             ax.set(xlabel='steps of each branch | of both' if at else 'steps', title=name)
-            ax.legend(fontsize=7, loc='lower right' if name == 'accuracy' else 'upper right', frameon=True)
             _mark_join(ax, at)
         axes[1].set_ylim(bottom=0)
+        for ax, side in zip(axes, ('left', 'right')):
+            fig.legend(*ax.get_legend_handles_labels(), loc=f'outside {side} center', fontsize=7)
         if title: fig.suptitle(plain(title))
     return finished(fig)
 
