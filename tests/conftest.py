@@ -5,6 +5,8 @@ import csv
 import hashlib
 import io
 import os
+import shutil
+import socket
 import traceback
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,6 +17,12 @@ os.environ.setdefault('MPLBACKEND', 'agg')
 
 TINY_SR = ['--epochs', 1, '--steps', 2, '--patch', 16, '--scale', 2, '--device', 'cpu', '--precision', 'fp32']
 TINY_DIAGNOSIS = ['--epochs', 1, '--batch-size', 8, '--scale', 2, '--device', 'cpu', '--precision', 'fp32']
+
+
+def free_port():
+    with socket.socket() as s:
+        s.bind(('127.0.0.1', 0))
+        return s.getsockname()[1]
 
 
 def pytest_collection_modifyitems(items):
@@ -189,3 +197,19 @@ def tiny_sr():
 def tiny_diagnosis():
     "Options of a training of seconds"
     return TINY_DIAGNOSIS
+
+
+@pytest.fixture(scope='module')
+def chromium():
+    "Debian's Chromium, which reaches nothing but this machine"
+    path = next(filter(None, map(shutil.which, ('chromium', 'chromium-browser', 'google-chrome'))), None)
+    if not path:
+        pytest.skip('there is no Chromium here: apt-get install chromium, to see the pages in a browser')
+    api = pytest.importorskip('playwright.sync_api', reason='playwright is not installed: make venv')
+    flags = ['--no-sandbox', '--disable-gpu', '--disable-quic', '--no-first-run',
+             '--disable-background-networking', '--disable-component-update', '--disable-sync',
+             '--host-resolver-rules=MAP * ~NOTFOUND , EXCLUDE 127.0.0.1']
+    with api.sync_playwright() as p:
+        started = p.chromium.launch(executable_path=path, headless=True, args=flags)
+        yield started
+        started.close()

@@ -10,7 +10,6 @@ import io
 import json
 import re
 import shlex
-import shutil
 import subprocess
 import sys
 import threading
@@ -358,12 +357,8 @@ def test_no_page_loads_anything_from_elsewhere(site):
 
 
 @pytest.fixture(scope='module')
-def browser(request):
-    "Debian's Chromium, which reaches nothing but a server that shows the site"
-    path = next(filter(None, map(shutil.which, ('chromium', 'chromium-browser', 'google-chrome'))), None)
-    if not path:
-        pytest.skip('there is no Chromium here: apt-get install chromium, to see the pages in a browser')
-    api = pytest.importorskip('playwright.sync_api', reason='playwright is not installed: make venv')
+def browser(request, chromium):
+    "Chromium, and a server that shows the site"
     site = request.getfixturevalue('site') # not built in vain
 
     class Quiet(http.server.SimpleHTTPRequestHandler):
@@ -371,13 +366,7 @@ def browser(request):
 
     server = http.server.ThreadingHTTPServer(('127.0.0.1', 0), functools.partial(Quiet, directory=site))
     threading.Thread(target=server.serve_forever, daemon=True).start()
-    flags = ['--no-sandbox', '--disable-gpu', '--disable-quic', '--no-first-run',
-             '--disable-background-networking', '--disable-component-update', '--disable-sync',
-             '--host-resolver-rules=MAP * ~NOTFOUND , EXCLUDE 127.0.0.1']
-    with api.sync_playwright() as p:
-        chromium = p.chromium.launch(executable_path=path, headless=True, args=flags)
-        yield SimpleNamespace(open=chromium.new_context, base=f'http://127.0.0.1:{server.server_port}/')
-        chromium.close()
+    yield SimpleNamespace(open=chromium.new_context, base=f'http://127.0.0.1:{server.server_port}/')
     server.shutdown()
 
 

@@ -2,7 +2,6 @@
 import os
 import re
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -11,6 +10,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from conftest import free_port
 
 from srdiag.bench.loop import Job, run_all
 from srdiag.core.errors import DataError
@@ -76,12 +76,6 @@ def environment(rank=None, size=None, port=None):
     if sys.platform == 'linux': env['GLOO_SOCKET_IFNAME'] = 'lo'
     if rank is None: return env
     return env | dict(RANK=str(rank), WORLD_SIZE=str(size), MASTER_ADDR='127.0.0.1', MASTER_PORT=str(port))
-
-
-def free_port():
-    with socket.socket() as s:
-        s.bind(('127.0.0.1', 0))
-        return s.getsockname()[1]
 
 
 def start(argv, env=None):

@@ -4,8 +4,6 @@ in a browser."""
 import json
 import os
 import re
-import shutil
-import socket
 import subprocess
 import sys
 import time
@@ -14,6 +12,7 @@ from pathlib import Path
 
 import nbformat
 import pytest
+from conftest import free_port
 
 ROOT = Path(__file__).parents[1]
 NBS = ROOT / 'nbs'
@@ -55,28 +54,12 @@ def of_one_explorer(target):  # the page without what trains: imports, exported 
     nbformat.write(nb, target)
 
 
-@pytest.fixture(scope='module')
-def chromium():
-    path = next(filter(None, map(shutil.which, ('chromium', 'chromium-browser', 'google-chrome'))), None)
-    if not path:
-        pytest.skip('there is no Chromium here: apt-get install chromium, to move a slider in a browser')
-    api = pytest.importorskip('playwright.sync_api', reason='playwright is not installed: make venv')
-    with api.sync_playwright() as p:
-        flags = ['--no-sandbox', '--disable-gpu', '--no-first-run', '--disable-background-networking']
-        flags.append('--host-resolver-rules=MAP * ~NOTFOUND , EXCLUDE 127.0.0.1')
-        started = p.chromium.launch(executable_path=path, headless=True, args=flags)
-        yield started
-        started.close()
-
-
 @pytest.fixture
 def lab(tmp_path):
     "JupyterLab in a folder of its own → its address"
     pytest.importorskip('jupyterlab', reason='JupyterLab is not installed: make venv')
     pytest.importorskip('ipywidgets', reason='ipywidgets is not installed: make venv')
-    with socket.socket() as s:
-        s.bind(('127.0.0.1', 0))
-        port = s.getsockname()[1]
+    port = free_port()
     own = {f'JUPYTER_{k}_DIR': str(tmp_path / k) for k in ('CONFIG', 'RUNTIME')} | {'HOME': str(tmp_path)}
     paths = os.pathsep.join(filter(None, (str(ROOT), os.environ.get('PYTHONPATH'))))
     options = [

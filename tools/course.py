@@ -79,15 +79,12 @@ def title_of(part): # '3. the gate' → '3. The gate'
     return re.sub(r'^((?:\d+\. )?)(\w)', lambda m: m[1] + m[2].upper(), part)
 
 
-def hours(minutes): return f'{minutes} minutes' if minutes < 90 else f'{minutes/60:.0f} hours'
-
-
 def routes_table(
     course: dict, # of `read_course`
     books: dict, # page → notebook
     link, # function of a page and its title
 ) -> str: # markdown
-    "Three ways through the pages, each with its minutes"
+    "Three ways through the pages"
     rows = ['| route | what you know afterwards | pages |', '|---|---|---|']
     for route in course['routes']:
         named = [(name, f'{name}.ipynb') for name in route['pages']]
@@ -97,14 +94,19 @@ def routes_table(
     return '\n'.join(rows)
 
 
-def _table(pages, books): # of one part
-    rows = ['| page | what it is about | minutes |', '|---|---|---:|']
+def _spent(read, solve): return f'{read} + {solve}' if solve else f'{read or ""}' # minutes, as in a table
+
+
+def _table(pages, books): # of one part, with minutes if there are any
+    minutes = [minutes_of(books[p]) for p in pages]
+    timed = any(map(sum, minutes))
+    rows = ['| page | what it is about |', '|---|---|']
     for p in pages:
-        (title, summary), (read, solve) = lead_of(books[p]), minutes_of(books[p])
-        spent = f'{read} + {solve}' if solve else f'{read or ""}'
-        rows.append(f'| [{title}]({p}) | {summary.replace("|", chr(92) + "|")} | {spent} |')
-    if not any(map(sum, (minutes_of(books[p]) for p in pages))):
-        rows = [re.sub(r'[^|]*\|$', '', row) for row in rows]
+        title, summary = lead_of(books[p])
+        rows.append(f'| [{title}]({p}) | {summary.replace("|", chr(92) + "|")} |')
+    if timed:
+        last = [' minutes |', '---:|', *(f' {_spent(*m)} |' for m in minutes)]
+        rows = [row + cell for row, cell in zip(rows, last)]
     return '\n'.join(rows)
 
 

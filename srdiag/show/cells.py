@@ -11,21 +11,15 @@ import matplotlib.pyplot as plt
 import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.patches import FancyBboxPatch, Rectangle
 
 from ..data.degradation import degrade
 from ..data.images import luma
+from .method import SmallCanvas, blend
 from .style import COLOURS, PALETTE, finished, style
 
 # %% ../../nbs/show/cells.ipynb #c006
-def _paler(colour, strength): # the colour on white: 1 in full, 0 white
-    return tuple(1 - strength*(1 - np.array(to_rgb(colour))))
-
-# %% ../../nbs/show/cells.ipynb #c009
 class _Sketch:
     "Boxes, arrows, signs and words on one sheet; positions in tenths of an inch"
     def __init__(self, ax, lit=None): self.ax, self.lit = ax, lit # lit: a part, or None for all
@@ -38,7 +32,7 @@ class _Sketch:
         x, y, w, h = place
         self.ax.add_patch(FancyBboxPatch((x - w/2, y - h/2), w, h, zorder=3, ec=self.ink(parts), lw=0.9,
                                          boxstyle='round,pad=0,rounding_size=0.6',
-                                         fc=_paler(colour, 0.42 if self.on(parts) else 0.08)))
+                                         fc=blend(colour, 0.42 if self.on(parts) else 0.08)))
         self.word(parts, x, y, text)
 
     def sign(self, parts, x, y, sign): # 'x' or '+'
@@ -57,15 +51,7 @@ class _Sketch:
     def word(self, parts, x, y, text):
         self.ax.text(x, y, text, ha='center', va='center', color=self.ink(parts), zorder=4, linespacing=1.1)
 
-# %% ../../nbs/show/cells.ipynb #c012
-class _FewColours(FigureCanvasAgg):
-    "Writes PNGs of 64 colours"
-    def print_png(self, filename, **_): # matplotlib also hands over what a palette image does not need
-        self.draw()
-        image = Image.fromarray(np.asarray(self.buffer_rgba())).convert('RGB')
-        image.quantize(64, dither=Image.Dither.NONE).save(filename, format='png', optimize=True)
-
-# %% ../../nbs/show/cells.ipynb #c014
+# %% ../../nbs/show/cells.ipynb #c009
 def _blank_sheet(fig, size, place=(0, 0, 1, 1)): # size: width and height in tenths of an inch
     ax = fig.add_axes(place)
     ax.set(xlim=(0, size[0]), ylim=(0, size[1]))
@@ -76,15 +62,15 @@ def _draw(ax, table, lit=None): # table: rows (method of the pen, parts, what it
     sketch = _Sketch(ax, lit)
     for method, *row in table: getattr(sketch, method)(*row)
 
-# %% ../../nbs/show/cells.ipynb #c016
+# %% ../../nbs/show/cells.ipynb #c011
 def _figure_of(table, size, lit=None, dpi=110):
     with style(), plt.rc_context({'font.size': 8}):
         fig = plt.figure(figsize=(size[0]/10, size[1]/10), dpi=dpi, layout='none')
         _draw(_blank_sheet(fig, size), table, lit)
-    _FewColours(finished(fig)) # takes the place of the canvas it had
+    SmallCanvas(finished(fig)) # takes the place of the canvas it had
     return fig
 
-# %% ../../nbs/show/cells.ipynb #c019
+# %% ../../nbs/show/cells.ipynb #c014
 def _along(line, scale): # N numbers → N/scale, by `degrade`
     return degrade(line.expand(1, scale, -1), scale, clip=False)[0, 0]
 
@@ -92,7 +78,7 @@ def _narrow(line, scale): # the same with the kernel that is not widened
     x = line.expand(1, 1, scale, -1)
     return F.interpolate(x, scale_factor=1/scale, mode='bicubic', antialias=False)[0, 0, 0]
 
-# %% ../../nbs/show/cells.ipynb #c021
+# %% ../../nbs/show/cells.ipynb #c016
 def weights_of(
     n: int, # pixels of the line
     scale: int, # how many times smaller
@@ -102,7 +88,7 @@ def weights_of(
     bright = torch.eye(n)[:, None].expand(n, scale, n)
     return degrade(bright, scale, clip=False)[:, 0, pixel]
 
-# %% ../../nbs/show/cells.ipynb #c024
+# %% ../../nbs/show/cells.ipynb #c019
 def kernel_figure(
     line: torch.Tensor, # N numbers in [0, 1]
     scale: int, # divides N
@@ -123,7 +109,7 @@ def kernel_figure(
         b.xaxis.get_major_locator().set_params(integer=True)
     return finished(fig)
 
-# %% ../../nbs/show/cells.ipynb #c027
+# %% ../../nbs/show/cells.ipynb #c022
 def line_figure(
     lines: dict, # title → N numbers in [0, 1]
     scale: int, # divides each N
@@ -141,7 +127,7 @@ def line_figure(
         fig.legend(*axes[0, 0].get_legend_handles_labels(), loc='outside lower center', ncols=3)
     return finished(fig)
 
-# %% ../../nbs/show/cells.ipynb #c029
+# %% ../../nbs/show/cells.ipynb #c024
 def finer_stripes(
     n: int = 96, # pixels
     first: float = 28, # width of the first dark and bright pair, in pixels
@@ -151,7 +137,7 @@ def finer_stripes(
     rate = torch.linspace(1/first, 1/last, n)
     return 0.5 + 0.4*torch.cos(2*torch.pi*rate.cumsum(0))
 
-# %% ../../nbs/show/cells.ipynb #c033
+# %% ../../nbs/show/cells.ipynb #c028
 def prelu_figure(
     image: torch.Tensor, # C×H×W float in [0, 1]
     slopes: tuple = (0., 0.25), # of PReLU; 0 is ReLU
@@ -173,7 +159,7 @@ def prelu_figure(
         fig.colorbar(shown, ax=axes[-1], shrink=0.8)
     return finished(fig)
 
-# %% ../../nbs/show/cells.ipynb #c036
+# %% ../../nbs/show/cells.ipynb #c031
 _BLUE, _GREY = PALETTE[0], COLOURS['same']
 _RESIDUAL = [
     ('word', 'x', 2.5, 4, '$x$'), ('arrow', 'x', '-', [(4, 4), (8, 4)]),
@@ -187,23 +173,23 @@ _RESIDUAL = [
     ('arrow', 'x branch', '-', [(56, 4), (60, 4)]), ('word', 'x branch', 61.6, 4, '$y$'),
 ]
 
-# %% ../../nbs/show/cells.ipynb #c038
+# %% ../../nbs/show/cells.ipynb #c033
 def residual_figure(
     lit: str|None = None, # 'x' for the path of the input, 'branch' for the correction; None: both
 ) -> Figure: # 6.4 × 1.3 inches
     "The residual block: a correction is computed and added to the input"
     return _figure_of(_RESIDUAL, (64, 13), lit)
 
-# %% ../../nbs/show/cells.ipynb #c041
+# %% ../../nbs/show/cells.ipynb #c036
 def _grid(ax, numbers, colours, corner, side=1.): # numbers and colours: H×W; draws a grid of squares
     for i, line in enumerate(numbers):
         for j, number in enumerate(line):
             x, y = corner[0] + j*side, corner[1] - i*side
             ax.add_patch(Rectangle((x, y - side), side, side, ec='#444444', lw=0.8,
-                                   fc=_paler(PALETTE[colours[i][j]], 0.4)))
+                                   fc=blend(PALETTE[colours[i][j]], 0.4)))
             ax.text(x + side/2, y - side/2, int(number), ha='center', va='center')
 
-# %% ../../nbs/show/cells.ipynb #c043
+# %% ../../nbs/show/cells.ipynb #c038
 def shuffle_figure(
     side: int = 2, # pixels of the small image, in each direction
 ) -> Figure: # 5.6 × 2.8 inches
@@ -222,14 +208,14 @@ def shuffle_figure(
         _Sketch(ax).arrow('', '-', [(22, 14), (29, 14)])
         ax.text(25.5, 15.2, 'pixel\nshuffle', ha='center')
         _grid(ax, large, large_colour, (32, 25), 11/side)
-    _FewColours(finished(fig))
+    SmallCanvas(finished(fig))
     return fig
 
-# %% ../../nbs/show/cells.ipynb #c046
+# %% ../../nbs/show/cells.ipynb #c041
 GATES = {'forget': PALETTE[0], 'input': PALETTE[2], 'output': PALETTE[1]} # gate → its colour
 _ALL = 'forget input output'
 
-# %% ../../nbs/show/cells.ipynb #c048
+# %% ../../nbs/show/cells.ipynb #c043
 _CELL_BOXES = [
     ('box', 'forget', _GREY, (3.4, 24, 5.4, 4.6), 'memory\n$C_{t-1}$'),
     ('box', 'input output', _GREY, (49, 24, 5.4, 4.6), 'memory\n$C_t$'),
@@ -243,7 +229,7 @@ _CELL_BOXES = [
     ('box', 'output', _GREY, (43.6, 18.4, 4.8, 2.8), 'tanh'),
 ]
 
-# %% ../../nbs/show/cells.ipynb #c050
+# %% ../../nbs/show/cells.ipynb #c045
 _CELL_LINES = [
     ('sign', 'forget', 14, 24, 'x'), ('sign', 'input', 26, 24, '+'), ('sign', 'input', 26, 18, 'x'),
     ('sign', 'output', 43.6, 12, 'x'),
@@ -257,7 +243,7 @@ _CELL_LINES = [
     ('arrow', 'output', '-', [(41.3, 12), (42.7, 12)]), ('arrow', 'output', '-', [(44.5, 12), (46.3, 12)]),
 ]
 
-# %% ../../nbs/show/cells.ipynb #c053
+# %% ../../nbs/show/cells.ipynb #c048
 _CELL_WAYS = [
     *(('arrow', _ALL, '_', corners)
       for corners in ([(6.1, 9), (8, 9), (8, 6.3)], [(6.5, 3.6), (8, 3.6), (8, 6.3)])),
@@ -273,7 +259,7 @@ _CELL_WAYS = [
     ('word', _ALL, 24, 4.6, 'convolutions of $X$ and of $Y_{t-1}$'),
 ]
 
-# %% ../../nbs/show/cells.ipynb #c055
+# %% ../../nbs/show/cells.ipynb #c050
 _CELL = _CELL_BOXES + _CELL_LINES + _CELL_WAYS
 
 def _checked(gate): # ValueError for what is no gate
@@ -287,7 +273,7 @@ def cell_figure(
     if gate is not None: _checked(gate)
     return _figure_of(_CELL, (53, 27), gate, dpi=140)
 
-# %% ../../nbs/show/cells.ipynb #c058
+# %% ../../nbs/show/cells.ipynb #c053
 def gate_course(
     gate: str, # 'forget', 'input' or 'output'
     value: float, # of the gate, 0 closed to 1 open
@@ -301,16 +287,16 @@ def gate_course(
     for _ in range(steps): memory.append(keep*memory[-1] + write)
     return np.arange(steps + 1), np.array(memory)
 
-# %% ../../nbs/show/cells.ipynb #c061
+# %% ../../nbs/show/cells.ipynb #c056
 _AXES = {'forget': ('step $t$', 'memory $C_t$', 'nothing new is written'),
          'input': ('step $t$', 'memory $C_t$', 'candidate 1, half is kept'),
          'output': ('memory $C_t$', 'output $H_t$', 'the memory does not change')}
 
-# %% ../../nbs/show/cells.ipynb #c063
+# %% ../../nbs/show/cells.ipynb #c058
 def _draw_course(ax, gate, values, steps): # one curve for each value of the gate
     for v, strength in zip(values, np.linspace(0.45, 1, len(values))):
         x, y = gate_course(gate, v, steps)
-        colour, k = _paler(GATES[gate], strength), min(2, steps) if gate == 'forget' else len(x) - 1
+        colour, k = blend(GATES[gate], strength), min(2, steps) if gate == 'forget' else len(x) - 1
         ax.plot(x, y, '-' if gate == 'output' else 'o-', ms=3.5, color=colour)
         ax.annotate(f'${gate[0]}_t$ = {v:g}', (x[k], y[k]), xytext=(3 if gate == 'forget' else 0, 4),
                     textcoords='offset points', ha='left' if gate == 'forget' else 'right')
@@ -318,7 +304,7 @@ def _draw_course(ax, gate, values, steps): # one curve for each value of the gat
     ax.set(xlabel=xlabel, ylabel=ylabel, title=title)
     ax.margins(y=0.14)
 
-# %% ../../nbs/show/cells.ipynb #c065
+# %% ../../nbs/show/cells.ipynb #c060
 def one_gate_figure(
     gate: str, # 'forget', 'input' or 'output'
     values: tuple = (0.2, 0.5, 0.9), # of the gate, one curve each
@@ -330,10 +316,10 @@ def one_gate_figure(
         fig = plt.figure(figsize=(8.2, 2.7), dpi=110, layout='none')
         _draw(_blank_sheet(fig, (53, 27), (0, 0, 5.3/8.2, 1)), _CELL, gate)
         _draw_course(fig.add_axes((0.73, 0.17, 0.26, 0.7)), gate, values, steps)
-    _FewColours(finished(fig))
+    SmallCanvas(finished(fig))
     return fig
 
-# %% ../../nbs/show/cells.ipynb #c070
+# %% ../../nbs/show/cells.ipynb #c065
 def unrolled_figure(
     steps: int = 3, # recursions, 1 to 4
 ) -> Figure: # 2.2 inches for each step
@@ -350,7 +336,7 @@ def unrolled_figure(
                   ('arrow', '', '_', [(x + 16, 8), (x + 18, 8)]), ('word', '', x + 17.2, 9.4, f'$Y_{t}$')]
     return _figure_of(table, (22*steps + 8, 17))
 
-# %% ../../nbs/show/cells.ipynb #c073
+# %% ../../nbs/show/cells.ipynb #c068
 def _draw_row(axes, maps): # H×W tensors or None, one for each of the axes
     there = torch.stack([m for m in maps if m is not None])
     top, signed = there.abs().quantile(0.995).item(), (there < 0).any().item()
@@ -362,7 +348,7 @@ def _draw_row(axes, maps): # H×W tensors or None, one for each of the axes
         else: shown = ax.imshow(m, vmin=-top*signed, vmax=top, cmap='RdBu_r' if signed else 'viridis')
     axes[0].figure.colorbar(shown, ax=axes[-1], shrink=0.85)
 
-# %% ../../nbs/show/cells.ipynb #c075
+# %% ../../nbs/show/cells.ipynb #c070
 def recursion_figure(
     rows: dict, # title → list of H×W tensors or None, one for each step
 ) -> Figure: # 1.9 inches for each step

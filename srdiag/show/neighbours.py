@@ -32,7 +32,7 @@ def _draw_term(ax, x, title, rows, names): # a matrix whose left edge is at x â†
     most, (n, k) = max(np.abs(rows).max(), 1e-9), rows.shape
     for i, j in np.ndindex(n, k):
         v, top = rows[i, j], n/2 - i
-        tint = method._blend(PALETTE[0] if v >= 0 else PALETTE[1], 0.06 + 0.44*abs(v)/most)
+        tint = method.blend(PALETTE[0] if v >= 0 else PALETTE[1], 0.06 + 0.44*abs(v)/most)
         ax.add_patch(Rectangle((x + 1.3*j, top - 1), 1.3, 1, fc=tint, ec='white'))
         ax.text(x + 1.3*(j + 0.5), top - 0.5, _number(v), ha='center', va='center')
     for i, name in enumerate(names or []):
