@@ -76,6 +76,15 @@ def rate(loader, batches): # images per second
     return batches*BATCH/(time.perf_counter() - start)
 
 
+def train(pairs, valid, steps): # → seconds with all that comes before the first step, and the network
+    torch.manual_seed(0)
+    model = SREnhancedDiagnosis(2, 2, 'LR')
+    recipe = replace(DIAGNOSIS_RECIPES['fast'], batch_size=BATCH, steps=steps)
+    start = time.perf_counter()
+    train_diagnosis(model, pairs, valid, recipe, 1)
+    return time.perf_counter() - start, model
+
+
 def measure(path, n, steps, lazy, answer):
     "In a process of its own; n images, from the file or from memory"
     block, found = hdf5_block(path), {}
@@ -100,12 +109,9 @@ def measure(path, n, steps, lazy, answer):
             found[f'images_per_s_workers_{workers}'] = found[f'batches_per_s_workers_{workers}']*BATCH
         print(found, flush=True)
         valid = LabelledPairs(pairs.lr.rows(range(64)) if lazy else list(pairs.lr[:64]), y[:64], 2)
-        torch.manual_seed(0)
-        model = SREnhancedDiagnosis(2, 2, 'LR')
-        recipe = replace(DIAGNOSIS_RECIPES['fast'], batch_size=BATCH, steps=steps)
-        start = time.perf_counter()
-        train_diagnosis(model, pairs, valid, recipe, 1)
-        found['training_images_per_s'] = steps*BATCH/(time.perf_counter() - start)
+        short, (long, model) = (train(pairs, valid, k*steps) for k in (1, 3))
+        found['before_training_s'] = short[0] - (long - short[0])/2
+        found['training_images_per_s'] = 2*steps*BATCH/(long - short[0])
         some = pairs.lr.rows(range(256)) if lazy else pairs.lr[:256]
         start = time.perf_counter()
         predict(model, some, ['normal', 'tumour'])
@@ -130,6 +136,7 @@ def main():
     ask.add_argument('out', type=Path)
     ask.add_argument('--images', type=int, default=327_680)
     ask.add_argument('--steps', type=int, default=20)
+    ask.add_argument('--note', default='', help='what else ran on the machine')
     a = ask.parse_args()
     a.out.mkdir(parents=True, exist_ok=True)
     few = a.images//20
@@ -145,7 +152,7 @@ def main():
         command=' '.join(['python', *sys.argv]), date=date.today().isoformat(), load=os.getloadavg()[0],
         machine=f'{platform.system()} {platform.machine()}, {os.cpu_count()} cores',
         threads=torch.get_num_threads(), torch=torch.__version__,
-        note='other processes were running: the load is the mean number of them in the last minute')
+        note=a.note)
     (a.out/'large.json').write_text(json.dumps(result, indent=2) + '\n', encoding='utf-8')
     print(json.dumps(result, indent=2))
 

@@ -27,8 +27,8 @@ from srdiag.sr.training import sr_dataloaders, sr_learner
 from srdiag.training.processes import as_one
 from srdiag.training.recipes import Recipe, fit
 
-BATCH = dict(framework=16, sr=8) # images or patches to a step, of all processes
-FACTORS = dict(framework=(0.01, 1), sr=(1,)) # of the learning rate
+BATCH = dict(small=16, framework=16, sr=8) # images or patches to a step, of all processes
+FACTORS = dict(small=(0.01, 1), framework=(0.01, 1), sr=(1,)) # of the learning rate
 
 
 class Clock(Callback):
@@ -39,13 +39,18 @@ class Clock(Callback):
         if self.training: self.ticks.append(time.perf_counter())
 
 
-def framework(steps, device, precision):
-    "Tiles of 32×32 px, LR+SR at ×2, branches of a quarter of the width"
-    images = [*torch.randint(256, (64, 3, 32, 32), dtype=torch.uint8)]
+def framework(steps, device, precision, size=64, width=64):
+    "Images of 64×64 px, LR+SR at ×2, branches of the whole width"
+    images = [*torch.randint(256, (64, 3, size, size), dtype=torch.uint8)]
     train, valid = (LabelledPairs(images[:n], [0, 1]*(n//2), 2, 'hr') for n in (64, 2))
     dls = diagnosis_dataloaders(train, valid, BATCH['framework'], device=device, steps=steps)
-    model = SREnhancedDiagnosis(2, 2, 'LR+SR', width=16, mutual='mean').to(device)
+    model = SREnhancedDiagnosis(2, 2, 'LR+SR', width=width, mutual='mean').to(device)
     return diagnosis_learner(dls, model, Recipe(1e-4, BATCH['framework']), precision=precision)
+
+
+def small(steps, device, precision):
+    "Images of 32×32 px, branches of a quarter of the width: little to compute between two exchanges"
+    return framework(steps, device, precision, size=32, width=16)
 
 
 def super_resolution(steps, device, precision):
@@ -59,7 +64,7 @@ def measure(steps): # what one process of several does; the first one prints sec
     torch.set_num_threads(int(os.environ['OMP_NUM_THREADS']))
     device, precision = pick_place()
     with as_one():
-        for name, make in (('framework', framework), ('sr', super_resolution)):
+        for name, make in (('small', small), ('framework', framework), ('sr', super_resolution)):
             torch.manual_seed(0)
             learn, clock = make(steps, device, precision), Clock()
             learn.add_cb(clock)

@@ -61,7 +61,7 @@ def dividing(
     try: yield
     finally: _here.divided = before
 
-# %% ../../nbs/training/processes.ipynb #c018
+# %% ../../nbs/training/processes.ipynb #n001
 class _Gather(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x): # b×… → n·b×…
@@ -71,9 +71,9 @@ class _Gather(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, grad): # n·b×… → b×…
-        total = grad.clone(memory_format=torch.contiguous_format)
-        dist.all_reduce(total)
-        return total.chunk(_here.size)[_here.rank]
+        wanted = torch.empty_like(grad, memory_format=torch.contiguous_format)
+        dist.all_to_all_single(wanted, grad.contiguous())
+        return torch.stack(wanted.chunk(_here.size)).sum(0)
 
 def gathered(
     x: torch.Tensor, # b×…, of this process's part of the batch; the others have as many rows
@@ -189,7 +189,7 @@ def side_by_side(): # a context manager, or a decorator
     "Train many models, each process its own; the first speaks. Alone, nothing changes"
     return _as_one_of(False)
 
-# %% ../../nbs/training/processes.ipynb #c039
+# %% ../../nbs/training/processes.ipynb #n003
 class SharedBatchNorm(nn.modules.batchnorm._BatchNorm):
     "Batch norm with mean and variance of the whole batch where it is divided; else an ordinary one"
     def _check_input_dim(self, x): pass # any number of dimensions
@@ -203,9 +203,10 @@ class SharedBatchNorm(nn.modules.batchnorm._BatchNorm):
         values, axes = x.float(), [0, *range(2, x.dim())]
         form = [1, -1] + [1]*(x.dim() - 2)
         n = _here.size*x.numel()//x.shape[1]
-        mean = gathered(values.sum(axes)[None]).sum(0)/n
+        own = torch.stack(torch.var_mean(values, axes, correction=0))
+        variances, means = gathered(own[None]).unbind(1) # n×C each
+        mean, var = means.mean(0), variances.mean(0) + means.var(0, correction=0)
         centred = values - mean.view(form)
-        var = gathered(centred.square().sum(axes)[None]).sum(0)/n
         self._remember(mean.detach(), var.detach()*n/(n - 1))
         scale, shift = (v.view(form) for v in (self.weight*(var + self.eps).rsqrt(), self.bias))
         return (centred*scale + shift).to(x.dtype)
