@@ -292,13 +292,14 @@ _AXES = {'forget': ('step $t$', 'memory $C_t$', 'nothing new is written'),
          'input': ('step $t$', 'memory $C_t$', 'candidate 1, half is kept'),
          'output': ('memory $C_t$', 'output $H_t$', 'the memory does not change')}
 
-# %% ../../nbs/show/cells.ipynb #c058
+# %% ../../nbs/show/cells.ipynb #n001
 def _draw_course(ax, gate, values, steps): # one curve for each value of the gate
     for v, strength in zip(values, np.linspace(0.45, 1, len(values))):
         x, y = gate_course(gate, v, steps)
         colour, k = blend(GATES[gate], strength), min(2, steps) if gate == 'forget' else len(x) - 1
         ax.plot(x, y, '-' if gate == 'output' else 'o-', ms=3.5, color=colour)
-        ax.annotate(f'${gate[0]}_t$ = {v:g}', (x[k], y[k]), xytext=(3 if gate == 'forget' else 0, 4),
+        up = -13 if gate == 'forget' and v < 0.4 else 4 # below a curve that lies under the others
+        ax.annotate(f'${gate[0]}_t$ = {v:g}', (x[k], y[k]), xytext=(3 if gate == 'forget' else 0, up),
                     textcoords='offset points', ha='left' if gate == 'forget' else 'right')
     xlabel, ylabel, title = _AXES[gate]
     ax.set(xlabel=xlabel, ylabel=ylabel, title=title)
