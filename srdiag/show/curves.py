@@ -227,8 +227,8 @@ def loop_figure() -> Figure: # boxes are what a loop does, orange words where ca
             ax.text(7.5, y, words, ha='center', fontsize=7.5, color=COLOURS['sr'])
     return finished(fig)
 
-# %% ../../nbs/show/curves.ipynb #n003
-SHARED = [('$C$', 'γ₁'), ('$H$', 'γ₂'), ('$F_{LR}$', 'γ₃'), ('$F_{SR}$', 'γ₄')] # what is compared, and its weight
+# %% ../../nbs/show/curves.ipynb #n000
+SHARED = [('$C$', 'γ₁'), ('$H$', 'γ₂'), ('$F_{LR}$', 'γ₃'), ('$F_{SR}$', 'γ₄')] # what is compared, its weight
 
 def _way(ax, y, name, colour, rounds): # of one network, from left to right
     ax.text(0.1, y, name, va='center', fontsize=9.5)
