@@ -17,15 +17,16 @@ WIDTH = 360 # px, of a picture in the gallery
 
 # --- the gallery ------------------------------------------------------------------------------------------
 
-def figure_of(cell): # the PNG of a cell as bytes, or None
-    found = [o.data['image/png'] for o in cell.get('outputs', []) if 'image/png' in o.get('data', {})]
+def figure_of(cell): # the picture of a cell, a PNG or a JPEG, as bytes, or None
+    found = [o.data[kind] for o in cell.get('outputs', []) for kind in ('image/png', 'image/jpeg')
+             if kind in o.get('data', {})]
     return base64.b64decode(found[0]) if found else None
 
 
 def figure_label(page, cell): return f'figure-{page.removesuffix(".ipynb").replace("/", "-")}-{cell}'
 
 
-def best_figure(nb, told): # number of a cell and its PNG, or None; told: source → directives
+def best_figure(nb, told): # number of a cell and its picture, or None; told: source → directives
     "The figure with most to see; the map of the method, which many notebooks show, comes last"
     found = [('method_map(' not in cell.source, len(png), i, png) for i, cell in enumerate(nb.cells)
              if cell.cell_type == 'code' and 'hide' not in told(cell.source) and (png := figure_of(cell))]

@@ -135,11 +135,13 @@ def diagnosis_curves(
         if title: fig.suptitle(plain(title))
     return finished(fig)
 
-# %% ../../nbs/show/curves.ipynb #c028
-def _draw_logs(axes, logs): # a colour for each training
-    for colour, (name, log) in zip(PALETTE, logs.items()):
-        axes[0].plot(_calm(log.steps['mae' if 'mae' in log.steps else 'loss']), color=colour, label=name)
-        axes[1].plot(log.ends, log.epochs.valid_psnr, color=colour, marker='o', ms=3.5, label=name)
+# %% ../../nbs/show/curves.ipynb #n006
+def _draw_logs(axes, logs): # a colour for each training; of three or more, the first is wide and pale
+    for k, (colour, (name, log)) in enumerate(zip(PALETTE, logs.items())):
+        wide = k == 0 and len(logs) > 2
+        look = dict(color=colour, label=name) | (dict(lw=5, alpha=0.4) if wide else {})
+        axes[0].plot(_calm(log.steps['mae' if 'mae' in log.steps else 'loss']), **look)
+        axes[1].plot(log.ends, log.epochs.valid_psnr, marker='o', ms=7 if wide else 3.5, **look)
 
 def _draw_levels(ax, levels): # name → dB
     for name, value in levels.items():
@@ -202,9 +204,9 @@ def _sheet(width, height): # → figure and axes whose unit is about a line of t
     ax.axis('off')
     return fig, ax
 
-# %% ../../nbs/show/curves.ipynb #c039
+# %% ../../nbs/show/curves.ipynb #n002
 ACTS = [('predict', 'after_pred'), ('compare', 'after_loss'), ('differentiate', 'before_step'),
-        ('step', 'after_step'), ('forget the\ngradients', 'after_batch')]
+        ('step', ''), ('forget the\ngradients', 'after_batch')]
 FRAMES = [('fit', 0.2, 14.6, 5.9), ('each epoch', 1.2, 12.6, 4.5), ('each batch', 2.2, 10.6, 3.1)]
 
 def loop_figure() -> Figure: # boxes are what a loop does, orange words where callbacks enter
@@ -216,16 +218,17 @@ def loop_figure() -> Figure: # boxes are what a loop does, orange words where ca
             ax.text(x + 0.15, (6.2 + h)/2 - 0.1, name, va='top', fontsize=8.5, color='#333333')
         for k, (act, place) in enumerate(ACTS):
             x = 3.4 + 2.05*k
-            _box(ax, x, 3.1, 1.65, 0.9, act, COLOURS['lr'])
-            if k < 4: _arrow(ax, (x + 0.82, 3.1), (x + 1.23, 3.1))
+            _box(ax, x, 3.1, 1.75, 0.9, act, COLOURS['lr'])
+            if k < 4: _arrow(ax, (x + 0.87, 3.1), (x + 1.18, 3.1))
             ax.text(x + 0.6, 2.45, place, ha='center', va='top', fontsize=7.5, rotation=20,
                     color=COLOURS['sr'])
-        for y, words in ((1.1, 'after validation: after_epoch'), (0.4, 'at the end: after_fit')):
+        for y, words in ((5.65, 'at the start: before_fit'), (1.1, 'after validation: after_epoch'),
+                         (0.4, 'at the end: after_fit')):
             ax.text(7.5, y, words, ha='center', fontsize=7.5, color=COLOURS['sr'])
     return finished(fig)
 
-# %% ../../nbs/show/curves.ipynb #c043
-SHARED = [('C', 'γ₁'), ('H', 'γ₂'), ('F_LR', 'γ₃'), ('F_SR', 'γ₄')] # what is compared, and its weight
+# %% ../../nbs/show/curves.ipynb #n000
+SHARED = [('$C$', 'γ₁'), ('$H$', 'γ₂'), ('$F_{LR}$', 'γ₃'), ('$F_{SR}$', 'γ₄')] # what is compared, its weight
 
 def _way(ax, y, name, colour, rounds): # of one network, from left to right
     ax.text(0.1, y, name, va='center', fontsize=9.5)
@@ -265,7 +268,7 @@ def image_row(
             ax.axis('off')
     return finished(fig)
 
-# %% ../../nbs/show/curves.ipynb #c048
+# %% ../../nbs/show/curves.ipynb #n004
 def matrix_row(
     matrices: dict, # name → a few rows and columns of numbers
     labels: str = '', # a letter for each row and column
@@ -276,7 +279,7 @@ def matrix_row(
         for ax, (name, m) in zip(axes[0], matrices.items()):
             ax.imshow(m, cmap='RdBu_r', vmin=-1.3, vmax=1.3)
             for (i, j), v in np.ndenumerate(np.asarray(m)):
-                ax.text(j, i, f'{v:.1f}', ha='center', va='center', fontsize=8)
+                ax.text(j, i, f'{float(v):z.1f}', ha='center', va='center', fontsize=8)
             ax.set_title(name, fontsize=9)
             ax.set_xticks(range(len(labels)), labels)
             ax.set_yticks(range(len(labels)), labels)

@@ -40,7 +40,7 @@ def draw_map(ax, x, title, low, high, bar=True): # H×W
     ax.grid(False)
     if bar: ax.figure.colorbar(shown, ax=ax, shrink=0.8).outline.set_visible(False)
 
-# %% ../../nbs/show/explore_sr.ipynb #c011
+# %% ../../nbs/show/explore_sr.ipynb #n000
 class RecursionExplorer(Explorer):
     "Image, error and PSNR after each recursion step (Eq. 1 and 2, Fig. 3b); ModelError for a single step"
     def __init__(self,
@@ -62,8 +62,9 @@ class RecursionExplorer(Explorer):
 
     def _sentence(self, step):
         n, before = self._numbers(step), 'bicubic enlargement' if step == 1 else f'step {step-1}'
+        gain = f'{n["gain"]:+.2f}' if abs(n['gain']) >= 0.005 else '0.00'
         extra = f' The network was trained for {self.trained} steps only.' if step > self.trained else ''
-        return (f'After step {step} the image has {n["psnr"]:.2f} dB, {n["gain"]:+.2f} dB against {before} '
+        return (f'After step {step} the image has {n["psnr"]:.2f} dB, {gain} dB against {before} '
                 f'({self.convention.describe(self.hr.shape[0])}).{extra}')
 
     def _figure(self, step):

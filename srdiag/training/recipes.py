@@ -78,14 +78,14 @@ def _callbacks(recipe, lr, moms, epochs, restart): # that carry the recipe out
     course = {k: InTurn(schedule, second[k], restart/epochs) for k, schedule in first.items()}
     return [ParamScheduler(course), StartAnew(restart)]
 
-# %% ../../nbs/training/recipes.ipynb #c024
+# %% ../../nbs/training/recipes.ipynb #n000
 def _line(names, values): # of a log: what was measured in an epoch
     said = (f'{k} {v:.4g}' if isinstance(v, float) else f'{k} {v}'
             for k, v in zip(names, values) if v is not None and not (v != v and k.startswith('train_')))
     return f'    {", ".join(said)}'
 
 @contextmanager
-def _for_log_files(learn): # no progress bar, and one readable line per epoch, unless somebody is watching
+def _for_log_files(learn): # no progress bar, and one readable line per epoch, unless it is watched
     if sys.stdout.isatty() or 'ipykernel' in sys.modules:
         yield
         return
