@@ -105,7 +105,7 @@ def map_figure(
         fig.colorbar(shown, label='points')
     return finished(fig)
 
-# %% ../../nbs/bench/labels_figures.ipynb #c019
+# %% ../../nbs/bench/labels_figures.ipynb #n000
 def controls_figure(
     gains: pd.DataFrame, # from lead_table, all against the same row, after one number of steps
     labels, # in order
@@ -115,7 +115,7 @@ def controls_figure(
     if not len(gains): raise ValueError('There are no differences to draw.')
     rows, labels = list(dict.fromkeys(gains.row)), [n for n in labels if n in set(gains.labels)]
     with style():
-        size = 1.9*len(labels) + 1.4, 0.9 + 0.27*len(rows)
+        size = max(5.2, 1.9*len(labels) + 1.4), 0.9 + 0.27*len(rows) # a single panel is wide, too
         fig, axes = plt.subplots(1, len(labels), figsize=size, sharey=True, sharex=True, squeeze=False)
         for ax, n in zip(axes[0], labels):
             ax.axvline(0, color='#999999', lw=0.8)

@@ -29,13 +29,13 @@ class BasicBlock(nn.Module):
         x = self.relu(self.bn1(self.conv1(x)))
         return self.relu(self.bn2(self.conv2(x)) + shortcut)
 
-# %% ../../nbs/diagnosis/branches.ipynb #c017
+# %% ../../nbs/diagnosis/branches.ipynb #n000
 STEMS = {'7x7': (7, 2, True), '3x3s2': (3, 2, False), '3x3': (3, 1, False)} # kernel, stride, max pool
 
 def stem_for(
     side: int, # of the images, px
 ) -> str: # a key of STEMS
-    "A stem that leaves the first stage at least 12 px where the image has them"
+    "A stem that leaves the first stage at least 16 px where the image has them"
     return '7x7' if side >= 64 else '3x3s2' if side >= 32 else '3x3'
 
 # %% ../../nbs/diagnosis/branches.ipynb #c020

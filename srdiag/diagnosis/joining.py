@@ -45,7 +45,7 @@ def single_of(
     if single.sr_network is not None: single.sr_network.load_state_dict(model.sr_network.state_dict())
     return single
 
-# %% ../../nbs/diagnosis/joining.ipynb #c019
+# %% ../../nbs/diagnosis/joining.ipynb #n000
 def start_as_identity(
     bottleneck: nn.Sequential, # of a StageInteraction; its batch norm has measured the branch's own features
     signed: bool = False, # they may be negative: a bias lifts them over the ReLU
@@ -61,7 +61,7 @@ def start_as_identity(
     conv.bias.copy_((6*norm.weight - norm.running_mean).clamp(min=0))
     norm.running_mean.add_(conv.bias)
 
-def _listen_to_nobody(network): # yet: each bottleneck passes its own branch's features
+def _pass_own_features(network): # at the start each bottleneck is the identity of its own branch
     for b in BRANCHES:
         signed = not isinstance(getattr(network, f'branch_{b}'), ResNet18Branch)
         for interact in network.interactions: start_as_identity(getattr(interact, f'bottleneck_{b}'), signed)
@@ -199,7 +199,7 @@ def _check_shared(model, lr, sr): # ModelError if one normalisation cannot serve
     raise ModelError('The two branches were trained on images of another mean or spread, but this framework '
                      "normalises both alike: build it with statistics='each'.")
 
-# %% ../../nbs/diagnosis/joining.ipynb #c048
+# %% ../../nbs/diagnosis/joining.ipynb #n001
 @torch.no_grad()
 def join(
     model: SREnhancedDiagnosis, # two branches, untrained; changed in place
@@ -218,7 +218,7 @@ def join(
     model.network.fit_statistics(for_statistics(images.lr)) # of a branch that is not given
     for branch, single in given.items(): _copy(model, single, branch)
     _measure(model, images, batch_size, batches)
-    _listen_to_nobody(model.network)
+    _pass_own_features(model.network)
     known = valid is not None and len(given) == 2 # then its answers say how far
     open_gate(model.network.ensemble, trust(model, valid) if known else OPEN)
     model.joined = tuple(given)

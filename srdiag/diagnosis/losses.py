@@ -71,11 +71,15 @@ class SoftenedDistance(nn.Module):
     def distance(self, p, q): # B×B each → a number
         return matrix_distance(soften(p, self.temperature), soften(q, self.temperature), self.norm)
 
-# %% ../../nbs/diagnosis/losses.ipynb #c039
+# %% ../../nbs/diagnosis/losses.ipynb #n001
 class SampleAffinityConsistencyLoss(SoftenedDistance):
     "L_SAC (Eq. 9): distance of the branches' softened affinities, summed over stages"
     def forward(self, a_sr, a_lr): # lists of B×B, one per stage → a number
-        return sum(self.distance(s, l) for s, l in zip(a_sr, a_lr, strict=True))
+        if len(a_sr) != len(a_lr):
+            raise ValueError('L_SAC compares the branches stage by stage, but there are affinities of '
+                             f'{len(a_sr)} stages of SR and of {len(a_lr)} of LR: give it one matrix of each '
+                             'branch for every stage.')
+        return sum(self.distance(s, l) for s, l in zip(a_sr, a_lr))
 
 # %% ../../nbs/diagnosis/losses.ipynb #c043
 class SampleAffinityRegularizationLoss(SoftenedDistance):

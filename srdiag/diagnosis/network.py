@@ -19,7 +19,7 @@ from .single import DiagnosisOutput, Normalise, PeerBranch, SingleBranch, check_
 from ..sr.zoo import ARCHITECTURES
 from ..training.processes import agreed
 
-# %% ../../nbs/diagnosis/network.ipynb #c021
+# %% ../../nbs/diagnosis/network.ipynb #n000
 class BranchPair(nn.Module):
     "What two branches do between the images and the heads"
     def __init__(self, channels, branches, width, statistics, exchange):
@@ -65,7 +65,7 @@ class BranchPair(nn.Module):
 
     def context(self, x_lr, x_sr, shares=None):
         # R×C×h×w, R×C×H×W reference images, for prototypes R×K shares of classes → for each stage what images
-        # are compared with (F_SR, F_LR); None where nobody is
+        # are compared with (F_SR, F_LR); None for a stage that compares no images
         handed = None if shares is None else [shares]*len(self.interactions)
         return [out and out.embedded for out in self._stages(x_lr, x_sr, 'batch', handed)[2]]
 

@@ -66,13 +66,18 @@ class SAIOutput(NamedTuple):
     embedded: tuple # F_SR and F_LR that were compared: B×C×H×W, B×C×H'×W'
     back: torch.Tensor|None = None # rows of M_{S→L}, where the rows of M_{L→S} are a part of it; else None
 
-# %% ../../nbs/diagnosis/sai.ipynb #c046
+# %% ../../nbs/diagnosis/sai.ipynb #n001
+def _check_samples(f_sr, f_lr): # ValueError for branches that hold different samples
+    if torch.compiler.is_compiling() or torch.jit.is_tracing() or len(f_sr) == len(f_lr): return
+    raise ValueError(f'The SR branch holds {len(f_sr)} samples and the LR branch {len(f_lr)}, but both must '
+                     'hold the same ones, in the same order: hand over both images of each sample.')
+
 def _among_these(e_sr, e_lr, how): # the whole batch is here
     a_sr, a_lr = affinity(e_sr), affinity(e_lr)
     m = a_sr@a_lr.T
     return transfer(weigh_rows(m, how), e_lr), transfer(weigh_rows(m.T, how), e_sr), (a_sr, a_lr, m)
 
-# %% ../../nbs/diagnosis/sai.ipynb #c048
+# %% ../../nbs/diagnosis/sai.ipynb #n002
 class SampleAffinityInteraction(nn.Module):
     "SAI block (section III-B1, Eq. 5-7): what each branch hears from the other, along sample affinities"
     def __init__(self,
@@ -91,7 +96,8 @@ class SampleAffinityInteraction(nn.Module):
         mode: str = 'batch', # one of MODES, or 'both'
         references: tuple|None = None, # for 'context': F_SR and F_LR of R reference samples, as `embedded`
     ) -> SAIOutput:
-        "Transferred features of both branches, matrices for the losses. ValueError for an unknown mode"
+        "Transferred features, matrices for the losses. ValueError for an unknown mode or different batches"
+        _check_samples(f_sr, f_lr)
         e_sr, e_lr = self.embed_sr(f_sr), self.embed_lr(f_lr)
         to_sr, to_lr, matrices = self._transferred(e_sr, e_lr, mode, references)
         return SAIOutput(resized_like(self.out_sr(to_sr), f_sr), resized_like(self.out_lr(to_lr), f_lr),

@@ -18,7 +18,7 @@ from ..diagnosis.losses import matrix_distance, soften
 from .curves import read_training
 from .style import COLOURS, PALETTE, finished, plain, style
 
-# %% ../../nbs/show/losses.ipynb #c005
+# %% ../../nbs/show/losses.ipynb #n000
 def _square(*matrices): # tensors n×n of one n → detached; ValueError for others
     out = [torch.as_tensor(m).detach().float().cpu() for m in matrices]
     if any(m.dim() != 2 or m.shape != (len(out[0]),)*2 for m in out):
@@ -26,9 +26,12 @@ def _square(*matrices): # tensors n×n of one n → detached; ValueError for oth
                          f'{", ".join("×".join(map(str, m.shape)) for m in out)}.')
     return out
 
-def _field(ax, m, title, **limits): # n×n → its colours
+def _field(ax, m, title, ends=(), **limits): # n×n → its colours; a line wherever a class ends
     shown = ax.imshow(m, **limits)
-    ticks = range(len(m)) if len(m) <= 8 else []
+    for end in ends:
+        ax.axhline(end, color='white', lw=1.2)
+        ax.axvline(end, color='white', lw=1.2)
+    ticks = range(0, len(m), -(-len(m)//8)) # at most eight
     ax.set(title=title, xticks=ticks, yticks=ticks)
     ax.set_xticklabels([k + 1 for k in ticks], fontsize=7)
     ax.set_yticklabels([k + 1 for k in ticks], fontsize=7)
@@ -104,13 +107,14 @@ def stage_distances(
     return [(matrix_distance(tau(b), tau(a)) + matrix_distance(tau(b.T), tau(a.T))).item()/2
             for a, b in zip(mutual, mutual[1:])]
 
-# %% ../../nbs/show/losses.ipynb #c020
+# %% ../../nbs/show/losses.ipynb #n002
 def stages_figure(
     mutual: list, # M of each stage, B×B, the shallow one first
     temperature: float = 1., # T of Eq. (10)
+    labels=(), # B class numbers in order: a white line wherever a class ends
 ) -> Figure: # above M, below τ(M), each row on its own scale of colours
     "What Eq. (11) measures between neighbouring stages. ValueError for matrices of different sizes"
-    mutual = _square(*mutual)
+    mutual, ends = _square(*mutual), np.flatnonzero(np.diff(labels)) + 0.5
     rows = {'$M$': (mutual, False), r'$\tau(M)$': ([soften(m, temperature) for m in mutual], True)}
     with style():
         fig, axes = plt.subplots(2, len(mutual), figsize=(1.75*len(mutual) + 0.6, 4.2), squeeze=False)
@@ -119,8 +123,10 @@ def stages_figure(
                            enumerate(stage_distances(mutual, temperature, softened), 1))]
             limits = dict(vmin=min(m.min() for m in ms).item(), vmax=max(m.max() for m in ms).item())
             for k, (ax, m) in enumerate(zip(line, ms)):
-                image = _field(ax, m, f'{name}, stage {k + 1}{apart[k]}', **limits)
+                image = _field(ax, m, f'{name}, stage {k + 1}{apart[k]}', ends, **limits)
+            line[0].set_ylabel('sample i, in SR')
             fig.colorbar(image, ax=line, shrink=0.9, aspect=14).outline.set_visible(False)
+        for ax in axes[1]: ax.set_xlabel('sample j, in LR')
     return finished(fig)
 
 # %% ../../nbs/show/losses.ipynb #c023
@@ -132,13 +138,15 @@ def hinges(
     "L_rank of one image, Eq. (13)"
     return sum(np.maximum(0, p - np.asarray(ens, float) + margin) for p in members.values())
 
-# %% ../../nbs/show/losses.ipynb #c026
+# %% ../../nbs/show/losses.ipynb #n006
 def _rank_panel(ax, title, members, ens, margin):
     x = np.linspace(0, 1, 401)
     ax.plot(x, hinges(x, members, margin), color='#333333', zorder=2)
-    for head, p in members.items():
+    for k, (head, p) in enumerate(members.items()):
         ax.plot([p, p], [0, hinges(p, members, margin)], color=COLOURS[head], lw=1, ls=':', zorder=1)
-        ax.plot(p, 0, 'o', color=COLOURS[head], ms=7, clip_on=False, zorder=3,
+        over = sum(abs(p - q) < 0.04 for q in [*members.values()][k + 1:]) # dots that would hide this one
+        ax.plot(p, 0, 'o', color=COLOURS[head], ms=7 + 6*over, clip_on=False, zorder=3)
+        ax.plot([], [], 'o', color=COLOURS[head], ms=7,
                 label=f'{head.upper() if head != "aux" else head} says {p:.2f}')
     at = float(hinges(ens, members, margin))
     ax.plot(ens, at, 'D', color=COLOURS['ens'], ms=8, zorder=4, clip_on=False,
@@ -233,7 +241,7 @@ def learned_figure(
         if title: fig.suptitle(plain(title))
     return finished(fig)
 
-# %% ../../nbs/show/losses.ipynb #c040
+# %% ../../nbs/show/losses.ipynb #n007
 def heads_figure(
     answers: dict, # name of a network → (head → share of right answers)
     chance: float|None = None, # of guessing: a dashed line
@@ -245,7 +253,8 @@ def heads_figure(
         for said in answers.values():
             at = place + np.arange(len(said))
             bars = ax.bar(at, said.values(), color=[COLOURS[h] for h in said], width=0.85)
-            ax.bar_label(bars, [f'{names[h]}\n{v:.0%}' for h, v in said.items()], fontsize=8)
+            ax.bar_label(bars, [f'{names[h]}\n{v:.0%}' for h, v in said.items()], fontsize=8, padding=2,
+                         bbox=dict(fc='white', ec='none', pad=0.5))
             ticks.append(at.mean())
             place += len(said) + 1
         if chance is not None: ax.axhline(chance, color='#555555', lw=1, ls='--')

@@ -174,7 +174,7 @@ def mutual_figure(
         for ax, name in zip(axes[:, 0], rows): ax.set_ylabel(name)
     return finished(fig)
 
-# %% ../../nbs/show/neighbours.ipynb #c029
+# %% ../../nbs/show/neighbours.ipynb #n000
 def alike_mutual(
     c, # cosine between any two images, in both branches
     B: int, # images in the batch
@@ -184,7 +184,7 @@ def alike_mutual(
 
 def squeeze_figure(
     sizes: tuple = (4, 8, 32), # of batches
-    example: float = 0.8, # a cosine that is marked
+    example: float = 0.5, # a cosine that is marked
 ) -> Figure: # one curve for each size
     "How a fair likeness of features becomes an M that is nearly one"
     c = np.linspace(0, 1, 201)
@@ -192,8 +192,9 @@ def squeeze_figure(
         fig, ax = plt.subplots(figsize=(5, 2.9), dpi=100)
         ax.plot(c, c, color=COLOURS['same'], ls='--', label='the cosine itself')
         for k, B in enumerate(sizes):
-            ax.plot(c, alike_mutual(c, B), color=PALETTE[k], label=f'M, B = {B}')
-            ax.plot(example, alike_mutual(example, B), 'o', color=PALETTE[k])
+            m = alike_mutual(example, B)
+            ax.plot(c, alike_mutual(c, B), color=PALETTE[k], label=f'M, B = {B}: {example:g} becomes {m:.2f}')
+            ax.plot(example, m, 'o', color=PALETTE[k])
         ax.axvline(example, color='#555555', lw=0.7, ls=':')
         ax.set(xlabel='cosine between the features of any two images', ylabel='entry of M', ylim=(0, 1.04))
         ax.legend()
