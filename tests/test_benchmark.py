@@ -11,8 +11,8 @@ import torch
 
 from srdiag.bench import benchmark, sr_runs, sr_speed
 from srdiag.bench.benchmark import benchmark_sr
-from srdiag.bench.entries import (BICUBIC, CARN_SCRATCH, DOUBLE, EDSR_DOUBLE, PRESETS, SCRATCH, STUDENT,
-                                  Entry, entries_of, with_teachers)
+from srdiag.bench.entries import (BICUBIC, CARN_SCRATCH, COPIED, DOUBLE, EDSR_DOUBLE, PRESETS, SCRATCH,
+                                  STUDENT, Entry, entries_of, with_teachers)
 from srdiag.bench.published import published_sr
 from srdiag.bench.settings import BenchmarkShare, sr_budget
 from srdiag.bench.sr_report import UNKNOWN, deviations, report_sr, sr_limits
@@ -630,6 +630,7 @@ def test_unknown_entries_are_refused(names, words):
 def test_entries_by_name():
     assert (entries_of(2, models='carn_x2, mrcnet,mrcnet:distilled,bicubic') == (
                     CARN_SCRATCH, SCRATCH, STUDENT, BICUBIC))
+    assert entries_of(4, models='mrcnet:recursion,mrcnet-recursion,mrcnet:copy') == (STUDENT, STUDENT, COPIED)
     assert entries_of(4, 'table2') == PRESETS['table2'] and entries_of(2, models='bicubic:none') == (BICUBIC,)
     ours = replace(CARN_SCRATCH, label='ours')
     assert with_teachers([CARN_SCRATCH, ours, CARN_SCRATCH]) == (CARN_SCRATCH,), 'one folder, one entry'

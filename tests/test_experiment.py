@@ -439,7 +439,8 @@ def test_report_only_needs_no_data(finished, succeeds, tmp_path):
     assert (tmp_path/'x'/'table5.md').read_text() == (finished/'table5.md').read_text()
 
 
-@pytest.mark.parametrize('args,words', [(['table11'], 'no experiment'),
+@pytest.mark.parametrize('args,words', [(['table11'], 'no experiment'), (['label'], 'Did you mean labels?'),
+                                        (['foo'], 'fig7, all, labels, interactions'),
                                         (['table5', '--only', 'LR+XR'], 'is not a row'),
                                         (['table5', '--only-fold', 7], 'no fold 7'),
                                         (['table5', '--folds', 50], 'fewer folds'), (['table10'], 'scale 4')])

@@ -1,16 +1,24 @@
 "The row with a frozen extractor: what it reads, how its head is chosen, and how it is kept."
 import json
 
+import pandas as pd
 import pytest
 import torch
 from torch import nn
 
 from srdiag.core.errors import DataError, ModelError
 from srdiag.data.phantom import write_lesion_folder
+from srdiag.data.degradation import upsample
 from srdiag.data.pairs import LabelledPairs
 from srdiag.datasets.reading import read_labelled
+from srdiag.bench.diagnosis_store import DiagnosisStore
+from srdiag.bench.labels_rows import LINEAR_ROWS
+from srdiag.bench.labels_store import LabelsStore
+from srdiag.bench.rows import TABLES, Row, linear_rows, pairs_of, rows_of
+from srdiag.bench.settings import Design
 from srdiag.diagnosis.frozen import (
-    DEVIATION, MEAN, Frozen, features_of, fit_head, frozen_row, load_linear, make_extractor, save_linear)
+    DEVIATION, MEAN, STRENGTHS, Frozen, FrozenImages, LinearRow, features_of, fit_head, frozen_named,
+    frozen_row, load_linear, make_extractor, save_linear)
 from srdiag.diagnosis.branches import ResNet18Branch
 from srdiag.sr.mrcnet import MRCNet
 from srdiag.training.options import RunOptions
@@ -178,3 +186,142 @@ def test_what_does_not_fit_is_a_sentence(data):
         frozen_row(data, Frozen(weights='imagenet:none.pth'))
     from dataclasses import replace
     with pytest.raises(DataError, match='no parts'): frozen_row(replace(data, parts=None), blind())
+
+
+# --- without a validation part ----------------------------------------------------------------------------
+
+@pytest.mark.parametrize('n, classes', [(60, 2), (45, 3), (8, 2)])
+def test_the_training_part_chooses_where_there_is_no_other(n, classes):
+    (z, t) = blobs(60, classes, 2)
+    head, strength = fit_head(blobs(n, classes, 0), None, classes)
+    assert strength in STRENGTHS and (head(z).argmax(1) == t).float().mean() > 0.85
+
+
+def test_noise_is_held_back_more_than_what_can_be_told_apart():
+    g, y = torch.Generator().manual_seed(0), torch.arange(80) % 2
+    assert fit_head((torch.randn(80, 40, generator=g), y), None, 2)[1] < fit_head(blobs(80, 2, 0), None, 2)[1]
+
+
+def test_one_image_of_a_class_leaves_no_choice():
+    x, y = blobs(3, 2, 0)
+    assert fit_head((x, y), None, 2)[1] == STRENGTHS[2]
+
+
+# --- rows of experiments ----------------------------------------------------------------------------------
+
+def test_what_can_be_typed():
+    said = frozen_named('timm/resnet10t=imagenet:w.pth', scale=4)
+    assert (said.network, said.weights, said.scale, said.name) == ('timm/resnet10t', 'imagenet:w.pth', 4,
+                                                                   'timm/resnet10t')
+    assert frozen_named('resnet18').weights == 'imagenet'
+    assert frozen_named('resnet18=random').name == 'resnet18=random'
+    for wrong in ('', '=random', 'resnet18='):
+        with pytest.raises(DataError, match='NETWORK=WEIGHTS'): frozen_named(wrong)
+
+
+def test_features_are_made_once_and_weights_are_known_by_a_fingerprint(tmp_path):
+    seen, few = FrozenImages(blind(), 3), pairs()
+    said, seconds = seen.of('a', few, inputs='ILR')
+    assert seen.of('a', None)[0] is said and seconds > 0
+    torch.testing.assert_close(said, features_of(make_extractor(blind(), 3), few, blind('ILR')))
+    assert seen.hash == FrozenImages(blind(), 3).hash != FrozenImages(blind(seed=1), 3).hash
+    torch.save(ResNet18Branch().state_dict(), tmp_path/'w.pth')
+    about = FrozenImages(Frozen(weights=f'imagenet:{tmp_path/"w.pth"}'), 3).about(2)
+    assert about['file'] == 'w.pth' and about['weights'] == 'imagenet' and str(tmp_path) not in str(about)
+
+
+def test_the_whole_row_is_what_its_parts_say():
+    torch.manual_seed(0)
+    made = dict(network='resnet18', weights='random', scale=2)
+    x, row = torch.rand(2, 3, 16, 16), LinearRow(made, 3).eval()
+    with torch.no_grad(): assert torch.equal(row(x), row.head(row.extractor(upsample(x, 2, clip=True))))
+    sr = MRCNet(2, channels=4, blocks=1)
+    whole = LinearRow(made, 3, 3, sr.config)
+    added = sum(p.numel() for p in whole.parameters()) - sum(p.numel() for p in row.parameters())
+    assert added == sum(p.numel() for p in sr.parameters())
+
+
+def test_three_tables_have_the_rows_and_nothing_rests_on_them():
+    small = Design(scale=2)
+    for name in ('table3', 'table4', 'table5'):
+        assert [r.inputs for r in rows_of(name, small, (), ['resnet18']) if r.linear] == ['ILR', 'SR']
+        assert not any(r.linear for r in rows_of(name, small, ()))
+    assert not any(r.linear for r in rows_of('table9', small, (), ['resnet18']))
+    ilr, sr = linear_rows('timm/resnet10t=random')
+    assert ilr.key == 'ILR-linear_timm_resnet10t_random-x4' and 'random' in sr.label
+    found = pairs_of((*TABLES['table5'], ilr, sr))
+    assert (sr, ilr) in found and (TABLES['table5'][-1], ilr) in found
+    assert not [a for a, b in found if b == ilr and a not in (sr, TABLES['table5'][-1])]
+    for wrong in (dict(inputs='LR+SR'), dict(inputs='LR', peer='jia'), dict(inputs='HR')):
+        with pytest.raises(ValueError, match='linear head'): Row('x', linear='resnet18', **wrong)
+
+
+def experiment(name, labelled, sr_model, out, *more): # of two small rows and both linear ones
+    return ('experiment', name, '--data', labelled/'labels.csv', '--sr', sr_model, '--out', out, '--budget',
+            'smoke', '--scale', 2, '--width', 16, '--references', 4, '--device', 'cpu', '--precision', 'fp32',
+            '--only', 'ILR-x2,ILR-linear_resnet18-x2,SR-linear_resnet18-x2', *more)
+
+
+@pytest.fixture()
+def stand_in(tmp_path): # a file of weights that have learned nothing, in the place of ImageNet's
+    torch.manual_seed(1)
+    torch.save(ResNet18Branch().state_dict(), tmp_path/'w.pth')
+    return f'resnet18=imagenet:{tmp_path/"w.pth"}'
+
+
+def test_table_v_has_the_row(labelled, sr_model, stand_in, succeeds, refused, tmp_path):
+    out, linear = tmp_path/'bench', ('--linear', stand_in)
+    succeeds(*experiment('table5', labelled, sr_model, out, *linear, '--keep-models'))
+    store, (ilr, sr) = DiagnosisStore(out), (r for r in rows_of('table5', Design(scale=2), (), ['resnet18'])
+                                             if r.linear)
+    one, two, plain = (store.metrics(r, 0, 0) for r in (ilr, sr, Row('ILR', 'ILR', scale=2)))
+    assert one['network'] is None and two['network'] and one['strength'] in STRENGTHS
+    assert two['parameters'] > one['parameters'] > 11e6 and one['seconds'] > 0
+    assert one['metrics']['n'] == plain['metrics']['n'] # the same test images
+    files = [set(store.predictions(r, 0, 0).file) for r in (ilr, Row('ILR', 'ILR', scale=2))]
+    assert files[0] == files[1]
+    assert load_linear(store.path(ilr, 0, 0)/'model').settings.inputs == 'ILR'
+    text, readme = ((out/name).read_text(encoding='utf-8') for name in ('table5.md', 'README.md'))
+    assert 'Linear resnet18, ILR' in text and 'parameters' in text
+    assert 'as far as the file w.pth tells' in readme and str(tmp_path) not in str(one['config'])
+    gains = pd.read_csv(out/'gains.csv')
+    assert ('Linear resnet18, SR', 'Linear resnet18, ILR') in set(zip(gains.label, gains.against))
+    assert not (out/'table3.md').exists() # the linear rows alone make no other table
+    torch.save(ResNet18Branch().state_dict(), tmp_path/'w.pth') # other weights under the same name
+    refused(*experiment('table5', labelled, sr_model, out, *linear), naming=('other weights', '--linear'))
+
+
+def test_costs_of_the_row_stand_in_table_iii(labelled, sr_model, succeeds, tmp_path):
+    out = tmp_path/'bench'
+    argv = [*experiment('table3', labelled, sr_model, out, '--linear', 'resnet18=random')]
+    argv[argv.index('--only') + 1] = 'ILR-linear_resnet18_random-x2,SR-linear_resnet18_random-x2'
+    succeeds(*argv)
+    assert 'learned nothing' in (out/'README.md').read_text(encoding='utf-8')
+    assert 'Linear resnet18 (random), SR' in (out/'table3.md').read_text(encoding='utf-8')
+
+
+def test_what_does_not_fit_the_tables_is_a_sentence(labelled, sr_model, refused, tmp_path):
+    for more, words in ((('--linear', 'resnet19'), 'Did you mean resnet18'),
+                        (('--linear', 'resnet18=imagenet:none.pth'), 'There is no file none.pth')):
+        refused(*experiment('table5', labelled, sr_model, tmp_path/'x', *more), naming=(words,))
+    refused(*experiment('table8', labelled, sr_model, tmp_path/'x', '--linear', 'resnet18'),
+            naming=('no linear rows', 'table3, table4, table5'))
+
+
+@pytest.mark.parametrize('name', ['labels', 'interactions'])
+def test_experiments_on_labels_have_the_row(name, labelled, sr_model, stand_in, succeeds, refused,
+                                            tmp_path):
+    out, only = tmp_path/'out', dict(labels='ILR', interactions='SR,LR+SR-concatenation')[name]
+    common = ('experiment', name, '--data', labelled, '--sr', sr_model, '--out', out, '--scale', 2,
+              '--labels-n', '8', '--steps', '3,9', '--folds', 2, '--seeds', 1, '--batch-size', 4,
+              '--width', 4, '--only', f'{only},{",".join(LINEAR_ROWS)}', '--only-fold', 0)
+    refused(*common, naming=('ILR-linear', '--linear resnet18'))
+    succeeds(*common, '--linear', stand_in)
+    store = LabelsStore(out)
+    arm = next(a for a in store.arms() if a.row.name == 'ILR-linear')
+    m, found = store.metrics(arm, 0, 0), store.frozen()
+    assert m['accuracy']['3'] == m['accuracy']['9'] and m['parameters'] > 11e6
+    assert found['learned'] == 2*961 and found['file'] == 'w.pth'
+    text = (out/'README.md').read_text(encoding='utf-8')
+    assert 'ILR-linear' in text and '11.1' in text and 'It learns 1922 numbers' in text
+    refused(*common, '--linear', 'resnet18=random', naming=('were made with resnet18',))

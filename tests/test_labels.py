@@ -33,8 +33,9 @@ TINY = LabelsBudget(labels=(4, 8), steps=(3, 9), folds=2, seeds=1, batch_size=4)
 HALF = LabelsDesign(scale=2, width=2, pretraining_steps=2)
 
 
-def run(data, out, only='LR,ILR,HR', sr=None, budget=TINY, design=HALF, unlabelled=None, **share):
-    sources = LabelsSources(sr=sr, unlabelled=unlabelled)
+def run(data, out, only='LR,ILR,HR', sr=None, budget=TINY, design=HALF, unlabelled=None, linear=None,
+        **share):
+    sources = LabelsSources(sr=sr, unlabelled=unlabelled, linear=linear)
     return run_labels(data/'labels.csv', out, chosen_labels_rows(only), sources, budget, design, CPU,
                       LabelsShare(**share))
 
@@ -167,7 +168,7 @@ def test_all_other_rows_run(labelled, sr_model, tmp_path):
     for k, p in enumerate(sorted(labelled.rglob('*.png'))[:6]): save_png(read_image(p), sharp/f'{k}.png')
     others = [r for r in LABEL_ROWS if r not in MAIN_ROWS]
     out = run(labelled, tmp_path/'out', ','.join(others), sr_model, LabelsBudget((8,), (3, 9), 2, 1, 4),
-              unlabelled=sharp, only_fold=0)
+              unlabelled=sharp, linear='resnet18=random', only_fold=0)
     assert {a.row.name for a in LabelsStore(out).arms()} >= set(others)
     assert (out/'pretrained'/'seed0'/'painting.json').is_file()
 

@@ -273,7 +273,8 @@ def test_on_enlarged_images(labelled, sr_model, succeeds, tiny_diagnosis, tmp_pa
 
 
 @pytest.mark.parametrize('options, words', [
-    ((), ('reads one image', '--inputs')), (('--inputs', 'LR', '--width', 16), ('--width 16',)),
+    ((), ('reads one image', 'LR+SR (the default)', '--inputs LR for', '--inputs SR --sr FOLDER')),
+    (('--inputs', 'LR', '--width', 16), ('--width 16',)),
     (('--inputs', 'LR', '--lr-branch', 'scratch'), ('single branch',)),
     (('--inputs', 'LR', '--images', 'hr'), ('15 px and more', '8×8'))])
 def test_what_does_not_go_together(options, words, labelled, refused, tmp_path):

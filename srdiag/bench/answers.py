@@ -90,7 +90,7 @@ def diagnosis_results(
                         'first.')
     return pd.DataFrame(lines).astype({k: float for k in METRICS})
 
-# %% ../../nbs/bench/answers.ipynb #c018
+# %% ../../nbs/bench/answers.ipynb #n000
 def diagnosis_summary(
     answers: Answers, # of the rows
     results: pd.DataFrame, # from diagnosis_results
@@ -107,7 +107,8 @@ def diagnosis_summary(
                           folds=len(folds), images=len(right), pooled=pooled, low=low, high=high)
                      | {k: folds[k].mean() for k in METRICS} | {f'{k}_sd': folds[k].std() for k in METRICS}
                      | dict(gate_closed=found.gate_closed.sum(), steps=pd.to_numeric(found.steps).mean(),
-                            seconds=found.seconds.mean()))
+                            seconds=found.seconds.mean(),
+                            parameters=pd.to_numeric(found.parameters).mean()))
     return pd.DataFrame(lines)
 
 # %% ../../nbs/bench/answers.ipynb #c021
@@ -147,15 +148,16 @@ def diagnosis_gains(
                       *seed_interval(by_seed), len(groups), len(set(groups))])
     return pd.DataFrame(lines, columns=GAIN_COLUMNS)
 
-# %% ../../nbs/bench/answers.ipynb #c027
+# %% ../../nbs/bench/answers.ipynb #n001
 GAP_COLUMNS = ['key', 'label', 'base', 'gap', 'gap_low', 'gap_high', 'clear', 'closed', 'low', 'high']
 
 def gap_table(
     answers: Answers, # of the rows
 ) -> pd.DataFrame: # label, base, gap with its interval, clear, closed with its interval
     "Share of the gap between HR and LR, and between HR and ILR, that rows with super-resolution close"
-    single, lines = {(r.inputs, r.scale): r for r in reversed(answers.rows)}, []
-    for r in (r for r in answers.rows if r.has_sr):
+    rows = [r for r in answers.rows if r.linear is None] # the gap is one of trained networks
+    single, lines = {(r.inputs, r.scale): r for r in reversed(rows)}, []
+    for r in (r for r in rows if r.has_sr):
         for base in ('LR', 'ILR'):
             three = [single.get((base, r.scale)), r, single.get(('HR', r.scale))]
             if None in three: continue

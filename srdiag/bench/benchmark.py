@@ -5,12 +5,12 @@
 # %% auto #0
 __all__ = ['check_request', 'prepare_benchmark', 'benchmark_sr']
 
-# %% ../../nbs/bench/benchmark.ipynb #c005
+# %% ../../nbs/bench/benchmark.ipynb #n000
 from pathlib import Path
 
 import torch
 
-from .entries import PRESETS, with_teachers
+from .entries import PRESETS, as_stored, with_teachers
 from .loop import run_all, say_left
 from .settings import SR_BUDGETS, BenchmarkShare, SRBudget, is_whole
 from .sr_report import UNKNOWN, report_sr
@@ -77,7 +77,7 @@ def _say_what(job, store, entries, about):
     if about['groups']['test'] < 2:
         say('Note: the test images are of one group, so there will be no intervals over groups.')
 
-# %% ../../nbs/bench/benchmark.ipynb #c015
+# %% ../../nbs/bench/benchmark.ipynb #n001
 def benchmark_sr(
     data: str|Path, # a folder with images
     out: str|Path, # the folder of the benchmark; one that is there is continued
@@ -90,7 +90,7 @@ def benchmark_sr(
     """Train, test and time every entry; what is complete in `out` is kept. DataError and ModelError are
     sentences"""
     entries, store = with_teachers(entries), SRStore(out)
-    only = share.only and share.only.replace(':', '-')
+    only = share.only and as_stored(share.only).replace(':', '-')
     check_request(entries, scale, budget, options, only)
     job, fixed = prepare_benchmark(data, store, scale, budget, options)
     about = job.images.about()

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['measure_row', 'costs_of', 'ensure_costs']
 
-# %% ../../nbs/bench/costs.ipynb #c005
+# %% ../../nbs/bench/costs.ipynb #n000
 import torch
 
 from .diagnosis_runs import DiagnosisJob
@@ -14,23 +14,24 @@ from .store import check_written
 from ..core.files import write_text
 from ..core.records import json_text, misfit, read_json
 from ..core.words import say
+from ..diagnosis.frozen import LinearRow
 from ..diagnosis.network import SREnhancedDiagnosis
 from ..evaluation.cost import count_flops, count_parameters
 from ..evaluation.speed import Setup, peak_memory
 
-# %% ../../nbs/bench/costs.ipynb #c007
+# %% ../../nbs/bench/costs.ipynb #n001
 def measure_row(
     config: dict, # of the framework, from metrics.json
     shape, # C, height and width of the low-resolution image
     setup: Setup = Setup(), # device, precision
 ) -> dict: # parameters, flops, peak_bytes, setup, shape
-    "Count and measure the framework of a row"
-    config = config | dict(mode='batch', references=None) # one image, compared with itself
-    model, images, peak = SREnhancedDiagnosis(**config), [torch.zeros(1, *shape)], None
-    if model.large == 'HR':
+    "Count and measure the framework of a row, or its linear head with all that is in front of it"
+    kind = LinearRow if 'linear' in config else SREnhancedDiagnosis
+    if kind is SREnhancedDiagnosis: config = config | dict(mode='batch', references=None) # with itself
+    model, images, peak = kind(**config), [torch.zeros(1, *shape)], None
+    if getattr(model, 'large', None) == 'HR':
         images.append(torch.zeros(1, shape[0], *(config['scale']*n for n in shape[1:])))
-    else:
-        peak = peak_memory('srdiag.diagnosis.network:SREnhancedDiagnosis', config, (1, *shape), setup)
+    else: peak = peak_memory(f'{kind.__module__}:{kind.__name__}', config, (1, *shape), setup)
     return dict(parameters=count_parameters(model), flops=count_flops(model, *images), peak_bytes=peak,
                 setup=str(setup), shape=list(shape))
 

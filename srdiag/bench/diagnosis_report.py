@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['diagnosis_limits', 'Part', 'tables_of', 'part_of', 'part_text', 'draw_part', 'page_of', 'report_diagnosis']
 
-# %% ../../nbs/bench/diagnosis_report.ipynb #c005
+# %% ../../nbs/bench/diagnosis_report.ipynb #n006
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -22,22 +22,25 @@ from .pictures import draw_panels
 from .report import Findings, fill, write_findings
 from .rows import TABLES, has, pairs_of, rows_of, title_of
 from ..core.errors import DataError
+from ..core.words import counted
 from ..evaluation.diagnostic import METRICS
 from ..evaluation.gains import verdict
 from ..show import figures
 from ..show.report import Report
 
-# %% ../../nbs/bench/diagnosis_report.ipynb #c007
+# %% ../../nbs/bench/diagnosis_report.ipynb #n000
 def diagnosis_limits(
     head: dict, # of a store
     seeds: int, # trainings of each row and fold
     networks=(), # from DiagnosisStore.networks
     positive: str|None = None, # the class that sensitivity is of; None: averages are over classes
+    frozen=(), # from DiagnosisStore.frozen
 ) -> str: # a list in markdown
     "What the tables do not say"
     sizes = head['about']['images'].values()
     return fill('diagnosis_limits.md.j2', f=head['fixed'], a=head['about'], seeds=seeds, positive=positive,
-                majority=100*max(sizes)/sum(sizes), shared=[n for n in networks if n.get('shared')])
+                majority=100*max(sizes)/sum(sizes), shared=[n for n in networks if n.get('shared')],
+                frozen=list(frozen))
 
 # %% ../../nbs/bench/diagnosis_report.ipynb #c010
 @dataclass
@@ -52,16 +55,18 @@ class Part:
     missing: list # sentences: which runs are not there
     costs: pd.DataFrame = field(default_factory=pd.DataFrame) # see cost_frame
 
-# %% ../../nbs/bench/diagnosis_report.ipynb #c012
+# %% ../../nbs/bench/diagnosis_report.ipynb #n001
 def tables_of(
     store: DiagnosisStore, # of an experiment
 ) -> dict: # name → its rows
     "The tables with runs enough to show: two rows that have one, or the only row"
-    head, out = store.head(), {}
+    head, out, asked = store.head(), {}, {s.get('name') for s in store.sessions()}
     networks = [(n['name'], n['scale']) for n in store.networks()]
     for name in TABLES:
-        rows = list(rows_of(name, store.design(head), networks))
-        if sum(bool(store.complete(r)) for r in rows) >= min(2, len(rows)): out[name] = rows
+        rows = list(rows_of(name, store.design(head), networks, [n['name'] for n in store.frozen()]))
+        # linear rows belong to three tables, and alone make none of them but the one that was asked for
+        own = [r for r in rows if r.linear is None or name in asked]
+        if sum(bool(store.complete(r)) for r in own) >= min(2, len(own)): out[name] = rows
     return out
 
 # %% ../../nbs/bench/diagnosis_report.ipynb #c014
@@ -122,14 +127,26 @@ def _caption(name): # of a figure
     if has(name, 'panels'): return 'A test image of fold 0.'
     return 'Pooled accuracy with 95 % intervals over groups.'
 
-# %% ../../nbs/bench/diagnosis_report.ipynb #c026
+# %% ../../nbs/bench/diagnosis_report.ipynb #n004
+def _add_effort(page, summary):
+    known = {k: f for k, f in dict(parameters='.0f', steps='.0f', seconds='.1f').items()
+             if k in summary and summary[k].notna().any()}
+    if known:
+        page.table(summary.set_index('label')[list(known)],
+                   'Of one run: parameters, those that stay as they are included; training steps; seconds.',
+                   known)
+
+# %% ../../nbs/bench/diagnosis_report.ipynb #n007
 def _add_section(page, part, drawn):
     shown = ['pooled', 'low', 'high', *METRICS]
-    page.section(title_of(part.name), f'{len(part.missing)} runs are missing yet.' if part.missing else '')
+    gone = len(part.missing)
+    left = f'{counted(gone, "run")} {"is" if gone == 1 else "are"} missing yet.' if gone else ''
+    page.section(title_of(part.name), left)
     for figure in drawn.values(): page.figure(figure, _caption(part.name), title_of(part.name))
     page.table(100*part.summary.set_index('label')[shown],
                'Percent: pooled accuracy with its interval, then means over folds.',
                dict.fromkeys(shown, '.2f'))
+    _add_effort(page, part.summary)
     if len(part.costs):
         page.table(part.costs, 'Parameters and FLOPs, counted here and as printed.')
     if len(part.gains):
@@ -165,7 +182,7 @@ def _frames(results, parts): # the CSV files
         if found: frames[f'{name}.csv'] = pd.concat(found, ignore_index=True)
     return frames
 
-# %% ../../nbs/bench/diagnosis_report.ipynb #c033
+# %% ../../nbs/bench/diagnosis_report.ipynb #n005
 def report_diagnosis(
     store: DiagnosisStore, # of an experiment
 ) -> Path: # the README.md
@@ -180,7 +197,7 @@ def report_diagnosis(
     parts = [part_of(store, name, rs, results) for name, rs in tables.items()]
     drawn, seeds = [draw_part(store, part) for part in parts], results.seed.nunique()
     lead = fill('diagnosis_lead.md.j2', f=head['fixed'], a=head['about'], seeds=seeds)
-    limits = diagnosis_limits(head, seeds, store.networks(), store.positive)
+    limits = diagnosis_limits(head, seeds, store.networks(), store.positive, store.frozen())
     texts = {f'{p.name}.md': part_text(store, p, names) for p, names in zip(parts, drawn)}
     texts['README.md'] = fill('diagnosis_readme.md.j2', head=head, lead=lead, limits=limits, tables=parts,
                               titles={p.name: title_of(p.name) for p in parts},

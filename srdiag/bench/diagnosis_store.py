@@ -78,7 +78,7 @@ def _odd_scores(m): # a clause about a score that cannot be, or ''
            if k != 'n' and v is not None and not (isinstance(v, _NUMBER) and -1 <= v <= 1)]
     return f'{odd[0]} is {m["metrics"][odd[0]]}' if odd else ''
 
-# %% ../../nbs/bench/diagnosis_store.ipynb #c020
+# %% ../../nbs/bench/diagnosis_store.ipynb #n000
 class DiagnosisRecords(SetupStore):
     "What an experiment has recorded, without its predictions; nothing is written"
     form = EXPERIMENT
@@ -118,6 +118,11 @@ class DiagnosisRecords(SetupStore):
         form = dict(name=str, scale=int, hash=str)
         return [read_json(p, form, 'restore it from a copy')
                 for p in sorted(self.folder.glob('networks/*/network.json'))]
+
+    def frozen(self): # what is known of each frozen network
+        form = dict(name=str, hash=str)
+        return [read_json(p, form, 'restore it from a copy')
+                for p in sorted(self.folder.glob('frozen/*/network.json'))]
 
     def network_folder(self, name, scale): return self.folder/'networks'/f'{name}_x{scale}'
 
@@ -168,7 +173,7 @@ def check_fold(
                     f'{folder/"setup"/"split.csv"}: one of the two was changed. Restore it from a '
                     f'copy, or remove the folder {path.parent} to have this run made again.')
 
-# %% ../../nbs/bench/diagnosis_store.ipynb #c030
+# %% ../../nbs/bench/diagnosis_store.ipynb #n005
 def _check_network(store, network): # ModelError if its name stands for other weights
     for known in store.networks():
         if (known['name'], known['scale']) != (network.name, network.scale): continue
@@ -177,19 +182,27 @@ def _check_network(store, network): # ModelError if its name stands for other we
                              f'than those in {network.folder}: give the old ones, or another name with --sr '
                              'NAME=FOLDER.')
 
-# %% ../../nbs/bench/diagnosis_store.ipynb #c032
+def _check_frozen(store, frozen): # the same of the frozen network of the linear rows, if there is one
+    for known in store.frozen() if frozen is not None else ():
+        if known['name'] == frozen.settings.name and known['hash'] != frozen.hash:
+            raise ModelError(f'In {store.folder}, the frozen network {known["name"]} stands for other '
+                             'weights: give --linear the old ones, or choose another output folder.')
+
+# %% ../../nbs/bench/diagnosis_store.ipynb #n002
 def check_experiment(
     store: DiagnosisStore, # that is to be opened
     fixed: dict, # what must not change
     networks, # that take part
+    frozen=None, # FrozenImages of the linear rows
 ) -> dict: # what must not change, as JSON gives it back
     "DataError or ModelError before anything is written"
     check_free(store, lambda names: {name.split('-')[0] for name in names} <= {'.setup', 'setup'})
     fixed = compare(store, fixed)
     for network in networks: _check_network(store, network)
+    _check_frozen(store, frozen)
     return fixed
 
-# %% ../../nbs/bench/diagnosis_store.ipynb #c036
+# %% ../../nbs/bench/diagnosis_store.ipynb #n003
 def _register(store, network, groups):
     folder = store.network_folder(network.name, network.scale)
     if not (folder/'network.json').is_file():
@@ -198,7 +211,14 @@ def _register(store, network, groups):
         with placing(folder, 'network.json') as new: write_text(new/'network.json', json_text(known))
     _check_network(store, network)
 
-# %% ../../nbs/bench/diagnosis_store.ipynb #c038
+def _register_frozen(store, frozen, classes):
+    folder = store.folder/'frozen'/frozen.settings.name.replace('/', '_').replace('=', '_')
+    if not (folder/'network.json').is_file():
+        with placing(folder, 'network.json') as new:
+            write_text(new/'network.json', json_text(frozen.about(classes)))
+    _check_frozen(store, frozen)
+
+# %% ../../nbs/bench/diagnosis_store.ipynb #n004
 def open_experiment(
     store: DiagnosisStore, # to start, or to go on with
     job, # DiagnosisJob
@@ -206,7 +226,8 @@ def open_experiment(
 ):
     "DataError or ModelError if the folder holds something else"
     networks = job.networks.values()
-    fixed = check_experiment(store, job.fixed(), networks)
+    fixed = check_experiment(store, job.fixed(), networks, job.frozen)
     store.set_up(job, fixed)
     for network in networks: _register(store, network, job.images.groups)
+    if job.frozen is not None: _register_frozen(store, job.frozen, len(job.images.classes))
     store.note(session)

@@ -19,12 +19,14 @@ from ..core.words import markdown_table
 from ..evaluation.diagnostic import METRICS
 from ..evaluation.gains import verdict
 
-# %% ../../nbs/bench/diagnosis_tables.ipynb #c010
+# %% ../../nbs/bench/diagnosis_tables.ipynb #n000
 def main_table(summary): # of diagnosis_summary
     columns = [('row', lambda s: s.label), ('>seeds × folds', lambda s: f'{s.seeds} × {s.folds}'),
                ('>accuracy, all images', lambda s: percent(s.pooled)),
                ('>95 % over groups', lambda s: points(s.low, s.high, '{:.2f}'))]
     columns += [(f'>{k}', lambda s, k=k: percent(getattr(s, k), getattr(s, f'{k}_sd'))) for k in METRICS]
+    if 'parameters' in summary and summary.parameters.notna().any():
+        columns.append(('>parameters', lambda s: count(s.parameters)))
     columns += [(f'>{k}', lambda s, k=k: number(getattr(s, k), '{:.0f}'))
                 for k in ('steps', 'seconds') if k in summary]
     return column_table(summary.itertuples(), columns)

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Training', 'TRAININGS', 'IMITATING', 'TAUGHT', 'BICUBIC', 'SCRATCH', 'DOUBLE', 'STUDENT', 'RECURSIVE', 'CARN_SCRATCH',
            'EDSR_SCRATCH', 'EDSR_DOUBLE', 'COPIED', 'IMITATIONS', 'ALTERNATIVES', 'PRESETS', 'Entry', 'with_teachers',
-           'parse_entry', 'entries_of']
+           'as_stored', 'parse_entry', 'entries_of']
 
 # %% ../../nbs/bench/entries.ipynb #c003
 from dataclasses import dataclass, replace
@@ -94,6 +94,18 @@ def with_teachers(
             raise ValueError(f'Two entries would share the folder {x.key}: {first} and {x}.')
     return tuple(out.values())
 
+# %% ../../nbs/bench/entries.ipynb #n002
+_SAID = {by: training for training, by in TAUGHT.items()} # by distill → here
+
+def as_stored(
+    text: str, # 'mrcnet:recursion' or 'mrcnet-recursion'
+) -> str: # 'mrcnet:distilled' or 'mrcnet-distilled'
+    "A name with the word of `srdiag distill --by`, as folders and tables have it"
+    text = text.strip()
+    sign = ':' if ':' in text else '-'
+    head, found, training = text.rpartition(sign)
+    return f'{head}{found}{_SAID.get(training, training)}'
+
 # %% ../../nbs/bench/entries.ipynb #c021
 def _without_scale(name, scale):
     for other in (2, 3, 4, 8):
@@ -110,24 +122,24 @@ def _known_entry(name, training): # one of the presets, with its label; or None
     entry = known.get(name + (f'-{training}' if training not in ('', 'scratch', 'none') else ''))
     return entry if entry and training in ('', entry.training) else None
 
-# %% ../../nbs/bench/entries.ipynb #c025
+# %% ../../nbs/bench/entries.ipynb #n005
 def parse_entry(
-    text: str, # 'carn', 'carn_x2', 'mrcnet:distilled' or 'mrcnet-distilled'
+    text: str, # 'carn', 'carn_x2', 'mrcnet:recursion' or 'mrcnet-distilled'
     scale: int, # of the benchmark
 ) -> Entry:
     "An entry by name; ModelError lists what there is"
-    name, _, training = text.strip().partition(':')
+    name, _, training = as_stored(text).partition(':')
     name = _without_scale(name, scale)
     if entry := _known_entry(name, training): return entry
     names = sorted(n.removesuffix(f'_x{scale}') for n in list_models(f'*_x{scale}'))
     if name not in names:
         raise ModelError(f'There is no network {text.strip()!r} for scale {scale}: choose from '
-                         f'{", ".join(names)}; mrcnet:distilled and mrcnet:scratch2x are known, too.')
+                         f'{", ".join(names)}; mrcnet:recursion and mrcnet:scratch2x are known, too.')
     label = describe(f'{name}_x{scale}').title + (', double' if training == 'scratch2x' else '')
     try: return Entry(label, name, training or 'scratch')
     except ValueError as e: raise ModelError(f'{text.strip()!r} cannot take part: {e}') from e
 
-# %% ../../nbs/bench/entries.ipynb #c028
+# %% ../../nbs/bench/entries.ipynb #n007
 def entries_of(
     scale: int, # of the benchmark
     preset: str = 'light', # a key of PRESETS
@@ -137,7 +149,7 @@ def entries_of(
     if models is not None:
         if not models.strip(' ,'):
             raise ModelError(f'{models!r} names no network: give names with commas in between, such as '
-                             'carn,mrcnet:distilled, or choose a preset.')
+                             'carn,mrcnet:recursion, or choose a preset.')
         return tuple(parse_entry(name, scale) for name in models.split(',') if name.strip())
     if preset not in PRESETS:
         raise ModelError(f'There is no preset {preset!r}: choose one of {", ".join(PRESETS)}.')

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['check_labels_request', 'check_labels_job', 'train_labels', 'run_labels']
 
-# %% ../../nbs/bench/labels.ipynb #c002
+# %% ../../nbs/bench/labels.ipynb #n000
 from pathlib import Path
 
 from .labels_rows import arms_of
@@ -21,10 +21,12 @@ from ..core.records import session_now
 from ..core.words import counted, say
 from ..datasets.own_pairs import refuse_pairs
 from ..datasets.reading import read_labelled
+from ..diagnosis.backbones import check_reads
+from ..diagnosis.branches import ResNet18Branch
 from ..sr.mrcnet import MRCNet
 from ..training.options import RunOptions
 
-# %% ../../nbs/bench/labels.ipynb #c004
+# %% ../../nbs/bench/labels.ipynb #n004
 def check_labels_request(
     rows, # that are to be trained
     budget: LabelsBudget, # folds, seeds
@@ -42,9 +44,12 @@ def check_labels_request(
     if any(r.pretrained for r in rows) and sources.unlabelled is None:
         raise DataError('The row ILR-pretrained learns from sharp images without labels: name their folder '
                         'with --unlabelled.')
+    if (needy := [r.name for r in rows if r.linear]) and sources.linear is None:
+        raise DataError(f'The row {needy[0]} needs a network that stays as it is: name it with --linear, '
+                        'such as --linear resnet18, or --linear resnet18=random without ImageNet weights.')
     pick_place(options.device, options.precision)
 
-# %% ../../nbs/bench/labels.ipynb #c008
+# %% ../../nbs/bench/labels.ipynb #n003
 def check_labels_job(
     job: LabelsJob, # images, networks
     arms, # that are to be trained
@@ -55,7 +60,9 @@ def check_labels_job(
         raise DataError('All images are of one patient: whoever trains on it cannot be tested on another.')
     for fold in range(job.budget.folds):
         for n in {a.labels for a in arms}: job.images.subset(n, 0, fold)
-    check_labels_store(store, job.fixed(), job.kinds.hash)
+    if job.frozen is not None and not isinstance(branch := job.frozen.extractor.branch, ResNet18Branch):
+        check_reads(branch, job.images.data.channels, job.images.data.side)
+    check_labels_store(store, job.fixed(), job.kinds.hash, job.frozen)
 
 def _say_what(rows, job):
     about = job.about()

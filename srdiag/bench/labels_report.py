@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['amount', 'labels_sentence', 'steps_sentence', 'compared', 'labels_tables', 'main_markdown', 'labels_of',
-           'needs_markdown', 'closed_markdown', 'leading_sentences', 'still_rising', 'labels_pictures', 'labels_page',
-           'labels_facts', 'report_labels']
+           'effort_markdown', 'needs_markdown', 'closed_markdown', 'leading_sentences', 'still_rising',
+           'labels_pictures', 'labels_page', 'labels_facts', 'report_labels']
 
-# %% ../../nbs/bench/labels_report.ipynb #c002
+# %% ../../nbs/bench/labels_report.ipynb #n000
 from pathlib import Path
 
 import numpy as np
@@ -16,9 +16,11 @@ import pandas as pd
 from .labels_answers import (
     LabelsAnswers, accuracy_table, gap_shares, lead_table, labels_needed, steps_needed)
 from .labels_figures import controls_figure, labels_figure, map_figure, steps_figure
-from .labels_rows import MAIN_ROWS, MEANINGS
+from .labels_rows import LINEAR_ROWS, MAIN_ROWS, MEANINGS
+from .labels_settings import words_for
 from .labels_store import LabelsStore
-from .report import Findings, column_table, fill, interval, number, write_findings
+from .report import (
+    Findings, column_table, count, fill, interval, number, write_findings)
 from ..core.words import listed
 from ..show.report import Report
 
@@ -57,13 +59,13 @@ def steps_sentence(
             f'steps. {line.against} needs {amount(line.needs, line.least, line.most)} steps for '
             f'that{_times(line, line.steps)} (95 %: {_between(line)}).')
 
-# %% ../../nbs/bench/labels_report.ipynb #c012
+# %% ../../nbs/bench/labels_report.ipynb #n006
 def compared(
     rows, # names of rows that are there
 ) -> list: # (row, against)
     "The comparisons of the report"
     pairs = [(r, 'ILR') for r in rows] + [(r, 'SR') for r in rows if r not in ('LR', 'ILR')]
-    pairs += [(r, 'LR') for r in rows if '+' in r]
+    pairs += [(r, 'LR') for r in rows if '+' in r] + [('SR-linear', 'ILR-linear')]*('SR-linear' in rows)
     return [(a, b) for a, b in dict.fromkeys(pairs) if a != b and b in rows]
 
 def labels_tables(
@@ -78,7 +80,8 @@ def labels_tables(
     def joined(tables): return pd.concat([t for t in tables if len(t)] or [pd.DataFrame()], ignore_index=True)
     return {'accuracy.csv': accuracy_table(answers), 'gains.csv': lead_table(answers, compared(rows)),
             'labels_needed.csv': joined(needs), 'steps_needed.csv': joined(faster),
-            'closed.csv': gap_shares(answers, [r for r in rows if r in MEANINGS and 'SR' in r])}
+            'closed.csv': gap_shares(answers, [r for r in rows if r in MEANINGS and 'SR' in r
+                                               and r not in LINEAR_ROWS])}
 
 # %% ../../nbs/bench/labels_report.ipynb #c015
 def _percent(line): # of the accuracy table
@@ -100,6 +103,22 @@ def main_markdown(
 
 def labels_of(table): # numbers of labels as text, few first
     return table.sort_values('images', kind='stable').labels.drop_duplicates().tolist()
+
+# %% ../../nbs/bench/labels_report.ipynb #n003
+def effort_markdown(
+    answers: LabelsAnswers, # of an experiment
+) -> str: # '' if nothing was recorded
+    "Parameters of each row, and the seconds that its most steps took, for each number of labels"
+    most, sizes, spent = str(answers.steps[-1]), {}, {}
+    for a in answers.arms:
+        metrics = answers.metrics[a]
+        if all('parameters' in m for m in metrics): sizes[a.row.name] = metrics[0]['parameters']
+        spent[a.row.name, words_for(a.labels)] = float(np.mean([m['seconds'][most] for m in metrics]))
+    labels = list(dict.fromkeys(n for _, n in spent))
+    if not sizes: return ''
+    columns = [('row', lambda r: r), ('>parameters', lambda r: count(sizes.get(r)))]
+    columns += [(f'>seconds, {n} labels', lambda r, n=n: number(spent.get((r, n)), '{:.1f}')) for n in labels]
+    return column_table(answers.rows(), columns)
 
 # %% ../../nbs/bench/labels_report.ipynb #c020
 def needs_markdown(
@@ -198,7 +217,7 @@ def labels_page(
     fixed = {k: 'none' if v is None else v for k, v in head['fixed'].items()}
     return page.section('How it was made').facts(fixed)
 
-# %% ../../nbs/bench/labels_report.ipynb #c033
+# %% ../../nbs/bench/labels_report.ipynb #n005
 def _missing(answers): # a sentence about runs that others have, or ''
     all_runs = sorted({run for runs in answers.runs.values() for run in runs})
     gone = [f'{a.key} (seed {s}, fold {k})' for a in answers.arms for s, k in all_runs
@@ -215,12 +234,13 @@ def labels_facts(
     common, n = dict(f=head['fixed'], a=head['about'], seeds=len(answers.seeds)), tables['labels_needed.csv']
     return dict(
         head=head, most=most, lead=fill('labels_lead.md.j2', **common), missing=_missing(answers),
-        limits=fill('labels_limits.md.j2', **common, rising=still_rising(tables['accuracy.csv'])),
+        limits=fill('labels_limits.md.j2', **common, rising=still_rising(tables['accuracy.csv']),
+                    frozen=answers.store.frozen()),
         sentences=leading_sentences(answers, tables), map='map.png' in pictures,
         controls='controls.png' in pictures, main=main_markdown(tables['accuracy.csv'], most),
         needs=needs_markdown(n[n.steps == most] if len(n) else n, 'labels'),
         faster=needs_markdown(tables['steps_needed.csv'], 'steps'),
-        closed=closed_markdown(closed[closed.steps == most]))
+        closed=closed_markdown(closed[closed.steps == most]), effort=effort_markdown(answers))
 
 # %% ../../nbs/bench/labels_report.ipynb #c035
 def report_labels(

@@ -100,7 +100,7 @@ class LabelsShare:
 
     def __post_init__(self): check_settings(self, 'The share')
 
-# %% ../../nbs/bench/labels_settings.ipynb #c023
+# %% ../../nbs/bench/labels_settings.ipynb #n001
 @dataclass(frozen=True)
 class LabelsSources:
     "What is read beside the labelled images"
@@ -110,3 +110,6 @@ class LabelsSources:
     unlabelled: str|None = None
     # a network of the package that learned from other images, for SR-foreign; x2 is applied twice for x4
     foreign: str = 'histology_x2'
+    # NETWORK[=WEIGHTS]: rows ILR-linear and SR-linear, a linear head on features of a network that stays as
+    # it is (resnet18, timm/NAME, torchvision/NAME); WEIGHTS: imagenet (default), imagenet:FILE, or random
+    linear: str|None = None

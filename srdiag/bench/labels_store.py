@@ -70,7 +70,7 @@ def right_answers(
     said = [p[[f'{s}_{c}' for c in classes]].to_numpy().argmax(1) for s in steps]
     return np.stack([np.asarray(classes)[k] == p.true.to_numpy() for k in said])
 
-# %% ../../nbs/bench/labels_store.ipynb #c016
+# %% ../../nbs/bench/labels_store.ipynb #n000
 class LabelsStore(SetupStore):
     "The folder of a labels experiment"
     form = LABELS
@@ -81,6 +81,11 @@ class LabelsStore(SetupStore):
         odd = [v for v in (*m['accuracy'].values(), *m['watched'].values())
                if not isinstance(v, _NUMBER) or not 0 <= v <= 1]
         return f'an accuracy is {odd[0]}' if odd else ''
+
+    def frozen(self): # what is known of the frozen network of the linear rows, or None
+        path = self.folder/'frozen.json'
+        form = dict(name=str, network=str, learned=int)
+        return read_json(path, form, 'restore it from a copy') if path.is_file() else None
 
     def whose(self, m, row): return self.label(Arm.recorded(m), m['seed'], m['fold'])
 
@@ -103,7 +108,7 @@ class LabelsStore(SetupStore):
                             f'{path.parent} to have this run made again.')
         return p
 
-# %% ../../nbs/bench/labels_store.ipynb #c018
+# %% ../../nbs/bench/labels_store.ipynb #n004
 def _check_network(store, digest): # ModelError if other weights were used before
     path = store.folder/'network.json'
     if digest is None or not path.is_file(): return
@@ -111,26 +116,40 @@ def _check_network(store, digest): # ModelError if other weights were used befor
         raise ModelError(f'{store.folder} was made with another super-resolution network: give --sr the old '
                          'one, or choose another output folder.')
 
+def _check_frozen(store, frozen): # ModelError if the linear rows had another frozen network before
+    path = store.folder/'frozen.json'
+    if frozen is None or not path.is_file(): return
+    old = read_json(path, dict(name=str, hash=str), 'restore it from a copy')
+    if (old['name'], old['hash']) != (frozen.settings.name, frozen.hash):
+        raise ModelError(f'The linear rows in {store.folder} were made with {old["name"]}, or other weights '
+                         'of it: give --linear the old one, or choose another output folder.')
+
 def check_labels_store(
     store: LabelsStore, # that is to be opened
     fixed: dict, # what must not change
     digest: str|None = None, # of the network's weights
+    frozen=None, # FrozenImages of the linear rows
 ) -> dict: # what must not change, as JSON gives it back
     "DataError or ModelError before anything is written"
     check_free(store, lambda names: {name.split('-')[0] for name in names} <= {'.setup', 'setup'})
     _check_network(store, digest)
+    _check_frozen(store, frozen)
     return compare(store, fixed)
 
-# %% ../../nbs/bench/labels_store.ipynb #c020
+# %% ../../nbs/bench/labels_store.ipynb #n002
 def open_labels_store(
     store: LabelsStore, # to start, or to go on with
     job, # LabelsJob
     session: dict, # date, command, machine
 ):
     "DataError or ModelError if the folder holds something else"
-    fixed = check_labels_store(store, job.fixed(), job.kinds.hash)
+    fixed = check_labels_store(store, job.fixed(), job.kinds.hash, job.frozen)
     store.set_up(job, fixed)
     if job.kinds.hash is not None and not (store.folder/'network.json').is_file():
         write_text(store.folder/'network.json', json_text(dict(hash=job.kinds.hash)))
+    if job.frozen is not None and not (store.folder/'frozen.json').is_file():
+        about = job.frozen.about(len(job.images.classes))
+        write_text(store.folder/'frozen.json', json_text(about))
     _check_network(store, job.kinds.hash)
+    _check_frozen(store, job.frozen)
     store.note(session)

@@ -180,7 +180,7 @@ def is_whole(
     "Whether a process makes all runs"
     return all(getattr(share, f.name) is None for f in fields(share) if f.name.startswith('only'))
 
-# %% ../../nbs/bench/settings.ipynb #c031
+# %% ../../nbs/bench/settings.ipynb #n004
 @dataclass(frozen=True)
 class Sources:
     "What an experiment reads beside the images"
@@ -189,5 +189,8 @@ class Sources:
     # for table10 and fig6
     sr: tuple[str, ...] = ()
     benchmark: str|None = None # a benchmark whose trained networks take part in fig6
+    # NETWORK[=WEIGHTS]: rows Linear in table3 to table5, a linear head on features of a network that stays as
+    # it is (resnet18, timm/NAME, torchvision/NAME); WEIGHTS: imagenet (default), imagenet:FILE, or random
+    linear: str|None = None
 
     def __post_init__(self): object.__setattr__(self, 'sr', tuple(str(x) for x in self.sr))

@@ -34,7 +34,7 @@ class LabelsLength(LabelsBudget):
         return LabelsBudget(**own | dict(labels=numbers_in(self.labels_n, 'labels', all=ALL),
                                          steps=numbers_in(self.steps, 'steps')))
 
-# %% ../../nbs/commands/labels.ipynb #c008
+# %% ../../nbs/commands/labels.ipynb #n000
 @dataclass(frozen=True)
 class Labels:
     """What super-resolution saves: labels and training steps of LR, ILR, SR, LR+SR and HR, cross-validated by
@@ -49,7 +49,8 @@ class Labels:
     budget: LabelsLength = LabelsLength() # how many labels and steps, how often
     design: LabelsDesign = LabelsDesign() # what all rows have in common
     # which part of the work this process does; rows are LR, ILR, SR, HR, LR+SR (the default), LR+ILR,
-    # SR-tuned, LR+SR-tuned, SR-foreign, SR-untrained, ILR-pretrained, ILR-augmented, SR-augmented
+    # SR-tuned, LR+SR-tuned, SR-foreign, SR-untrained, ILR-pretrained, ILR-augmented, SR-augmented; with
+    # --linear also ILR-linear and SR-linear (default then, too)
     share: LabelsShare = LabelsShare()
     reading: Comparing = Comparing() # how files are read, and where networks compute
 
@@ -60,17 +61,18 @@ class Labels:
         return MAIN_ROWS, run_labels, report_labels
 
     def run(self):
-        from srdiag.bench.labels_rows import chosen_labels_rows
+        from srdiag.bench.labels_rows import LINEAR_ROWS, chosen_labels_rows
         from srdiag.bench.labels_store import LabelsStore
         usual, run, report = self.experiment()
         if self.report_only: return say(f'Report: {report(LabelsStore(self.out))}')
         if self.data is None:
             raise DataError('The experiment needs labelled images: name them with --data, or use '
                             '--report-only.')
+        if self.sources.linear is not None: usual = *usual, *LINEAR_ROWS
         run(self.data, self.out, chosen_labels_rows(self.share.only, usual), self.sources,
             self.budget.decided(), self.design, self.reading, self.share)
 
-# %% ../../nbs/commands/labels.ipynb #c011
+# %% ../../nbs/commands/labels.ipynb #n001
 @dataclass(frozen=True)
 class Interactions(Labels):
     """SAI among its rivals: what two branches could tell each other, with the same branches, labels and
@@ -78,7 +80,8 @@ class Interactions(Labels):
     # how many labels and steps, how often
     budget: LabelsLength = LabelsLength(labels_n='192', steps='900', seeds=3, rate=0.004)
     # which part of the work this process does; rows are LR, SR and LR+SR- with sai, concatenation, se, cbam,
-    # nonlocal, dual, batchformer, nearest or prototypes (default: all of them)
+    # nonlocal, dual, batchformer, nearest or prototypes (default: all of them); with --linear also ILR-linear
+    # and SR-linear
     share: LabelsShare = LabelsShare()
 
     def experiment(self): # as above

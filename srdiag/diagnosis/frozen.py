@@ -4,12 +4,14 @@
 
 # %% auto #0
 __all__ = ['MEAN', 'DEVIATION', 'STRENGTHS', 'LINEAR_FORMAT', 'Frozen', 'FrozenFeatures', 'make_extractor', 'features_of',
-           'fit_head', 'LinearDiagnosis', 'frozen_row', 'save_linear', 'load_linear']
+           'fit_head', 'LinearDiagnosis', 'frozen_row', 'frozen_named', 'FrozenImages', 'LinearRow', 'save_linear',
+           'load_linear']
 
-# %% ../../nbs/diagnosis/frozen.ipynb #c005
+# %% ../../nbs/diagnosis/frozen.ipynb #n000
 import hashlib
 import json
-from dataclasses import asdict, dataclass
+import time
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -29,8 +31,9 @@ from .backbones import check_backbone, make_branch, start_branch
 from .pretrained import imagenet_file, is_imagenet
 from ..evaluation.diagnostic import diagnostic_metrics
 from ..evaluation.gains import share_interval
+from ..sr.zoo import ARCHITECTURES
 
-# %% ../../nbs/diagnosis/frozen.ipynb #c007
+# %% ../../nbs/diagnosis/frozen.ipynb #n001
 @dataclass(frozen=True)
 class Frozen:
     "A frozen extractor and what it reads. Raises DataError or ModelError for what does not exist"
@@ -49,6 +52,9 @@ class Frozen:
             raise DataError(f"The weights are 'imagenet', 'imagenet:FILE' or 'random', not {self.weights!r}.")
         if self.inputs == 'HR' and self.images == 'lr':
             raise DataError("There is no sharp image where the files are small: read 'LR', 'ILR' or 'SR'.")
+
+    @property
+    def name(self): return f'{self.network}{"" if is_imagenet(self.weights) else "=random"}' # of rows
 
     def __str__(self):
         learned = 'random weights, which have learned nothing' if self.weights == 'random' else 'ImageNet'
@@ -109,7 +115,7 @@ def _check_sr(settings, sr): # DataError if the network that enlarges is missing
         raise DataError(f'The network enlarges {sr.scale} times, but the scale is {settings.scale}: choose '
                         'one of the two.')
 
-# %% ../../nbs/diagnosis/frozen.ipynb #c021
+# %% ../../nbs/diagnosis/frozen.ipynb #n002
 @torch.no_grad()
 def features_of(
     extractor: FrozenFeatures, # see `make_extractor`
@@ -120,11 +126,11 @@ def features_of(
 ) -> torch.Tensor: # N×D
     "The features of all images, in order. DataError if the network that enlarges is missing or another"
     _check_sr(settings, sr)
-    out, rows = [], range(len(pairs))
+    out, rows, place = [], range(len(pairs)), extractor.mean.device
     with in_eval_mode(nn.Identity() if sr is None else sr):
         for i in range(0, len(pairs), batch_size):
-            read = _read(settings.inputs, settings.scale, pairs.batch(list(rows[i:i+batch_size])), sr)
-            out.append(extractor(read).float())
+            batch = [x.to(place) for x in pairs.batch(list(rows[i:i+batch_size]))]
+            out.append(extractor(_read(settings.inputs, settings.scale, batch, sr)).float().cpu())
     return torch.cat(out)
 
 # %% ../../nbs/diagnosis/frozen.ipynb #c025
@@ -142,19 +148,33 @@ def _fitted(x, y, strength, classes): # features N×D, labels → nn.Linear
     head.weight[seen], head.bias[seen] = weight/deviation, bias - (weight/deviation)@mean
     return head
 
-# %% ../../nbs/diagnosis/frozen.ipynb #c027
+# %% ../../nbs/diagnosis/frozen.ipynb #n004
+def _loss(head, x, y): return F.cross_entropy(head(x), y.long(), reduction='sum').item()
+
+def _left_out(x, y, strength, classes, parts): # cross entropy of images that a fit has not seen
+    part = torch.empty(len(y), dtype=torch.long)
+    for k in y.unique():
+        at = (y == k).nonzero()[:, 0]
+        part[at] = torch.arange(len(at)) % parts
+    fits = [(_fitted(x[part != k], y[part != k], strength, classes), part == k) for k in range(parts)]
+    return sum(_loss(head, x[own], y[own]) for head, own in fits)
+
+# %% ../../nbs/diagnosis/frozen.ipynb #n006
 def fit_head(
     train: tuple, # features N×D and class numbers of the training part
-    valid: tuple, # the same of the validation part, which chooses the strength
+    valid: tuple|None, # the same of the validation part, which chooses the strength; None: the training part
     classes: int, # how many there are
 ) -> tuple[nn.Linear, float]: # D → classes, and the strength that was chosen
     "The linear head. DataError if all images are of one class"
-    if len(train[1].unique()) < 2:
-        raise DataError('All training images are of one class: a head needs two or more.')
-    heads = {c: _fitted(*train, c, classes) for c in STRENGTHS}
-    losses = {c: F.cross_entropy(head(valid[0]), valid[1].long()).item() for c, head in heads.items()}
+    counts = train[1].unique(return_counts=True)[1]
+    if len(counts) < 2: raise DataError('All training images are of one class: a head needs two or more.')
+    parts = min(5, int(counts.min()))
+    if valid is not None:
+        losses = {c: _loss(_fitted(*train, c, classes), *valid) for c in STRENGTHS}
+    elif parts > 1: losses = {c: _left_out(*train, c, classes, parts) for c in STRENGTHS}
+    else: losses = {STRENGTHS[2]: 0.}
     best = min(losses, key=losses.get)
-    return heads[best], best
+    return _fitted(*train, best, classes), best
 
 # %% ../../nbs/diagnosis/frozen.ipynb #c031
 class LinearDiagnosis(nn.Module):
@@ -196,6 +216,73 @@ def frozen_row(
     metrics = _scored(y.numpy(), head(x), data.classes, data.groups('test'))
     return (LinearDiagnosis(extractor, head, data.classes, settings),
             metrics | dict(row=str(settings), strength=strength, features=x.shape[1]))
+
+# %% ../../nbs/diagnosis/frozen.ipynb #n010
+def frozen_named(
+    text: str, # NETWORK, or NETWORK=WEIGHTS with imagenet, imagenet:FILE or random
+    **changes, # other settings
+) -> Frozen:
+    "What was typed for --linear; DataError or ModelError for what does not exist"
+    network, sign, weights = (x.strip() for x in str(text).partition('='))
+    if not network or (sign and not weights):
+        raise DataError(f'{text!r} names no frozen network: write NETWORK or NETWORK=WEIGHTS, such as '
+                        'resnet18, timm/NAME=imagenet:FILE or resnet18=random.')
+    return Frozen(network, weights or 'imagenet', **changes)
+
+# %% ../../nbs/diagnosis/frozen.ipynb #n009
+def _fingerprint(module): # 64 hexadecimal digits, of names and numbers
+    found = hashlib.sha256()
+    for name, value in sorted(module.state_dict().items()):
+        found.update(name.encode() + value.cpu().contiguous().numpy().tobytes())
+    return found.hexdigest()
+
+# %% ../../nbs/diagnosis/frozen.ipynb #n022
+class FrozenImages:
+    "A frozen network and what it says of many images. ModelError if its weights cannot be had"
+    def __init__(self,
+        settings: Frozen, # which network
+        channels: int, # of the images
+        device='cpu', # where it computes
+    ):
+        self.settings, self._made = settings, {}
+        self.extractor = make_extractor(settings, channels).to(device)
+        self.hash = _fingerprint(self.extractor)
+
+    def of(self, key, pairs, sr=None, **changes): # LabelledPairs → features N×D, seconds for an image
+        if key not in self._made:
+            start = time.perf_counter()
+            found = features_of(self.extractor, pairs, replace(self.settings, **changes), sr)
+            self._made[key] = found, (time.perf_counter() - start)/len(pairs)
+        return self._made[key]
+
+    def about(self, classes): # for the folder of an experiment: what it is, and how many numbers are learned
+        s, width = self.settings, sum(self.extractor.branch.widths)
+        file = imagenet_file(s.weights) if is_imagenet(s.weights) else None
+        return dict(name=s.name, network=s.network, weights=s.weights.partition(':')[0], hash=self.hash,
+                    file=None if file is None else file.name, learned=classes*(width + 1))
+
+    def model(self, head, classes, **changes): # LinearDiagnosis
+        return LinearDiagnosis(self.extractor, head, classes, replace(self.settings, **changes))
+
+# %% ../../nbs/diagnosis/frozen.ipynb #n016
+class LinearRow(nn.Module):
+    "The whole row, from the small image to logits, untrained: for counting"
+    def __init__(self,
+        linear: dict, # fields of Frozen
+        classes: int, # K
+        channels: int = 3, # of the images
+        sr: dict|None = None, # settings of the super-resolution network; None: interpolation
+        sr_architecture: str = 'mrcnet', # its key in ARCHITECTURES
+    ):
+        super().__init__()
+        settings = Frozen(**linear)
+        self.scale, self.sr = settings.scale, None if sr is None else ARCHITECTURES[sr_architecture](**sr)
+        self.extractor = make_extractor(settings, channels, load=False)
+        self.head = nn.Linear(sum(self.extractor.branch.widths), classes)
+
+    def forward(self, lr): # B×C×h×w → B×K
+        x = upsample(lr, self.scale, clip=True) if self.sr is None else self.sr(lr).clamp(0, 1)
+        return self.head(self.extractor(x))
 
 # %% ../../nbs/diagnosis/frozen.ipynb #c040
 LINEAR_FORMAT = 'srdiag linear 1' # of config.json

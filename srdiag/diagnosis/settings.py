@@ -96,12 +96,12 @@ class InputSettings:
     @property
     def reduction(self): return self.scale if self.images == 'hr' else 1 # of a file's side, to its LR image
 
-# %% ../../nbs/diagnosis/settings.ipynb #c019
+# %% ../../nbs/diagnosis/settings.ipynb #n000
 @dataclass(frozen=True, kw_only=True)
 class BranchSettings:
     "How the two branches are made, and what they start from"
-    # framework, or the network of another group that reads one image (inputs LR, ILR, SR or HR): the rows of
-    # Tables III and IV
+    # framework, or the network of another group that reads one image, so that it needs --inputs LR (ILR, SR
+    # or HR): the rows of Tables III and IV
     network: NetworkName = 'framework'
     # channels of a branch's first stage; 16 makes branches of a quarter of the width, a sixteenth of the
     # weights, enough for small images
@@ -157,12 +157,14 @@ def _without_effect(s): # names of settings that a network of another group has 
     names = _OF_OURS + ['class_weights', 'label_smoothing', 'focal']*(s.peer in _OWN_LOSS)
     return [k for k in names if getattr(s, k) not in (getattr(usual, k), getattr(paper, k))]
 
-# %% ../../nbs/diagnosis/settings.ipynb #c026
+# %% ../../nbs/diagnosis/settings.ipynb #n002
 def _check_peer(s): # FrameworkSettings; DataError for what a network of another group does not have
     if s.peer is None: return
     if '+' in s.inputs:
-        raise DataError(f'--network {s.peer} reads one image: choose --inputs LR, ILR, SR or HR, not '
-                        f'{s.inputs}.')
+        usual = ' (the default)'*(s.inputs == InputSettings.inputs)
+        raise DataError(f'--network {s.peer} reads one image, but the inputs are {s.inputs}{usual}, two '
+                        'images: type --inputs LR for the images as they are, --inputs ILR for images '
+                        'enlarged by interpolation, or --inputs SR --sr FOLDER for those of a network.')
     said = [(f'--{k.replace("_", "-")} {getattr(s, k)}', getattr(s, k) is not None)
             for k in ('backbone', 'lr_backbone', 'sr_backbone')]
     said += [(f'--{k.replace("_", "-")} {getattr(s, k)}', True) for k in _without_effect(s)]
