@@ -223,7 +223,7 @@ def test_squeeze_and_excitation_is_that_of_torchvision():
             linear.weight.copy_(conv.weight[..., 0, 0])
             linear.bias.copy_(conv.bias)
         x = torch.randn(3, 64, 5, 5)
-        to_sr, to_lr = ours.heard(*x.split(32, 1))
+        to_sr, to_lr = ours.received(*x.split(32, 1))
     torch.testing.assert_close(torch.cat([to_lr, to_sr], 1), theirs(x))
 
 

@@ -118,7 +118,7 @@ def modes_text(folder, label): # the same trained networks, predicting in three 
     way = pd.read_csv(folder/'experiment'/'modes.csv').query('table == "table5" and label == @label')
     way = way.set_index('mode').accuracy
     return (f'{way["context"]:.3f} compared with reference images (the default), {way["batch"]:.3f} in mixed '
-            f'batches, and {way["solo"]:.3f} with nobody to be compared with')
+            f'batches, and {way["solo"]:.3f} when each image is predicted alone')
 
 
 def diagnosis() -> str: # markdown

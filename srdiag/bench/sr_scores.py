@@ -21,7 +21,7 @@ from ..evaluation.gains import paired_gain, seed_interval
 def exact_images(
     tables, # each with file and psnr; infinite or None where there is no error
 ) -> list: # names, sorted
-    "Images that somebody reproduces without any error"
+    "Images that some network reproduces without any error"
     return sorted({file for t in tables
                    for file, finite in zip(t.file, np.isfinite(t.psnr.astype(float))) if not finite})
 

@@ -151,7 +151,7 @@ def compare(
 class SetupStore(Store):
     "A store whose head lies in a folder with its split, and in which several processes leave a line each"
     def set_up(self, job, fixed): # job: split, about(); fixed: from `compare`
-        "Write head and split, if nobody has; DataError if somebody has written something else"
+        "Write head and split if they are missing; DataError if others are there"
         if not self.file.is_file():
             with placing(self.file.parent, self.file.name) as folder:
                 write_text(folder/'split.csv', csv_text(job.split, index=False))

@@ -75,7 +75,7 @@ class Labels:
 # %% ../../nbs/commands/labels.ipynb #n001
 @dataclass(frozen=True)
 class Interactions(Labels):
-    """SAI among its rivals: what two branches could tell each other, with the same branches, labels and
+    """SAI among its rivals: nine ways to exchange features, with the same branches, labels and
     steps, cross-validated by group, resumable"""
     # how many labels and steps, how often
     budget: LabelsLength = LabelsLength(labels_n='192', steps='900', seeds=3, rate=0.004)

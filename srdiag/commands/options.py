@@ -106,7 +106,7 @@ def say_departures(
     settings: FrameworkSettings, # of the framework
     options: RunOptions, # of the run
 ) -> None:
-    "What of section IV-A somebody has changed, although it was to be as published"
+    "What has been changed of section IV-A, although it was to be as published"
     paper = FrameworkSettings.as_published()
     usual, paper, own = (asdict(s) | dict(recipe=recipe) for s, recipe in (
         (FrameworkSettings(), 'fast'), (paper, 'published'), (settings, options.recipe)))
@@ -157,8 +157,8 @@ class Evaluate:
     out: Path|None = None
     # auto: the model's test part if it was trained on this data, else all but what it has learned from
     split: Literal['auto', 'test', 'all'] = 'auto'
-    # how a diagnosis model compares images: with its reference images, with nobody, or with their batch as
-    # published; default: the model's own
+    # how a diagnosis model compares images: with its reference images, with no other image, or with their
+    # batch as published; default: the model's own
     mode: Mode|None = None
     reading: Reading = Reading() # how files are read, and where the model computes
     # low-resolution images of your own, matched with --data by name and place; a folder with HR and LR in it,
@@ -182,8 +182,8 @@ class Predict:
     out: Path # where predictions.csv, predictions.json and sr/*.png go
     images: Files = 'lr' # what the files are: lr, read as they are; hr, reduced by the scale first
     no_images: bool = False # do not write the super-resolved images
-    # how a diagnosis model compares images: with its reference images, with nobody, or with their batch as
-    # published; default: the model's own
+    # how a diagnosis model compares images: with its reference images, with no other image, or with their
+    # batch as published; default: the model's own
     mode: Mode|None = None
     # for job arrays: i/n is the i-th of n parts of the images, sorted by name; its tables are named after it
     shard: str|None = None

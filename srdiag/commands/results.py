@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 try: import fcntl
-except ImportError: fcntl = None # Windows: nobody notices a second process there
+except ImportError: fcntl = None # Windows: a second process is not noticed there
 
 import pandas as pd
 
@@ -86,7 +86,7 @@ def _pictures_of(place, folder): # what the record knows of a folder of pictures
     return {name.removeprefix(f'{folder}/'): digest for name, digest in made.items()
             if name.startswith(f'{folder}/')}
 
-def _is_ours(path, digest): # did we write this file, and has nobody changed it?
+def _is_ours(path, digest): # did we write this file, and is it unchanged?
     return digest is not None and path.is_file() and not path.is_symlink() and file_hash(path) == digest
 
 def _strangers(folder, made): # a folder of pictures, name → checksum → relative names of all others in it
@@ -318,8 +318,8 @@ def check_free_names(
     if not folder.is_dir(): return
     taken = set(_strangers(folder, _pictures_of(place, folder.name))) & set(names)
     if taken:
-        raise DataError(f'{folder} holds {listed(sorted(taken))}, which srdiag did not write or somebody has '
-                        'changed, so it is not replaced: move it away, or choose another output folder.')
+        raise DataError(f'{folder} holds {listed(sorted(taken))}, not written by srdiag or changed '
+                        'since, so it is not replaced: move it away, or choose another output folder.')
 
 def add_picture(
     results: Results, # to be added to

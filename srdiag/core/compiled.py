@@ -72,7 +72,7 @@ def openvino_model(
 ): # openvino.Model, with batch, height and width left open
     "A network as OpenVINO reads it. DataError if the extra is missing, ModelError if it has no translation"
     ov = need_openvino()
-    with torch.no_grad(), torch.autocast('cpu', enabled=False): # whoever calls may compute in bfloat16
+    with torch.no_grad(), torch.autocast('cpu', enabled=False): # the caller may compute in bfloat16
         return ov.Core().read_model(onnx_model(module, example).SerializeToString())
 
 # %% ../../nbs/core/compiled.ipynb #c016

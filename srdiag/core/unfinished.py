@@ -116,7 +116,7 @@ class Unfinished(os.PathLike):
         self.lock = None
 
     def __enter__(self): return self
-    def __exit__(self, *_): # what is of use to nobody does not stay
+    def __exit__(self, *_): # what is of no use does not stay
         if self.claimed and not progress_of(self.output): self.finish()
         self.release()
 

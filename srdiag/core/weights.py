@@ -33,7 +33,7 @@ MODEL_FILES = 'model.safetensors', 'config.json' # without which a folder holds 
 def is_model_folder(
     folder: str|Path, # any path
 ) -> bool:
-    "True if the folder holds a model of this project, and not one of somebody else under the same file names"
+    "True if the folder holds a model of this project, and not another one under the same file names"
     if not all(is_placed(folder, name) for name in MODEL_FILES): return False
     try: config = json.loads((Path(folder)/'config.json').read_text(encoding='utf-8'))
     except (ValueError, RecursionError): return True # cut off, so that it cannot say

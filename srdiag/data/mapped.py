@@ -21,7 +21,7 @@ from .images import as_float, to_uint8
 def mapped(
     shape: tuple, # N×C×H×W
     folder: str|None = None, # where; None: the folder for temporary files, see TMPDIR
-) -> torch.Tensor: # uint8, zeros; its file has no name, and is gone when nobody needs it
+) -> torch.Tensor: # uint8, zeros; its file has no name, and is gone when it is no longer needed
     "A tensor that lies in a file. DataError if there is no room for it"
     folder, size = folder or tempfile.gettempdir(), int(np.prod(shape))
     try:
@@ -139,7 +139,7 @@ class Overflow:
         self.free, self.written, self.lock = int(limit*1e9), 0, threading.Lock()
         self.file = torch.empty(0, dtype=torch.uint8)
 
-    def __call__(self, x): # C×H×W of any type → the same, or its like in a file
+    def __call__(self, x): # C×H×W of any type → the same, or a copy in a file
         with self.lock:
             self.free -= x.nbytes
             if self.free >= 0: return x

@@ -91,7 +91,7 @@ def import_cadcap(
     chosen = dict(size=settings.size, mask=settings.mask == 'circle', side=settings.side or 'any',
                   group_pattern=settings.group_pattern, per_class=options.per_class or 'all',
                   folds=options.folds, seed=options.seed)
-    origin = 'CAD-CAP (Dray et al. 2018, GIANA challenge), to be had from its owners.'
+    origin = 'CAD-CAP (Dray et al. 2018, GIANA challenge), available from its owners.'
     about = About('CAD-CAP', origin, chosen)
     return _save_frames(about, out, some_of_each_class(rows, options), settings, warnings, options, report)
 

@@ -170,7 +170,7 @@ def register_backbone(
 
 def _own_branch(name, channels, state=None):
     if state is True:
-        raise ModelError(f'Nobody knows ImageNet weights for {name}: name a file, imagenet:FILE.')
+        raise ModelError(f'No ImageNet weights are known for {name}: name a file, imagenet:FILE.')
     network = _filled(_OWN[name](channels), state, name, channels)
     if not all(hasattr(network, part) for part in ('stem', 'stages', 'widths')):
         return Backbone(network, name, channels)

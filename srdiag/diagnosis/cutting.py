@@ -88,7 +88,7 @@ def _trunk(node): # what the next stage reads
     return _trunk(node.args[0]) if turned and len(node.users) == 1 else node
 
 class Stage(nn.Module):
-    "One stage of somebody else's network, for features B×C×H×W"
+    "One stage of another network, for features B×C×H×W"
     def __init__(self,
         body: nn.Module, # what the stage does
         reads_last: bool = False, # it reads B×H×W×C
@@ -117,7 +117,7 @@ def _stages_of(network, channels, size, name): # → four of Stage, their widths
 LEAST = 32 # px, shorter side of an image that is halved five times
 
 class Backbone(nn.Module):
-    "Somebody else's network as a branch: `stem(x)`, then each of `stages`, whose channels are `widths`"
+    "A network of another library as a branch: `stem(x)`, then each of `stages`, whose channels are `widths`"
     def __init__(self,
         network: nn.Module, # B×in_channels×H×W → four maps (more, if they are larger than a quarter)
         name: str, # for messages

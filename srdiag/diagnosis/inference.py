@@ -73,7 +73,7 @@ def modes_of(
     "The modes that a model can predict in"
     if not model.mixes: return 'solo',
     has = ['solo', 'batch'] if model.config['references'] is None else ['context', 'solo', 'batch']
-    if model.interaction == 'prototypes': has.remove('batch') # nobody knows its classes
+    if model.interaction == 'prototypes': has.remove('batch') # its classes are unknown
     return model.mode, *[m for m in has if m != model.mode]
 
 def is_independent(
@@ -144,7 +144,7 @@ def predict(
     hr: torch.Tensor|None = None, # N×C×H×W, read where the inputs need it
     batch_size: int|None = None, # at a time; None: 32, in the mode 'batch' as in training
     mode: str|None = None, # 'context', 'solo' or 'batch'; None: the model's own
-    order: torch.Tensor|None = None, # N positions: who comes after whom (mode 'batch'); None: as they are
+    order: torch.Tensor|None = None, # N positions: the order of the images (mode 'batch'); None: as they are
 ) -> Predictions: # in the order of `lr`
     "Diagnose every image. ModelError for a mode the model cannot do, ValueError for images that do not fit"
     mode, training = _mode(model, mode), model.training

@@ -57,7 +57,7 @@ def interaction_misfit(
     "What does not fit the interaction that was asked for"
     name, asked = s.exchange, s.interaction
     if asked is not None and '+' not in s.inputs:
-        return f'{s.inputs} is a single branch: there is nobody to exchange with. Leave --interaction out.'
+        return f'{s.inputs} is a single branch: it has none to exchange with. Leave --interaction out.'
     if asked not in (None, 'concatenation') and not s.sai:
         return f'--no-sai concatenates features: leave it out, or leave out --interaction {asked}.'
     if name == 'prototypes' and s.mode != 'context':
@@ -183,8 +183,8 @@ class FrameworkSettings(LossSettings, BranchSettings, InputSettings):
     # rows of the mutual affinity M in Eq. (7): printed grows with the batch; l2 as in the released code; mean
     # does not depend on the batch size
     mutual: Mutual = 'mean'
-    # how to predict: each image compared with reference images that the model keeps, with nobody, or with its
-    # batch as published
+    # how to predict: each image compared with reference images that the model keeps, with no other image, or
+    # with its batch as published
     mode: Mode = 'context'
     references: Positive = 32 # training images that a model of the mode context keeps, as many of each class
     # how training batches go through: batch, with affinity as published; both, each of them with and without;

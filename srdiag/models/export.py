@@ -64,7 +64,7 @@ class GraphNotes:
 
     @classmethod
     def from_texts(cls, texts, path): # what `texts` gave, and the file for the sentence
-        "ModelError for notes of somebody else, or of another version"
+        "ModelError for notes that are not ours, or of another version"
         if texts.get('format') != GRAPH_FORMAT:
             raise ModelError(f'{path} is no graph that this version of srdiag made: export the model again.')
         try: return cls(**{k: json.loads(texts[k]) if kind in (list, dict) else texts[k]

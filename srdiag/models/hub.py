@@ -26,7 +26,7 @@ def check_public(
     "ModelError for a framework that holds images of patients, unless the repository is private"
     kept = network.config.get('references') if isinstance(network, SREnhancedDiagnosis) else None
     if kept and not private:
-        raise ModelError(f'This model keeps {kept[0]} reference images, which everybody could look at on the '
+        raise ModelError(f'This model keeps {kept[0]} reference images, which anyone could look at on the '
                          'Hub: train one with --mode solo, or upload it with private=True.')
 
 # %% ../../nbs/models/hub.ipynb #c010

@@ -55,11 +55,11 @@ class ModelInfo:
     bits: int|None = None # that 16-bit files held in training, e.g. 12; None: there were none
     resize: bool = False # files of another size were resized, whole; False: cut, or set aside
     degradation: dict = field(default_factory=dict) # how small images were made; empty: bicubic interpolation
-    license: str = '' # of the weights, as the Hub calls it, e.g. 'cc-by-4.0'; empty: nobody has said
+    license: str = '' # of the weights, as the Hub calls it, e.g. 'cc-by-4.0'; empty: unknown
 
     @property
     def reduction(self): # Degradation that makes small images like those of the training
-        own = self.degradation.get('degradation') == OWN_PAIRS # nobody can make these
+        own = self.degradation.get('degradation') == OWN_PAIRS # these cannot be made
         return Degradation() if own else Degradation(**self.degradation)
 
     def __post_init__(self):
@@ -143,7 +143,7 @@ def check_described(
     info: ModelInfo, # of a diagnosis model
     folder, # where it lies, for the sentence
 ):
-    "ModelError for a diagnosis model that somebody saved without saying for what"
+    "ModelError for a diagnosis model that was saved without its classes"
     if not info.classes or info.lr_size is None:
         raise ModelError(f'{folder}/config.json does not say for which '
                          f'{"size of images" if info.classes else "classes"} the model was trained: save it '

@@ -85,14 +85,14 @@ def _check_place(folder): # ModelError if no folder can be made or written there
                          'output folder.')
 
 # %% ../../nbs/models/saving.ipynb #c012
-def _nothing_in(folder): # nothing that anybody could miss
+def _nothing_in(folder): # nothing worth keeping
     if not folder.is_dir(): return True
     if progress_of(folder): return False
     rest = set(folder.iterdir()) - set(left_behind(folder)) - {folder/FOLDER, folder/'.srdiag'}
     return all(p.name == 'branches' and p.is_dir() and all(q.is_dir() and _nothing_in(q) for q in p.iterdir())
                for p in rest)
 
-def _check_ours(folder): # ModelError if somebody else made it
+def _check_ours(folder): # ModelError if it is not ours
     if not is_model_folder(folder) and not (folder/'.srdiag').exists() and not progress_of(folder):
         raise ModelError(f'{folder} was not made by srdiag, so it is not replaced, --overwrite or not: '
                          'choose another output folder.')
@@ -183,7 +183,7 @@ class ModelSaver:
     def take(self): # the folder is this run's, and no other process trains into it
         if self.run.claimed: return
         self.run.claim()
-        # the images were read meanwhile, and somebody may have been here
+        # the images were read meanwhile, and the folder may have changed
         check_output(self.folder, self.overwrite, self.resume)
         settle(self.folder)
         if not self.resume: self.run.forget()

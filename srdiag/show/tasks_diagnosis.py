@@ -85,10 +85,10 @@ task('transfer', ('diagnosis/sai', 'The two matrices'), lambda m, f: transfer(m,
               ('maps that are not square', (noise(4, 4, low=0), noise(4, 3, 2, 5)))])
 
 mistakes_of('transfer',
-    ('M is used transposed: you hear along its columns.', lambda m, f: transfer(m.T, f)),
+    ('M is used transposed: you mix along its columns.', lambda m, f: transfer(m.T, f)),
     ('Each row is divided by its sum; equation (7) multiplies with M as it is.',
      lambda m, f: transfer(m/m.sum(1, keepdim=True), f)),
-    ('Only the diagonal of M is used, so no sample hears another.',
+    ('Only the diagonal of M is used, so no sample gets features of another.',
      lambda m, f: m.diag().view(-1, 1, 1, 1)*f),
     ('The result has not been brought back to B×C×H×W.', lambda m, f: m@f.flatten(1)),
     ('What was there before is added; the concatenation comes later.', lambda m, f: f + transfer(m, f)))

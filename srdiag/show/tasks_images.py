@@ -24,14 +24,14 @@ def noise(
     generator = torch.Generator().manual_seed(seed + sum(shape))
     return low + (high - low)*torch.rand(*shape, generator=generator)
 
-# %% ../../nbs/show/tasks_images.ipynb #c009
+# %% ../../nbs/show/tasks_images.ipynb #n001
 def _rows():
     count = torch.arange(1., 6.)
     return [('the row 1, 2, 3 and one pixel on each side', (count[:3], 1)),
             ('the row 1 to 5 and two pixels', (count, 2)), ('no pixels to add', (count, 0)),
             ('as many pixels as the row has', (count, 5))]
 
-task('mirror', ('data/degradation', 'The mirror'),
+task('mirror', ('data/degradation', 'Mirroring the border'),
      lambda row, pad: torch.cat([row[:pad].flip(0), row, row[len(row)-pad:].flip(0)]), _rows)
 
 # %% ../../nbs/show/tasks_images.ipynb #c011

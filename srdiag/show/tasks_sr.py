@@ -126,7 +126,7 @@ def _naive_rcf(x1, x2, w, gate=torch.sigmoid, delta=F.prelu, other=True, looks=N
 
 mistakes_of('rcf', *((sentence, lambda x1, x2, w, k=switches: _naive_rcf(x1, x2, w, **k))
     for sentence, switches in [
-        ('The second term has no effect: the other path is never heard. It really has to be added.',
+        ('The second term has no effect: the other path is never used. It really has to be added.',
          dict(other=False)),
         ('x1 is not gated: the first term is x1 times a number between 0 and 1 for each channel.',
          dict(gate=torch.ones_like)),
@@ -161,7 +161,7 @@ def _one_after_the_other(local, coarse, a, b, f, g):
     return local, F.leaky_relu(g(coarse, b(local)), 0.1)
 
 mistakes_of('exchange',
-    ('The global path hears the local path *after* its fusion; both should hear what was there before.',
+    ('The global path gets the local path *after* its fusion; both should get what was there before.',
      _one_after_the_other),
     ('The LeakyReLU after the fusion is missing.',
      lambda l, c, a, b, f, g: (f(l, _enlarged(a(c))), g(c, b(l)))),

@@ -76,7 +76,7 @@ class SAFMN(SubPixels):
         self.align = 2**(levels - 1)
         self.blocks = nn.Sequential(*[ModulationBlock(channels, levels, widen) for _ in range(blocks)])
         ends = [conv for block in self.blocks for conv in (block.look.mix, block.mix[-1])]
-        start_(self, self.to_image[0], 2*ends) # twice as quiet, as the normalisation before them is loud
+        start_(self, self.to_image[0], 2*ends) # half as large, as the normalisation before them enlarges
 
     def body(self, x): # B×n×H×W → B×n×H×W
         return x + self.blocks(x)

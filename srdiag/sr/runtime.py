@@ -127,7 +127,7 @@ def is_prepared(
     precision: str = 'auto', # 'int8' has graphs of its own
 ) -> bool:
     "Is a graph of this network in the cache?"
-    if not graphs_folder().is_dir(): return False # nobody has made any: no need to digest the weights
+    if not graphs_folder().is_dir(): return False # there are none yet: no need to digest the weights
     return is_kept(_key(network, precision))
 
 # %% ../../nbs/sr/runtime.ipynb #c025
@@ -170,7 +170,7 @@ class Runner:
         self.threads = threads or torch.get_num_threads()
 
     def _graph(self, kind):
-        # whoever calls may compute in bfloat16; the graph and its examples do not
+        # the caller may compute in bfloat16; the graph and its examples do not
         with torch.no_grad(), torch.autocast('cpu', enabled=False):
             path = _graph_file(self.network, self.precision, kind)
         return compiled(path, self.precision, self.threads)

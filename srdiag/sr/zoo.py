@@ -118,7 +118,7 @@ def _unknown(name, base, tail): # what is wrong with a name, and what was probab
 
 # %% ../../nbs/sr/zoo.ipynb #c024
 def _peer(name, channels, config): # a diagnosis network of another group; None for any other name
-    from srdiag.peers.zoo import PEERS, create_peer # whoever enlarges does without
+    from srdiag.peers.zoo import PEERS, create_peer # not needed to enlarge
     base = name.partition('_x')[0]
     if base not in PEERS: return None
     if base != name:

@@ -122,7 +122,7 @@ class OneOfSeveral(Callback):
     def before_fit(self):
         self.alone, self.wrapped = self.model, wrapped(self.model)
 
-    def before_epoch(self): # one global order, even if somebody has used another random number
+    def before_epoch(self): # one global order, even if other code has drawn a random number
         state, dice = agreed((torch.get_rng_state(), [loader.rng.getstate() for loader in self.dls]))
         torch.set_rng_state(state)
         for loader, own in zip(self.dls, dice): loader.rng.setstate(own)
@@ -138,7 +138,7 @@ class OneOfSeveral(Callback):
         self.step.close()
         if self.training: self._weigh()
 
-    def _weigh(self): # everybody hears of the loss of the whole batch
+    def _weigh(self): # every process gets the loss of the whole batch
         of, size = min(self.dl.bs, self.dl.n - self.iter*self.dl.bs), my_place()[1]
         weight = part_weight(len(self.yb[0]), of, size)
         parts = getattr(self.loss_func, 'components', {})

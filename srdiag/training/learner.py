@@ -75,7 +75,7 @@ def _class_of(y): # an index, or a row of them or of probabilities → for a tit
     return str(y.item()) if y.dim() == 0 else ' '.join(f'{v:g}' for v in y.float().round(decimals=2).tolist())
 
 # %% ../../nbs/training/learner.ipynb #c012
-def _rows(x, y, out): # a batch → for each image the panels of its row; `out` None: nobody has answered
+def _rows(x, y, out): # a batch → for each image the panels of its row; `out` None: not predicted yet
     if y.dim() == 4 and out is None: return [[(a, 'small'), (b, 'true')] for a, b in zip(x, y)]
     if y.dim() == 4: return [[(a, 'small'), (o, 'network'), (b, 'true')] for a, o, b in zip(x, out, y)]
     said = [''] * len(y) if out is None else [f', said {_class_of(o)}' for o in out]
