@@ -106,8 +106,8 @@ def main():
     a.out.mkdir(parents=True, exist_ok=True)
     write_text(a.out/'processes.csv', table.sort_values('training', kind='stable').to_csv(index=False))
     load = [round(v, 1) for v in os.getloadavg()] if hasattr(os, 'getloadavg') else None
-    known = dict(gpu=torch.cuda.get_device_name() if torch.cuda.is_available() else None, load=load,
-                 note=a.note)
+    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
+    known = dict(command=' '.join(['python', *sys.argv]), gpu=gpu, load=load, note=a.note)
     write_text(a.out/'processes.json', json_text(session_now() | known))
     print(table.to_string(index=False))
 
