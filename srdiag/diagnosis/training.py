@@ -154,7 +154,7 @@ class SettleStatistics(Callback):
     def __init__(self,
         train: LabelledPairs, # images to measure on
         batch_size: int, # of the training
-        batches: int = 10, # to measure
+        batches: int = 10, # to measure, at most
     ): self.images, self.batch_size, self.batches = train, batch_size, batches
 
     def before_fit(self): self.run = not hasattr(self, 'lr_finder') # what it measures would be thrown away
