@@ -127,7 +127,7 @@ class Resume(Callback):
     def __init__(self,
         place: Unfinished, # where states are kept
     ):
-        self.place, self.begun, self.resting = place, 0, []
+        self.place, self.begun, self.paused = place, 0, []
         if newest := place.newest(): self.begun, self.kept = newest[0], read_state(newest[2])
         if newest and self.kept['threads'] != torch.get_num_threads():
             say(f'Note: this was computed with {counted(self.kept["threads"], "thread")} before and is with '
@@ -136,8 +136,8 @@ class Resume(Callback):
     def before_fit(self):
         if not self.begun: return
         restore(self.learn, vars(self).pop('kept'))
-        self.resting = [cb for cb in self.learn.cbs if cb is not self and cb.run]
-        for cb in self.resting: cb.run = False
+        self.paused = [cb for cb in self.learn.cbs if cb is not self and cb.run]
+        for cb in self.paused: cb.run = False
 
     def before_epoch(self):
         if self.epoch < self.begun: raise CancelEpochException()
@@ -145,7 +145,7 @@ class Resume(Callback):
     def after_epoch(self):
         if self.epoch >= self.begun: self.keep()
         if self.epoch + 1 == self.begun:
-            for cb in self.resting: cb.run = True
+            for cb in self.paused: cb.run = True
 
     def keep(self): # a full disk does not end the training
         state = state_of(self.learn)
