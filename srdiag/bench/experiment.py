@@ -26,7 +26,6 @@ from ..core.words import counted, listed, say
 from ..datasets.own_pairs import refuse_pairs
 from ..datasets.reading import read_labelled
 from ..diagnosis.backbones import check_reads
-from ..diagnosis.branches import ResNet18Branch
 from ..diagnosis.frozen import Frozen, frozen_named
 from ..peers.stage import check_side
 from ..peers.zoo import PEERS
@@ -85,8 +84,8 @@ def read_for(
 # %% ../../nbs/bench/experiment.ipynb #n005
 def _check_frozen(job, rows): # ModelError for images that the frozen network cannot read
     for r in (r for r in rows if r.linear is not None):
-        branch, side = job.frozen.extractor.branch, min(job.images.pairs(r.scale).lr.shape[-2:])*r.scale
-        if not isinstance(branch, ResNet18Branch): check_reads(branch, job.images.data.channels, side)
+        side = min(job.images.pairs(r.scale).lr.shape[-2:])*r.scale
+        check_reads(job.frozen.extractor.branch, job.images.data.channels, side)
 
 def _check_peers(job, rows): # ModelError for images that a network of another group cannot read
     for r in (r for r in rows if r.peer is not None):

@@ -22,7 +22,6 @@ from ..core.words import counted, say
 from ..datasets.own_pairs import refuse_pairs
 from ..datasets.reading import read_labelled
 from ..diagnosis.backbones import check_reads
-from ..diagnosis.branches import ResNet18Branch
 from ..sr.mrcnet import MRCNet
 from ..training.options import RunOptions
 
@@ -60,8 +59,8 @@ def check_labels_job(
         raise DataError('All images are of one patient: a training on it cannot be tested on another.')
     for fold in range(job.budget.folds):
         for n in {a.labels for a in arms}: job.images.subset(n, 0, fold)
-    if job.frozen is not None and not isinstance(branch := job.frozen.extractor.branch, ResNet18Branch):
-        check_reads(branch, job.images.data.channels, job.images.data.side)
+    if job.frozen is not None:
+        check_reads(job.frozen.extractor.branch, job.images.data.channels, job.images.data.side)
     check_labels_store(store, job.fixed(), job.kinds.hash, job.frozen)
 
 def _say_what(rows, job):

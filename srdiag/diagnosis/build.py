@@ -12,7 +12,7 @@ from ..core.errors import ModelError
 from ..core.words import say
 from ..datasets.reading import LabelledData
 from .backbones import check_reads
-from .branches import ResNet18Branch, stem_for
+from .branches import stem_for
 from .network import SREnhancedDiagnosis
 from .settings import FrameworkSettings
 from ..peers.stage import check_side
@@ -52,8 +52,7 @@ def _check_sides(model, side): # ModelError for a network that cannot read image
         return
     pairs = ([(network.branch_lr, side), (network.branch_sr, side*c['scale'])] if model.two
              else [(network.branch, side*(1 if c['inputs'] == 'LR' else c['scale']))])
-    for branch, px in pairs:
-        if not isinstance(branch, ResNet18Branch): check_reads(branch, c['channels'], px)
+    for branch, px in pairs: check_reads(branch, c['channels'], px)
 
 # %% ../../nbs/diagnosis/build.ipynb #c015
 def build_framework(
