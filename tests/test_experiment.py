@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from srdiag.bench import costs, diagnosis_runs
+from srdiag.bench import costs, diagnosis_runs, diagnosis_training
 from srdiag.bench.answers import Answers, confusion_of
 from srdiag.bench.diagnosis_report import diagnosis_limits, report_diagnosis, tables_of
 from srdiag.bench.diagnosis_store import DiagnosisStore
@@ -47,17 +47,19 @@ def finished(labelled, sr_model, tmp_path_factory):
 @pytest.fixture
 def quick(monkeypatch):
     "Training and prediction replaced by coin tosses: these tests are about what happens around them"
-    from srdiag.diagnosis.inference import Predictions
+    from srdiag.diagnosis.inference import Predictions, modes_of
     rng = np.random.default_rng(0)
 
-    def predict_by(model, mode, part, classes, batch_size):
-        p = rng.dirichlet(np.ones(len(classes)), len(part))
-        return Predictions(classes, {'ens': p}, None, np.zeros(len(part), bool))
+    def predict_all_ways(model, part, classes, batch_size):
+        ways = {mode: rng.dirichlet(np.ones(len(classes)), len(part)) for mode in modes_of(model)}
+        return {mode: Predictions(classes, {'ens': p}, None, np.zeros(len(part), bool))
+                for mode, p in ways.items()}
 
     def train_diagnosis(model, *args, save=None, **kw): save(model, 0.5, 0)
     for name in ('train_diagnosis', 'train_joined'):
-        monkeypatch.setattr(diagnosis_runs, name, train_diagnosis)
-    monkeypatch.setattr(diagnosis_runs, 'predict_by', predict_by)
+        monkeypatch.setattr(diagnosis_training, name, train_diagnosis)
+    monkeypatch.setattr(diagnosis_training, '_branches', lambda job, *_: ({}, 0., 1))
+    monkeypatch.setattr(diagnosis_runs, 'predict_all_ways', predict_all_ways)
     monkeypatch.setattr(diagnosis_runs, 'save_model', lambda *_: None)
     monkeypatch.setattr(costs, 'peak_memory', lambda *_: 10**6)
 
@@ -206,21 +208,21 @@ def test_the_table_says_what_it_is_not(finished):
 
 def test_a_second_start_trains_nothing(finished, labelled, sr_model, monkeypatch):
     for name in ('train_diagnosis', 'train_joined'):
-        monkeypatch.setattr(diagnosis_runs, name, lambda *_, **__: pytest.fail('trained again'))
+        monkeypatch.setattr(diagnosis_training, name, lambda *_, **__: pytest.fail('trained again'))
     before = {p: p.stat().st_mtime_ns for p in finished.rglob('metrics.json')}
     run(labelled, finished, sr_model, only=FOUR)
     assert len(before) == 8 and before == {p: p.stat().st_mtime_ns for p in finished.rglob('metrics.json')}
 
 
 def test_an_exception_costs_one_run(labelled, sr_model, tmp_path, quick, monkeypatch):
-    real, calls = diagnosis_runs.predict_by, []
+    real, calls = diagnosis_runs.predict_all_ways, []
 
     def fails(*args):
         calls.append(1)
         if len(calls) == 4: raise KeyboardInterrupt
         return real(*args)
 
-    monkeypatch.setattr(diagnosis_runs, 'predict_by', fails)
+    monkeypatch.setattr(diagnosis_runs, 'predict_all_ways', fails)
     with pytest.raises(KeyboardInterrupt): run(labelled, tmp_path/'x', sr_model, only='LR-x2,ILR-x2,HR-x2')
     assert len([*(tmp_path/'x').rglob('metrics.json')]) == 3 and not [*(tmp_path/'x').rglob('.fold*')]
     run(labelled, tmp_path/'x', sr_model, only='LR-x2,ILR-x2,HR-x2')
@@ -246,13 +248,13 @@ def test_more_seeds_are_welcome(labelled, sr_model, tmp_path, quick):
 
 def test_a_failed_training_ends_its_run_alone(labelled, sr_model, tmp_path, quick, monkeypatch, capsys):
     from srdiag.core.errors import TrainingError
-    real = diagnosis_runs.train_diagnosis
+    real = diagnosis_training.train_diagnosis
 
     def fails(model, *args, **kw):
         if model.config['inputs'] == 'ILR': raise TrainingError('The loss is not finite.')
         real(model, *args, **kw)
 
-    monkeypatch.setattr(diagnosis_runs, 'train_diagnosis', fails)
+    monkeypatch.setattr(diagnosis_training, 'train_diagnosis', fails)
     run(labelled, tmp_path/'x', sr_model, only='LR-x2,ILR-x2,HR-x2')
     assert (DiagnosisStore(tmp_path/'x').complete(Row('ILR', 'ILR', scale=2)) == []
             and len([*(tmp_path/'x').rglob('metrics.json')]) == 4)
@@ -276,6 +278,36 @@ def test_every_row_has_the_same_steps_in_all(finished):
     assert 'trained alone for a third of the epochs' in (finished/'README.md').read_text()
 
 
+def test_rows_share_their_branches(finished, labelled, sr_model, tmp_path, monkeypatch):
+    "The row without SAI begins with the branches of the row with it; what was deleted is made again"
+    copy, ours = tmp_path/'copy', replace(OURS, scale=2)
+    shutil.copytree(finished, copy)
+    made = sorted(p.parts[-4] for p in (copy/'branches').rglob('model.safetensors'))
+    assert made == ['LR-x2-lr', 'LR-x2-lr', 'SR-x2-sr', 'SR-x2-sr']
+    with monkeypatch.context() as m:
+        m.setattr(diagnosis_training, '_train_branch', lambda *_: pytest.fail('trained a branch again'))
+        run(labelled, copy, sr_model, only='LR+SR-x2')
+    store = DiagnosisStore(copy)
+    with_sai, without = ([(store.path(row, 0, 0)/'logs'/b/'steps.csv').read_bytes() for b in ('lr', 'sr')]
+                         for row in (ours, replace(ours, sai=False)))
+    assert with_sai == without
+    shutil.rmtree(copy/'branches')
+    shutil.rmtree(store.path(ours, 0, 0))
+    run(labelled, copy, sr_model, only=ours.key)
+    again, before = (DiagnosisStore(folder).predictions(ours, 0, 0) for folder in (copy, finished))
+    pd.testing.assert_frame_equal(again, before)
+
+
+def test_a_folder_whose_rows_have_own_branches_takes_no_others(finished, labelled, sr_model, tmp_path):
+    copy = tmp_path/'copy'
+    shutil.copytree(finished, copy)
+    head = json.loads((copy/'setup'/'config.json').read_text())
+    assert head['fixed'].pop('branches') == 'shared'
+    (copy/'setup'/'config.json').write_text(json.dumps(head))
+    with pytest.raises(DataError, match='branches was own, now it is shared'):
+        run(labelled, copy, sr_model, only=FOUR)
+
+
 def test_few_labels(labelled, sr_model, tmp_path, quick, monkeypatch):
     "A training part is cut down: balanced, another draw for each seed. Tests stay whole; the report says so"
     seen, tested = {}, []
@@ -284,12 +316,12 @@ def test_few_labels(labelled, sr_model, tmp_path, quick, monkeypatch):
         seen[seed] = train.labels.bincount().tolist(), train.lr.sum().item(), len(valid), recipe.steps
         save(model, 0.5, 0)
 
-    def predict_by(model, mode, part, *rest):
+    def predict_all_ways(model, part, *rest):
         tested.append(len(part))
-        return coins(model, mode, part, *rest)
-    coins = diagnosis_runs.predict_by
-    monkeypatch.setattr(diagnosis_runs, 'train_diagnosis', train_diagnosis)
-    monkeypatch.setattr(diagnosis_runs, 'predict_by', predict_by)
+        return coins(model, part, *rest)
+    coins = diagnosis_runs.predict_all_ways
+    monkeypatch.setattr(diagnosis_training, 'train_diagnosis', train_diagnosis)
+    monkeypatch.setattr(diagnosis_runs, 'predict_all_ways', predict_all_ways)
     run(labelled, tmp_path/'few', sr_model, budget=replace(TINY, seeds=2), only='LR-x2,ILR-x2',
         design=replace(HALF, labels_n=6, steps=5))
     (counts, first, valid, steps), (_, second, _, _) = seen[0], seen[1]
@@ -306,7 +338,7 @@ def test_more_labels_than_there_are(labelled, sr_model, tmp_path, quick):
 
 
 def test_without_join_a_framework_is_trained_as_one(labelled, sr_model, tmp_path, quick, monkeypatch):
-    monkeypatch.setattr(diagnosis_runs, 'train_joined', lambda *_, **__: pytest.fail('joined'))
+    monkeypatch.setattr(diagnosis_training, 'train_joined', lambda *_, **__: pytest.fail('joined'))
     run(labelled, tmp_path/'x', sr_model, 'table6', design=replace(HALF, join=False))
     m = json.loads(next((tmp_path/'x').rglob('metrics.json')).read_text())
     assert m['epochs'] == TINY.epochs == 1

@@ -129,7 +129,8 @@ def check_free(
         raise DataError(f'{folder} exists and holds no {store.form.kind}: choose another output folder.')
 
 # %% ../../nbs/bench/store.ipynb #c023
-READ = dict(resize=False, bits=None, degradation={}, lr=None) # how the oldest stores read their images
+# how the oldest stores read their images, and that their rows shared no branches
+READ = dict(resize=False, bits=None, degradation={}, lr=None, branches='own')
 
 def compare(
     store: Store, # that is to be opened

@@ -219,7 +219,7 @@ class FrameworkParts(_Modules):
     ):
         super().__init__({k: v for k, v in locals().items() if k not in ('self', '__class__')})
 
-# %% ../../nbs/diagnosis/network.ipynb #c040
+# %% ../../nbs/diagnosis/network.ipynb #n001
 class SREnhancedDiagnosis(FrameworkParts):
     "Super-resolution network and diagnosis network in one (Fig. 2); `inputs` selects a row of Table V"
     @property
@@ -261,7 +261,9 @@ class SREnhancedDiagnosis(FrameworkParts):
     def forward(self, lr, hr=None, mode=None, context=None):
         # B×C×h×w in [0, 1] → DiagnosisOutput; mode None: its own, in training that of `training_mode`
         lr = check_batch(lr, 'SREnhancedDiagnosis', self.config['channels'])
-        large = self.large_image(lr, hr)
+        return self.answer(lr, self.large_image(lr, hr), mode, context)
+
+    def answer(self, lr, large, mode=None, context=None): # the same, once the large image is there
         if not self.two: return self.network(large)
         if mode is None: mode = self.training_mode() if self.training else self.mode
         if mode == 'context' and self.mixes and context is None: context = self.context()
