@@ -651,6 +651,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                    'srdiag.bench.rows._rows_of_one': ('bench/rows.html#_rows_of_one', 'srdiag/bench/rows.py'),
                                    'srdiag.bench.rows.check_name': ('bench/rows.html#check_name', 'srdiag/bench/rows.py'),
                                    'srdiag.bench.rows.chosen_rows': ('bench/rows.html#chosen_rows', 'srdiag/bench/rows.py'),
+                                   'srdiag.bench.rows.frozen_folder': ('bench/rows.html#frozen_folder', 'srdiag/bench/rows.py'),
                                    'srdiag.bench.rows.has': ('bench/rows.html#has', 'srdiag/bench/rows.py'),
                                    'srdiag.bench.rows.linear_rows': ('bench/rows.html#linear_rows', 'srdiag/bench/rows.py'),
                                    'srdiag.bench.rows.names_of': ('bench/rows.html#names_of', 'srdiag/bench/rows.py'),

@@ -10,7 +10,7 @@ from pathlib import Path
 BENCHMARK = (Path('run.json'), ('README.md', '*.json', '*.csv', 'fig4.*', 'curves.png', 'students.png',
                                 'runs/*/seed*/metrics.json', 'runs/*/seed*/log.csv'))
 EXPERIMENT = (Path('setup/config.json'), ('README.md', '*.csv', 'cost.json', 'table*.md', 'table*.png',
-                                          'fig6.*', 'fig7.md', 'setup/config.json', 'sessions/*.json',
+                                          'fig6.*', 'fig7.md', 'setup/*', 'sessions/*.json',
                                           'networks/*/network.json', 'networks/*/scores.json',
                                           'runs/*/seed*/fold*/metrics.json'))
 LABELS = (Path('setup/config.json'), ('README.md', '*.csv', '*.png', 'setup/*', 'network.json',
@@ -29,23 +29,42 @@ def kind_of(source):
     return LABELS if str(head.get('format')).startswith('srdiag labels') else kinds[0]
 
 
-def write_right(source, path):
-    """Every single answer of a labels experiment, in a line for each run and number of steps: 1 where it is
-    right, the images in the order in which setup/split.csv has those of the fold"""
-    import pandas as pd
-
+def labels_answers(source): # yields what a run is, its predictions, step → right answers
     from srdiag.bench.labels_store import LabelsStore, right_answers
-    store, lines = LabelsStore(source), []
+    store = LabelsStore(source)
     head = store.head()
-    files = pd.read_csv(source/'setup'/'split.csv', dtype=str, keep_default_na=False).file
+    steps = head['fixed']['steps']
     for arm in store.arms():
         for seed, fold in store.complete(arm):
-            p = store.predictions(arm, seed, fold).set_index('file')
-            p = p.loc[files[files.isin(p.index)]]
-            right = right_answers(p, head['fixed']['steps'], head['about']['classes'])
-            about = dict(arm=arm.key, seed=seed, fold=fold)
-            lines += [about | dict(steps=s, right=''.join('01'[int(x)] for x in row))
-                      for s, row in zip(head['fixed']['steps'], right)]
+            p = store.predictions(arm, seed, fold)
+            yield (dict(arm=arm.key, seed=seed, fold=fold), p,
+                   dict(zip(steps, right_answers(p, steps, head['about']['classes']))))
+
+
+def table_answers(source): # the same of an experiment of tables, with the mode in the place of the steps
+    from srdiag.bench.answers import Answers
+    from srdiag.bench.diagnosis_report import tables_of
+    from srdiag.bench.diagnosis_store import DiagnosisStore
+    store = DiagnosisStore(source)
+    rows = {row.key: row for rows in tables_of(store).values() for row in rows}
+    answers = Answers(store, rows.values())
+    for row in answers.rows:
+        for seed, fold in store.complete(row):
+            modes = {mode: answers.of(row, [(seed, fold)], mode).right.to_numpy(bool)
+                     for mode in store.metrics(row, seed, fold)['modes']}
+            yield dict(row=row.key, seed=seed, fold=fold), store.predictions(row, seed, fold), modes
+
+
+def write_right(source, path, found, key):
+    """Every single answer, in a line for each run and number of steps or mode: 1 where it is right, the
+    images in the order in which setup/split.csv has those of the fold"""
+    import pandas as pd
+    lines = []
+    files = pd.read_csv(source/'setup'/'split.csv', dtype=str, keep_default_na=False).file
+    for about, p, by in found(source):
+        at = pd.Series(range(len(p)), p.file)[files[files.isin(p.file)]]
+        lines += [about | {key: k, 'right': ''.join('01'[int(x)] for x in right[at])}
+                  for k, right in by.items()]
     pd.DataFrame(lines).to_csv(path, index=False, compression=dict(method='gzip', mtime=0))
 
 
@@ -60,7 +79,8 @@ def collect(source, out):
         target = out/p.relative_to(source)
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(p, target)
-    if keep is LABELS[1]: write_right(source, out/'right.csv.gz')
+    if keep is LABELS[1]: write_right(source, out/'right.csv.gz', labels_answers, 'steps')
+    if keep is EXPERIMENT[1]: write_right(source, out/'right.csv.gz', table_answers, 'mode')
     for page in out.glob('*.md'):
         page.write_text(re.sub(*HIDDEN, page.read_text(encoding='utf-8')), encoding='utf-8')
     print(f'{len(files)} files, {sum(p.stat().st_size for p in files)/1e6:.1f} MB, in {out}')

@@ -41,8 +41,8 @@ class Answers:
             self._tables[row.key, mode] = pd.concat(parts, ignore_index=True)
         return self._tables[row.key, mode]
 
-    def of(self, row, runs): # the part of its table that belongs to these (seed, fold)
-        t = self.table(row)
+    def of(self, row, runs, mode=None): # the part of its table that belongs to these (seed, fold)
+        t = self.table(row, mode)
         return t[pd.MultiIndex.from_frame(t[['seed', 'fold']]).isin(runs)]
 
     def per_image(self, row, mode=None, runs=None):

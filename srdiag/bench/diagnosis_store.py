@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from .rows import frozen_folder
 from .settings import Design
 from .store import SetupStore, StoreForm, check_free, compare
 from ..core.errors import DataError, ModelError
@@ -212,7 +213,7 @@ def _register(store, network, groups):
     _check_network(store, network)
 
 def _register_frozen(store, frozen, classes):
-    folder = store.folder/'frozen'/frozen.settings.name.replace('/', '_').replace('=', '_')
+    folder = store.folder/'frozen'/frozen_folder(frozen.settings.name)
     if not (folder/'network.json').is_file():
         with placing(folder, 'network.json') as new:
             write_text(new/'network.json', json_text(frozen.about(classes)))

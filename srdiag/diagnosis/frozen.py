@@ -152,12 +152,9 @@ def _fitted(x, y, strength, classes): # features N×D, labels → nn.Linear
 def _loss(head, x, y): return F.cross_entropy(head(x), y.long(), reduction='sum').item()
 
 def _left_out(x, y, strength, classes, parts): # cross entropy of images that a fit has not seen
-    part = torch.empty(len(y), dtype=torch.long)
-    for k in y.unique():
-        at = (y == k).nonzero()[:, 0]
-        part[at] = torch.arange(len(at)) % parts
-    fits = [(_fitted(x[part != k], y[part != k], strength, classes), part == k) for k in range(parts)]
-    return sum(_loss(head, x[own], y[own]) for head, own in fits)
+    from sklearn.model_selection import StratifiedKFold
+    return sum(_loss(_fitted(x[rest], y[rest], strength, classes), x[own], y[own])
+               for rest, own in StratifiedKFold(parts).split(x, y))
 
 # %% ../../nbs/diagnosis/frozen.ipynb #n006
 def fit_head(
@@ -170,10 +167,10 @@ def fit_head(
     if len(counts) < 2: raise DataError('All training images are of one class: a head needs two or more.')
     parts = min(5, int(counts.min()))
     if valid is not None:
-        losses = {c: _loss(_fitted(*train, c, classes), *valid) for c in STRENGTHS}
-    elif parts > 1: losses = {c: _left_out(*train, c, classes, parts) for c in STRENGTHS}
-    else: losses = {STRENGTHS[2]: 0.}
-    best = min(losses, key=losses.get)
+        heads = {c: _fitted(*train, c, classes) for c in STRENGTHS}
+        best = min(heads, key=lambda c: _loss(heads[c], *valid))
+        return heads[best], best
+    best = STRENGTHS[2] if parts < 2 else min(STRENGTHS, key=lambda c: _left_out(*train, c, classes, parts))
     return _fitted(*train, best, classes), best
 
 # %% ../../nbs/diagnosis/frozen.ipynb #c031
