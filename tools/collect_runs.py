@@ -6,6 +6,8 @@ import shutil
 import sys
 from pathlib import Path
 
+from ship import short
+
 # What says that a folder is one, and what is copied.
 BENCHMARK = (Path('run.json'), ('README.md', '*.json', '*.csv', 'fig4.*', 'curves.png', 'students.png',
                                 'runs/*/seed*/metrics.json', 'runs/*/seed*/log.csv'))
@@ -68,6 +70,10 @@ def write_right(source, path, found, key):
     pd.DataFrame(lines).to_csv(path, index=False, compression=dict(method='gzip', mtime=0))
 
 
+def shortened(text): # paths of the machine in recorded commands → DATA/... and runs/...
+    return re.sub(r'^(\s*"command":|`srdiag ).*$', lambda m: short(m[0]), text, flags=re.M)
+
+
 def collect(source, out):
     "Copy the files; the folder must be new or hold an earlier copy"
     mark, keep = kind_of(source)
@@ -78,7 +84,8 @@ def collect(source, out):
     for p in files:
         target = out/p.relative_to(source)
         target.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(p, target)
+        if p.suffix in ('.json', '.md'): target.write_text(shortened(p.read_text(encoding='utf-8')), 'utf-8')
+        else: shutil.copyfile(p, target)
     if keep is LABELS[1]: write_right(source, out/'right.csv.gz', labels_answers, 'steps')
     if keep is EXPERIMENT[1]: write_right(source, out/'right.csv.gz', table_answers, 'mode')
     for page in out.glob('*.md'):
