@@ -10,10 +10,11 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
+from srdiag.core.errors import ModelError
 from srdiag.data.degradation import degrade
 from srdiag.data.images import as_float, find_images, read_image, to_uint8
 from srdiag.show.dependence import batch_dependence, spread_of
-from srdiag.diagnosis.inference import is_independent, modes_of, predict
+from srdiag.diagnosis.inference import is_independent, modes_of, predict, predict_in_modes
 from srdiag.diagnosis.network import SREnhancedDiagnosis
 from srdiag.models.saving import load_model
 
@@ -393,3 +394,21 @@ def test_results_are_whole_where_the_system_has_no_such_lock(tmp_path, monkeypat
         place = results.check_place_of_results(tmp_path/'out', again)
         with results.Results(place, about) as kept: kept.room()
         assert not [p for p in (tmp_path/'out').iterdir() if p.name.startswith('unfinished')]
+
+
+# Several modes at once
+
+def test_modes_at_once_are_the_predictions_one_by_one():
+    torch.manual_seed(0)
+    model = SREnhancedDiagnosis(2, 2, channels=1, width=16, lr_stem='3x3', sr_stem='3x3s2',
+                                sr=dict(channels=4, blocks=1))
+    x, order = (torch.rand(20, 1, 16, 16)*255).byte(), torch.randperm(20)
+    with pytest.raises(ModelError, match='no reference images'): predict_in_modes(model, ['context'], x, 'ab')
+    model(x.float()/255)
+    model.remember(x[:4])
+    found = predict_in_modes(model, ['batch', 'context', 'solo', 'batch'], x, 'ab', batch_size=8, order=order)
+    assert [*found] == ['batch', 'context', 'solo'] and model.training
+    for mode, p in found.items():
+        alone = predict(model, x, 'ab', None, 8, mode, order)
+        np.testing.assert_array_equal(p.probabilities['ens'], alone.probabilities['ens'])
+        np.testing.assert_array_equal(p.gate, alone.gate)

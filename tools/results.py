@@ -144,8 +144,43 @@ def diagnosis() -> str: # markdown
     return '\n\n'.join([rows, setting, closed])
 
 
+def difference(gains, table, label): # of our row against this one, from gains.csv
+    ours = gains[(gains.table == table) & (gains.against == label)].iloc[-1]
+    return f'{100*ours.gain:+.1f} ({100*ours.low:+.1f} to {100*ours.high:+.1f})'
+
+
+def percents(r): # of summary.csv
+    return f'{100*r.pooled:.1f}', f'{100*r.low:.1f} to {100*r.high:.1f}'
+
+
+def few_labels() -> str: # markdown
+    "Tables V, VIII and IX on red cells with few labels"
+    folder = RESULTS/'labels'/'tables'
+    setup = read_json(folder/'setup'/'config.json')
+    f, about = setup['fixed'], setup['about']
+    summary, gains, gaps = (pd.read_csv(folder/f'{name}.csv') for name in ('summary', 'gains', 'gaps'))
+    closed = gaps.query('base == "ILR"').set_index('label')
+    def gap(label):
+        if label not in closed.index: return ''
+        return f'{100*closed.closed[label]:.0f} % ({100*closed.low[label]:.0f} to {100*closed.high[label]:.0f})'
+    five = [(r.label, *percents(r), gap(r.label)) for r in summary.query('table == "table5"').itertuples()]
+    other = [(f'{numeral}: {r.label}', *percents(r), '' if r.key == 'LR+SR-sai-x4' else
+              difference(gains, name, r.label)) for name, numeral in (('table8', 'VIII'), ('table9', 'IX'))
+             for r in summary.query('table == @name').itertuples()]
+    align = ['---'] + ['---:']*3
+    said = (f'{sum(about["images"].values())} cells of {about["groups"]} patients, {f["labels_n"]} labels in '
+            f'each training part; {f["folds"]} folds by patient, {summary.seeds.min()} to '
+            f'{summary.seeds.max()} seeds, {f["epochs"]*f["steps"]} steps of {f["batch_size"]} images for each '
+            'row. In percent; 95 % over patients.')
+    return '\n\n'.join([
+        table(['row of Table V', 'accuracy', '95 % over patients', 'closed of the gap ILR to HR'], align, five),
+        table(['row of another table', 'accuracy', '95 % over patients', 'ours is ahead by'], align, other),
+        said])
+
+
 def page() -> str: # markdown
     "The whole page"
     text = (TOOLS/'results.md').read_text(encoding='utf-8')
     return ('<!-- Made from tools/results.md and the data files by tools/readme.py: edit there. -->\n\n'
-            + jinja2.Template(text).render(benchmark=benchmark, speed=speed, diagnosis=diagnosis) + '\n')
+            + jinja2.Template(text).render(
+                benchmark=benchmark, speed=speed, diagnosis=diagnosis, few_labels=few_labels) + '\n')

@@ -157,7 +157,7 @@ def predict_in_modes(
     order: torch.Tensor|None = None, # N positions: the order of the images (mode 'batch'); None: as they are
 ) -> dict: # mode → Predictions, in the order of `lr`
     "Diagnose every image in several modes. ModelError and ValueError as in `predict`"
-    modes, training = [_mode(model, mode) for mode in modes], model.training
+    modes, training = {_mode(model, mode): None for mode in modes}, model.training # each once, in order
     if model.large != 'HR': hr = None
     _check_images(model, lr, hr, classes, batch_size, order)
     if order is not None: lr, hr = in_order(lr, order), None if hr is None else in_order(hr, order)
