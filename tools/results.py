@@ -167,11 +167,11 @@ def few_labels() -> str: # markdown
     other = [(f'{numeral}: {r.label}', *percents(r), '' if r.key == 'LR+SR-sai-x4' else
               difference(gains, name, r.label)) for name, numeral in (('table8', 'VIII'), ('table9', 'IX'))
              for r in summary.query('table == @name').itertuples()]
-    align = ['---'] + ['---:']*3
+    align, seeds = ['---'] + ['---:']*3, sorted({summary.seeds.min(), summary.seeds.max()})
     said = (f'{sum(about["images"].values())} cells of {about["groups"]} patients, {f["labels_n"]} labels in '
-            f'each training part; {f["folds"]} folds by patient, {summary.seeds.min()} to '
-            f'{summary.seeds.max()} seeds, {f["epochs"]*f["steps"]} steps of {f["batch_size"]} images for each '
-            'row. In percent; 95 % over patients.')
+            f'each training part; {f["folds"]} folds by patient, {" to ".join(map(str, seeds))} seeds, '
+            f'{f["epochs"]*f["steps"]} steps of {f["batch_size"]} images for each row. In percent; 95 % over '
+            'patients.')
     return '\n\n'.join([
         table(['row of Table V', 'accuracy', '95 % over patients', 'closed of the gap ILR to HR'], align, five),
         table(['row of another table', 'accuracy', '95 % over patients', 'ours is ahead by'], align, other),
