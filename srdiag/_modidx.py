@@ -2660,8 +2660,6 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                                  'srdiag/diagnosis/network.py'),
                                           'srdiag.diagnosis.network.SREnhancedDiagnosis': ( 'diagnosis/network.html#srenhanceddiagnosis',
                                                                                             'srdiag/diagnosis/network.py'),
-                                          'srdiag.diagnosis.network.SREnhancedDiagnosis.answer': ( 'diagnosis/network.html#srenhanceddiagnosis.answer',
-                                                                                                   'srdiag/diagnosis/network.py'),
                                           'srdiag.diagnosis.network.SREnhancedDiagnosis.context': ( 'diagnosis/network.html#srenhanceddiagnosis.context',
                                                                                                     'srdiag/diagnosis/network.py'),
                                           'srdiag.diagnosis.network.SREnhancedDiagnosis.forward': ( 'diagnosis/network.html#srenhanceddiagnosis.forward',

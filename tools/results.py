@@ -162,7 +162,8 @@ def few_labels() -> str: # markdown
     closed = gaps.query('base == "ILR"').set_index('label')
     def gap(label):
         if label not in closed.index: return ''
-        return f'{100*closed.closed[label]:.0f} % ({100*closed.low[label]:.0f} to {100*closed.high[label]:.0f})'
+        share, low, high = 100*closed.loc[label, ['closed', 'low', 'high']]
+        return f'{share:.0f} % ({low:.0f} to {high:.0f})'
     five = [(r.label, *percents(r), gap(r.label)) for r in summary.query('table == "table5"').itertuples()]
     other = [(f'{numeral}: {r.label}', *percents(r), '' if r.key == 'LR+SR-sai-x4' else
               difference(gains, name, r.label)) for name, numeral in (('table8', 'VIII'), ('table9', 'IX'))
@@ -173,7 +174,8 @@ def few_labels() -> str: # markdown
             f'{f["epochs"]*f["steps"]} steps of {f["batch_size"]} images for each row. In percent; 95 % over '
             'patients.')
     return '\n\n'.join([
-        table(['row of Table V', 'accuracy', '95 % over patients', 'closed of the gap ILR to HR'], align, five),
+        table(['row of Table V', 'accuracy', '95 % over patients', 'closed of the gap ILR to HR'], align,
+              five),
         table(['row of another table', 'accuracy', '95 % over patients', 'ours is ahead by'], align, other),
         said])
 

@@ -122,9 +122,9 @@ def _answers(model, lr, hr, modes, batch_size): # → for each part and mode: pr
     for i in range(0, len(lr), batch_size):
         images = [as_float(t[i:i+batch_size]).to(device).contiguous(memory_format=torch.channels_last)
                   for t in (lr, hr) if t is not None]
-        large = model.large_image(*images)
+        large = model.large_image(*images) if len(modes) > 1 else None # once for all
         for mode in modes:
-            out = model.answer(images[0], large, mode, context)
+            out = model(*images, mode=mode, context=context, large=large)
             p, closed = out.answers(model.config['multilabel'])
             gate = None if out.gate is None else out.gate.float().cpu()
             yield mode, {h: v.cpu() for h, v in p.items()}, closed.cpu(), gate

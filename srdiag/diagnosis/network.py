@@ -258,12 +258,11 @@ class SREnhancedDiagnosis(FrameworkParts):
                              'hr).')
         return hr
 
-    def forward(self, lr, hr=None, mode=None, context=None):
-        # B×C×h×w in [0, 1] → DiagnosisOutput; mode None: its own, in training that of `training_mode`
+    def forward(self, lr, hr=None, mode=None, context=None, large=None):
+        # B×C×h×w in [0, 1] → DiagnosisOutput; mode None: its own, in training that of `training_mode`;
+        # large: what `large_image` says of lr, if it is known
         lr = check_batch(lr, 'SREnhancedDiagnosis', self.config['channels'])
-        return self.answer(lr, self.large_image(lr, hr), mode, context)
-
-    def answer(self, lr, large, mode=None, context=None): # the same, once the large image is there
+        if large is None: large = self.large_image(lr, hr)
         if not self.two: return self.network(large)
         if mode is None: mode = self.training_mode() if self.training else self.mode
         if mode == 'context' and self.mixes and context is None: context = self.context()
