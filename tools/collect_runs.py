@@ -6,8 +6,6 @@ import shutil
 import sys
 from pathlib import Path
 
-from ship import short
-
 # What says that a folder is one, and what is copied.
 BENCHMARK = (Path('run.json'), ('README.md', '*.json', '*.csv', 'fig4.*', 'curves.png', 'students.png',
                                 'runs/*/seed*/metrics.json', 'runs/*/seed*/log.csv'))
@@ -31,7 +29,7 @@ def kind_of(source):
     return LABELS if str(head.get('format')).startswith('srdiag labels') else kinds[0]
 
 
-def labels_answers(source): # yields what a run is, its predictions, step → right answers
+def labels_answers(source): # yields what a run is, its images, step → right answers
     from srdiag.bench.labels_store import LabelsStore, right_answers
     store = LabelsStore(source)
     head = store.head()
@@ -39,7 +37,7 @@ def labels_answers(source): # yields what a run is, its predictions, step → ri
     for arm in store.arms():
         for seed, fold in store.complete(arm):
             p = store.predictions(arm, seed, fold)
-            yield (dict(arm=arm.key, seed=seed, fold=fold), p,
+            yield (dict(arm=arm.key, seed=seed, fold=fold), p.file,
                    dict(zip(steps, right_answers(p, steps, head['about']['classes']))))
 
 
@@ -52,9 +50,10 @@ def table_answers(source): # the same of an experiment of tables, with the mode 
     answers = Answers(store, rows.values())
     for row in answers.rows:
         for seed, fold in store.complete(row):
-            modes = {mode: answers.of(row, [(seed, fold)], mode).right.to_numpy(bool)
+            modes = {mode: answers.of(row, [(seed, fold)], mode)
                      for mode in store.metrics(row, seed, fold)['modes']}
-            yield dict(row=row.key, seed=seed, fold=fold), store.predictions(row, seed, fold), modes
+            yield (dict(row=row.key, seed=seed, fold=fold), next(iter(modes.values())).file,
+                   {mode: t.right.to_numpy(bool) for mode, t in modes.items()})
 
 
 def write_right(source, path, found, key):
@@ -63,14 +62,19 @@ def write_right(source, path, found, key):
     import pandas as pd
     lines = []
     files = pd.read_csv(source/'setup'/'split.csv', dtype=str, keep_default_na=False).file
-    for about, p, by in found(source):
-        at = pd.Series(range(len(p)), p.file)[files[files.isin(p.file)]]
+    for about, images, by in found(source):
+        at = pd.Series(range(len(images)), images)[files[files.isin(images)]]
         lines += [about | {key: k, 'right': ''.join('01'[int(x)] for x in right[at])}
                   for k, right in by.items()]
     pd.DataFrame(lines).to_csv(path, index=False, compression=dict(method='gzip', mtime=0))
 
 
-def shortened(text): # paths of the machine in recorded commands → DATA/... and runs/...
+def short(command): # paths of the machine → DATA/... and runs/...
+    return re.sub(r'\S*/(runs|ship|DATA|data)/',
+                  lambda m: {'ship': 'runs', 'data': 'DATA'}.get(m[1], m[1]) + '/', command)
+
+
+def shortened(text): # the same in every recorded command of a file
     return re.sub(r'^(\s*"command":|`srdiag ).*$', lambda m: short(m[0]), text, flags=re.M)
 
 

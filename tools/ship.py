@@ -6,11 +6,11 @@ runs/bloodsmear/distilled results/labels/bloodsmear_x4 teacher=runs/bloodsmear/t
 
 The split stays as it is; title, notes, data source and licence are filled in from SOURCES, and paths in the
 recorded commands are shortened. Weights of a diagnosis model are written with 16 bits."""
-import re
 import sys
 from pathlib import Path
 
 import pandas as pd
+from collect_runs import short
 
 from srdiag.core.weights import read_config
 from srdiag.models.saving import load_model, save_model
@@ -51,11 +51,6 @@ SOURCES = {
         notes='Enlarges colonoscopy frames four times. The truth it was trained on has JPEG artefacts; what '
               'it adds is plausible, not observed. Weights for research and education, as the images are.'),
 }
-
-
-def short(command):
-    return re.sub(r'\S*/(runs|ship|DATA|data)/',
-                  lambda m: {'ship': 'runs', 'data': 'DATA'}.get(m[1], m[1]) + '/', command)
 
 
 def with_fewer_labels(folder, row='LR+SR'): # what the experiment measured for this row → for the metrics

@@ -157,13 +157,12 @@ def predict_in_modes(
     order: torch.Tensor|None = None, # N positions: the order of the images (mode 'batch'); None: as they are
 ) -> dict: # mode → Predictions, in the order of `lr`
     "Diagnose every image in several modes. ModelError and ValueError as in `predict`"
-    modes, training = {_mode(model, mode): None for mode in modes}, model.training # each once, in order
+    found, training = {_mode(model, mode): [] for mode in modes}, model.training
     if model.large != 'HR': hr = None
     _check_images(model, lr, hr, classes, batch_size, order)
     if order is not None: lr, hr = in_order(lr, order), None if hr is None else in_order(hr, order)
     model.eval().to(memory_format=torch.channels_last)
-    found = {mode: [] for mode in modes}
-    for mode, *part in _answers(model, lr, hr, modes, batch_size): found[mode].append(part)
+    for mode, *part in _answers(model, lr, hr, [*found], batch_size): found[mode].append(part)
     model.train(training)
     return {mode: _together(model, classes, parts, order) for mode, parts in found.items()}
 
