@@ -55,6 +55,12 @@ def describe(app, pagename, templatename, context, doctree): # for search engine
                                     + context.get('metatags', ''))
 
 
+def fold(app, pagename, templatename, context, doctree): # the sidebar: open is the branch of the page alone
+    whole = context.get('toctree')
+    if whole: context['toctree'] = lambda **how: whole(**how | dict(collapse=True))
+
+
 def setup(app):
+    app.connect('html-page-context', fold, priority=400) # before the theme asks, at 500, for all 600 pages
     app.connect('html-page-context', describe)
     app.connect('build-finished', copy_mathjax)

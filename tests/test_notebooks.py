@@ -362,7 +362,7 @@ def test_solutions_belong_to_a_notebook_and_export_nothing(name, nb):
 
 
 PREPARE = '''
-import contextlib,io,sys
+import contextlib,io,os,sys
 from pathlib import Path
 from nbdev.processors import FilterDefaults
 from nbdev.serve_drv import exec_nb
@@ -371,6 +371,7 @@ for name in sys.argv[2:]:
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(out):
         exec_nb(Path(name), to, FilterDefaults)
     if 'Error' in out.getvalue(): sys.exit(f'{name}: {out.getvalue()[-500:]}')
+os._exit(0) # without waiting for the threads of 200 shells
 '''
 
 def test_nbdev_prepares_the_notebooks_as_well(tmp_path):
