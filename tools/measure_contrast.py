@@ -1,0 +1,79 @@
+"""What does an enlarging network give back of what tells cells apart? `python tools/measure_contrast.py
+OUT.csv DATA MODEL`, with `--size 48` or `--size 32 --resize` as in the experiments.
+
+One number for each cell, which no network has learned: in the middle half of the image, the darkest pixel
+(grey) or the most purple one (colour: red minus green) against the median. Writes its mean in each class and
+how well it alone tells the two apart (AUC), for the true image, the enlarged one and the super-resolved one,
+with their PSNR; and beside it OUT.json, with command, machine and date."""
+import argparse
+import sys
+from pathlib import Path
+
+import pandas as pd
+import torch
+from collect_runs import short
+from sklearn.metrics import roc_auc_score
+
+from srdiag.core.files import write_text
+from srdiag.core.precision import in_eval_mode
+from srdiag.core.records import json_text, session_now
+from srdiag.core.words import csv_text
+from srdiag.data.degradation import upsample
+from srdiag.data.pairs import LabelledPairs
+from srdiag.datasets.reading import read_labelled
+from srdiag.evaluation.image_quality import convention, psnr
+from srdiag.models.saving import load_model
+from srdiag.training.options import RunOptions
+
+
+def contrast(x): # B×C×H×W in [0, 1] → B
+    h, w = x.shape[-2:]
+    middle = x[..., h//4:h - h//4, w//4:w - w//4]
+    spots = (middle[:, 0] - middle[:, 1] if x.shape[1] == 3 else -middle[:, 0]).flatten(1)
+    return spots.max(1).values - spots.median(1).values
+
+
+@torch.no_grad()
+def images_of(pairs, network, batch_size=64): # → 'HR', 'ILR', 'SR' of each batch
+    with in_eval_mode(network):
+        for i in range(0, len(pairs), batch_size):
+            lr, hr, _ = pairs.batch(list(range(i, min(i + batch_size, len(pairs)))))
+            yield dict(HR=hr, ILR=upsample(lr, network.scale, clip=True), SR=network(lr).clamp(0, 1))
+
+
+def measured(data, model, options): # → rows of the table
+    network, found = load_model(model, 'sr')[0], read_labelled(data, None, options)
+    how, numbers, quality = convention(network.scale), {}, {}
+    pairs = LabelledPairs(found.images, found.table.labels, network.scale, 'hr')
+    for images in images_of(pairs, network):
+        for name, x in images.items():
+            numbers.setdefault(name, []).append(contrast(x))
+            quality.setdefault(name, []).append(psnr(x, images['HR'], how))
+    first = pairs.labels.numpy() == 0
+    for name, parts in numbers.items():
+        c = torch.cat(parts).numpy()
+        means = {k: c[pairs.labels.numpy() == i].mean() for i, k in enumerate(found.classes)}
+        yield (dict(image=name, images=len(c), side=found.images[0].shape[-1])
+               | {f'contrast_{k}': mean for k, mean in means.items()}
+               | dict(auc=roc_auc_score(first, c),
+                      psnr=None if name == 'HR' else torch.cat(quality[name]).mean().item()))
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('out', type=Path)
+    parser.add_argument('data', type=Path)
+    parser.add_argument('model', type=Path)
+    parser.add_argument('--size', type=int)
+    parser.add_argument('--resize', action='store_true')
+    a = parser.parse_args()
+    options = RunOptions(size=a.size, resize=a.resize, device='cpu')
+    table = pd.DataFrame(measured(a.data, a.model, options)).round(4)
+    write_text(a.out, csv_text(table, index=False))
+    made = session_now() | dict(command=short(' '.join(['python', *sys.argv])))
+    write_text(a.out.with_suffix('.json'), json_text(made))
+    print(table.to_string(index=False))
+
+
+if __name__ == '__main__': main()
