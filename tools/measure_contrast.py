@@ -3,8 +3,9 @@ OUT.csv DATA MODEL`, with `--size 48` or `--size 32 --resize` as in the experime
 
 One number for each cell, which no network has learned: in the middle half of the image, the darkest pixel
 (grey) or the most purple one (colour: red minus green) against the median. Writes its mean in each class and
-how well it alone tells the two apart (AUC), for the true image, the enlarged one and the super-resolved one,
-with their PSNR; and beside it OUT.json, with command, machine and date."""
+how well it alone tells the two apart (AUC), for the true image, the enlarged one and the super-resolved one;
+their PSNR; and which share of the squared error that the network removes from the enlarged image lies outside
+of this middle. Beside it OUT.json, with command, machine and date."""
 import argparse
 import sys
 from pathlib import Path
@@ -26,10 +27,14 @@ from srdiag.models.saving import load_model
 from srdiag.training.options import RunOptions
 
 
-def contrast(x): # B×C×H×W in [0, 1] → B
+def middle(x): # B×C×H×W → B×C×H/2×W/2
     h, w = x.shape[-2:]
-    middle = x[..., h//4:h - h//4, w//4:w - w//4]
-    spots = (middle[:, 0] - middle[:, 1] if x.shape[1] == 3 else -middle[:, 0]).flatten(1)
+    return x[..., h//4:h - h//4, w//4:w - w//4]
+
+
+def contrast(x): # B×C×H×W in [0, 1] → B
+    x = middle(x)
+    spots = (x[:, 0] - x[:, 1] if x.shape[1] == 3 else -x[:, 0]).flatten(1)
     return spots.max(1).values - spots.median(1).values
 
 
@@ -41,22 +46,28 @@ def images_of(pairs, network, batch_size=64): # → 'HR', 'ILR', 'SR' of each ba
             yield dict(HR=hr, ILR=upsample(lr, network.scale, clip=True), SR=network(lr).clamp(0, 1))
 
 
+def squared_error(images, name): # → sums over a batch, of the whole and of the middle
+    wrong = (images[name] - images['HR']).double()**2
+    return torch.stack([wrong.sum(), middle(wrong).sum()])
+
+
 def measured(data, model, options): # → rows of the table
     network, found = load_model(model, 'sr')[0], read_labelled(data, None, options)
-    how, numbers, quality = convention(network.scale), {}, {}
+    how, spots, quality, errors = convention(network.scale), {}, {}, {}
     pairs = LabelledPairs(found.images, found.table.labels, network.scale, 'hr')
     for images in images_of(pairs, network):
         for name, x in images.items():
-            numbers.setdefault(name, []).append(contrast(x))
+            spots.setdefault(name, []).append(contrast(x))
             quality.setdefault(name, []).append(psnr(x, images['HR'], how))
-    first = pairs.labels.numpy() == 0
-    for name, parts in numbers.items():
+            errors[name] = errors.get(name, 0) + squared_error(images, name)
+    labels, (whole, inside) = pairs.labels.numpy(), (errors['ILR'] - errors['SR']).tolist()
+    for name, parts in spots.items():
         c = torch.cat(parts).numpy()
-        means = {k: c[pairs.labels.numpy() == i].mean() for i, k in enumerate(found.classes)}
         yield (dict(image=name, images=len(c), side=found.images[0].shape[-1])
-               | {f'contrast_{k}': mean for k, mean in means.items()}
-               | dict(auc=roc_auc_score(first, c),
-                      psnr=None if name == 'HR' else torch.cat(quality[name]).mean().item()))
+               | {f'contrast_{k}': c[labels == i].mean() for i, k in enumerate(found.classes)}
+               | dict(auc=roc_auc_score(labels == 0, c))
+               | (dict(psnr=torch.cat(quality[name]).mean().item()) if name != 'HR' else {})
+               | (dict(removed_outside=1 - inside/whole) if name == 'SR' else {}))
 
 
 def main():
