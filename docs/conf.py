@@ -41,11 +41,12 @@ def copy_mathjax(app, error):
     shutil.copy2(_mathjax/_script, to)
 
 
-def description_of(doctree): # the lead of a page, or else its first sentence
-    from docutils.nodes import paragraph
+def description_of(doctree): # the lead of a page, or else its title and its first sentence
+    from docutils.nodes import paragraph, title
     found = list(doctree.findall(paragraph))
-    lead = next((p for p in found if 'lead' in p['classes']), found[0] if found else None)
-    text = ' '.join(lead.astext().split()) if lead is not None else ''
+    lead = [p for p in found if 'lead' in p['classes']]
+    parts = lead[:1] or [*list(doctree.findall(title))[:1], *found[:1]]
+    text = ' '.join('. '.join(p.astext() for p in parts).split()).replace('?. ', '? ')
     return text if len(text) <= 160 else f'{text[:157].rsplit(" ", 1)[0]} ...'
 
 
