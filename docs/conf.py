@@ -46,7 +46,7 @@ def description_of(doctree): # the lead of a page, or else its title and its fir
     found = list(doctree.findall(paragraph))
     lead = [p for p in found if 'lead' in p['classes']]
     parts = lead[:1] or [*list(doctree.findall(title))[:1], *found[:1]]
-    text = ' '.join('. '.join(p.astext() for p in parts).split()).replace('?. ', '? ')
+    text = ' '.join(' – '.join(p.astext() for p in parts).split())
     return text if len(text) <= 160 else f'{text[:157].rsplit(" ", 1)[0]} ...'
 
 

@@ -11,15 +11,15 @@ import sys
 from pathlib import Path
 
 import pandas as pd
-import torch
 from collect_runs import short
 from sklearn.metrics import roc_auc_score
 
+from srdiag.bench.labels_images import KindsOfImages
+from srdiag.bench.labels_settings import LabelsSources
 from srdiag.core.files import write_text
-from srdiag.core.precision import in_eval_mode
 from srdiag.core.records import json_text, session_now
 from srdiag.core.words import csv_text
-from srdiag.data.degradation import upsample
+from srdiag.data.images import as_float
 from srdiag.data.pairs import LabelledPairs
 from srdiag.datasets.reading import read_labelled
 from srdiag.evaluation.image_quality import convention, psnr
@@ -38,36 +38,21 @@ def contrast(x): # B×C×H×W in [0, 1] → B
     return spots.max(1).values - spots.median(1).values
 
 
-@torch.no_grad()
-def images_of(pairs, network, batch_size=64): # → 'HR', 'ILR', 'SR' of each batch
-    with in_eval_mode(network):
-        for i in range(0, len(pairs), batch_size):
-            lr, hr, _ = pairs.batch(list(range(i, min(i + batch_size, len(pairs)))))
-            yield dict(HR=hr, ILR=upsample(lr, network.scale, clip=True), SR=network(lr).clamp(0, 1))
-
-
-def squared_error(images, name): # → sums over a batch, of the whole and of the middle
-    wrong = (images[name] - images['HR']).double()**2
-    return torch.stack([wrong.sum(), middle(wrong).sum()])
-
-
 def measured(data, model, options): # → rows of the table
-    network, found = load_model(model, 'sr')[0], read_labelled(data, None, options)
-    how, spots, quality, errors = convention(network.scale), {}, {}, {}
-    pairs = LabelledPairs(found.images, found.table.labels, network.scale, 'hr')
-    for images in images_of(pairs, network):
-        for name, x in images.items():
-            spots.setdefault(name, []).append(contrast(x))
-            quality.setdefault(name, []).append(psnr(x, images['HR'], how))
-            errors[name] = errors.get(name, 0) + squared_error(images, name)
-    labels, (whole, inside) = pairs.labels.numpy(), (errors['ILR'] - errors['SR']).tolist()
-    for name, parts in spots.items():
-        c = torch.cat(parts).numpy()
-        yield (dict(image=name, images=len(c), side=found.images[0].shape[-1])
-               | {f'contrast_{k}': c[labels == i].mean() for i, k in enumerate(found.classes)}
-               | dict(auc=roc_auc_score(labels == 0, c))
-               | (dict(psnr=torch.cat(quality[name]).mean().item()) if name != 'HR' else {})
-               | (dict(removed_outside=1 - inside/whole) if name == 'SR' else {}))
+    found, scale = read_labelled(data, None, options), load_model(model, 'sr')[0].scale
+    pairs = LabelledPairs(found.images, found.table.labels, scale, 'hr')
+    kinds, labels = KindsOfImages(pairs, scale, LabelsSources(sr=str(model))), pairs.labels.numpy()
+    images = {name: as_float(kinds[name]) for name in ('HR', 'ILR', 'SR')}
+    wrong = {name: (x - images['HR']).double()**2 for name, x in images.items()}
+    removed = wrong['ILR'] - wrong['SR']
+    only = {name: dict(psnr=psnr(images[name], images['HR'], convention(scale)).mean().item())
+            for name in ('ILR', 'SR')}
+    only['SR'] |= dict(removed_outside=1 - (middle(removed).sum()/removed.sum()).item())
+    for name, x in images.items():
+        c = contrast(x).numpy()
+        yield (dict(image=name, images=len(c), side=x.shape[-1])
+               | {f'contrast_{k}': float(c[labels == i].mean()) for i, k in enumerate(found.classes)}
+               | dict(auc=roc_auc_score(labels == 0, c)) | only.get(name, {}))
 
 
 def main():
