@@ -13,8 +13,9 @@ from srdiag.bench import benchmark, sr_runs, sr_speed
 from srdiag.bench.benchmark import benchmark_sr
 from srdiag.bench.entries import (BICUBIC, CARN_SCRATCH, COPIED, DOUBLE, EDSR_DOUBLE, PRESETS, SCRATCH,
                                   STUDENT, Entry, entries_of, with_teachers)
+from srdiag.bench.networks import networks_of
 from srdiag.bench.published import published_sr
-from srdiag.bench.settings import BenchmarkShare, sr_budget
+from srdiag.bench.settings import BenchmarkShare, Sources, sr_budget
 from srdiag.bench.sr_report import UNKNOWN, deviations, report_sr, sr_limits
 from srdiag.bench.sr_runs import SRImages, steps_of
 from srdiag.bench.sr_scores import groups_known, sr_gains, sr_results
@@ -77,6 +78,12 @@ def test_every_entry_has_every_seed_and_the_teacher_is_shown(finished):
     assert (results.groupby('label').seed.apply(sorted).map(tuple) == (0, 1)).all()
     assert (results.set_index('label').steps_with_teacher.to_dict() == {
                 'Bicubic': 0, 'Scratch': 2, 'Recursive': 2, 'MRC-Net': 4})
+
+
+def test_an_experiment_takes_the_networks_of_a_benchmark_without_the_teacher(finished):
+    found = networks_of(Sources(benchmark=str(finished)))
+    assert [scale for _, scale in found] == [2, 2]
+    assert [load_model(folder, 'sr')[0].config['steps'] for folder in found.values()] == [1, 1]
 
 
 def test_summary_is_mean_and_spread_of_the_results(finished):

@@ -38,9 +38,10 @@ class Network:
         return 0 if groups is None else len(self.groups() & set(groups))
 
 # %% ../../nbs/bench/networks.ipynb #c010
-def _of_benchmark(folder): # texts NAME=FOLDER, of the first seed of each trained network
+def _of_benchmark(folder): # texts NAME=FOLDER, of the first seed of each trained network but teachers
     store = SRStore(folder)
-    for e in store.entries():
+    teachers = {e.teacher.key for e in store.entries() if e.teacher is not None}
+    for e in (e for e in store.entries() if e.key not in teachers):
         name = e.key.replace('-', '_') if e.key != 'mrcnet' else 'mrcnet_scratch'
         for seed in store.seeds(e)[:1]:
             if (model := store.path(e, seed)/'model').is_dir(): yield f'{name}={model}'
