@@ -4,8 +4,8 @@ teacher=runs/histology_teacher`, or, with the experiment that tells how it does 
 labels=runs/labels_redcells`; with a path for a name, into that folder: `python tools/ship.py
 runs/bloodsmear/distilled results/labels/bloodsmear_x4 teacher=runs/bloodsmear/teacher`.
 
-The split stays as it is; title, notes, data source and licence are filled in from SOURCES, and paths in the
-recorded commands are shortened. Weights of a diagnosis model are written with 16 bits."""
+The split stays as it is; title, notes, licence and what is known of the data are filled in from SOURCES, and
+paths in the recorded commands are shortened. Weights of a diagnosis model are written with 16 bits."""
 import sys
 from pathlib import Path
 
@@ -16,6 +16,7 @@ from srdiag.core.weights import read_config
 from srdiag.models.saving import load_model, save_model
 
 MEASURES = 'psnr', 'ssim', 'accuracy'
+ABOUT = 'source', 'labelled_by', 'people' # of SOURCES, for the data of a card
 PACKAGE = Path(__file__).resolve().parent.parent/'srdiag'/'pretrained'
 SOURCES = {
     'histology_x2': dict(
@@ -30,7 +31,10 @@ SOURCES = {
         title='Malaria in single red cells of 16 px, LR+SR',
         source='NIH/NLM malaria cell images (Rajaraman et al., PeerJ 2018), published for free use by a US '
                'government library; 64x64 px by 2x2 means, reduced to 16x16 px (MATLAB bicubic, 8 bits)',
-        license='mit',
+        labelled_by='one expert reader of slides, on the whole smears (Mahidol-Oxford Tropical Medicine '
+                    'Research Unit, Bangkok)',
+        people='of 150 patients with P. falciparum and 50 healthy people (Chittagong Medical College '
+               'Hospital, Bangladesh), the 87 in these parts', license='mit',
         notes='Says whether a single, cut-out red blood cell of 16 px (thin smear, Giemsa stain, 64 px '
               'reduced four times) is parasitized. It shows how the method works. It is not for '
               'diagnosis, not for whole fields or thick smears, and it has seen one laboratory, one '
@@ -67,7 +71,7 @@ def ship(folder, name, others):
     facts = SOURCES[place.name]
     if 'labels' in others: info.metrics |= with_fewer_labels(others.pop('labels'))
     info.title, info.notes, info.license = facts['title'], facts['notes'], facts['license']
-    info.data |= dict(source=facts['source'])
+    info.data |= {key: facts[key] for key in ABOUT if key in facts}
     info.training['command'] = short(info.training['command'])
     if 'teacher' in info.training: info.training['teacher'] = short(info.training['teacher'])
     for key, other in others.items():
