@@ -4,10 +4,11 @@ OUT.csv DATA MODEL`, with `--size 48` or `--size 32 --resize` as in the experime
 One number for each cell, which no network has learned: in the middle half of the image, the darkest pixel
 (grey) or the most purple one (colour: red minus green) against the median. Writes its mean in each class and
 how well it alone tells the two apart (AUC), for the true image, the enlarged one and the super-resolved one;
-their PSNR; and which share of the squared error that the network removes from the enlarged image lies outside
-of this middle. Beside it OUT.json, with command, machine and date."""
+their PSNR, in the whole image and in this middle alone; and which share of their squared error lies outside of
+it. Beside it OUT.json, with command, machine and date."""
 import argparse
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
@@ -38,21 +39,24 @@ def contrast(x): # B×C×H×W in [0, 1] → B
     return spots.max(1).values - spots.median(1).values
 
 
+def fidelity(x, truth, how): # B×C×H×W twice, how PSNR is measured → of all pixels and of the middle
+    wrong = (x - truth).double()**2
+    return dict(psnr=psnr(x, truth, how).mean().item(),
+                psnr_middle=psnr(middle(x), middle(truth), replace(how, crop=0)).mean().item(),
+                error_outside=1 - (middle(wrong).sum()/wrong.sum()).item())
+
+
 def measured(data, model, options): # → rows of the table
     found, scale = read_labelled(data, None, options), load_model(model, 'sr')[0].scale
     pairs = LabelledPairs(found.images, found.table.labels, scale, 'hr')
     kinds, labels = KindsOfImages(pairs, scale, LabelsSources(sr=str(model))), pairs.labels.numpy()
     images = {name: as_float(kinds[name]) for name in ('HR', 'ILR', 'SR')}
-    wrong = {name: (x - images['HR']).double()**2 for name, x in images.items()}
-    removed = wrong['ILR'] - wrong['SR']
-    only = {name: dict(psnr=psnr(images[name], images['HR'], convention(scale)).mean().item())
-            for name in ('ILR', 'SR')}
-    only['SR'] |= dict(removed_outside=1 - (middle(removed).sum()/removed.sum()).item())
     for name, x in images.items():
         c = contrast(x).numpy()
         yield (dict(image=name, images=len(c), side=x.shape[-1])
                | {f'contrast_{k}': float(c[labels == i].mean()) for i, k in enumerate(found.classes)}
-               | dict(auc=roc_auc_score(labels == 0, c)) | only.get(name, {}))
+               | dict(auc=roc_auc_score(labels == 0, c))
+               | ({} if name == 'HR' else fidelity(x, images['HR'], convention(scale))))
 
 
 def main():
