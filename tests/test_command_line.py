@@ -61,6 +61,13 @@ def test_every_field_is_an_option(name, run_cli):
         assert f'--{"no-" if f.default is True else ""}{option} ' in text + ' ', f.name
 
 
+@pytest.mark.parametrize('name', ['benchmark sr', 'experiment', 'experiment labels', 'experiment interactions'])
+def test_a_comparison_offers_no_option_that_it_does_not_heed(name, run_cli):
+    text = run_cli(*name.split(), '--help')[1]
+    for option in ('--learning-rate', '--early-stopping', '--log ', '--overwrite', '--resume '):
+        assert option not in text, option
+
+
 def test_defaults_units_and_choices_are_told(run_cli):
     text = words(run_cli('train-diagnosis', '--help')[1])
     for part in ('(default: 0.05)', '{frobenius,mean_square}', '(default: mean_square)',

@@ -5,11 +5,15 @@ import math
 import shutil
 import subprocess
 import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 
 from srdiag.bench import costs, diagnosis_runs, diagnosis_training
 from srdiag.bench.answers import Answers, confusion_of
@@ -22,6 +26,7 @@ from srdiag.bench.published import NUMERALS, published_confusion, published_diag
 from srdiag.bench.rows import OURS, TABLES, Row, pairs_of, rows_of
 from srdiag.bench.settings import DIAGNOSIS_BUDGETS, Design, ExperimentShare, Sources, diagnosis_budget
 from srdiag.core.errors import DataError, ModelError
+from srdiag.core.together import KEY, SAVED, _mark
 from srdiag.evaluation.gains import gap_closed, group_means, mean_interval, paired_gain, verdict
 from srdiag.training.options import RunOptions
 
@@ -246,6 +251,14 @@ def test_more_seeds_are_welcome(labelled, sr_model, tmp_path, quick):
             and gains.seed_low[0] < gains.gain[0] < gains.seed_high[0])
 
 
+def test_answers_of_some_runs_in_another_mode(finished):
+    store, ours = DiagnosisStore(finished), replace(OURS, scale=2)
+    answers = Answers(store, [ours])
+    own, solo = (answers.per_image(ours, mode, [(0, 0)]) for mode in (None, 'solo'))
+    assert own.index.equals(solo.index) and len(solo) < len(answers.per_image(ours, 'solo'))
+    pd.testing.assert_frame_equal(solo, answers.per_image(ours, 'solo').loc[solo.index])
+
+
 def test_a_failed_training_ends_its_run_alone(labelled, sr_model, tmp_path, quick, monkeypatch, capsys):
     from srdiag.core.errors import TrainingError
     real = diagnosis_training.train_diagnosis
@@ -299,6 +312,44 @@ def test_rows_share_their_branches(finished, labelled, sr_model, tmp_path, monke
     pd.testing.assert_frame_equal(again, before)
 
 
+def test_no_two_branches_are_the_same_training(labelled, sr_model, tmp_path):
+    run(labelled, tmp_path/'x', sr_model, only='LR+LR-x2', budget=replace(TINY, seeds=2), only_fold=0)
+    weights = [p.read_bytes() for p in (tmp_path/'x'/'branches').rglob('model.safetensors')]
+    assert len(weights) == len({*weights}) == 4
+
+
+def test_two_processes_do_not_train_one_branch_twice(tmp_path, monkeypatch, capsys):
+    trained = []
+
+    def train_branch(job, row, branch, run, epochs, place):
+        trained.append(place)
+        time.sleep(0.3)
+        place.mkdir(parents=True)
+        (place/'config.json').touch()
+
+    info = SimpleNamespace(training=dict(seconds=1.))
+    monkeypatch.setattr(diagnosis_training, '_train_branch', train_branch)
+    monkeypatch.setattr(diagnosis_training, 'load_model', lambda *_: (torch.nn.Identity(), info))
+    job = SimpleNamespace(device='cpu')
+    with ThreadPoolExecutor(2) as pool:
+        both = [pool.submit(diagnosis_training.shared_branch, job, OURS, 'lr', (0, 0), 1, tmp_path)
+                for _ in range(2)]
+        assert both[0].result()[1:] == both[1].result()[1:]
+    assert len(trained) == 1 and 'we wait' in capsys.readouterr().out
+
+
+def test_logs_of_a_branch_are_found_where_a_kill_has_left_them(finished, labelled, sr_model, tmp_path):
+    copy, ours = tmp_path/'copy', replace(OURS, scale=2)
+    shutil.copytree(finished, copy)
+    place = copy/'branches'/'LR-x2-lr'/'seed0'/'fold0'
+    waiting = place/f'{SAVED}{_mark(place, KEY)}'
+    waiting.mkdir()
+    for p in [p for p in place.iterdir() if p.is_file() and p.name != KEY]: p.rename(waiting/p.name)
+    shutil.rmtree(DiagnosisStore(copy).path(ours, 0, 0))
+    run(labelled, copy, sr_model, only=ours.key)
+    assert (DiagnosisStore(copy).path(ours, 0, 0)/'logs'/'lr'/'log.csv').is_file()
+
+
 def test_a_folder_whose_rows_have_own_branches_takes_no_others(finished, labelled, sr_model, tmp_path):
     copy = tmp_path/'copy'
     shutil.copytree(finished, copy)
@@ -336,6 +387,7 @@ def test_few_labels(labelled, sr_model, tmp_path, quick, monkeypatch):
 def test_more_labels_than_there_are(labelled, sr_model, tmp_path, quick):
     with pytest.raises(DataError, match='training part of fold 0 has .* fewer than the 5000'):
         run(labelled, tmp_path/'many', sr_model, only='LR-x2', design=replace(HALF, labels_n=5000))
+    assert not (tmp_path/'many').exists(), 'a mistake has left a folder that refuses the right number'
 
 
 def test_without_join_a_framework_is_trained_as_one(labelled, sr_model, tmp_path, quick, monkeypatch):

@@ -2,13 +2,17 @@
 what does not fit is a sentence."""
 import json
 from dataclasses import replace
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from torchvision import ops
 
-from srdiag.bench.labels_rows import INTERACTION_ROWS, LABEL_ROWS, LabelRow
+from srdiag.bench.interactions import interaction_gains, price_of
+from srdiag.bench.labels_answers import Resamples, Tally
+from srdiag.bench.labels_rows import INTERACTION_ROWS, LABEL_ROWS, Arm, LabelRow
 from srdiag.core.errors import DataError
 from srdiag.data.images import as_float
 from srdiag.data.pairs import LabelledPairs
@@ -302,6 +306,24 @@ def test_rows_of_the_experiment():
     assert LABEL_ROWS['LR+SR'].interaction is None and LABEL_ROWS['LR+SR'].mode == 'solo'
     with pytest.raises(DataError, match="no interaction 'cbm'"):
         LabelRow('x', 'SR', joined=True, interaction='cbm')
+
+
+@pytest.mark.parametrize('name', ['sai', 'nearest', 'prototypes', 'nonlocal'])
+def test_frameworks_of_oblong_images_have_a_price(name):
+    head = dict(fixed=dict(scale=4, width=8), about=dict(shape=[1, 32, 48], classes=['a', 'b']))
+    price = price_of(LABEL_ROWS[f'LR+SR-{name}'], head)
+    assert 0 < price['prediction'] <= price['training'] and price['flops'] > 0
+
+
+def test_rows_without_a_common_run_are_not_compared():
+    arms = [Arm(LABEL_ROWS[name], 48) for name in ('SR', 'LR+SR-sai', 'LR+SR-nonlocal')]
+    counts = np.array([[[5., 0.], [0., 0.]], [[0., 0.], [5., 5.]], [[5., 5.], [5., 5.]]]) # arms, seeds, groups
+    answers = SimpleNamespace(
+        arms=arms, tallies={a: Tally(n[None]*0.8, n) for a, n in zip(arms, counts)}, draws=Resamples(2, 2),
+        arm=lambda name, labels: next((a for a in arms if a.row.name == name), None))
+    found = interaction_gains(answers)
+    assert {*zip(found.row, found.against)} == {('LR+SR-nonlocal', 'SR'), ('LR+SR-nonlocal', 'LR+SR-sai')}
+    assert np.isfinite(found.gain).all()
 
 
 def test_distances_of_features(): # the cosine of both branches, whatever their size

@@ -47,7 +47,7 @@ class Answers:
 
     def per_image(self, row, mode=None, runs=None):
         # file → right: the share of seeds in which it was, group; in order of file
-        t = self.table(row, mode) if runs is None else self.of(row, runs)
+        t = self.table(row, mode) if runs is None else self.of(row, runs, mode)
         return t.groupby('file', sort=True).agg(right=('right', 'mean'), group=('group', 'first'))
 
     def aligned(self, *rows):

@@ -87,6 +87,10 @@ def _check_frozen(job, rows): # ModelError for images that the frozen network ca
         side = min(job.images.pairs(r.scale).lr.shape[-2:])*r.scale
         check_reads(job.frozen.extractor.branch, job.images.data.channels, side)
 
+def _check_labels(job): # DataError for a part with fewer labelled images, or classes, than are wanted
+    for fold in range(len(job.images.folds)):
+        for part in ('train', 'valid'): job.images.chosen(fold, part, 0)
+
 def _check_peers(job, rows): # ModelError for images that a network of another group cannot read
     for r in (r for r in rows if r.peer is not None):
         side = min(job.images.pairs(r.scale).lr.shape[-2:])*(1 if r.inputs == 'LR' else r.scale)
@@ -102,6 +106,7 @@ def check_job(
     for scale in {r.scale for r in rows}: job.images.pairs(scale) # sizes that do not fit are said here
     _check_peers(job, rows)
     _check_frozen(job, rows)
+    _check_labels(job)
     check_networks(job.networks, rows, job.images.data.channels, job.images.groups)
     check_experiment(store, job.fixed(), job.networks.values(), job.frozen)
 

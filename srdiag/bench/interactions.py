@@ -36,13 +36,14 @@ def framework_of(
 ) -> SREnhancedDiagnosis: # untrained, in eval mode, with references where it compares
     "The framework of a row, for counting"
     f, about = head['fixed'], head['about']
-    channels, side = about['shape'][0], about['shape'][1]
-    small, classes = side//f['scale'], len(about['classes'])
-    model = SREnhancedDiagnosis(classes, f['scale'], 'LR+HR', True, channels, stem_for(small), stem_for(side),
+    (channels, *large), classes = about['shape'], len(about['classes'])
+    small = [n//f['scale'] for n in large]
+    model = SREnhancedDiagnosis(classes, f['scale'], 'LR+HR', True, channels, stem_for(min(small)),
+                                stem_for(min(large)),
                                 mutual='mean', mode=row.mode, width=f['width'], statistics='each',
                                 interaction=row.interaction)
     if row.mode == 'context':
-        images = (torch.zeros(32, channels, n, n, dtype=torch.uint8) for n in (small, side))
+        images = (torch.zeros(32, channels, *size, dtype=torch.uint8) for size in (small, large))
         model.remember(*images, torch.arange(32)%classes)
     return model.eval()
 
@@ -80,8 +81,9 @@ def linear_price(
 MANY = 1 - 0.05/8 # level of an interval that allows for eight comparisons
 MEASURED_BY = 'LR+SR-concatenation', 'LR+SR-sai', 'SR'
 
-def _difference(answers, a, b): # two arms → gain, and two intervals, after the most steps
+def _difference(answers, a, b): # two arms → gain, two intervals, after the most steps; None: no common run
     one, two = together([answers.tallies[a], answers.tallies[b]])
+    if not one.images.sum(): return None
     drawn = (answers.draws.accuracy(one) - answers.draws.accuracy(two))[:, -1]
     (low, high), (lower, higher) = ends(drawn), ends(drawn, MANY)
     gain = one.accuracy[-1] - two.accuracy[-1]
@@ -97,8 +99,8 @@ def interaction_gains(
         for name in MEASURED_BY:
             b = answers.arm(name, a.labels)
             if b is None or a == b or a.row.name not in (*INTERACTION_ROWS, *LINEAR_ROWS): continue
-            lines.append(dict(row=a.row.name, against=name, labels=words_for(a.labels))
-                         | _difference(answers, a, b))
+            if (found := _difference(answers, a, b)) is None: continue
+            lines.append(dict(row=a.row.name, against=name, labels=words_for(a.labels)) | found)
     return pd.DataFrame(lines)
 
 # %% ../../nbs/bench/interactions.ipynb #n006

@@ -188,7 +188,7 @@ class Sources:
     # [NAME=]FOLDER: model folder of a super-resolution network, or the name of one of the package; several
     # for table10 and fig6
     sr: tuple[str, ...] = ()
-    benchmark: str|None = None # a benchmark whose trained networks take part in fig6
+    benchmark: str|None = None # a benchmark whose trained networks, but teachers, take part in fig6
     # NETWORK[=WEIGHTS]: rows Linear in table3 to table5, a linear head on features of a network that stays as
     # it is (resnet18, timm/NAME, torchvision/NAME); WEIGHTS: imagenet (default), imagenet:FILE, or random
     linear: str|None = None

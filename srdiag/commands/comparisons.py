@@ -54,6 +54,9 @@ class Comparing(RunOptions):
     seed: Suppress[Natural] = 0
     overwrite: Suppress[bool] = False
     resume: Suppress[bool] = False
+    learning_rate: Suppress[float|None] = None
+    early_stopping: Suppress[int|None] = None
+    log: Suppress[Literal['csv', 'tensorboard', 'wandb']] = 'csv'
 
 # %% ../../nbs/commands/comparisons.ipynb #n007
 @dataclass(frozen=True)
