@@ -953,6 +953,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                             'srdiag/commands/evaluate.py'),
                                           'srdiag.commands.evaluate._evaluate_sr': ( 'commands/evaluate.html#_evaluate_sr',
                                                                                      'srdiag/commands/evaluate.py'),
+                                          'srdiag.commands.evaluate._groups_as_trained': ( 'commands/evaluate.html#_groups_as_trained',
+                                                                                           'srdiag/commands/evaluate.py'),
                                           'srdiag.commands.evaluate._labelled': ( 'commands/evaluate.html#_labelled',
                                                                                   'srdiag/commands/evaluate.py'),
                                           'srdiag.commands.evaluate._labelled_pairs': ( 'commands/evaluate.html#_labelled_pairs',

@@ -10,6 +10,7 @@ import pandas as pd
 import pytest
 import torch
 
+from conftest import TINY_SR
 from srdiag.bench.costs import costs_of
 from srdiag.bench.diagnosis_store import DiagnosisStore
 from srdiag.bench.experiment import run_experiment
@@ -116,6 +117,59 @@ def test_nothing_but_images_of_the_training(models, labelled, tmp_path, refused,
             naming=['learned from', '--split all'])
     assert (f'{len(learned)} images' in succeeds('evaluate', '--data', tmp_path/'other', '--model',
                                                  models.diagnosis, '--split', 'all'))
+
+
+@pytest.fixture
+def patients(tile, tmp_path):
+    "A function: pattern of names → a folder with two images of each of 12 patients, and one that grew from it"
+    def patients(name):
+        for k in range(24):
+            file = name.format(k//2, k % 2)
+            for root in ('some', 'more'):
+                (tmp_path/root).mkdir(exist_ok=True)
+                save_png(tile(k), tmp_path/root/file)
+        for k in range(12): save_png(tile(24 + k), tmp_path/'more'/name.format(k, 2))
+        return tmp_path/'some', tmp_path/'more'
+    return patients
+
+
+@pytest.mark.parametrize('name,options', [('p{}__{}.png', []),
+                                          ('{1}__of_p{0}.png', ['--group-pattern', r'p(\d+)']),
+                                          ('p{}-{}.png', ['--group-pattern', '^(.*)-'])])
+def test_a_network_is_not_tested_on_new_images_of_its_patients(name, options, patients, tmp_path, succeeds):
+    some, more = patients(name)
+    succeeds('train-sr', '--data', some, '--out', tmp_path/'sr', '--model', 'srcnn', *options, *TINY_SR)
+    table = pd.read_csv(tmp_path/'sr'/'split.csv', dtype=str)
+    learned, known = table.split.isin(['train', 'valid']), table.group.nunique()
+    left = int(learned.sum()) + table.group[learned].nunique() # and the new image of each of its patients
+    said = succeeds('evaluate', '--data', more, '--model', tmp_path/'sr', '--device', 'cpu', '--out',
+                    tmp_path/'out')
+    metrics = json.loads((tmp_path/'out'/'metrics.json').read_text())
+    assert known == 12 and f'Left out: {left} images' in said
+    assert (metrics['left_out'], metrics['n']) == (left, 36 - left)
+
+
+def test_a_pattern_of_the_training_reads_the_names_of_a_labelled_set_too(tile, tmp_path, succeeds,
+                                                                         tiny_diagnosis):
+    for k in range(48):
+        (folder := tmp_path/'data'/('healthy', 'ill')[k % 2]).mkdir(parents=True, exist_ok=True)
+        save_png(tile(k, 16), folder/f'p{k//4}-{k % 4}.png')
+    succeeds('train-diagnosis', '--data', tmp_path/'data', '--out', tmp_path/'model', '--inputs', 'LR',
+             '--group-pattern', '^(.*)-', *tiny_diagnosis)
+    split = pd.read_csv(tmp_path/'model'/'split.csv', dtype=str)
+    for k, p in enumerate(split.group.unique()): save_png(tile(100 + k, 16), tmp_path/f'data/ill/{p}-9.png')
+    succeeds('evaluate', '--data', tmp_path/'data', '--model', tmp_path/'model', '--out', tmp_path/'out')
+    tested = {r['file'].split('/')[1].split('-')[0] for r in rows(tmp_path/'out'/'predictions.csv')}
+    assert tested == set(split.group[split.split == 'test'])
+
+
+def test_a_pattern_of_the_training_may_fit_no_name_of_other_images(patients, tmp_path, succeeds):
+    some, _ = patients('p{}-{}.png')
+    succeeds('train-sr', '--data', some, '--out', tmp_path/'sr', '--model', 'srcnn', '--group-pattern',
+             '^(.*)-', *TINY_SR)
+    for p in some.iterdir(): p.rename(p.with_name(p.name.replace('-', '')))
+    said = succeeds('evaluate', '--data', some, '--model', tmp_path/'sr', '--device', 'cpu')
+    assert 'groups are unknown' in said and 'others of the same groups' not in said
 
 
 # Files that are not ours, or somebody else's

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['evaluate_command']
 
-# %% ../../nbs/commands/evaluate.ipynb #c003
+# %% ../../nbs/commands/evaluate.ipynb #n000
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -19,6 +19,7 @@ from ..core.records import command_line, json_text
 from ..core.weights import model_folder
 from ..core.words import counted, csv_text, say
 from ..data.degradation import upsample
+from ..data.groups import groups_from_names, rule_of
 from ..data.images import fingerprints
 from ..data.pairs import SRPairs
 from ..datasets.fitting import side_of
@@ -48,15 +49,16 @@ class _Asked:
     options: RunOptions # size, strict, channels, group_pattern
     lr: str|Path|None = None # low-resolution images of the same names
 
-# %% ../../nbs/commands/evaluate.ipynb #c007
+# %% ../../nbs/commands/evaluate.ipynb #n002
 def _sr_pairs(a): # _Asked → SRPairs that count, how many images are left out
     n, options = a.network, _as_trained(a, a.options.size or a.info.size)
     least = max(n.scale*n.min_size, 11 + 2*n.scale)
-    root, images, small = read_sr_images(a.data, a.lr, least, n.scale, options)
+    root, images, small, known = read_sr_images(a.data, a.lr, least, n.scale, options)
     _say_if_other_pairs(a, small)
     files = file_names(images.paths, root)
     whole, digests = fingerprints(images.paths, root if root.is_dir() else None)
-    rows, left = test_rows(files, digests, None, a.model, a.split, whole == a.info.data.get('hash'))
+    groups = _groups_as_trained(a, images.paths, *known)
+    rows, left = test_rows(files, digests, groups, a.model, a.split, whole == a.info.data.get('hash'))
     return SRPairs([images.images[i] for i in rows], n.scale, [files[i] for i in rows],
                    lr=small and [small[i] for i in rows], how=options.reduction), left
 
@@ -71,6 +73,14 @@ def _say_if_other_pairs(a, small): # a model of own pairs that is tested on smal
         say('Note: the model has learned from pairs of its user, and is tested on small images made by '
             'bicubic interpolation: name yours with --lr.')
 
+# %% ../../nbs/commands/evaluate.ipynb #n004
+def _groups_as_trained(a, paths, groups, rule): # → groups by the model's pattern, unless more is known
+    pattern = str(a.info.training.get('group_pattern', 'auto'))
+    told = a.options.group_pattern != 'auto' or groups is not None and rule != rule_of('auto')
+    if told or pattern in ('auto', 'none'): return groups
+    try: return groups_from_names(paths, pattern)
+    except DataError: return groups # files of others, with other names
+
 # %% ../../nbs/commands/evaluate.ipynb #c009
 def _evaluate_sr(a): # _Asked → metrics, no tables, no page
     pairs, left = _sr_pairs(a)
@@ -82,7 +92,7 @@ def _evaluate_sr(a): # _Asked → metrics, no tables, no page
         f"{bicubic['ssim']:.4f}, network {metrics['psnr']:.2f} dB / {metrics['ssim']:.4f}.")
     return metrics, {}, None
 
-# %% ../../nbs/commands/evaluate.ipynb #c014
+# %% ../../nbs/commands/evaluate.ipynb #n005
 def _labelled(a): # _Asked → LabelledData, rows that count, how many images are left out
     scale, own = a.network.scale, labelled_pairs(a.data, a.lr)[1] is not None
     if not own and a.network.large == 'HR' and a.info.images == 'lr':
@@ -97,8 +107,10 @@ def _labelled(a): # _Asked → LabelledData, rows that count, how many images ar
     if found.classes != list(a.info.classes):
         raise DataError(f'The data has the classes {", ".join(found.classes)}, but the model knows '
                         f'{", ".join(a.info.classes)}.')
-    rows, left = test_rows(list(found.table.to_frame().file), found.digests, found.table.groups, a.model,
-                           a.split, found.hash == a.info.data.get('hash'))
+    t = found.table
+    groups = _groups_as_trained(a, t.files, t.groups, t.rule)
+    rows, left = test_rows(list(t.to_frame().file), found.digests, groups, a.model, a.split,
+                           found.hash == a.info.data.get('hash'))
     return found, rows, left
 
 # %% ../../nbs/commands/evaluate.ipynb #c016

@@ -205,18 +205,20 @@ def _check_number(data, images): # DataError if a part would be empty
 def _dealt(images, part): # images, and the part of each → part → images
     return {k: [images[i] for i in np.flatnonzero(part == k)] for k in ('train', 'valid', 'test')}
 
-# %% ../../nbs/datasets/reading.ipynb #c041
+# %% ../../nbs/datasets/reading.ipynb #n001
 def read_sr_images(
     data: str|Path, # a folder with images, or one image
     lr: str|Path|None, # a folder with low-resolution images of the same names
     least: int, # smallest side in px: smaller images are skipped
     scale: int, # that pairs of a user's own must have
-    options: RunOptions, # strict, channels, size
-) -> tuple: # the folder that names are relative to, ImageSet, and small images or None
+    options: RunOptions, # strict, channels, size, group_pattern
+) -> tuple: # the folder that names are relative to, ImageSet, small images or None, (groups or None, rule)
     "Images for super-resolution, not split; what is left out is said"
     root, paths, built, own = _sr_sources(data, lr, scale)
     if lr is not None: say_unread(lr)
-    return root, *_sr_read(data, paths, own, least, scale, options)
+    images, small = _sr_read(data, paths, own, least, scale, options)
+    files = file_names(images.paths, root)
+    return root, images, small, _groups_of(files, images.paths, built, options.group_pattern, own)[:2]
 
 # %% ../../nbs/datasets/reading.ipynb #c044
 def read_sr_folder(

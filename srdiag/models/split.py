@@ -53,7 +53,7 @@ def _seen(split, files, digests, groups): # N booleans: learned from, or the epo
         seen |= np.isin(np.asarray(groups, str), learned.group) # new images of its patients
     return seen
 
-# %% ../../nbs/models/split.ipynb #c019
+# %% ../../nbs/models/split.ipynb #n001
 def _test_part(split, files, folder): # row numbers; DataError if there are none
     part = dict(zip(split.file, split.split))
     rows = np.flatnonzero([part.get(f) == 'test' for f in files])
@@ -66,10 +66,14 @@ def _unseen_part(split, images, folder): # row numbers; DataError if there are n
     if seen.all():
         raise DataError(f'The model in {folder} has learned from all these images, or from others of the '
                         'same groups: use --split all to test it on them all the same.')
+    known = images[2] is not None and 'group' in split
+    others = ', with others of the same groups' if known else ''
     if seen.any():
         say(f'Note: this is not exactly the data of {folder}. Left out: {counted(int(seen.sum()), "image")} '
-            'that it has learned from or chosen its epoch by, with others of the same groups; --split all '
-            'takes them, too.')
+            f'that it has learned from or chosen its epoch by{others}; --split all takes them, too.')
+    if seen.any() and not known:
+        say('Note: groups are unknown, so new images of patients that it has learned from may be among the '
+            'others: name the groups with --group-pattern.')
     return np.flatnonzero(~seen)
 
 # %% ../../nbs/models/split.ipynb #c021
