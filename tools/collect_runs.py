@@ -4,6 +4,8 @@ import json
 import re
 import shutil
 import sys
+import uuid
+from contextlib import contextmanager
 from pathlib import Path
 
 # What says that a folder is one, and what is copied.
@@ -78,22 +80,60 @@ def shortened(text): # the same in every recorded command of a file
     return re.sub(r'^(\s*"command":|`srdiag ).*$', lambda m: short(m[0]), text, flags=re.M)
 
 
-def collect(source, out):
-    "Copy the files; the folder must be new or hold an earlier copy"
-    mark, keep = kind_of(source)
-    if out.exists() and not (out/mark).is_file():
-        sys.exit(f'{out} is not a copy of one: choose another folder.')
-    if out.exists(): shutil.rmtree(out)
+COPIED = 'metrics.json', 'log.csv' # all that a copy holds of runs
+
+
+def check_out(source, out, mark):
+    "The end, if the place of the copy is no place for one, or holds what is there only once"
+    a, b = source.resolve(), out.resolve()
+    if a.is_relative_to(b) or b.is_relative_to(a):
+        sys.exit(f'{source} and {out} are one folder, or one lies in the other: choose another for the copy.')
+    if not out.exists(): return
+    if not (out/mark).is_file(): sys.exit(f'{out} is not a copy of one: choose another folder.')
+    more = sorted({*(p for p in (out/'runs').rglob('*') if not p.is_dir() and p.name not in COPIED),
+                   *out.rglob('*.safetensors')})
+    if more:
+        sys.exit(f'{out} holds {more[0].relative_to(out)}, which no copy has, so it looks like an original: '
+                 'nothing was changed. The folder to copy comes first, the place of the copy second.')
+
+
+@contextmanager
+def replacing_folder(out):
+    "A new folder beside `out`, which takes its place when the block ends; if it fails, the old one stays"
+    out.parent.mkdir(parents=True, exist_ok=True)
+    new, old = (out.with_name(f'.{out.name}-{uuid.uuid4().hex[:8]}.{what}') for what in ('new', 'old'))
+    new.mkdir()
+    try:
+        yield new
+        if out.exists(): out.rename(old)
+        try: new.rename(out)
+        except OSError:
+            if old.exists(): old.rename(out)
+            raise
+    finally: shutil.rmtree(new, ignore_errors=True)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def fill(new, source, keep):
+    "Copy the files; those that were copied"
     files = sorted({p for pattern in keep for p in source.glob(pattern) if p.is_file()})
     for p in files:
-        target = out/p.relative_to(source)
+        target = new/p.relative_to(source)
         target.parent.mkdir(parents=True, exist_ok=True)
         if p.suffix in ('.json', '.md'): target.write_text(shortened(p.read_text(encoding='utf-8')), 'utf-8')
         else: shutil.copyfile(p, target)
-    if keep is LABELS[1]: write_right(source, out/'right.csv.gz', labels_answers, 'steps')
-    if keep is EXPERIMENT[1]: write_right(source, out/'right.csv.gz', table_answers, 'mode')
-    for page in out.glob('*.md'):
+    if keep is LABELS[1]: write_right(source, new/'right.csv.gz', labels_answers, 'steps')
+    if keep is EXPERIMENT[1]: write_right(source, new/'right.csv.gz', table_answers, 'mode')
+    for page in new.glob('*.md'):
         page.write_text(re.sub(*HIDDEN, page.read_text(encoding='utf-8')), encoding='utf-8')
+    return files
+
+
+def collect(source, out):
+    "Copy the files; the folder must be new or hold an earlier copy, which stays until the new one is whole"
+    mark, keep = kind_of(source)
+    check_out(source, out, mark)
+    with replacing_folder(out) as new: files = fill(new, source, keep)
     print(f'{len(files)} files, {sum(p.stat().st_size for p in files)/1e6:.1f} MB, in {out}')
 
 
