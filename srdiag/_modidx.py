@@ -1162,6 +1162,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                          'srdiag.commands.results._check_others': ( 'commands/results.html#_check_others',
                                                                                     'srdiag/commands/results.py'),
                                          'srdiag.commands.results._clear': ('commands/results.html#_clear', 'srdiag/commands/results.py'),
+                                         'srdiag.commands.results._clear_tables': ( 'commands/results.html#_clear_tables',
+                                                                                    'srdiag/commands/results.py'),
                                          'srdiag.commands.results._is_ours': ( 'commands/results.html#_is_ours',
                                                                                'srdiag/commands/results.py'),
                                          'srdiag.commands.results._locked': ('commands/results.html#_locked', 'srdiag/commands/results.py'),

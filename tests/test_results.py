@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -189,6 +190,47 @@ def test_a_killed_first_run_needs_no_overwrite(two, tmp_path, succeeds):
     (tmp_path/'out'/ROOM/'predictions.csv').write_text('file\nx\n')
     assert 'stopped before its end' in succeeds(*first)
     assert len(rows(tmp_path/'out/predictions.csv')) == 4 and not (tmp_path/'out'/ROOM).exists()
+
+
+@pytest.mark.parametrize('skipped', [0, 1])
+def test_a_kill_between_any_two_moves_costs_nothing(skipped, tmp_path, monkeypatch):
+    import pandas as pd
+    from srdiag.commands import results
+    class Killed(BaseException): pass
+    steps = [(results.os, 'replace'), (Path, 'unlink'), (Path, 'rename'), (Path, 'mkdir')]
+
+    def predicted(out, word, skipped):
+        found = results.Results(results.check_place_of_results(out, True),
+                                dict(model='m', weights_sha256='w', shards=None, files='f'))
+        results.add_rows(found, pd.DataFrame(dict(file=['a', 'b'], word=word)))
+        results.add_picture(found, 'a.png', lambda path: path.write_text(word))
+        for k in range(skipped): results.add_skipped(found, f'{k}', word)
+        return found
+
+    def dies(real): # at the step of that number, and does nothing any more
+        def dying(*args, **kwargs):
+            count.append(1)
+            if len(count) >= step: raise Killed
+            return real(*args, **kwargs)
+        return dying
+    for step in range(1, 100):
+        out, count = tmp_path/f'{step}', []
+        results.complete(predicted(out, 'old', 1))
+        old, killed, kept = files_in(out), False, predicted(out, 'new', skipped)
+        with monkeypatch.context() as m:
+            for owner, name in steps: m.setattr(owner, name, dies(getattr(owner, name)))
+            try: results.complete(kept)
+            except Killed: killed = True
+        kept._lock.close()
+        results.check_place_of_results(out, True)
+        record = json.loads((out/'.predictions.json').read_text())
+        new = files_in(out)
+        assert not (out/ROOM).exists()
+        if record['skipped'] == 1 and new == old: continue
+        assert set(new) == {'predictions.csv', 'predictions.json', 'sr/a.png', *['skipped.csv'][:skipped]}
+        assert all(b'new' in content for content in new.values()) and record['skipped'] == skipped
+        if not killed: break
+    assert step > 10
 
 
 def test_a_failure_leaves_the_old_results(two, tmp_path, succeeds, run_cli, monkeypatch):

@@ -94,11 +94,15 @@ def _strangers(folder, made): # a folder of pictures, name → checksum → rela
     return [name for p in files
             if not _is_ours(p, made.get(name := p.relative_to(folder).as_posix()))]
 
-# %% ../../nbs/commands/results.ipynb #c015
+# %% ../../nbs/commands/results.ipynb #n001
+def _clear_tables(place): # the old ones; what is not in the room any more is new
+    waiting = {name for name in (place.table, place.rows, place.skipped) if (place.room/name).exists()}
+    if _recorded(place.room/'complete.json').get('skipped') == 0: waiting.add(place.skipped)
+    for name in waiting: (place.folder/name).unlink(missing_ok=True)
+
 def _step_in(place): # new pictures and tables in the place of the old ones
     room, folder = place.room, place.folder
-    if (room/place.table).exists():
-        for name in (place.table, place.rows, place.skipped): (folder/name).unlink(missing_ok=True)
+    _clear_tables(place)
     for name in place.pictures:
         new, old, pictures = room/name, room/f'old_{name}', folder/name
         if not old.exists():
