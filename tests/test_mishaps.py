@@ -4,6 +4,7 @@ import json
 import shutil
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -14,14 +15,16 @@ from conftest import TINY_SR
 from srdiag.bench.costs import costs_of
 from srdiag.bench.diagnosis_store import DiagnosisStore
 from srdiag.bench.experiment import run_experiment
-from srdiag.bench.pictures import mean_scores
+from srdiag.bench.folds import FoldedImages
+from srdiag.bench.pictures import ensure_scores, mean_scores
 from srdiag.bench.rows import Row
 from srdiag.bench.settings import Design, ExperimentShare, diagnosis_budget
 from srdiag.models.split import read_split
-from srdiag.training.options import RunOptions
+from srdiag.training.options import Degradation, RunOptions
 from srdiag.data.degradation import upsample
 from srdiag.data.images import save_png
 from srdiag.data.pairs import SRPairs
+from srdiag.datasets.reading import read_labelled
 from srdiag.diagnosis.inference import predict
 from srdiag.core.errors import DataError
 from srdiag.evaluation.calibration import calibrate
@@ -121,7 +124,7 @@ def test_nothing_but_images_of_the_training(models, labelled, tmp_path, refused,
 
 @pytest.fixture
 def patients(tile, tmp_path):
-    "A function: pattern of names → a folder with two images of each of 12 patients, and one that grew from it"
+    "A function: pattern of names → a folder with two images of each of 12 patients, and one that grew"
     def patients(name):
         for k in range(24):
             file = name.format(k//2, k % 2)
@@ -490,3 +493,15 @@ def test_left_of_a_run_that_was_killed(copied, labelled, capsys):
 def test_images_without_any_error_have_no_psnr():
     white = SRPairs([torch.full((3, 32, 32), 40, dtype=torch.uint8)], 2)
     assert mean_scores(lambda lr: upsample(lr, 2), white) == dict(psnr=None, ssim=None, n=0)
+
+
+def test_scores_are_those_of_the_small_images_of_the_experiment(labelled, tmp_path):
+    how = Degradation('realistic', blur=(1.5, 1.5), noise=(0.05, 0.05))
+    found = read_labelled(labelled, None, RunOptions(reduction=how))
+    images = FoldedImages(found, HALF, 2)
+    ensure_scores(SimpleNamespace(images=images, design=HALF, networks={}), store := DiagnosisStore(tmp_path),
+                  [Row('LR', 'LR', scale=2)])
+    test, pairs = images.folds[0]['test'], images.pairs(2)
+    own = SRPairs([found.images[i] for i in test], 2, lr=[pairs.lr[int(i)] for i in test])
+    scores = json.loads((store.network_folder('bicubic', 2)/'scores.json').read_text())
+    assert scores['psnr'] == pytest.approx(mean_scores(lambda lr: upsample(lr, 2), own)['psnr'], abs=1e-4)

@@ -48,14 +48,14 @@ def scored_places(
         if (run/'sr'/'config.json').is_file(): places[run/'sr_scores.json'] = run/'sr'
     return places | {store.network_folder('bicubic', scale)/'scores.json': None}
 
-# %% ../../nbs/bench/pictures.ipynb #c013
+# %% ../../nbs/bench/pictures.ipynb #n001
 def _ensure_scale(job, store, rows, scale): # score the networks of one scale
     images, missing = job.images, {p: folder for p, folder in scored_places(job, store, rows, scale).items()
                                    if not p.is_file()}
     if not missing: return
     test = images.folds[0]['test']
     files = [images.frame.file[i] for i in test]
-    pairs = SRPairs([images.data.images[i] for i in test], scale, files).few(256)
+    pairs = SRPairs([images.data.images[i] for i in test], scale, files, how=images.data.how).few(256)
     said = dict(convention=convention(scale).describe(images.data.channels))
     for path, folder in missing.items():
         path.parent.mkdir(parents=True, exist_ok=True)
