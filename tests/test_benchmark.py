@@ -2,6 +2,8 @@
 import json
 import math
 import shutil
+import threading
+import time
 from dataclasses import replace
 
 import numpy as np
@@ -253,6 +255,28 @@ def test_interrupted_run_is_repeated_and_nothing_else(slides, tmp_path, monkeypa
     assert len(calls) == 3 and kept == (store.path(TINY[1], 0)/'metrics.json').stat().st_mtime_ns
     assert [store.seeds(e) for e in with_teachers(TINY)] == [[0]]*4
     assert 'Not complete yet' not in (tmp_path/'bench'/'README.md').read_text()
+
+
+def test_processes_that_open_it_at_once_lose_nothing(tmp_path, monkeypatch):
+    pytest.importorskip('fcntl') # Windows has no such lock
+    from srdiag.bench import sr_store
+    write, reached, entries = sr_store.write_text, threading.Event(), with_teachers(TINY)
+    SRStore(tmp_path/'bench').open({}, [TINY[0]], dict(command='0'), {})
+    def late(path, text): # the other one comes between our reading and our writing
+        if not reached.is_set():
+            reached.set()
+            time.sleep(0.5)
+        return write(path, text)
+    monkeypatch.setattr(sr_store, 'write_text', late)
+    def opened(entry, who): SRStore(tmp_path/'bench').open({}, [entry], dict(command=who), {})
+    first = threading.Thread(target=opened, args=(TINY[1], 'A'))
+    first.start()
+    assert reached.wait(10)
+    opened(TINY[2], 'B')
+    first.join()
+    store = SRStore(tmp_path/'bench')
+    assert [s['command'] for s in store.head()['sessions']] == ['0', 'A', 'B']
+    assert {*store.entries()} == {*entries}
 
 
 def test_complete_benchmark_trains_nothing(slides, finished, monkeypatch):

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['BENCHMARK', 'REPORTED', 'entry_from', 'SRStore', 'read_speed', 'check_store']
 
-# %% ../../nbs/bench/sr_store.ipynb #c003
+# %% ../../nbs/bench/sr_store.ipynb #n000
 from dataclasses import asdict
 from pathlib import Path
 
@@ -14,6 +14,7 @@ from .store import HEAD_REMEDY, Store, StoreForm, check_free, check_written, com
 from ..core.errors import DataError
 from ..core.files import write_text
 from ..core.records import json_text, misfit, read_json
+from ..core.together import alone
 
 # %% ../../nbs/bench/sr_store.ipynb #c005
 _NUMBER, _PARTS = (int, float), dict(train=int, valid=int, test=int)
@@ -49,7 +50,7 @@ def entry_from(
         raise DataError(f'{file} names an entry that cannot be ({e}): restore the file from a copy, or '
                         'choose another output folder.') from e
 
-# %% ../../nbs/bench/sr_store.ipynb #c013
+# %% ../../nbs/bench/sr_store.ipynb #n002
 class SRStore(Store):
     "The folder of a benchmark"
     form = BENCHMARK
@@ -57,14 +58,16 @@ class SRStore(Store):
     def open(self, fixed, entries, session, about):
         "Start, or go on; DataError if the folder holds something else. All but the entries is JSON"
         check_free(self, lambda names: not names or 'runs' in names)
-        fixed = compare(self, fixed)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with alone(self.folder): self._enter(compare(self, fixed), entries, session, about)
+
+    def _enter(self, fixed, entries, session, about): # into the head
         new = dict(format=self.form.format, fixed={}, about=about, entries=[], sessions=[])
         head = self.head() if self.file.is_file() else new
         old = [entry_from(e, self.file) for e in head['entries']]
         if not any(self.seeds(e) for e in old): head['about'] = about # nothing depends on the old one yet
         head['entries'] = [asdict(e) for e in with_teachers([*old, *entries])]
         head['fixed'], head['sessions'] = head['fixed'] | fixed, [*head['sessions'], session]
-        self.folder.mkdir(parents=True, exist_ok=True)
         write_text(self.file, json_text(head))
 
     def entries(self): return tuple(entry_from(e, self.file) for e in self.head()['entries'])
