@@ -279,6 +279,13 @@ def test_processes_that_open_it_at_once_lose_nothing(tmp_path, monkeypatch):
     assert {*store.entries()} == {*entries}
 
 
+@pytest.mark.parametrize('seed,words', [(2, '0 to 1'), (7, '0 to 1')])
+def test_a_seed_that_the_budget_does_not_have_is_refused(slides, tmp_path, seed, words):
+    with pytest.raises(DataError, match=f'There is no seed {seed}.*{words}'):
+        run(slides, tmp_path/'bench', only_seed=seed)
+    assert not (tmp_path/'bench').exists()
+
+
 def test_complete_benchmark_trains_nothing(slides, finished, monkeypatch):
     for module, name in ((sr_runs, 'train_sr'), (sr_runs, 'distil'), (sr_speed, 'measure_speed')):
         monkeypatch.setattr(module, name, lambda *_, **__: pytest.fail('it was trained or timed again'))

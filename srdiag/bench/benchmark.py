@@ -5,13 +5,13 @@
 # %% auto #0
 __all__ = ['check_request', 'prepare_benchmark', 'benchmark_sr']
 
-# %% ../../nbs/bench/benchmark.ipynb #n000
+# %% ../../nbs/bench/benchmark.ipynb #n002
 from pathlib import Path
 
 import torch
 
 from .entries import PRESETS, as_stored, with_teachers
-from .loop import run_all, say_left
+from .loop import check_numbers, run_all, say_left
 from .settings import SR_BUDGETS, BenchmarkShare, SRBudget, is_whole
 from .sr_report import UNKNOWN, report_sr
 from .sr_runs import SRJob, check_images, save_truth
@@ -28,19 +28,21 @@ from ..datasets.reading import read_sr_folder
 from ..sr.mrcnet import MRCNet
 from ..training.options import RunOptions
 
-# %% ../../nbs/bench/benchmark.ipynb #c007
+# %% ../../nbs/bench/benchmark.ipynb #n003
 def check_request(
     entries, # that take part
     scale: int, # enlargement
     budget: SRBudget, # its patch must fit the scale
     options: RunOptions, # device, precision
     only: str|None = None, # key of an entry
+    only_seed: int|None = None, # one of the budget
 ):
     "DataError or ModelError for what cannot work"
     if not entries: raise ModelError('A benchmark needs at least one network.')
     if only is not None and only not in [e.key for e in entries]:
         raise DataError(f'{only!r} is not an entry of this benchmark: choose one of '
                         f'{", ".join(e.key for e in entries)}.')
+    check_numbers(dict(seed=only_seed), dict(seed=budget.seeds))
     check_patch_side(budget.patch, scale)
     pick_place(options.device, options.precision)
     with torch.device('meta'):
@@ -77,7 +79,7 @@ def _say_what(job, store, entries, about):
     if about['groups']['test'] < 2:
         say('Note: the test images are of one group, so there will be no intervals over groups.')
 
-# %% ../../nbs/bench/benchmark.ipynb #n001
+# %% ../../nbs/bench/benchmark.ipynb #n005
 def benchmark_sr(
     data: str|Path, # a folder with images
     out: str|Path, # the folder of the benchmark; one that is there is continued
@@ -91,7 +93,7 @@ def benchmark_sr(
     sentences"""
     entries, store = with_teachers(entries), SRStore(out)
     only = share.only and as_stored(share.only).replace(':', '-')
-    check_request(entries, scale, budget, options, only)
+    check_request(entries, scale, budget, options, only, share.only_seed)
     job, fixed = prepare_benchmark(data, store, scale, budget, options)
     about = job.images.about()
     store.open(fixed, entries, session_now(), about)
