@@ -4,8 +4,8 @@ OUT.csv DATA MODEL`, with `--size 48` or `--size 32 --resize` as in the experime
 One number for each cell, which no network has learned: in the middle half of the image, the darkest pixel
 (grey) or the most purple one (colour: red minus green) against the median. Writes its mean in each class and
 how well it alone tells the two apart (AUC), for the true image, the enlarged one and the super-resolved one;
-their PSNR, in the whole image and in this middle alone; and which share of their squared error lies outside of
-it. Beside it OUT.json, with command, machine and date."""
+their PSNR, in the whole image and in this middle alone; and which share of their squared error lies outside
+of it. Beside it OUT.json, with command, machine and date."""
 import argparse
 import sys
 from dataclasses import replace

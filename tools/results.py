@@ -170,7 +170,8 @@ def few_labels() -> str: # markdown
              for r in summary.query('table == @name').itertuples()]
     align, seeds = ['---'] + ['---:']*3, sorted({summary.seeds.min(), summary.seeds.max()})
     said = (f'{sum(about["images"].values())} cells of {about["groups"]} patients, {f["labels_n"]} labels in '
-            f'each training part, and as many to choose the epoch; {f["folds"]} folds by patient, {" to ".join(map(str, seeds))} seeds, '
+            f'each training part, and as many to choose the epoch; {f["folds"]} folds by patient, '
+            f'{" to ".join(map(str, seeds))} seeds, '
             f'{f["epochs"]*f["steps"]} steps of {f["batch_size"]} images for each row. In percent; 95 % over '
             'patients.')
     return '\n\n'.join([
