@@ -61,7 +61,8 @@ def test_every_field_is_an_option(name, run_cli):
         assert f'--{"no-" if f.default is True else ""}{option} ' in text + ' ', f.name
 
 
-@pytest.mark.parametrize('name', ['benchmark sr', 'experiment', 'experiment labels', 'experiment interactions'])
+@pytest.mark.parametrize('name', ['benchmark sr', 'experiment', 'experiment labels',
+                                  'experiment interactions'])
 def test_a_comparison_offers_no_option_that_it_does_not_heed(name, run_cli):
     text = run_cli(*name.split(), '--help')[1]
     for option in ('--learning-rate', '--early-stopping', '--log ', '--overwrite', '--resume '):

@@ -317,7 +317,7 @@ def test_frameworks_of_oblong_images_have_a_price(name):
 
 def test_rows_without_a_common_run_are_not_compared():
     arms = [Arm(LABEL_ROWS[name], 48) for name in ('SR', 'LR+SR-sai', 'LR+SR-nonlocal')]
-    counts = np.array([[[5., 0.], [0., 0.]], [[0., 0.], [5., 5.]], [[5., 5.], [5., 5.]]]) # arms, seeds, groups
+    counts = np.array([[[5., 0.], [0., 0.]], [[0., 0.], [5., 5.]], [[5., 5.], [5., 5.]]]) # A×S×G
     answers = SimpleNamespace(
         arms=arms, tallies={a: Tally(n[None]*0.8, n) for a, n in zip(arms, counts)}, draws=Resamples(2, 2),
         arm=lambda name, labels: next((a for a in arms if a.row.name == name), None))
