@@ -168,7 +168,8 @@ def few_labels() -> str: # markdown
     other = [(f'{numeral}: {r.label}', *percents(r), '' if r.key == 'LR+SR-sai-x4' else
               difference(gains, name, r.label)) for name, numeral in (('table8', 'VIII'), ('table9', 'IX'))
              for r in summary.query('table == @name').itertuples()]
-    align, seeds = ['---'] + ['---:']*3, sorted({summary.seeds.min(), summary.seeds.max()})
+    shown = summary.query('table in ("table5", "table8", "table9")').seeds
+    align, seeds = ['---'] + ['---:']*3, sorted({shown.min(), shown.max()})
     said = (f'{sum(about["images"].values())} cells of {about["groups"]} patients, {f["labels_n"]} labels in '
             f'each training part, and as many to choose the epoch; {f["folds"]} folds by patient, '
             f'{" to ".join(map(str, seeds))} seeds, '
