@@ -2,6 +2,7 @@
 says what the dice say."""
 import json
 import math
+import re
 import shutil
 
 import numpy as np
@@ -316,3 +317,13 @@ def test_half_of_the_runs_is_enough_for_a_report(toy, tmp_path):
     shutil.rmtree(out/'runs'/'ILR-24'/'seed1')
     text = report_labels(LabelsStore(out)).read_text(encoding='utf-8')
     assert '2 runs: ILR-24 (seed 1, fold 0), ILR-24 (seed 1, fold 1)' in text
+
+
+@pytest.mark.parametrize('labels, steps, gone, said', [
+    ((24, 96), (100,), (), ['labels']), ((24,), (100, 300), (), ['steps']), ((24,), (100,), (), []),
+    ((24, 96, 384), (100, 300), ('SR-24', 'SR-96', 'ILR-384'), [])])
+def test_an_axis_with_one_number_has_no_sentence(labels, steps, gone, said, tmp_path):
+    toy = made_up(tmp_path/'dice', labels, steps, seeds=2, n=60)
+    for name in gone: shutil.rmtree(toy.folder/'runs'/name)
+    text = report_labels(toy).read_text(encoding='utf-8').split('## ')[0]
+    assert [w for w in ('labels', 'steps') if re.search(rf'ILR needs [^.]* {w} for that', text)] == said

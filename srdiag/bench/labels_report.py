@@ -146,7 +146,7 @@ def closed_markdown(
                ('>95 %', lambda t: interval(100*t.low, 100*t.high, '{:.0f}'))]
     return column_table(table.itertuples(), columns)
 
-# %% ../../nbs/bench/labels_report.ipynb #c025
+# %% ../../nbs/bench/labels_report.ipynb #n007
 def leading_sentences(
     answers: LabelsAnswers, # of an experiment
     tables: dict, # from labels_tables
@@ -156,9 +156,9 @@ def leading_sentences(
     few = labels[1 if len(labels) > 2 else 0]
     asked = (('labels_needed.csv', answers.steps[-1], labels_sentence),
              ('steps_needed.csv', answers.steps[:2][-1], steps_sentence))
-    for name, steps, say in asked if len(tables['labels_needed.csv']) else ():
+    for name, steps, say in asked:
         t = tables[name]
-        for row in ('SR', 'LR+SR'):
+        for row in ('SR', 'LR+SR') if len(t) else ():
             out += map(say, t[(t.row == row) & (t.steps == steps) & (t.labels == few)].itertuples())
     return out
 
