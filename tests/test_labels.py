@@ -4,6 +4,7 @@ import json
 import math
 import re
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -18,15 +19,18 @@ from srdiag.bench.labels_answers import (
 from srdiag.bench.labels_loop import endless_batches, power_average, train_steps
 from srdiag.bench.labels_report import amount, labels_sentence, report_labels, steps_sentence
 from srdiag.bench.labels_rows import LABEL_ROWS, MAIN_ROWS, chosen_labels_rows
+from srdiag.bench.labels_runs import LabelsJob
 from srdiag.bench.labels_settings import (
     ALL, LabelsBudget, LabelsDesign, LabelsShare, LabelsSources, numbers_in)
-from srdiag.bench.labels_store import LabelsStore
+from srdiag.bench.labels_store import LabelsStore, check_labels_store, open_labels_store
 from srdiag.bench.labels_subsets import nested_order, subset_of
 from srdiag.bench.labels_toy import chance, made_up
 from srdiag.commands.cli import parse
 from srdiag.commands.labels import Labels
 from srdiag.core.errors import DataError, ModelError, TrainingError
+from srdiag.core.records import session_now
 from srdiag.data.images import read_image, save_png
+from srdiag.datasets.reading import read_labelled
 from srdiag.training.options import RunOptions
 
 CPU = RunOptions(device='cpu', precision='fp32')
@@ -327,3 +331,51 @@ def test_an_axis_with_one_number_has_no_sentence(labels, steps, gone, said, tmp_
     for name in gone: shutil.rmtree(toy.folder/'runs'/name)
     text = report_labels(toy).read_text(encoding='utf-8').split('## ')[0]
     assert [w for w in ('labels', 'steps') if re.search(rf'ILR needs [^.]* {w} for that', text)] == said
+
+
+# --- what decides the numbers is in the folder --------------------------------------------------------------
+
+def _sharp(labelled, folder, n=6, invert=False): # n of the labelled images, without their labels
+    folder.mkdir()
+    for k, p in enumerate(sorted(labelled.rglob('*.png'))[:n]):
+        x = read_image(p)
+        save_png(255 - x if invert else x, folder/f'{k}.png')
+    return folder
+
+
+def _job(labelled, options=CPU, **sources):
+    found = read_labelled(labelled/'labels.csv', None, options, 1)
+    return LabelsJob(found, HALF, TINY, LabelsSources(**sources), options)
+
+
+def test_how_images_are_read_is_compared_where_it_was_recorded(labelled, tmp_path):
+    resized = replace(CPU, size=8, resize=True)
+    old, new = (_job(labelled, o).fixed() for o in (replace(CPU, size=8), resized))
+    assert old != new and old['data hash'] == new['data hash']
+    store = LabelsStore(tmp_path/'out')
+    open_labels_store(store, _job(labelled, resized), session_now())
+    with pytest.raises(DataError, match='resize was True, now it is False'): check_labels_store(store, old, {})
+    head = json.loads(store.file.read_text())
+    for k in ('resize', 'bits'): del head['fixed'][k] # as they were begun before
+    store.file.write_text(json.dumps(head))
+    for fixed in (old, new): check_labels_store(store, fixed, {})
+
+
+def test_other_unlabelled_images_are_refused(labelled, tmp_path):
+    sharp, other = _sharp(labelled, tmp_path/'sharp'), _sharp(labelled, tmp_path/'other', invert=True)
+    rows = chosen_labels_rows('ILR,ILR-pretrained')
+    store, job = LabelsStore(tmp_path/'out'), _job(labelled, unlabelled=sharp)
+    open_labels_store(store, job, session_now(), rows[:1])
+    assert not (store.folder/'unlabelled.json').exists() # not used yet
+    for _ in range(2): open_labels_store(store, job, session_now(), rows)
+    with pytest.raises(DataError, match='other unlabelled images: give --unlabelled the old ones'):
+        open_labels_store(store, _job(labelled, unlabelled=other), session_now(), rows)
+    open_labels_store(store, _job(labelled, unlabelled=other), session_now(), rows[:1]) # does not read them
+
+
+def test_another_foreign_network_is_refused(labelled, tmp_path):
+    store, rows = LabelsStore(tmp_path/'out'), chosen_labels_rows('SR-foreign')
+    open_labels_store(store, _job(labelled), session_now(), rows)
+    with pytest.raises(ModelError, match='another network for SR-foreign: give --foreign the old one'):
+        open_labels_store(store, _job(labelled, foreign='endoscopy_x4'), session_now(), rows)
+    open_labels_store(store, _job(labelled, foreign='endoscopy_x4'), session_now())

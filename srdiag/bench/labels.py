@@ -48,7 +48,7 @@ def check_labels_request(
                         'such as --linear resnet18, or --linear resnet18=random without ImageNet weights.')
     pick_place(options.device, options.precision)
 
-# %% ../../nbs/bench/labels.ipynb #n003
+# %% ../../nbs/bench/labels.ipynb #n001
 def check_labels_job(
     job: LabelsJob, # images, networks
     arms, # that are to be trained
@@ -61,7 +61,7 @@ def check_labels_job(
         for n in {a.labels for a in arms}: job.images.subset(n, 0, fold)
     if job.frozen is not None:
         check_reads(job.frozen.extractor.branch, job.images.data.channels, job.images.data.side)
-    check_labels_store(store, job.fixed(), job.kinds.hash, job.frozen)
+    check_labels_store(store, job.fixed(), job.beside({a.row for a in arms}), job.frozen)
 
 def _say_what(rows, job):
     about = job.about()
@@ -69,7 +69,7 @@ def _say_what(rows, job):
     say(f'labels: rows {", ".join(r.name for r in rows)}; {job.budget}; {about["groups"]} groups, {counts}.')
     for k, v in job.fixed().items(): say(f'    {k}: {v}')
 
-# %% ../../nbs/bench/labels.ipynb #c010
+# %% ../../nbs/bench/labels.ipynb #n005
 def train_labels(
     data: str|Path, # labelled images
     out: str|Path, # the folder of the experiment; one that is there is continued
@@ -88,7 +88,7 @@ def train_labels(
     found = read_labelled(data, sources.labels, options, design.scale*MRCNet.min_size)
     job = LabelsJob(found, design, budget, sources, options)
     check_labels_job(job, arms, store)
-    open_labels_store(store, job, session_now())
+    open_labels_store(store, job, session_now(), rows)
     _say_what(rows, job)
     say(f'{counted(run_all(job, store, arms, share), "run")} done now, the others were complete. They are in '
         f'{store.folder}.')

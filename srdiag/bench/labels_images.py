@@ -64,7 +64,7 @@ def untrained_like(
         torch.manual_seed(0)
         return ARCHITECTURES[architecture_of(network)](**network.config)
 
-# %% ../../nbs/bench/labels_images.ipynb #c015
+# %% ../../nbs/bench/labels_images.ipynb #n000
 class KindsOfImages:
     "N images of each kind, as bytes; a kind is made when it is asked for. ModelError for a missing network"
     def __init__(self,
@@ -79,6 +79,9 @@ class KindsOfImages:
         self.network, _ = load_model(sources.sr, 'sr', scale, self.device)
         check_channels(self.network, sources.sr, pairs.lr.shape[1])
         self.hash = read_config(model_folder(sources.sr))['weights_sha256']
+
+    @property
+    def foreign_hash(self): return read_config(model_folder(self.sources.foreign))['weights_sha256']
 
     def enlarger_of(self, kind): # 'ILR', 'SR', 'foreign' or 'untrained' → a function
         if kind == 'ILR': return lambda x: upsample(x, self.scale)

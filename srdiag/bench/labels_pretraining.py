@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['sharp_pairs', 'Painter', 'learn_to_paint', 'pretrained_state']
 
-# %% ../../nbs/bench/labels_pretraining.ipynb #c003
+# %% ../../nbs/bench/labels_pretraining.ipynb #n000
 from pathlib import Path
 
 import torch
@@ -19,25 +19,26 @@ from ..core.errors import DataError
 from ..core.files import placing, write_text
 from ..core.records import json_text
 from ..data.degradation import upsample
-from ..data.images import as_float, find_images, read_images
+from ..data.images import as_float, find_images, fingerprints, read_images
 from ..data.pairs import LabelledPairs, PairAugment
 from ..training.options import CHANNELS, RunOptions
 
-# %% ../../nbs/bench/labels_pretraining.ipynb #c005
+# %% ../../nbs/bench/labels_pretraining.ipynb #n002
 def sharp_pairs(
     folder: str|Path, # sharp images
     scale: int, # by which they are reduced
     like: torch.Tensor, # N×C×H×W, uint8: labelled images, whose shape they must have
     options: RunOptions = RunOptions(), # reading of files
-) -> LabelledPairs: # `lr` holds the enlarged images; the labels mean nothing
+) -> LabelledPairs: # `lr` holds the enlarged images; the labels mean nothing; `hash` is that of the files
     "Pairs of an enlarged and a sharp image; DataError for images of another shape"
     paths = find_images(folder)
-    images = read_images(paths, CHANNELS[options.channels], options.strict, 1, options.size).images
-    pairs = LabelledPairs(images, torch.zeros(len(images), dtype=torch.long), scale, 'hr')
+    found = read_images(paths, CHANNELS[options.channels], options.strict, 1, options.size)
+    pairs = LabelledPairs(found.images, torch.zeros(len(found), dtype=torch.long), scale, 'hr')
     if pairs.hr.shape[1:] != like.shape[1:]:
         raise DataError(f'The images in {folder} have the shape {list(pairs.hr.shape[1:])}, the labelled '
                         f'ones {list(like.shape[1:])}: give --unlabelled images of the same kind.')
     pairs.lr = in_bytes(pairs.lr, lambda x: upsample(x, scale))
+    pairs.hash, _ = fingerprints(found.paths, folder if Path(folder).is_dir() else None)
     return pairs
 
 # %% ../../nbs/bench/labels_pretraining.ipynb #c011

@@ -5,10 +5,11 @@
 # %% auto #0
 __all__ = ['KEPT', 'LabelsJob', 'single_arm', 'joined_arm', 'linear_arm', 'tested', 'run_arm']
 
-# %% ../../nbs/bench/labels_runs.ipynb #n000
+# %% ../../nbs/bench/labels_runs.ipynb #n009
 import copy
 import time
 from dataclasses import asdict, replace
+from functools import cached_property
 
 import numpy as np
 import pandas as pd
@@ -43,7 +44,7 @@ from ..diagnosis.training import choose_references
 from ..evaluation.cost import count_parameters
 from ..training.options import RunOptions
 
-# %% ../../nbs/bench/labels_runs.ipynb #n001
+# %% ../../nbs/bench/labels_runs.ipynb #n011
 class LabelsJob(Job):
     "Images, folds, network and settings of a labels experiment"
     def __init__(self,
@@ -70,7 +71,18 @@ class LabelsJob(Job):
     def fixed(self): # what must not change within one folder
         budget = {k: v for k, v in asdict(self.budget).items() if k not in ('seeds', 'labels')}
         return (fixed_images(self.images) | budget | asdict(self.design)
-                | dict(size=self.options.size, device=self.place[0].type, precision=self.place[1]))
+                | dict(size=self.options.size, resize=self.options.resize, bits=self.options.bits)
+                | dict(device=self.place[0].type, precision=self.place[1]))
+
+    @cached_property
+    def sharp(self): # pairs of the unlabelled images
+        return sharp_pairs(self.sources.unlabelled, self.design.scale, self.kinds['HR'], self.options)
+
+    def beside(self, rows): # hashes of what these rows read beside the labelled images, by name
+        found = {} if self.kinds.hash is None else dict(network=self.kinds.hash)
+        if any(r.images == 'foreign' for r in rows): found['foreign'] = self.kinds.foreign_hash
+        if any(r.pretrained for r in rows): found['unlabelled'] = self.sharp.hash
+        return found
 
     def numbers(self, share):
         return [(seed, fold) for seed in those(self.budget.seeds, share.only_seed)
@@ -84,7 +96,7 @@ class LabelsJob(Job):
 
     def run(self, store, folder, arm, seed, fold): return run_arm(self, store, folder, arm, (seed, fold))
 
-# %% ../../nbs/bench/labels_runs.ipynb #c009
+# %% ../../nbs/bench/labels_runs.ipynb #n012
 def _order(seed, fold): return 1000*seed + fold # a number for each pair, for generators
 
 def _training_part(job, arm, seed, fold): # LabelledPairs with augmentation
@@ -95,9 +107,8 @@ def _starts(job): return [s//3 for s in job.budget.steps] # steps of each branch
 
 def _painted(job, store, model, seed): # the branch begins as that of ILR-pretrained
     def make():
-        pairs = sharp_pairs(job.sources.unlabelled, job.design.scale, job.kinds['HR'], job.options)
         network = copy.deepcopy(model.network)
-        return network, learn_to_paint(network, pairs, job.design.pretraining_steps, job.budget, seed,
+        return network, learn_to_paint(network, job.sharp, job.design.pretraining_steps, job.budget, seed,
                                        job.place[1])
     model.network.branch.load_state_dict(pretrained_state(store, seed, make))
 

@@ -20,7 +20,7 @@ from ..core.files import write_text
 from ..core.records import json_text, read_json
 from ..core.words import as_it_was
 
-# %% ../../nbs/bench/labels_store.ipynb #c005
+# %% ../../nbs/bench/labels_store.ipynb #n001
 _NUMBER = (int, float)
 
 LABELS = StoreForm(
@@ -30,7 +30,7 @@ LABELS = StoreForm(
                          width=int, precision=str, device=str)),
     run=dict(row=dict(name=str, images=str), labels=int, seed=int, fold=int, subset=dict(images=int),
              accuracy={}, watched={}, seconds={}, made={}),
-    split='the groups and folds')
+    split='the groups and folds', later=('resize', 'bits'))
 
 # %% ../../nbs/bench/labels_store.ipynb #c007
 def predictions_columns(
@@ -108,13 +108,16 @@ class LabelsStore(SetupStore):
                             f'{path.parent} to have this run made again.')
         return p
 
-# %% ../../nbs/bench/labels_store.ipynb #n004
-def _check_network(store, digest): # ModelError if other weights were used before
-    path = store.folder/'network.json'
-    if digest is None or not path.is_file(): return
-    if read_json(path, dict(hash=str), 'restore it from a copy')['hash'] != digest:
-        raise ModelError(f'{store.folder} was made with another super-resolution network: give --sr the old '
-                         'one, or choose another output folder.')
+# %% ../../nbs/bench/labels_store.ipynb #n002
+_BESIDE = dict(network='another super-resolution network: give --sr the old one',
+               foreign='another network for SR-foreign: give --foreign the old one',
+               unlabelled='other unlabelled images: give --unlabelled the old ones') # by the name of a file
+
+def _check_beside(store, hashes): # DataError or ModelError if other weights or images were used before
+    for name, digest in hashes.items():
+        path, wrong = store.folder/f'{name}.json', DataError if name == 'unlabelled' else ModelError
+        if path.is_file() and read_json(path, dict(hash=str), 'restore it from a copy')['hash'] != digest:
+            raise wrong(f'{store.folder} was made with {_BESIDE[name]}, or choose another output folder.')
 
 def _check_frozen(store, frozen): # ModelError if the linear rows had another frozen network before
     path = store.folder/'frozen.json'
@@ -127,29 +130,31 @@ def _check_frozen(store, frozen): # ModelError if the linear rows had another fr
 def check_labels_store(
     store: LabelsStore, # that is to be opened
     fixed: dict, # what must not change
-    digest: str|None = None, # of the network's weights
+    hashes: dict, # of what is read beside the images, from `LabelsJob.beside`
     frozen=None, # FrozenImages of the linear rows
 ) -> dict: # what must not change, as JSON gives it back
     "DataError or ModelError before anything is written"
     check_free(store, lambda names: {name.split('-')[0] for name in names} <= {'.setup', 'setup'})
-    _check_network(store, digest)
+    _check_beside(store, hashes)
     _check_frozen(store, frozen)
     return compare(store, fixed)
 
-# %% ../../nbs/bench/labels_store.ipynb #n002
+# %% ../../nbs/bench/labels_store.ipynb #n007
 def open_labels_store(
     store: LabelsStore, # to start, or to go on with
     job, # LabelsJob
     session: dict, # date, command, machine
+    rows=(), # that are to be trained
 ):
     "DataError or ModelError if the folder holds something else"
-    fixed = check_labels_store(store, job.fixed(), job.kinds.hash, job.frozen)
+    hashes = job.beside(rows)
+    fixed = check_labels_store(store, job.fixed(), hashes, job.frozen)
     store.set_up(job, fixed)
-    if job.kinds.hash is not None and not (store.folder/'network.json').is_file():
-        write_text(store.folder/'network.json', json_text(dict(hash=job.kinds.hash)))
+    for name, digest in hashes.items():
+        if not (path := store.folder/f'{name}.json').is_file(): write_text(path, json_text(dict(hash=digest)))
     if job.frozen is not None and not (store.folder/'frozen.json').is_file():
         about = job.frozen.about(len(job.images.classes))
         write_text(store.folder/'frozen.json', json_text(about))
-    _check_network(store, job.kinds.hash)
+    _check_beside(store, hashes)
     _check_frozen(store, job.frozen)
     store.note(session)

@@ -128,7 +128,7 @@ def check_free(
     if not (folder.is_dir() and may_begin({p.name for p in folder.iterdir()})):
         raise DataError(f'{folder} exists and holds no {store.form.kind}: choose another output folder.')
 
-# %% ../../nbs/bench/store.ipynb #c023
+# %% ../../nbs/bench/store.ipynb #n001
 # how the oldest stores read their images, and that their rows shared no branches
 READ = dict(resize=False, bits=None, degradation={}, lr=None, branches='own')
 
@@ -139,7 +139,8 @@ def compare(
     "DataError if the store has another configuration"
     fixed = json.loads(json_text(fixed))
     if not store.file.is_file(): return fixed
-    old, form = READ | store.head()['fixed'], store.form
+    form = store.form
+    old = {k: v for k, v in READ.items() if k not in form.later} | store.head()['fixed']
     hint = HINTS | {'split hash': f' ({form.split}: see --group-pattern)'}
     differ = [f'{k} was {old.get(k)}, now it is {v}{hint.get(k, "")}' for k, v in fixed.items()
               if old.get(k) != v and (k in old or k not in form.later)]
