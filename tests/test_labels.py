@@ -17,6 +17,7 @@ from srdiag.bench.labels_answers import (
     LabelsAnswers, Tally, accuracy_table, gap_shares, lead_table, labels_needed, needed, steps_needed,
     together)
 from srdiag.bench.labels_loop import endless_batches, power_average, train_steps
+from srdiag.bench.labels_pretraining import sharp_pairs
 from srdiag.bench.labels_report import amount, labels_sentence, report_labels, steps_sentence
 from srdiag.bench.labels_rows import LABEL_ROWS, MAIN_ROWS, chosen_labels_rows
 from srdiag.bench.labels_runs import LabelsJob
@@ -31,7 +32,7 @@ from srdiag.core.errors import DataError, ModelError, TrainingError
 from srdiag.core.records import session_now
 from srdiag.data.images import read_image, save_png
 from srdiag.datasets.reading import read_labelled
-from srdiag.training.options import RunOptions
+from srdiag.training.options import Degradation, RunOptions
 
 CPU = RunOptions(device='cpu', precision='fp32')
 TINY = LabelsBudget(labels=(4, 8), steps=(3, 9), folds=2, seeds=1, batch_size=4)
@@ -379,3 +380,14 @@ def test_another_foreign_network_is_refused(labelled, tmp_path):
     with pytest.raises(ModelError, match='another network for SR-foreign: give --foreign the old one'):
         open_labels_store(store, _job(labelled, foreign='endoscopy_x4'), session_now(), rows)
     open_labels_store(store, _job(labelled, foreign='endoscopy_x4'), session_now())
+
+
+def test_unlabelled_images_are_read_as_the_labelled_ones(labelled, tmp_path):
+    sharp, like = _sharp(labelled, tmp_path/'sharp'), torch.zeros(1, 3, 8, 8, dtype=torch.uint8)
+    cut = replace(CPU, size=8)
+    plain = sharp_pairs(sharp, 2, like, cut)
+    whole = sharp_pairs(sharp, 2, like, replace(cut, resize=True))
+    assert not torch.equal(plain.hr, whole.hr) and plain.hr.shape == whole.hr.shape
+    assert torch.equal(whole.hr, sharp_pairs(sharp, 2, like, replace(CPU, resize=True)).hr) # to their size
+    real = sharp_pairs(sharp, 2, like, replace(cut, reduction=Degradation('realistic', blur=(2., 2.))))
+    assert torch.equal(plain.hr, real.hr) and not torch.equal(plain.lr, real.lr)

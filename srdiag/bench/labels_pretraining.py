@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['sharp_pairs', 'Painter', 'learn_to_paint', 'pretrained_state']
 
-# %% ../../nbs/bench/labels_pretraining.ipynb #n000
+# %% ../../nbs/bench/labels_pretraining.ipynb #n003
 from pathlib import Path
 
 import torch
@@ -19,21 +19,25 @@ from ..core.errors import DataError
 from ..core.files import placing, write_text
 from ..core.records import json_text
 from ..data.degradation import upsample
-from ..data.images import as_float, find_images, fingerprints, read_images
+from ..data.images import as_float, find_images, fingerprints
 from ..data.pairs import LabelledPairs, PairAugment
-from ..training.options import CHANNELS, RunOptions
+from ..datasets.fitting import read_fitting
+from ..datasets.own_pairs import made_pairs
+from ..training.options import RunOptions
 
-# %% ../../nbs/bench/labels_pretraining.ipynb #n002
+# %% ../../nbs/bench/labels_pretraining.ipynb #n005
 def sharp_pairs(
     folder: str|Path, # sharp images
     scale: int, # by which they are reduced
     like: torch.Tensor, # N×C×H×W, uint8: labelled images, whose shape they must have
-    options: RunOptions = RunOptions(), # reading of files
+    options: RunOptions = RunOptions(), # reading and degradation, as of the labelled images
 ) -> LabelledPairs: # `lr` holds the enlarged images; the labels mean nothing; `hash` is that of the files
     "Pairs of an enlarged and a sharp image; DataError for images of another shape"
-    paths = find_images(folder)
-    found = read_images(paths, CHANNELS[options.channels], options.strict, 1, options.size)
-    pairs = LabelledPairs(found.images, torch.zeros(len(found), dtype=torch.long), scale, 'hr')
+    side = tuple(like.shape[2:]) if options.resize else None
+    found, how = read_fitting(find_images(folder), options, side=side), options.reduction
+    labels = torch.zeros(len(found), dtype=torch.long)
+    pairs = (made_pairs(found.images, labels, scale, how) if how.realistic
+             else LabelledPairs(found.images, labels, scale, 'hr'))
     if pairs.hr.shape[1:] != like.shape[1:]:
         raise DataError(f'The images in {folder} have the shape {list(pairs.hr.shape[1:])}, the labelled '
                         f'ones {list(like.shape[1:])}: give --unlabelled images of the same kind.')

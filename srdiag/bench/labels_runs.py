@@ -44,7 +44,7 @@ from ..diagnosis.training import choose_references
 from ..evaluation.cost import count_parameters
 from ..training.options import RunOptions
 
-# %% ../../nbs/bench/labels_runs.ipynb #n011
+# %% ../../nbs/bench/labels_runs.ipynb #n000
 class LabelsJob(Job):
     "Images, folds, network and settings of a labels experiment"
     def __init__(self,
@@ -75,8 +75,9 @@ class LabelsJob(Job):
                 | dict(device=self.place[0].type, precision=self.place[1]))
 
     @cached_property
-    def sharp(self): # pairs of the unlabelled images
-        return sharp_pairs(self.sources.unlabelled, self.design.scale, self.kinds['HR'], self.options)
+    def sharp(self): # pairs of the unlabelled images, of as many bits as the labelled ones
+        options = replace(self.options, bits=self.options.bits or self.images.data.bits)
+        return sharp_pairs(self.sources.unlabelled, self.design.scale, self.kinds['HR'], options)
 
     def beside(self, rows): # hashes of what these rows read beside the labelled images, by name
         found = {} if self.kinds.hash is None else dict(network=self.kinds.hash)
