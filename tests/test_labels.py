@@ -391,3 +391,18 @@ def test_unlabelled_images_are_read_as_the_labelled_ones(labelled, tmp_path):
     assert torch.equal(whole.hr, sharp_pairs(sharp, 2, like, replace(CPU, resize=True)).hr) # to their size
     real = sharp_pairs(sharp, 2, like, replace(cut, reduction=Degradation('realistic', blur=(2., 2.))))
     assert torch.equal(plain.hr, real.hr) and not torch.equal(plain.lr, real.lr)
+
+
+def test_the_pretrained_branch_is_the_same_whichever_fold_comes_first(labelled, tmp_path):
+    sharp, made = _sharp(labelled, tmp_path/'sharp'), []
+    budget = LabelsBudget((8,), (3,), 2, 1, 4)
+    for fold in (0, 1):
+        out = run(labelled, tmp_path/str(fold), 'ILR-pretrained', budget=budget, unlabelled=sharp,
+                  only_fold=fold)
+        made.append((out/'pretrained'/'seed0'/'branch.safetensors').read_bytes())
+    assert made[0] == made[1]
+    again = run(labelled, tmp_path/'0', 'ILR-pretrained', budget=budget, unlabelled=sharp)
+    there = run(labelled, tmp_path/'1', 'ILR-pretrained', budget=budget, unlabelled=sharp)
+    for fold in (0, 1): # and so is what follows, whether the branch was there or not
+        one, two = (o/'runs'/'ILR-pretrained-8'/'seed0'/f'fold{fold}'/'predictions.csv' for o in (again, there))
+        assert one.read_bytes() == two.read_bytes()

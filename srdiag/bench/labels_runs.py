@@ -5,8 +5,7 @@
 # %% auto #0
 __all__ = ['KEPT', 'LabelsJob', 'single_arm', 'joined_arm', 'linear_arm', 'tested', 'run_arm']
 
-# %% ../../nbs/bench/labels_runs.ipynb #n009
-import copy
+# %% ../../nbs/bench/labels_runs.ipynb #n001
 import time
 from dataclasses import asdict, replace
 from functools import cached_property
@@ -97,7 +96,7 @@ class LabelsJob(Job):
 
     def run(self, store, folder, arm, seed, fold): return run_arm(self, store, folder, arm, (seed, fold))
 
-# %% ../../nbs/bench/labels_runs.ipynb #n012
+# %% ../../nbs/bench/labels_runs.ipynb #n013
 def _order(seed, fold): return 1000*seed + fold # a number for each pair, for generators
 
 def _training_part(job, arm, seed, fold): # LabelledPairs with augmentation
@@ -106,14 +105,16 @@ def _training_part(job, arm, seed, fold): # LabelledPairs with augmentation
 
 def _starts(job): return [s//3 for s in job.budget.steps] # steps of each branch of a joined framework
 
-def _painted(job, store, model, seed): # the branch begins as that of ILR-pretrained
+def _painted(job, store, row, seed): # weights of the branch that has learned to enlarge: of all folds
     def make():
-        network = copy.deepcopy(model.network)
-        return network, learn_to_paint(network, job.sharp, job.design.pretraining_steps, job.budget, seed,
-                                       job.place[1])
-    model.network.branch.load_state_dict(pretrained_state(store, seed, make))
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            network = build_arm(row, job.images, job.place[0]).network
+            return network, learn_to_paint(network, job.sharp, job.design.pretraining_steps, job.budget,
+                                           seed, job.place[1])
+    return pretrained_state(store, seed, make)
 
-# %% ../../nbs/bench/labels_runs.ipynb #c011
+# %% ../../nbs/bench/labels_runs.ipynb #n014
 def single_arm(
     job: LabelsJob, # images, settings
     store, # LabelsStore, for the branch of ILR-pretrained
@@ -124,7 +125,7 @@ def single_arm(
     "Train one branch"
     torch.manual_seed(_order(seed, fold))
     model, part = build_arm(arm.row, job.images, job.place[0]), _training_part(job, arm, seed, fold)
-    if arm.row.pretrained: _painted(job, store, model, seed)
+    if arm.row.pretrained: model.network.branch.load_state_dict(_painted(job, store, arm.row, seed))
     model.network.fit_statistics(as_float(part.lr if part.hr is None else part.hr))
     at = {*job.budget.steps, *_starts(job)}
     yield from train_steps(model, part, job.loss, at, job.budget, _order(seed, fold), job.place[1],
