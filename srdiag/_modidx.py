@@ -309,6 +309,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                           'srdiag/bench/labels_answers.py'),
                                              'srdiag.bench.labels_answers._closed': ( 'bench/labels_answers.html#_closed',
                                                                                       'srdiag/bench/labels_answers.py'),
+                                             'srdiag.bench.labels_answers._flat': ( 'bench/labels_answers.html#_flat',
+                                                                                    'srdiag/bench/labels_answers.py'),
                                              'srdiag.bench.labels_answers._needs': ( 'bench/labels_answers.html#_needs',
                                                                                      'srdiag/bench/labels_answers.py'),
                                              'srdiag.bench.labels_answers._place': ( 'bench/labels_answers.html#_place',

@@ -18,7 +18,7 @@ from srdiag.bench.labels_answers import (
     together)
 from srdiag.bench.labels_loop import endless_batches, power_average, train_steps
 from srdiag.bench.labels_pretraining import sharp_pairs
-from srdiag.bench.labels_report import amount, labels_sentence, report_labels, steps_sentence
+from srdiag.bench.labels_report import amount, labels_sentence, report_labels, steps_sentence, still_rising
 from srdiag.bench.labels_rows import LABEL_ROWS, MAIN_ROWS, chosen_labels_rows
 from srdiag.bench.labels_runs import LabelsJob
 from srdiag.bench.labels_settings import (
@@ -406,3 +406,31 @@ def test_the_pretrained_branch_is_the_same_whichever_fold_comes_first(labelled, 
     for fold in (0, 1): # and so is what follows, whether the branch was there or not
         one, two = (o/'runs'/'ILR-pretrained-8'/'seed0'/f'fold{fold}'/'predictions.csv' for o in (again, there))
         assert one.read_bytes() == two.read_bytes()
+
+
+@pytest.mark.parametrize('steps', [(100,), (300, 600)])
+def test_what_is_flat_is_said_where_it_is_known(steps, tmp_path):
+    toy = made_up(tmp_path/'dice', (24,), steps, seeds=1, n=300)
+    table = accuracy_table(LabelsAnswers(toy))
+    assert (table.flat.isna() == (table.steps == steps[0])).all()
+    text, page = (report_labels(toy).with_name(n).read_text(encoding='utf-8')
+                  for n in ('README.md', 'report.html'))
+    assert 'tripled' not in text + page
+    if len(steps) == 1:
+        assert not [w for w in (') *', 'rising', 'Not flat') if w in text]
+        assert 'it takes two numbers of steps' in text
+    else:
+        assert 'less than half a point from 300 to 600 steps' in text and 'still rising.\n\n' in text
+
+
+def test_stars_stand_where_the_watched_part_was_rising(tmp_path):
+    toy = made_up(tmp_path/'dice', (24,), (100, 900), seeds=1, n=300)
+    for arm in toy.arms(): # the watched part of ILR alone gains a point
+        for run in toy.complete(arm):
+            m = toy.metrics(arm, *run)
+            m['watched'] = {'100': 0.7, '900': 0.71 if arm.row.name == 'ILR' else 0.7}
+            (toy.path(arm, *run)/'metrics.json').write_text(json.dumps(m))
+    text = report_labels(toy).read_text(encoding='utf-8')
+    assert 'Not flat at the end: ILR with 24.' in text and text.count(') * |') == 1
+    table = accuracy_table(LabelsAnswers(toy))
+    assert still_rising(table[table.row != 'ILR']) == 'All trainings are flat at the end.'

@@ -114,12 +114,15 @@ class LabelsAnswers:
     def size(self, arm): # images with a label, mean over runs
         return float(np.mean([m['subset']['images'] for m in self.metrics[arm]]))
 
-# %% ../../nbs/bench/labels_answers.ipynb #c021
-FLAT = 0.005 # gain of the watched part in the last tripling of steps, below which a training is called flat
+# %% ../../nbs/bench/labels_answers.ipynb #n001
+FLAT = 0.005 # gain of the watched part since the number of steps before, below which a training is called flat
 
 def _watched(metrics, steps): # mean over runs, or NaN
     found = [m['watched'][str(steps)] for m in metrics if str(steps) in m['watched']]
     return float(np.mean(found)) if found else np.nan
+
+def _flat(gain): # True, False, or unknown
+    return pd.NA if np.isnan(gain) else bool(gain < FLAT)
 
 def accuracy_table(
     answers: LabelsAnswers, # of an experiment
@@ -133,10 +136,10 @@ def accuracy_table(
             watched, seconds = _watched(metrics, steps), [m['seconds'][str(steps)] for m in metrics]
             lines.append(dict(row=a.row.name, labels=words_for(a.labels), images=answers.size(a), steps=steps,
                               accuracy=tally.accuracy[t], low=low[t], high=high[t], watched=watched,
-                              flat=bool(watched - before < FLAT), seconds=float(np.mean(seconds)),
+                              flat=_flat(watched - before), seconds=float(np.mean(seconds)),
                               runs=len(metrics), tested=int(tally.images.sum())))
             before = watched
-    return pd.DataFrame(lines)
+    return pd.DataFrame(lines).astype(dict(flat='boolean'))
 
 # %% ../../nbs/bench/labels_answers.ipynb #c025
 def lead_table(

@@ -83,9 +83,9 @@ def labels_tables(
             'closed.csv': gap_shares(answers, [r for r in rows if r in MEANINGS and 'SR' in r
                                                and r not in LINEAR_ROWS])}
 
-# %% ../../nbs/bench/labels_report.ipynb #c015
+# %% ../../nbs/bench/labels_report.ipynb #n009
 def _percent(line): # of the accuracy table
-    rising = '' if line.flat else ' *'
+    rising = '' if pd.isna(line.flat) or line.flat else ' *'
     around = interval(100*line.low, 100*line.high, '{:.1f}')
     return f'{100*line.accuracy:.1f} ({around}){rising}'
 
@@ -166,9 +166,10 @@ def still_rising(
     table: pd.DataFrame, # from accuracy_table
 ) -> str: # a sentence
     "Which trainings are not flat at the end"
-    last = table[(table.steps == table.steps.max()) & ~table.flat]
-    if not len(last): return 'All trainings are flat at the end.'
-    return f'Not flat at the end: {listed([f"{t.row} with {t.labels}" for t in last.itertuples()], 99)}.'
+    last = table[(table.steps == table.steps.max()) & table.flat.notna()]
+    if not len(last): return 'Whether a training is flat at the end is not known: it takes two numbers of steps.'
+    names = [f'{t.row} with {t.labels}' for t in last[~last.flat.astype(bool)].itertuples()]
+    return f'Not flat at the end: {listed(names, 99)}.' if names else 'All trainings are flat at the end.'
 
 # %% ../../nbs/bench/labels_report.ipynb #c028
 def labels_pictures(
