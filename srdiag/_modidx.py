@@ -518,6 +518,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                     'srdiag/bench/labels_runs.py'),
                                           'srdiag.bench.labels_runs._training_part': ( 'bench/labels_runs.html#_training_part',
                                                                                        'srdiag/bench/labels_runs.py'),
+                                          'srdiag.bench.labels_runs._watched': ( 'bench/labels_runs.html#_watched',
+                                                                                 'srdiag/bench/labels_runs.py'),
                                           'srdiag.bench.labels_runs._weights': ( 'bench/labels_runs.html#_weights',
                                                                                  'srdiag/bench/labels_runs.py'),
                                           'srdiag.bench.labels_runs.joined_arm': ( 'bench/labels_runs.html#joined_arm',

@@ -158,7 +158,7 @@ def test_a_joined_row_spends_its_steps_in_thirds(labelled, sr_model, tmp_path, m
 
 def test_joined_row_begins_with_what_the_single_ones_know(labelled, sr_model, tmp_path, monkeypatch):
     seen = []
-    monkeypatch.setattr(labels_runs, 'join', lambda model, lr, sr, images: seen.append((lr, sr)))
+    monkeypatch.setattr(labels_runs, 'join', lambda model, lr, sr, images, valid: seen.append((lr, sr)))
     out = run(labelled, tmp_path/'out', 'LR+SR', sr_model, LabelsBudget((8,), (9,), 2, 1, 4), only_fold=0)
     (lr, sr), = seen
     from safetensors.torch import load_file
@@ -418,7 +418,7 @@ def test_what_is_flat_is_said_where_it_is_known(steps, tmp_path):
     assert 'tripled' not in text + page
     if len(steps) == 1:
         assert not [w for w in (') *', 'rising', 'Not flat') if w in text]
-        assert 'it takes two numbers of steps' in text
+        assert 'that takes two numbers of steps' in text
     else:
         assert 'less than half a point from 300 to 600 steps' in text and 'still rising.\n\n' in text
 
@@ -434,3 +434,23 @@ def test_stars_stand_where_the_watched_part_was_rising(tmp_path):
     assert 'Not flat at the end: ILR with 24.' in text and text.count(') * |') == 1
     table = accuracy_table(LabelsAnswers(toy))
     assert still_rising(table[table.row != 'ILR']) == 'All trainings are flat at the end.'
+
+
+def test_the_watched_images_open_the_gate_of_one_row(labelled, sr_model, tmp_path, monkeypatch):
+    asked, real = [], labels_runs.join
+
+    def spying(model, lr, sr, images, valid=None):
+        real(model, lr, sr, images, valid)
+        asked.append((valid, model.network.ensemble.gate[-1].bias.detach().tanh().tolist()))
+    monkeypatch.setattr(labels_runs, 'join', spying)
+    monkeypatch.setattr('srdiag.diagnosis.joining.share_of_sr', lambda *answers: 0.8)
+    budget = LabelsBudget((8,), (9,), 2, 1, 4)
+    out = run(labelled, tmp_path/'out', 'LR+SR,LR+SR-watched', sr_model, budget, only_fold=0)
+    (plain, half), (watched, open_) = asked
+    assert plain is None and half == pytest.approx([0.5, 0.5, 0.05], abs=1e-5)
+    assert open_ == pytest.approx([0.8, 0.2, 0.05], abs=1e-5)
+    fold = json.loads((out/'setup'/'config.json').read_text())['about']['parts'][0]
+    assert len(watched) == fold['valid'] and watched.augment is None
+    one, two = ((out/'runs'/f'{r}-8'/'seed0'/'fold0'/'predictions.csv').read_bytes()
+                for r in ('LR+SR', 'LR+SR-watched'))
+    assert one != two and 'gate of LR+SR-watched' in (out/'README.md').read_text(encoding='utf-8')

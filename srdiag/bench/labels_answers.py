@@ -114,8 +114,8 @@ class LabelsAnswers:
     def size(self, arm): # images with a label, mean over runs
         return float(np.mean([m['subset']['images'] for m in self.metrics[arm]]))
 
-# %% ../../nbs/bench/labels_answers.ipynb #n001
-FLAT = 0.005 # gain of the watched part since the number of steps before, below which a training is called flat
+# %% ../../nbs/bench/labels_answers.ipynb #n003
+FLAT = 0.005 # gain of the watched part since the number of steps before; below it a training is flat
 
 def _watched(metrics, steps): # mean over runs, or NaN
     found = [m['watched'][str(steps)] for m in metrics if str(steps) in m['watched']]

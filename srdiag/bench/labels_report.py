@@ -146,7 +146,7 @@ def closed_markdown(
                ('>95 %', lambda t: interval(100*t.low, 100*t.high, '{:.0f}'))]
     return column_table(table.itertuples(), columns)
 
-# %% ../../nbs/bench/labels_report.ipynb #n007
+# %% ../../nbs/bench/labels_report.ipynb #n005
 def leading_sentences(
     answers: LabelsAnswers, # of an experiment
     tables: dict, # from labels_tables
@@ -167,7 +167,7 @@ def still_rising(
 ) -> str: # a sentence
     "Which trainings are not flat at the end"
     last = table[(table.steps == table.steps.max()) & table.flat.notna()]
-    if not len(last): return 'Whether a training is flat at the end is not known: it takes two numbers of steps.'
+    if not len(last): return 'Whether a training is flat is not known: that takes two numbers of steps.'
     names = [f'{t.row} with {t.labels}' for t in last[~last.flat.astype(bool)].itertuples()]
     return f'Not flat at the end: {listed(names, 99)}.' if names else 'All trainings are flat at the end.'
 
@@ -218,7 +218,7 @@ def labels_page(
     fixed = {k: 'none' if v is None else v for k, v in head['fixed'].items()}
     return page.section('How it was made').facts(fixed)
 
-# %% ../../nbs/bench/labels_report.ipynb #n005
+# %% ../../nbs/bench/labels_report.ipynb #n010
 def _missing(answers): # a sentence about runs that others have, or ''
     all_runs = sorted({run for runs in answers.runs.values() for run in runs})
     gone = [f'{a.key} (seed {s}, fold {k})' for a in answers.arms for s, k in all_runs
@@ -236,7 +236,7 @@ def labels_facts(
     return dict(
         head=head, most=most, lead=fill('labels_lead.md.j2', **common), missing=_missing(answers),
         limits=fill('labels_limits.md.j2', **common, rising=still_rising(tables['accuracy.csv']),
-                    frozen=answers.store.frozen()),
+                    frozen=answers.store.frozen(), watched='LR+SR-watched' in answers.rows()),
         sentences=leading_sentences(answers, tables), map='map.png' in pictures,
         controls='controls.png' in pictures, main=main_markdown(tables['accuracy.csv'], most),
         needs=needs_markdown(n[n.steps == most] if len(n) else n, 'labels'),

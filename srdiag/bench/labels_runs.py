@@ -150,7 +150,7 @@ def _parts(job, store, arm, numbers): # of a joined arm: their rows, weights and
     return ((small, replace(large, tuned=arm.row.tuned)), [_weights(store, a, numbers) for a in parts],
             [store.metrics(a, *numbers)['seconds'] for a in parts])
 
-# %% ../../nbs/bench/labels_runs.ipynb #c016
+# %% ../../nbs/bench/labels_runs.ipynb #n009
 def _remember(job, model, arm, numbers, train): # references, where the row predicts against them
     if arm.row.mode != 'context': return
     at = job.images.subset(arm.labels, *numbers)
@@ -158,7 +158,10 @@ def _remember(job, model, arm, numbers, train): # references, where the row pred
     chosen = choose_references(job.images.labels[at], groups, 32, numbers[0])
     model.remember(train.lr[chosen], train.hr[chosen], train.labels[chosen])
 
-# %% ../../nbs/bench/labels_runs.ipynb #c018
+def _watched(job, row, fold): # the images that say how far the gate opens, or None: half open for both
+    return job.images.of(row, job.images.folds[fold]['valid']) if row.watched else None
+
+# %% ../../nbs/bench/labels_runs.ipynb #n015
 def joined_arm(
     job: LabelsJob, # images, settings
     store, # LabelsStore with its parts
@@ -172,7 +175,7 @@ def joined_arm(
         torch.manual_seed(_order(seed, fold))
         model, train = build_arm(arm.row, job.images, job.place[0]), _training_part(job, arm, seed, fold)
         lr, sr = (_branch_after(job, row, w, third) for row, w in zip(rows, weights))
-        join(model, lr, sr, train)
+        join(model, lr, sr, train, _watched(job, arm.row, fold))
         _remember(job, model, arm, (seed, fold), train)
         for r in train_steps(model, train, job.loss, (third,), job.budget, _order(seed, fold), job.place[1],
                              rates_of(model, job.budget.rate)):
