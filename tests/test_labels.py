@@ -355,7 +355,8 @@ def test_how_images_are_read_is_compared_where_it_was_recorded(labelled, tmp_pat
     assert old != new and old['data hash'] == new['data hash']
     store = LabelsStore(tmp_path/'out')
     open_labels_store(store, _job(labelled, resized), session_now())
-    with pytest.raises(DataError, match='resize was True, now it is False'): check_labels_store(store, old, {})
+    with pytest.raises(DataError, match='resize was True, now it is False'):
+        check_labels_store(store, old, {})
     head = json.loads(store.file.read_text())
     for k in ('resize', 'bits'): del head['fixed'][k] # as they were begun before
     store.file.write_text(json.dumps(head))
@@ -404,7 +405,8 @@ def test_the_pretrained_branch_is_the_same_whichever_fold_comes_first(labelled, 
     again = run(labelled, tmp_path/'0', 'ILR-pretrained', budget=budget, unlabelled=sharp)
     there = run(labelled, tmp_path/'1', 'ILR-pretrained', budget=budget, unlabelled=sharp)
     for fold in (0, 1): # and so is what follows, whether the branch was there or not
-        one, two = (o/'runs'/'ILR-pretrained-8'/'seed0'/f'fold{fold}'/'predictions.csv' for o in (again, there))
+        one, two = (out/'runs'/'ILR-pretrained-8'/'seed0'/f'fold{fold}'/'predictions.csv'
+                    for out in (again, there))
         assert one.read_bytes() == two.read_bytes()
 
 
@@ -454,3 +456,17 @@ def test_the_watched_images_open_the_gate_of_one_row(labelled, sr_model, tmp_pat
     one, two = ((out/'runs'/f'{r}-8'/'seed0'/'fold0'/'predictions.csv').read_bytes()
                 for r in ('LR+SR', 'LR+SR-watched'))
     assert one != two and 'gate of LR+SR-watched' in (out/'README.md').read_text(encoding='utf-8')
+
+
+@pytest.mark.parametrize('only, sources, wrong, said', [
+    ('LR,ILR-pretrained', dict(unlabelled='none'), DataError, 'none does not exist'),
+    ('LR,ILR-pretrained', dict(unlabelled='sharp'), DataError, 'give --unlabelled images of the same kind'),
+    ('LR,SR-foreign', dict(foreign='endoscopy_x4'), ModelError, 'cannot reach 2'),
+    ('LR,SR-foreign', dict(foreign='none'), ModelError, 'none')])
+def test_what_is_read_beside_the_images_is_checked_first(only, sources, wrong, said, labelled, tmp_path):
+    (tmp_path/'sharp').mkdir()
+    save_png(torch.zeros(3, 12, 12, dtype=torch.uint8), tmp_path/'sharp'/'0.png')
+    sources = LabelsSources(**{k: str(tmp_path/v) if k == 'unlabelled' else v for k, v in sources.items()})
+    with pytest.raises(wrong, match=said):
+        run_labels(labelled/'labels.csv', tmp_path/'out', chosen_labels_rows(only), sources, TINY, HALF, CPU)
+    assert not (tmp_path/'out').exists()

@@ -48,7 +48,7 @@ def check_labels_request(
                         'such as --linear resnet18, or --linear resnet18=random without ImageNet weights.')
     pick_place(options.device, options.precision)
 
-# %% ../../nbs/bench/labels.ipynb #n001
+# %% ../../nbs/bench/labels.ipynb #n006
 def check_labels_job(
     job: LabelsJob, # images, networks
     arms, # that are to be trained
@@ -61,7 +61,9 @@ def check_labels_job(
         for n in {a.labels for a in arms}: job.images.subset(n, 0, fold)
     if job.frozen is not None:
         check_reads(job.frozen.extractor.branch, job.images.data.channels, job.images.data.side)
-    check_labels_store(store, job.fixed(), job.beside({a.row for a in arms}), job.frozen)
+    rows = {a.row for a in arms}
+    if any(r.images == 'foreign' for r in rows): job.kinds.enlarger_of('foreign') # fits the scale, or says so
+    check_labels_store(store, job.fixed(), job.beside(rows), job.frozen) # reads the unlabelled images, too
 
 def _say_what(rows, job):
     about = job.about()
