@@ -16,6 +16,7 @@ from srdiag.bench.labels import run_labels
 from srdiag.bench.labels_answers import (
     LabelsAnswers, Tally, accuracy_table, gap_shares, lead_table, labels_needed, needed, steps_needed,
     together)
+from srdiag.bench.labels_images import StrongAugment
 from srdiag.bench.labels_loop import endless_batches, power_average, train_steps
 from srdiag.bench.labels_pretraining import sharp_pairs
 from srdiag.bench.labels_report import amount, labels_sentence, report_labels, steps_sentence, still_rising
@@ -470,3 +471,16 @@ def test_what_is_read_beside_the_images_is_checked_first(only, sources, wrong, s
     with pytest.raises(wrong, match=said):
         run_labels(labelled/'labels.csv', tmp_path/'out', chosen_labels_rows(only), sources, TINY, HALF, CPU)
     assert not (tmp_path/'out').exists()
+
+
+def test_strong_augmentation_keeps_shapes():
+    theta = torch.tensor([[[math.cos(1.), -math.sin(1.), 0], [math.sin(1.), math.cos(1.), 0]]])
+    for h, w in ((48, 48), (48, 96), (64, 40)):
+        y, x = torch.meshgrid(torch.arange(h) - (h - 1)/2, torch.arange(w) - (w - 1)/2, indexing='ij')
+        disc = torch.sigmoid(12 - y.hypot(x))[None, None] # soft, so that its edge hides nothing
+        middle = y.hypot(x) < min(h, w)/2 - 1 # further out lies what is mirrored
+        assert (StrongAugment.moved(disc, theta) - disc).abs()[0, 0, middle].max() < 0.05
+    square = torch.rand(1, 1, 24, 24, generator=torch.Generator().manual_seed(0))
+    grid = torch.nn.functional.affine_grid(theta, square.shape, align_corners=False)
+    before = torch.nn.functional.grid_sample(square, grid, padding_mode='reflection', align_corners=False)
+    assert torch.equal(StrongAugment.moved(square, theta), before)

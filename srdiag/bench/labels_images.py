@@ -99,7 +99,7 @@ class KindsOfImages:
             self._made[kind] = in_bytes(self.pairs.lr, enlarge)
         return self._made[kind]
 
-# %% ../../nbs/bench/labels_images.ipynb #c023
+# %% ../../nbs/bench/labels_images.ipynb #n002
 class StrongAugment(PairAugment):
     "Beside what PairAugment does: any angle, size ± 15 %, place ± 10 % of the side, the same for a sample"
     def __init__(self,
@@ -116,5 +116,7 @@ class StrongAugment(PairAugment):
 
     @staticmethod
     def moved(image, theta): # what lies outside is mirrored
+        h, w = image.shape[2:] # `theta` counts in halves of a side, and sides differ
+        theta = theta*theta.new_tensor([[1, h/w, 1], [w/h, 1, 1]])
         grid = torch.nn.functional.affine_grid(theta, image.shape, align_corners=False)
         return torch.nn.functional.grid_sample(image, grid, padding_mode='reflection', align_corners=False)
