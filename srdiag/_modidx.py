@@ -572,6 +572,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                         'srdiag/bench/labels_store.py'),
                                            'srdiag.bench.labels_store._check_frozen': ( 'bench/labels_store.html#_check_frozen',
                                                                                         'srdiag/bench/labels_store.py'),
+                                           'srdiag.bench.labels_store._wrong_arm': ( 'bench/labels_store.html#_wrong_arm',
+                                                                                     'srdiag/bench/labels_store.py'),
                                            'srdiag.bench.labels_store.check_labels_store': ( 'bench/labels_store.html#check_labels_store',
                                                                                              'srdiag/bench/labels_store.py'),
                                            'srdiag.bench.labels_store.open_labels_store': ( 'bench/labels_store.html#open_labels_store',

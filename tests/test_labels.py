@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from srdiag.bench import labels_runs
+from srdiag.bench.interactions import report_interactions
 from srdiag.bench.labels import run_labels
 from srdiag.bench.labels_answers import (
     LabelsAnswers, Tally, accuracy_table, gap_shares, lead_table, labels_needed, needed, steps_needed,
@@ -484,3 +485,15 @@ def test_strong_augmentation_keeps_shapes():
     grid = torch.nn.functional.affine_grid(theta, square.shape, align_corners=False)
     before = torch.nn.functional.grid_sample(square, grid, padding_mode='reflection', align_corners=False)
     assert torch.equal(StrongAugment.moved(square, theta), before)
+
+
+@pytest.mark.parametrize('change', [dict(new=1), dict(interaction='none such'), dict(images='MR')])
+def test_a_row_of_another_version_is_a_sentence(change, tmp_path):
+    toy = made_up(tmp_path/'dice', (24,), (100, 300), seeds=1, n=60)
+    path = next(toy.folder.glob('runs/SR-24/*/*/metrics.json'))
+    m = json.loads(path.read_text())
+    path.write_text(json.dumps(m | dict(row=m['row'] | change)))
+    with pytest.raises(DataError, match=re.escape(f'{path} is not what srdiag wrote')): report_labels(toy)
+    with pytest.raises(DataError, match='update srdiag'): report_interactions(toy)
+    path.write_text(json.dumps(m | dict(row={k: v for k, v in m['row'].items() if k in ('name', 'images')})))
+    assert len(toy.arms()) == 4 # an older version knew less, and what is missing has its default

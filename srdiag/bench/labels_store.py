@@ -6,7 +6,7 @@
 __all__ = ['LABELS', 'predictions_columns', 'read_labels_predictions', 'right_answers', 'LabelsStore', 'check_labels_store',
            'open_labels_store']
 
-# %% ../../nbs/bench/labels_store.ipynb #c003
+# %% ../../nbs/bench/labels_store.ipynb #n003
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +14,7 @@ import pandas as pd
 
 from .labels_rows import Arm
 from .labels_settings import ALL
-from .store import SetupStore, StoreForm, check_free, compare
+from .store import SetupStore, StoreForm, check_free, check_written, compare
 from ..core.errors import DataError, ModelError
 from ..core.files import write_text
 from ..core.records import json_text, read_json
@@ -31,6 +31,15 @@ LABELS = StoreForm(
     run=dict(row=dict(name=str, images=str), labels=int, seed=int, fold=int, subset=dict(images=int),
              accuracy={}, watched={}, seconds={}, made={}),
     split='the groups and folds', later=('resize', 'bits'))
+
+_BESIDE = dict(network='another super-resolution network: give --sr the old one',
+               foreign='another network for SR-foreign: give --foreign the old one',
+               unlabelled='other unlabelled images: give --unlabelled the old ones') # by the name of a file
+
+def _wrong_arm(m): # what is wrong with the row of a run's metrics.json, as a clause; '' if nothing is
+    try: Arm.recorded(m)
+    except (TypeError, ValueError, DataError) as e: return str(e).rstrip('.')
+    return ''
 
 # %% ../../nbs/bench/labels_store.ipynb #c007
 def predictions_columns(
@@ -70,14 +79,13 @@ def right_answers(
     said = [p[[f'{s}_{c}' for c in classes]].to_numpy().argmax(1) for s in steps]
     return np.stack([np.asarray(classes)[k] == p.true.to_numpy() for k in said])
 
-# %% ../../nbs/bench/labels_store.ipynb #n000
+# %% ../../nbs/bench/labels_store.ipynb #n017
 class LabelsStore(SetupStore):
     "The folder of a labels experiment"
     form = LABELS
 
     def wrong_run(self, m, row, seed, fold):
-        try: Arm.recorded(m)
-        except (TypeError, ValueError, DataError) as e: return str(e).rstrip('.')
+        if wrong := _wrong_arm(m): return wrong
         odd = [v for v in (*m['accuracy'].values(), *m['watched'].values())
                if not isinstance(v, _NUMBER) or not 0 <= v <= 1]
         return f'an accuracy is {odd[0]}' if odd else ''
@@ -93,7 +101,9 @@ class LabelsStore(SetupStore):
         found = {}
         for p in sorted(self.folder.glob('runs/*/seed*/fold*/metrics.json')):
             if p.parents[2].name in found: continue
-            arm = Arm.recorded(read_json(p, self.form.run, f'remove the folder {p.parent}'))
+            m = read_json(p, self.form.run, f'remove the folder {p.parent} to have this run made again')
+            check_written(p, _wrong_arm(m), f'update srdiag if a newer one made it, or remove {p.parent}')
+            arm = Arm.recorded(m)
             found[arm.key] = arm
         return sorted(found.values(), key=lambda a: (a.labels == ALL, a.labels))
 
@@ -108,11 +118,7 @@ class LabelsStore(SetupStore):
                             f'{path.parent} to have this run made again.')
         return p
 
-# %% ../../nbs/bench/labels_store.ipynb #n002
-_BESIDE = dict(network='another super-resolution network: give --sr the old one',
-               foreign='another network for SR-foreign: give --foreign the old one',
-               unlabelled='other unlabelled images: give --unlabelled the old ones') # by the name of a file
-
+# %% ../../nbs/bench/labels_store.ipynb #n011
 def _check_beside(store, hashes): # DataError or ModelError if other weights or images were used before
     for name, digest in hashes.items():
         path, wrong = store.folder/f'{name}.json', DataError if name == 'unlabelled' else ModelError
