@@ -34,7 +34,7 @@ class LabelsLength(LabelsBudget):
         return LabelsBudget(**own | dict(labels=numbers_in(self.labels_n, 'labels', all=ALL),
                                          steps=numbers_in(self.steps, 'steps')))
 
-# %% ../../nbs/commands/labels.ipynb #n000
+# %% ../../nbs/commands/labels.ipynb #n002
 @dataclass(frozen=True)
 class Labels:
     """What super-resolution saves: labels and training steps of LR, ILR, SR, LR+SR and HR, cross-validated by
@@ -49,8 +49,8 @@ class Labels:
     budget: LabelsLength = LabelsLength() # how many labels and steps, how often
     design: LabelsDesign = LabelsDesign() # what all rows have in common
     # which part of the work this process does; rows are LR, ILR, SR, HR, LR+SR (the default), LR+ILR,
-    # SR-tuned, LR+SR-tuned, SR-foreign, SR-untrained, ILR-pretrained, ILR-augmented, SR-augmented; with
-    # --linear also ILR-linear and SR-linear (default then, too)
+    # LR+SR-watched, SR-tuned, LR+SR-tuned, SR-foreign, SR-untrained, ILR-pretrained, ILR-augmented,
+    # SR-augmented; with --linear also ILR-linear and SR-linear (default then, too)
     share: LabelsShare = LabelsShare()
     reading: Comparing = Comparing() # how files are read, and where networks compute
 
