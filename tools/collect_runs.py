@@ -16,7 +16,8 @@ EXPERIMENT = (Path('setup/config.json'), ('README.md', '*.csv', 'cost.json', 'ta
                                           'networks/*/network.json', 'networks/*/scores.json',
                                           'runs/*/seed*/fold*/metrics.json'))
 LABELS = (Path('setup/config.json'), ('README.md', '*.csv', '*.png', 'setup/*', 'network.json',
-                                      'sessions/*.json', 'pretrained/*/painting.json',
+                                      'foreign.json', 'unlabelled.json', 'sessions/*.json',
+                                      'pretrained/*/painting.json',
                                       'runs/*/seed*/fold*/metrics.json'))
 HIDDEN = (r'(?:!\[[^]]*\]\((?:fig5|fig7)[^)]*\)\n+)+(?:\*[^*]*\*\n+)?',
           '*This figure shows images of the data set and is not part of the repository; the command that '
