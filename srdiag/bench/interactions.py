@@ -38,9 +38,9 @@ def framework_of(
     f, about = head['fixed'], head['about']
     (channels, *large), classes = about['shape'], len(about['classes'])
     small = [n//f['scale'] for n in large]
-    model = SREnhancedDiagnosis(classes, f['scale'], 'LR+HR', True, channels, stem_for(min(small)),
-                                stem_for(min(large)),
-                                mutual='mean', mode=row.mode, width=f['width'], statistics='each',
+    stems = [stem_for(min(size)) for size in (small, large)]
+    model = SREnhancedDiagnosis(classes, f['scale'], 'LR+HR', True, channels, *stems, mutual='mean',
+                                mode=row.mode, width=f['width'], statistics='each',
                                 interaction=row.interaction)
     if row.mode == 'context':
         images = (torch.zeros(32, channels, *size, dtype=torch.uint8) for size in (small, large))

@@ -71,9 +71,9 @@ def _unseen_part(split, images, folder): # row numbers; DataError if there are n
     if seen.any():
         say(f'Note: this is not exactly the data of {folder}. Left out: {counted(int(seen.sum()), "image")} '
             f'that it has learned from or chosen its epoch by{others}; --split all takes them, too.')
-    if seen.any() and not known:
-        say('Note: groups are unknown, so new images of patients that it has learned from may be among the '
-            'others: name the groups with --group-pattern.')
+        if not known:
+            say('Note: groups are unknown, so new images of patients that it has learned from may be among '
+                'the others: name the groups with --group-pattern.')
     return np.flatnonzero(~seen)
 
 # %% ../../nbs/models/split.ipynb #c021
