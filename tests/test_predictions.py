@@ -3,10 +3,12 @@ the same twice."""
 import csv
 import json
 import re
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from filelock import FileLock
 from PIL import Image
 from safetensors.torch import load_file
 
@@ -386,9 +388,17 @@ def test_spread_by_hand():
     assert found == pytest.approx(dict(flips=2/8, unstable=2/4, spread=0.15, largest=0.3))
 
 
-def test_results_are_whole_where_the_system_has_no_such_lock(tmp_path, monkeypatch):
+def test_results_are_whole_where_an_open_lock_cannot_be_removed(tmp_path, monkeypatch):
     import srdiag.commands.results as results
-    monkeypatch.setattr(results, 'fcntl', None) # as on Windows
+    remove, release = Path.unlink, FileLock.release
+    def unlink(path, missing_ok=False): # as on Windows: what is open is not removed
+        if path.name == '.lock': raise PermissionError(13, 'in use', str(path))
+        remove(path, missing_ok)
+    def released(lock): # and a lock removes itself
+        release(lock)
+        remove(Path(lock.lock_file))
+    monkeypatch.setattr(Path, 'unlink', unlink)
+    monkeypatch.setattr(FileLock, 'release', released)
     about = dict(model='model', weights_sha256='0'*64, shards=None, files=None)
     for again in (False, True):
         place = results.check_place_of_results(tmp_path/'out', again)

@@ -4,9 +4,10 @@ import json
 import re
 import shutil
 import sys
-import uuid
-from contextlib import contextmanager
 from pathlib import Path
+
+from srdiag.core.errors import DataError
+from srdiag.core.files import replacing_folder
 
 # What says that a folder is one, and what is copied.
 BENCHMARK = (Path('run.json'), ('README.md', '*.json', '*.csv', 'fig4.*', 'curves.png', 'students.png',
@@ -98,23 +99,6 @@ def check_out(source, out, mark):
                  'nothing was changed. The folder to copy comes first, the place of the copy second.')
 
 
-@contextmanager
-def replacing_folder(out):
-    "A new folder beside `out`, which takes its place when the block ends; if it fails, the old one stays"
-    out.parent.mkdir(parents=True, exist_ok=True)
-    new, old = (out.with_name(f'.{out.name}-{uuid.uuid4().hex[:8]}.{what}') for what in ('new', 'old'))
-    new.mkdir()
-    try:
-        yield new
-        if out.exists(): out.rename(old)
-        try: new.rename(out)
-        except OSError:
-            if old.exists(): old.rename(out)
-            raise
-    finally: shutil.rmtree(new, ignore_errors=True)
-    shutil.rmtree(old, ignore_errors=True)
-
-
 def fill(new, source, keep):
     "Copy the files; those that were copied"
     files = sorted({p for pattern in keep for p in source.glob(pattern) if p.is_file()})
@@ -134,7 +118,9 @@ def collect(source, out):
     "Copy the files; the folder must be new or hold an earlier copy, which stays until the new one is whole"
     mark, keep = kind_of(source)
     check_out(source, out, mark)
-    with replacing_folder(out) as new: files = fill(new, source, keep)
+    try:
+        with replacing_folder(out) as new: files = fill(new, source, keep)
+    except DataError as e: sys.exit(str(e))
     print(f'{len(files)} files, {sum(p.stat().st_size for p in files)/1e6:.1f} MB, in {out}')
 
 

@@ -5,22 +5,20 @@
 # %% auto #0
 __all__ = ['LOGS', 'build_row', 'branch_row', 'model_info', 'shared_branch', 'train_row']
 
-# %% ../../nbs/bench/diagnosis_training.ipynb #n005
+# %% ../../nbs/bench/diagnosis_training.ipynb #n018
 import shutil
 import tempfile
 import time
-from contextlib import contextmanager
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 
 import torch
-from filelock import FileLock, Timeout
 
 from .rows import Row
+from ..core.locks import in_turn
 from ..core.records import command_line
 from ..core.together import is_placed, placed
-from ..core.words import say
 from ..data.pairs import PairAugment
 from ..diagnosis.build import build_framework
 from ..diagnosis.joining import BRANCHES
@@ -105,21 +103,7 @@ def _train_branch(job, row, branch, run, epochs, place): # → into the folder `
                       seconds=best['seconds'], epochs=epochs, mode='solo')
     save_model(place, single, info, overwrite=True, files=files)
 
-# %% ../../nbs/bench/diagnosis_training.ipynb #n041
-@contextmanager
-def _alone_at(place): # one process after the other; where a file system has no locks, all at once
-    place.parent.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(place.with_name(f'{place.name}.lock'))
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        say(f'Another process trains {place.parent.parent.name} for this seed and fold: we wait for it.')
-        lock.acquire()
-    except NotImplementedError: pass
-    try: yield
-    finally: lock.release()
-
-# %% ../../nbs/bench/diagnosis_training.ipynb #n033
+# %% ../../nbs/bench/diagnosis_training.ipynb #n036
 def shared_branch(
     job, # DiagnosisJob: images, networks, settings
     row: Row, # with two branches
@@ -132,7 +116,9 @@ def shared_branch(
     own = branch_row(row, branch)
     place = folder/f'{own.key}-{branch}'/f'seed{run[0]}'/f'fold{run[1]}'
     if not is_placed(place, 'config.json'):
-        with _alone_at(place):
+        place.parent.mkdir(parents=True, exist_ok=True)
+        with in_turn(place.with_name(f'{place.name}.lock'),
+                     f'Another process trains {own.key} for this seed and fold: we wait for it.'):
             if not is_placed(place, 'config.json'): _train_branch(job, own, branch, run, epochs, place)
     single, info = load_model(place, 'diagnosis')
     return single.to(job.device), info.training['seconds'], place

@@ -13,8 +13,8 @@ from .entries import Entry, with_teachers
 from .store import HEAD_REMEDY, Store, StoreForm, check_free, check_written, compare
 from ..core.errors import DataError
 from ..core.files import write_text
+from ..core.locks import alone
 from ..core.records import json_text, misfit, read_json
-from ..core.together import alone
 
 # %% ../../nbs/bench/sr_store.ipynb #c005
 _NUMBER, _PARTS = (int, float), dict(train=int, valid=int, test=int)

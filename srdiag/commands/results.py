@@ -6,7 +6,7 @@
 __all__ = ['PICTURES', 'Shard', 'Place', 'check_place_of_results', 'files_digest', 'Results', 'complete', 'leave', 'add_rows',
            'add_skipped', 'check_free_names', 'add_picture']
 
-# %% ../../nbs/commands/results.ipynb #c003
+# %% ../../nbs/commands/results.ipynb #n003
 import hashlib
 import json
 import os
@@ -16,13 +16,11 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
-try: import fcntl
-except ImportError: fcntl = None # Windows: a second process is not noticed there
-
 import pandas as pd
 
 from ..core.errors import DataError
 from ..core.files import write_text
+from ..core.locks import Held, take
 from ..core.words import counted, csv_text, listed, say, shortened
 from ..data.images import file_hash
 from ..models.saving import check_output
@@ -122,14 +120,15 @@ def _bring_back(place): # what others had put among the old pictures
             to.parent.mkdir(parents=True, exist_ok=True)
             (old/name).rename(to)
 
-# %% ../../nbs/commands/results.ipynb #c019
+# %% ../../nbs/commands/results.ipynb #n004
 def _clear(room): # remove it, the lock last, by which it is known as ours
     for p in room.iterdir():
         if p.name == '.lock': continue
         if p.is_dir() and not p.is_symlink(): shutil.rmtree(p)
         else: p.unlink()
-    (room/'.lock').unlink(missing_ok=True)
-    room.rmdir()
+    with suppress(OSError): # Windows removes an open lock in `_open` only
+        (room/'.lock').unlink(missing_ok=True)
+        room.rmdir()
 
 def _settle(place): # the move, from wherever it was interrupted
     _step_in(place)
@@ -137,33 +136,37 @@ def _settle(place): # the move, from wherever it was interrupted
     os.replace(place.room/'complete.json', place.folder/place.record)
     _clear(place.room)
 
-# %% ../../nbs/commands/results.ipynb #c022
-def _locked(room): # → an open file that holds the lock; DataError if another process has it
-    file = open(room/'.lock', 'a')
-    if fcntl is None: # an open file could not be removed there
-        file.close()
-        return open(os.devnull)
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        return file
-    except OSError:
-        file.close()
+# %% ../../nbs/commands/results.ipynb #n005
+def _locked(room): # → its lock, taken; DataError if another process has it
+    try: return take(room/'.lock')
+    except Held:
         raise DataError(f'Another process is writing to {room}: wait for it, or choose another output folder.'
                         ) from None
 
-def _tidy(place): # what a killed process has left is put into place, or removed and said
+def _open(lock, room): # the lock; what is left of a cleared room goes
+    there = room.is_dir()
+    lock.release()
+    if there:
+        with suppress(OSError): room.rmdir() # unless something is in it
+
+# %% ../../nbs/commands/results.ipynb #n007
+def _end(place): # what a killed process has begun, and say so
+    if (place.room/'complete.json').is_file():
+        _settle(place)
+        return say(f'Note: an earlier prediction was stopped while it moved into {place.folder}; now it '
+                   'is there as a whole.')
+    if (place.room/place.table).exists():
+        say(f'Note: an earlier prediction was stopped before its end; its rows in {place.room} are removed.')
+    _clear(place.room)
+
+def _tidy(place):
     room = place.room
     if not room.is_dir(): return
     if room.is_symlink() or any(room.iterdir()) and not (room/'.lock').is_file():
         raise DataError(f'{room} was not made by srdiag, which needs a folder of that name: rename it.')
-    with _locked(room):
-        if (room/'complete.json').is_file():
-            _settle(place)
-            return say(f'Note: an earlier prediction was stopped while it moved into {place.folder}; now it '
-                       'is there as a whole.')
-        if (room/place.table).exists():
-            say(f'Note: an earlier prediction was stopped before its end; its rows in {room} are removed.')
-        _clear(room)
+    lock = _locked(room)
+    try: _end(place)
+    finally: _open(lock, room)
 
 # %% ../../nbs/commands/results.ipynb #c024
 def _busy(place): # is there anything that has to be replaced?
@@ -263,7 +266,7 @@ def complete(
     write_text(place.room/'complete.json', json.dumps(record))
     _settle(place)
 
-# %% ../../nbs/commands/results.ipynb #c034
+# %% ../../nbs/commands/results.ipynb #n008
 def leave(
     results: Results, # complete or not
 ):
@@ -272,7 +275,7 @@ def leave(
     if lock is None: return
     if place.room.exists() and not (place.room/'complete.json').exists():
         with suppress(OSError): _clear(place.room)
-    lock.close()
+    _open(lock, place.room)
     if not results._new: return
     with suppress(OSError):
         if {p.name for p in place.folder.iterdir()} == {'.srdiag'}:

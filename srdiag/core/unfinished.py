@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['FOLDER', 'LOCK_PATIENCE', 'WHOLE_RUN', 'progress_of', 'differences', 'Unfinished', 'check_same', 'begin']
 
-# %% ../../nbs/core/unfinished.ipynb #c003
+# %% ../../nbs/core/unfinished.ipynb #n000
 import json
 import os
 import re
@@ -13,10 +13,9 @@ import shutil
 from contextlib import suppress
 from pathlib import Path
 
-from filelock import FileLock, Timeout
-
 from .errors import ModelError
 from .files import replacing, write_text
+from .locks import Held, take
 from .records import json_text
 from .words import listed, say, shortened
 
@@ -54,17 +53,14 @@ def differences(
     return [f'{k} ({shortened(a.get(k, "none"), 60)}, now {shortened(b.get(k, "none"), 60)})'
             for k in a | b if a.get(k) != b.get(k)]
 
-# %% ../../nbs/core/unfinished.ipynb #c012
+# %% ../../nbs/core/unfinished.ipynb #n001
 LOCK_PATIENCE = 6. # seconds until a lock counts as held: so long may helpers of a killed process live on
 
 def _lock_of(folder, output): # the folder's lock, taken; ModelError if another process has it
-    lock = FileLock(folder/'lock')
-    try: lock.acquire(timeout=LOCK_PATIENCE)
-    except Timeout:
+    try: return take(folder/'lock', LOCK_PATIENCE)
+    except Held:
         raise ModelError(f'Another process is training into {output} at this moment: wait until it has '
                          'finished, or choose another output folder.') from None
-    except NotImplementedError: pass # a file system without locks
-    return lock
 
 # %% ../../nbs/core/unfinished.ipynb #c014
 class Unfinished(os.PathLike):

@@ -5,16 +5,14 @@
 # %% auto #0
 __all__ = ['MANIFEST', 'not_listed', 'check_content', 'check_place', 'new_folder', 'leftovers', 'clean_name']
 
-# %% ../../nbs/datasets/folders.ipynb #c003
+# %% ../../nbs/datasets/folders.ipynb #n000
 import hashlib
 import os
 import re
-import shutil
-import uuid
-from contextlib import contextmanager
 from pathlib import Path
 
 from ..core.errors import DataError
+from ..core.files import replacing_folder
 
 # %% ../../nbs/datasets/folders.ipynb #c009
 MANIFEST = 'manifest.csv'
@@ -69,46 +67,14 @@ def check_place(
                             'output folder.')
     if a.exists(): check_content(a, out, overwrite, strangers)
 
-# %% ../../nbs/datasets/folders.ipynb #c021
-def _take_place(
-    new: Path, # complete
-    out: Path, # the final place
-    old: Path, # where what lies in `out` is put aside
-    overwrite: bool, # the user asked to replace it
-    strangers, # see `check_content`
-) -> None:
-    "Rename `new` to `out`; DataError, and all is as before, if `out` may not be replaced"
-    try:
-        if os.path.lexists(out):
-            check_content(out, out, overwrite, strangers)
-            out.rename(old)
-            check_content(old, out, overwrite, strangers)
-        new.rename(out)
-    except BaseException:
-        if old.exists() and not os.path.lexists(out): old.rename(out)
-        raise
-    shutil.rmtree(old, ignore_errors=True)
-
-# %% ../../nbs/datasets/folders.ipynb #c023
-@contextmanager
+# %% ../../nbs/datasets/folders.ipynb #n003
 def new_folder(
     out: Path, # the final place
     overwrite: bool, # what is there may be replaced
     strangers, # see `check_content`
-): # yields a hidden folder that is renamed to `out` if the block succeeds
+): # for a `with` block, which gets a hidden folder that is renamed to `out` if it succeeds
     "All or nothing; DataError for a full disk, for a place that was taken in the meantime, and the like"
-    out = out.resolve()
-    new = out.with_name(f'.{out.name}-{uuid.uuid4().hex[:8]}')
-    old = new.with_name(new.name + '.old')
-    try:
-        new.mkdir(parents=True)
-        yield new
-        _take_place(new, out, old, overwrite, strangers)
-    except OSError as e:
-        kept = f'What was there is now in {old}' if old.exists() else 'What was there is unchanged'
-        raise DataError(f'{out} could not be built ({e.strerror or e}): check the free space and your '
-                        f'permissions there. {kept}.') from e
-    finally: shutil.rmtree(new, ignore_errors=True)
+    return replacing_folder(out, lambda old: check_content(old, out, overwrite, strangers))
 
 # %% ../../nbs/datasets/folders.ipynb #c028
 def leftovers(
