@@ -75,6 +75,38 @@ def test_colour_with_transparency(opaque, tmp_path):
     assert found.bits == 12 and torch.allclose(found.images[0], torch.tensor(2000/4095), atol=1e-5)
 
 
+@pytest.mark.parametrize('kind, want', [('unspecified', 0.2), ('assocalpha', 0.6), ('unassalpha', 0.52)])
+@pytest.mark.parametrize('dtype', ['uint8', 'uint16'])
+def test_only_an_opacity_is_laid_over_white(kind, want, dtype, tmp_path):
+    a = (np.array([0.2, 0.2, 0.2, 0.6])*np.iinfo(dtype).max).round().astype(dtype)
+    a = np.tile(a, (4, 4, 1))
+    tifffile.imwrite(tmp_path/'a.tif', a, photometric='rgb', extrasamples=[kind])
+    found = read_image(tmp_path/'a.tif').double()/(255 if dtype == 'uint8' else 1)
+    assert found.shape == (3, 4, 4) and (found - want).abs().max() < 1/250
+
+
+def test_stains_of_which_one_cannot_be_chosen(tmp_path):
+    for dtype in ('uint8', 'uint16'):
+        for n in (2, 3):
+            a = np.full((4, 4, n), 70, dtype)
+            tifffile.imwrite(tmp_path/f'{n}.tif', a, photometric='minisblack', planarconfig='contig')
+        assert read_image(tmp_path/'2.tif').shape == (1, 4, 4) # the other is left out
+        with pytest.raises(ImageError, match='holds 3 channels'): read_image(tmp_path/'3.tif')
+
+
+def test_12_bits_in_other_files_of_16(tmp_path):
+    a = np.linspace(0, 4095, 64).reshape(8, 8).round().astype('uint16')
+    Image.fromarray(a).save(tmp_path/'a.jp2')
+    Image.fromarray(a).save(tmp_path/'a.j2k')
+    (tmp_path/'a.pgm').write_bytes(b'P5 8 8 65535\n' + a.astype('>u2').tobytes())
+    for path in find_images(tmp_path):
+        found = read_images([path])
+        assert found.bits == 12 and np.allclose(found.images[0][0], a/4095, atol=1e-6), path
+    (tmp_path/'a.pgm').write_bytes(b'P5 8 8 4095\n' + a.astype('>u2').tobytes()) # says it itself
+    Image.fromarray((a//16).astype('uint8')).save(tmp_path/'a.jp2')
+    assert find_depth([tmp_path/'a.pgm', tmp_path/'a.jp2']) is None
+
+
 def test_a_brighter_file_than_the_model_knows_is_named(films):
     paths = find_images(films())
     with pytest.raises(ImageError, match='10 bits'): read_images(paths, bits=10, strict=True)

@@ -52,6 +52,19 @@ def test_every_format_of_ours_is_still_read(tmp_path, tile):
         assert read_image(tmp_path/f'{k}.png').shape == (3, 32, 32), kind
 
 
+@pytest.mark.parametrize('mode', ['L', 'P', 'RGBA', 'CMYK'])
+def test_tiffs_that_lie_on_their_side(mode, tmp_path, tile):
+    "Pillow maps uncompressed ones to memory, with height and width exchanged too early"
+    image = Image.fromarray(tile(0).permute(1, 2, 0).numpy()).crop((0, 0, 24, 32)).convert(mode)
+    for code in range(1, 9):
+        exif = Image.Exif()
+        exif[274] = code
+        image.save(tmp_path/'plain.tif', exif=exif)
+        image.save(tmp_path/'packed.tif', exif=exif, compression='tiff_lzw')
+        plain, packed = (read_image(tmp_path/f'{name}.tif') for name in ('plain', 'packed'))
+        assert plain.shape[1:] == ((24, 32) if code > 4 else (32, 24)) and torch.equal(plain, packed), code
+
+
 # Weights and settings
 
 @pytest.fixture

@@ -6,7 +6,7 @@
 __all__ = ['JPEG_KINDS', 'COLOUR_TYPES', 'SLIDE_EXTENSIONS', 'Slide', 'Photograph', 'is_slide', 'open_slide', 'find_slides',
            'level_for']
 
-# %% ../../nbs/datasets/slides.ipynb #c003
+# %% ../../nbs/datasets/slides.ipynb #n000
 import struct
 from pathlib import Path
 
@@ -15,7 +15,7 @@ import tifffile
 import torch
 
 from ..core.errors import DataError, ImageError
-from ..data.decoding import quietly
+from ..data.decoding import opaque, quietly
 from ..data.images import EXTENSIONS, find_images, read_image
 
 # %% ../../nbs/datasets/slides.ipynb #c011
@@ -79,14 +79,11 @@ def _opened(path: Path): # a TiffSlide, whole, and in colours that can be read
         why = str(e).strip().rstrip('.') or type(e).__name__
         raise ImageError(path, f'cannot be read as a slide ({why}): copy it again from its source') from e
 
-# %% ../../nbs/datasets/slides.ipynb #c024
+# %% ../../nbs/datasets/slides.ipynb #n001
 def _opaque(a: np.ndarray, page: tifffile.TiffPage) -> np.ndarray: # H×W×C, uint8, C = 1 or 3
     "Pixels laid over white if the channel after the colours is an opacity; any other is left out"
     n = 1 if page.photometric == 1 else 3
-    a, alpha, extra = a[..., :n], a[..., n:n+1].astype(np.uint16), page.extrasamples[:1]
-    if extra not in ((1,), (2,)): return a
-    if extra == (2,): a = (a*alpha + 127)//255 # 1: the colours are multiplied with the opacity already
-    return np.minimum(a + (255 - alpha), 255).astype(np.uint8)
+    return opaque(a[..., :n], a[..., n:], page.extrasamples, white=255).round().astype(np.uint8)
 
 # %% ../../nbs/datasets/slides.ipynb #c026
 def _read_piece(
