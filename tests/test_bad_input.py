@@ -265,6 +265,8 @@ TABLES = {
     'name,label\nhealthy/p0__0.png,healthy\n': ['labels.csv', 'no column file'],
     'file;label\nhealthy/p0__0.png;healthy\n': ['labels.csv', 'commas'],
     '': ['labels.csv', 'not a table'],
+    'file,label,group\nhealthy/p0__0.png,healthy, old,p0\nill/p0__0.png,ill, young,p1\n':
+        ['labels.csv', 'line 2 has 4 cells for 3 columns', 'comma in quotes'],
     'file,label\n': ['labels.csv', 'no rows'],
     'file,label\nhealthy/p0__0.png,\n': ['labels.csv', 'empty label', 'line 2'],
     'file,label\nhealthy/p0__0.png,healthy\nhealthy/p0__0.png,ill\n': ['labels.csv', 'p0__0.png', 'twice'],
@@ -274,7 +276,7 @@ TABLES = {
 
 
 @pytest.mark.parametrize('table', TABLES, ids=['missing file', 'no label', 'no file column', 'semicolons',
-                                               'empty', 'no rows', 'empty label', 'twice', 'split value',
+                                               'empty', 'comma', 'no rows', 'empty label', 'twice', 'split value',
                                                'no test part'])
 def test_tables_of_labels(table, tmp_path, fill_labelled, train_labelled, refused):
     data = fill_labelled(tmp_path/'data')

@@ -104,6 +104,19 @@ def test_other_columns_are_left_alone():
     assert not any(map(looks_like_group, others))
 
 
+def test_commas_in_cells(tmp_path):
+    "Empty cells at the end do not matter, one within quotes neither, and the line of any other is named"
+    put(tmp_path/'a.png', 0)
+    put(tmp_path/'b.png', 1)
+    head, right = 'file,label,group', 'a.png,"ill, or\nnearly",p1'
+    for end in ('', ',', ',,', ' , '):
+        (tmp_path/'t.csv').write_text(f'{head}\n{right}{end}\n\nb.png,fit,p2{end}\n')
+        table = load_table(tmp_path/'t.csv')
+        assert table.groups.tolist() == ['p1', 'p2'] and len(table.classes) == 2
+    (tmp_path/'t.csv').write_text(f'{head}\n{right}\n\nb.png,fit, well,p2\n')
+    with pytest.raises(DataError, match='line 5 has 4 cells for 3 columns'): load_table(tmp_path/'t.csv')
+
+
 @pytest.mark.parametrize('table', [False, True])
 def test_groups_that_make_a_split_impossible_name_their_rule(tmp_path, table):
     root = patients(tmp_path/'data', n=2)

@@ -91,6 +91,15 @@ def test_groups_of_pairs_stay_together(tmp_path, pair):
     assert (table.groupby('group').split.nunique() == 1).all() and set(table.group) == {'P0', 'P1', 'P2'}
 
 
+def test_cells_of_a_table_of_pairs(pairs):
+    names = sorted(p.name for p in (pairs/'HR').iterdir())
+    rows = [f'HR/{name},LR/{name},p{k}' for k, name in enumerate(names)]
+    (pairs/'t.csv').write_text('\n'.join(['hr,lr,group', *(row + ',' for row in rows)]))
+    assert list(own_pairs(pairs/'t.csv').groups.values()) == [f'p{k}' for k in range(len(names))]
+    (pairs/'t.csv').write_text('\n'.join(['hr,lr,group', *(row + ', Anna' for row in rows)]))
+    with pytest.raises(DataError, match='line 2 has 4 cells for 3 columns'): own_pairs(pairs/'t.csv')
+
+
 @pytest.mark.parametrize('shift', [0, 1, 2, 4])
 def test_a_shift_is_seen(shift, tile):
     hr = tile(0, 128)

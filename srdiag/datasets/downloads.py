@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['HDF5', 'GZIP', 'check_download', 'read_columns', 'check_labelled_rows', 'some_of_each_class', 'pixels_of_files']
 
-# %% ../../nbs/datasets/downloads.ipynb #c003
+# %% ../../nbs/datasets/downloads.ipynb #n000
 import re
 from pathlib import Path
 
@@ -15,6 +15,7 @@ import pandas as pd
 from ..core.errors import DataError, ImageError
 from ..core.words import counted, listed
 from ..data.images import read_image
+from ..data.labelled import count_columns
 from .frames import circle_mask, square_frame
 from .settings import ImportOptions
 
@@ -38,11 +39,13 @@ def check_download(
     if not head.startswith(magic):
         raise DataError(f'{path} is not {kind}, though its name says so: download it again.')
 
-# %% ../../nbs/datasets/downloads.ipynb #c012
+# %% ../../nbs/datasets/downloads.ipynb #n001
 def _text_table(path: Path, sep: str) -> pd.DataFrame: # all cells as text
     "DataError for a file that is missing, a web page, not UTF-8 or not a table"
     check_download(path)
-    try: df = pd.read_csv(path, sep=sep, dtype=str, keep_default_na=False, encoding='utf-8-sig')
+    try:
+        df = pd.read_csv(path, sep=sep, dtype=str, keep_default_na=False, encoding='utf-8-sig',
+                         index_col=False, usecols=range(count_columns(path, sep)))
     except UnicodeDecodeError:
         raise DataError(f'{path} is not encoded as UTF-8: download it again, or save it as "CSV '
                         'UTF-8".') from None

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['FIRST', 'ODD', 'PCAM_FILE', 'large_set', 'read_rows', 'hdf5_block', 'keys_of_rows', 'pcam_table']
 
-# %% ../../nbs/datasets/large.ipynb #c003
+# %% ../../nbs/datasets/large.ipynb #n000
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -13,7 +13,6 @@ from pathlib import Path
 
 import h5py
 import numpy as np
-import pandas as pd
 import torch
 
 from ..core.errors import DataError, ImageError
@@ -22,7 +21,7 @@ from ..core.words import say
 from ..data.decoding import quietly
 from ..data.groups import content_keys
 from ..data.images import ImageSet, image_reader, known_depth, to_uint8, with_channels
-from ..data.labelled import LabelledTable
+from ..data.labelled import LabelledTable, text_table
 from ..data.mapped import ImageRows, in_parts, is_large, mapped
 from .pcam import check_claims
 
@@ -175,7 +174,7 @@ def _labels_in(y): # numbers; DataError for a file without labels
     except (OSError, RuntimeError, KeyError, AttributeError, ValueError) as e:
         raise DataError(f'{y} holds no labels y ({e}): download it again.') from e
 
-# %% ../../nbs/datasets/large.ipynb #c031
+# %% ../../nbs/datasets/large.ipynb #n001
 def _pcam_part(folder, part): # → images, labels, groups or None
     block = hdf5_block(folder/f'{PCAM_FILE.format(part, "x")}.h5', row=(96, 96, 3))
     y, meta = folder/f'{PCAM_FILE.format(part, "y")}.h5', folder/f'{PCAM_FILE.format(part, "meta")}.csv'
@@ -184,7 +183,7 @@ def _pcam_part(folder, part): # → images, labels, groups or None
         raise DataError(f'{y} does not belong to {len(block)} patches, or has other labels than 0 and 1: '
                         'download both again.')
     if not meta.is_file(): return block, labels, None
-    groups = pd.read_csv(meta, dtype=str).get('wsi')
+    groups = text_table(meta).get('wsi')
     if groups is None or len(groups) != len(labels):
         raise DataError(f'{meta} does not name the slide (wsi) of {len(labels)} patches: remove or mend it.')
     return block, labels, groups.to_numpy(str)

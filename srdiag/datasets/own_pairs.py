@@ -7,7 +7,7 @@ __all__ = ['RESOLUTIONS', 'LOOKED_AT', 'resolution_of', 'OwnPairs', 'match_files
            'table_of_pairs', 'pairs_in_table', 'own_pairs', 'labelled_pairs', 'refuse_pairs', 'partners_of',
            'times_larger', 'shift_of', 'shift_sentence', 'read_pairs', 'GivenPairs', 'made_pairs']
 
-# %% ../../nbs/datasets/own_pairs.ipynb #c003
+# %% ../../nbs/datasets/own_pairs.ipynb #n000
 import os
 import re
 from collections import Counter
@@ -22,6 +22,7 @@ from ..core.errors import DataError, ImageError
 from ..core.words import as_it_was, counted, listed, say
 from ..data.degradation import degrade
 from ..data.images import ImageSet, as_float, find_images, known_depth, luma, read_images, to_uint8
+from ..data.labelled import text_table
 from ..data.layout import sub_folders
 from ..data.pairs import LabelledPairs
 from ..data.realistic import degraded
@@ -144,17 +145,14 @@ def pairs_of_folders(
     partner, alone = match_files(find_images(hr) if images is None else images, hr, find_images(lr), lr)
     return OwnPairs(hr, partner, alone, None, f'{hr} and {lr}')
 
-# %% ../../nbs/datasets/own_pairs.ipynb #c026
+# %% ../../nbs/datasets/own_pairs.ipynb #n001
 def table_of_pairs(
     csv: str|Path, # perhaps a table with the columns lr and hr (or file)
 ) -> pd.DataFrame|None: # all cells as text, column names in small letters; None: no such table
     "A table of pairs; DataError if it cannot be read"
     csv = Path(csv)
     if csv.suffix.lower() != '.csv' or not csv.is_file(): return None
-    try: df = pd.read_csv(csv, dtype=str, keep_default_na=False, encoding='utf-8-sig')
-    except (ValueError, UnicodeDecodeError) as e:
-        raise DataError(f'{csv} is not readable as a table ({e}): save it as "CSV UTF-8".') from None
-    df = as_it_was(df.rename(columns=lambda c: str(c).strip().lower()).map(str.strip))
+    df = as_it_was(text_table(csv).rename(columns=lambda c: str(c).strip().lower()).map(str.strip))
     if 'file' not in df and 'hr' in df: df = df.rename(columns=dict(hr='file'))
     return df if {'file', 'lr'} <= set(df.columns) else None
 
