@@ -7,6 +7,7 @@ __all__ = ['HDF5', 'GZIP', 'check_download', 'read_columns', 'check_labelled_row
 
 # %% ../../nbs/datasets/downloads.ipynb #n000
 import re
+from csv import Error as CsvError
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,7 @@ import pandas as pd
 from ..core.errors import DataError, ImageError
 from ..core.words import counted, listed
 from ..data.images import read_image
-from ..data.labelled import count_columns
+from ..data.labelled import header_of
 from .frames import circle_mask, square_frame
 from .settings import ImportOptions
 
@@ -45,11 +46,11 @@ def _text_table(path: Path, sep: str) -> pd.DataFrame: # all cells as text
     check_download(path)
     try:
         df = pd.read_csv(path, sep=sep, dtype=str, keep_default_na=False, encoding='utf-8-sig',
-                         index_col=False, usecols=range(count_columns(path, sep)))
+                         index_col=False, usecols=range(len(header_of(path, sep))))
     except UnicodeDecodeError:
         raise DataError(f'{path} is not encoded as UTF-8: download it again, or save it as "CSV '
                         'UTF-8".') from None
-    except (pd.errors.ParserError, pd.errors.EmptyDataError) as e:
+    except (pd.errors.ParserError, pd.errors.EmptyDataError, CsvError) as e:
         raise DataError(f'{path} is not a table ({str(e).strip()}): download it again.') from None
     df.columns = [str(c).strip() for c in df.columns]
     return df
