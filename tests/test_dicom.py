@@ -13,7 +13,7 @@ import pytest
 from srdiag.core.errors import DataError, ImageError, SrdiagError
 from srdiag.data import decoding, dicom, images, layout
 from srdiag.data.decoding import quietly
-from srdiag.data.dicom import is_dicom, patient_of, read_dicom, window_sentence
+from srdiag.data.dicom import is_dicom, patient_of, read_dicom, window_sentence, windowed
 from srdiag.data.groups import groups_from_names
 from srdiag.data.images import find_images, is_image_file, read_image, read_images, unread_files
 
@@ -131,6 +131,31 @@ def test_slope_window_and_monochrome1(write):
     assert bytes_.dtype == np.uint8 and np.array_equal(bytes_, RAMP)
     wide = read_dicom(write(RAMP, WindowCenter=128, WindowWidth=256, VOILUTFunction='SIGMOID'))
     assert wide.min() > 0.1 and wide.max() < 0.9
+
+
+@needs_pydicom
+@pytest.mark.parametrize('width, how', [(0, 'LINEAR'), (0.5, 'LINEAR'), (-100, 'LINEAR'), (0, 'LINEAR_EXACT'),
+                                        (-1, 'LINEAR_EXACT'), (0, 'SIGMOID'), (-1, 'SIGMOID')])
+def test_a_window_that_shows_nothing(write, width, how):
+    with pytest.raises(ImageError, match=f'a window of the width {width:g}, but {how} needs'):
+        read_dicom(write(RAMP, WindowCenter=100, WindowWidth=width, VOILUTFunction=how))
+    with pytest.raises(ValueError, match=f'{how} needs'): windowed(RAMP, 100, width, how)
+    assert read_dicom(write(np.stack([RAMP*257]*3, -1), WindowCenter=100, WindowWidth=width)).max() == 1
+
+
+@needs_pydicom
+@pytest.mark.parametrize('slope', ['0.000001', '0.00002', '1', '1000'])
+def test_units_do_not_matter_without_a_window(write, slope):
+    a = RAMP.astype(np.int16) - 100
+    got = read_dicom(write(a, RescaleSlope=slope, RescaleIntercept=0))[..., 0]
+    assert np.allclose(got, RAMP/255, atol=1e-6)
+
+
+@needs_pydicom
+def test_signed_numbers_of_the_whole_range(write):
+    a = (RAMP.astype(np.int32)*257 - 32768).astype(np.int16)
+    assert np.allclose(read_dicom(write(a))[..., 0], RAMP/255, atol=1e-6)
+    assert not read_dicom(write(np.full((4, 4), 7, np.int16))).any()
 
 
 @needs_pydicom

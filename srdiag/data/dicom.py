@@ -34,24 +34,37 @@ def is_dicom(
         with open(path, 'rb') as f: return f.read(132)[128:] == b'DICM'
     except OSError: return False
 
-# %% ../../nbs/data/dicom.ipynb #c011
+# %% ../../nbs/data/dicom.ipynb #n006
+def _no_width(width: float, function: str) -> str: # empty if it can be used
+    "What is wrong with the width of a window"
+    other = function in ('LINEAR_EXACT', 'SIGMOID')
+    if width >= 1 or other and width > 0: return ''
+    return f'a window of the width {width:g}, but {function} needs {"more than 0" if other else "1 or more"}'
+
 def windowed(
     x: np.ndarray, # in the units of the image
     centre: float, # of the window
     width: float, # of the window
     function: str = 'LINEAR', # or LINEAR_EXACT, SIGMOID
 ) -> np.ndarray: # float32 in [0, 1]
-    "What is seen in a window: part 3 of the standard, C.11.2.1.2 and C.11.2.1.3"
+    """What is seen in a window: part 3 of the standard, C.11.2.1.2 and C.11.2.1.3. ValueError for a width
+    that it does not allow"""
+    if why := _no_width(width, function): raise ValueError(f'windowed was given {why}.')
     if function == 'SIGMOID': return (1/(1 + np.exp(-4*(x - centre)/width))).astype(np.float32)
     if function == 'LINEAR_EXACT': y = (x - centre)/width + 0.5
     else: y = (x - (centre - 0.5))/max(width - 1, 1e-6) + 0.5
     return y.clip(0, 1).astype(np.float32)
 
-# %% ../../nbs/data/dicom.ipynb #c016
+# %% ../../nbs/data/dicom.ipynb #n003
 def _first(value) -> float: # of one or several
     "The first window of a file"
     several = hasattr(value, '__len__') and not isinstance(value, (str, float, int))
     return float(value[0] if several else value)
+
+def _window(ds) -> tuple|None: # centre, width and function; None: there is none, or a table instead
+    "The window that a file is to be seen in"
+    if 'VOILUTSequence' in ds or ds.get('WindowWidth') in (None, ''): return None
+    return _first(ds.WindowCenter), _first(ds.WindowWidth), ds.get('VOILUTFunction') or 'LINEAR'
 
 def _by_itself(ds) -> bool: # whether an image has nothing but its own numbers to be scaled by
     known = 'VOILUTSequence' in ds or ds.get('WindowWidth') not in (None, '')
@@ -63,12 +76,11 @@ def _scaled(ds, a: np.ndarray) -> np.ndarray: # H×W, float32 in [0, 1], as the 
     x = apply_modality_lut(a, ds)
     if 'VOILUTSequence' in ds:
         return (apply_voi(x, ds)/(2**ds.VOILUTSequence[0].LUTDescriptor[2] - 1)).astype(np.float32)
-    if ds.get('WindowWidth') not in (None, ''):
-        how = ds.get('VOILUTFunction') or 'LINEAR'
-        return windowed(x.astype(float), _first(ds.WindowCenter), _first(ds.WindowWidth), how)
+    x = x.astype(float)
+    if (window := _window(ds)) is not None: return windowed(x, *window)
     if not _by_itself(ds): return a.astype(np.float32)/(2**ds.BitsStored - 1)
     low, high = x.min(), x.max()
-    return ((x - low)/max(high - low, 1)).astype(np.float32)
+    return ((x - low)/(high - low or 1)).astype(np.float32) # in small units all may lie within 1
 
 # %% ../../nbs/data/dicom.ipynb #c018
 def _grey(ds, a: np.ndarray) -> np.ndarray: # H×W×1, uint8 or float32 in [0, 1]
@@ -87,7 +99,7 @@ def _colour(ds, a: np.ndarray) -> np.ndarray: # H×W×3, uint8 or float32 in [0,
         return a if a.dtype == np.uint8 else (a >> 8).astype(np.uint8)
     return a if a.dtype == np.uint8 else a.astype(np.float32)/(2**ds.BitsStored - 1)
 
-# %% ../../nbs/data/dicom.ipynb #c021
+# %% ../../nbs/data/dicom.ipynb #n004
 DEFLATED, MOST_BYTES = '1.2.840.10008.1.2.1.99', 2**31
 MOST_PIXELS = 178_956_970 # as Pillow's limit
 
@@ -111,6 +123,11 @@ def _check_header(path: Path, ds) -> None:
     if not 0 < ds.Rows*ds.Columns <= MOST_PIXELS:
         raise ImageError(path, f'has {ds.Rows}×{ds.Columns} pixels, which cannot be read at once')
 
+def _check_window(path: Path, ds) -> None:
+    "ImageError for a window in which nothing can be seen"
+    if (window := _window(ds)) is not None and (why := _no_width(*window[1:])):
+        raise ImageError(path, f'names {why}: set the window that it is to be seen in, or remove it')
+
 # %% ../../nbs/data/dicom.ipynb #c023
 def _trouble(path: Path, e: Exception) -> ImageError:
     "The error of a decoder in words that help, and that name no patient"
@@ -126,7 +143,7 @@ def without_reader(
     "That DICOM needs a package"
     return ImageError(path, "is DICOM, which needs the package pydicom: pip install 'srdiag[dicom]'")
 
-# %% ../../nbs/data/dicom.ipynb #c025
+# %% ../../nbs/data/dicom.ipynb #n005
 def read_dicom(
     path: str|Path, # a DICOM file
 ) -> np.ndarray: # H×W×1 or H×W×3: uint8, or float32 in [0, 1] from more than 8 bits
@@ -139,6 +156,7 @@ def read_dicom(
         _check_header(path, ds)
         a = pixel_array(ds)
         grey = a.ndim == 2 and ds.PhotometricInterpretation != 'PALETTE COLOR'
+        if grey: _check_window(path, ds)
         return _grey(ds, a) if grey else _colour(ds, a)
     except ImageError: raise
     except Exception as e: raise _trouble(path, e) from e
