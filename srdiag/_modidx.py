@@ -1796,6 +1796,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                   'srdiag/data/samples.py')},
             'srdiag.data.splits': { 'srdiag.data.splits._all_classes': ('data/splits.html#_all_classes', 'srdiag/data/splits.py'),
                                     'srdiag.data.splits._change': ('data/splits.html#_change', 'srdiag/data/splits.py'),
+                                    'srdiag.data.splits._check_known': ('data/splits.html#_check_known', 'srdiag/data/splits.py'),
                                     'srdiag.data.splits._count_table': ('data/splits.html#_count_table', 'srdiag/data/splits.py'),
                                     'srdiag.data.splits._deal': ('data/splits.html#_deal', 'srdiag/data/splits.py'),
                                     'srdiag.data.splits._deal_well': ('data/splits.html#_deal_well', 'srdiag/data/splits.py'),

@@ -4,6 +4,8 @@ import re
 
 import pytest
 
+from srdiag.core.errors import DataError
+from srdiag.data.phantom import Lesion, TileSettings, blocks, darkness, lesion_tiles
 from srdiag.models.saving import load_model
 
 
@@ -78,3 +80,11 @@ def test_the_bars_stand_in_order(tmp_path):
         mean = {name: sum(got[name] for got in runs)/len(runs) for name in runs[0]}
         assert mean['LR'] + 0.1 < mean['ILR'] < mean['SR'] - 0.03, (n, mean)
         assert mean['SR'] - 0.005 <= min(mean['LR+SR'], mean['HR']), (n, mean)
+
+
+def test_lesions_and_tiles_that_do_not_fit():
+    with pytest.raises(DataError, match='jitter of at most 4'): TileSettings(side=8, jitter=40.)
+    with pytest.raises(DataError, match='200 px does not fit into an image of 112×112'):
+        lesion_tiles(blocks()['train'], 1, tile=TileSettings(side=200))
+    with pytest.raises(DataError, match='outside of a picture'): darkness('disc', Lesion(), (50, 5), (9, 9))
+    for seed in range(20): lesion_tiles(blocks()['train'], 8, Lesion(radius=1), TileSettings(8, 4.), seed)

@@ -127,6 +127,15 @@ def test_16_bits_are_kept_when_they_are_written(tmp_path):
     with pytest.raises(ValueError, match='16 of grey'): save_png(x.repeat(3, 1, 1), tmp_path/'b.png', bits=16)
 
 
+def test_16_bits_of_half_precision_and_of_no_numbers(tmp_path):
+    x = torch.linspace(0, 1, 64).reshape(1, 8, 8)
+    for kind in (torch.float16, torch.bfloat16, torch.float64):
+        path = save_png(x.to(kind), tmp_path/'a.png', overwrite=True, bits=16)
+        assert torch.allclose(read_image(path), x.to(kind).float(), atol=1e-5)
+    with pytest.raises(ValueError, match='NaN'): save_png(x*torch.nan, tmp_path/'b.png', bits=16)
+    assert not (tmp_path/'b.png').exists()
+
+
 def test_a_model_remembers_its_depth(films, tmp_path, succeeds, tiny_sr):
     data = films()
     said = succeeds('train-sr', '--data', data, '--out', tmp_path/'sr', *tiny_sr)

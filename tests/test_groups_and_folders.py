@@ -14,6 +14,7 @@ from srdiag.data.images import find_images, read_images, unread_files
 from srdiag.data.labelled import load_table, split_table
 from srdiag.data.layout import is_litter, split_part, walk
 from srdiag.data.samples import tissue
+from srdiag.data.splits import grouped_folds, grouped_split
 from srdiag.datasets.imported import check_set
 from srdiag.datasets.reading import read_labelled, read_sr_folder
 from srdiag.training.options import RunOptions
@@ -102,6 +103,21 @@ def test_columns_that_look_like_a_group_are_named(data, column, capsys):
 def test_other_columns_are_left_alone():
     others = 'age', 'patient_age', 'case_type', 'study_date', 'id', 'name', 'video_fps'
     assert not any(map(looks_like_group, others))
+
+
+def test_a_group_or_a_label_that_is_missing():
+    labels, groups = ['ill', 'fit']*10, [f'p{k//2}' for k in range(20)]
+    for nothing in (None, np.nan):
+        gap = np.array([*groups[:-1], nothing], object)
+        with pytest.raises(DataError, match='1 image of 20 has no group'): grouped_split(labels, gap)
+        with pytest.raises(DataError, match='1 image of 20 has no group'): grouped_folds(labels, gap)
+        with pytest.raises(DataError, match='2 images of 20 have no label'):
+            grouped_split([*labels[:-2], nothing, nothing], groups)
+
+
+@pytest.mark.parametrize('fractions', [(0.7, np.nan, 0.3), (0.5, 0.5, 0), (0.5, 0.6), (np.inf, 0.5)])
+def test_fractions_that_are_none(fractions):
+    with pytest.raises(DataError, match='positive and sum to 1'): grouped_split([0, 1]*10, None, fractions)
 
 
 def test_commas_in_cells(tmp_path):

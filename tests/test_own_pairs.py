@@ -12,6 +12,7 @@ from PIL import Image
 from srdiag.core.errors import DataError
 from srdiag.data.degradation import degrade
 from srdiag.data.images import as_float, save_png
+from srdiag.data.pairs import LabelledPairs, SRPairs
 from srdiag.datasets.own_pairs import own_pairs, read_pairs, resolution_of, shift_of
 from srdiag.datasets.reading import read_labelled, read_sr_folder
 from srdiag.models.saving import load_model
@@ -89,6 +90,19 @@ def test_groups_of_pairs_stay_together(tmp_path, pair):
     pd.DataFrame(rows, columns=['LR', 'HR', 'Group']).to_csv(tmp_path/'pairs.csv', index=False)
     table = read_sr_folder(tmp_path/'pairs.csv', 16, RunOptions(), scale=2).table
     assert (table.groupby('group').split.nunique() == 1).all() and set(table.group) == {'P0', 'P1', 'P2'}
+
+
+@pytest.mark.parametrize('smaller, words', [(2, 'at the scale 4'), (8, 'at the scale 4'), (4, '3 images but 2')])
+def test_pairs_of_another_scale_or_number(smaller, words, tile):
+    hr = [tile(k) for k in range(3)]
+    lr = [x[:, ::smaller, ::smaller] for x in hr]
+    with pytest.raises((DataError, ValueError), match=words): SRPairs(hr, 4, lr=lr[:2] if smaller == 4 else lr)
+
+
+@pytest.mark.parametrize('n', [2, 4])
+def test_as_many_labels_as_images(n, tile):
+    with pytest.raises(ValueError, match=f'3 images but {n} labels'):
+        LabelledPairs([tile(k) for k in range(3)], [0]*n, 2, 'hr')
 
 
 def test_cells_of_a_table_of_pairs(pairs):

@@ -86,7 +86,7 @@ def read_image(
         raise ValueError(f'read_image needs channels to be 1, 3 or None, but got {channels!r}.')
     with quietly(): return _read(Path(path), channels, bits)
 
-# %% ../../nbs/data/images.ipynb #c024
+# %% ../../nbs/data/images.ipynb #n001
 def _check_png(x, bits: int):
     "TypeError or ValueError for what becomes no PNG of so many bits"
     if not isinstance(x, torch.Tensor):
@@ -97,11 +97,15 @@ def _check_png(x, bits: int):
     if bits not in (8, 16) or bits == 16 and x.shape[0] == 3:
         raise ValueError(f'save_png writes 8 bits, or 16 of grey images, not {bits} of {x.shape[0]} '
                          'channels.')
+    if torch.isnan(x).any(): raise ValueError('save_png was given NaN, which no pixel can hold.')
 
-# %% ../../nbs/data/images.ipynb #c026
+# %% ../../nbs/data/images.ipynb #n002
 def _png_pixels(x: torch.Tensor, bits: int) -> np.ndarray: # H×W or H×W×3, uint8 or uint16
     "What Pillow writes"
-    if bits == 16: return (as_float(x).cpu()[0]*65535).round().clamp(0, 65535).numpy().astype(np.uint16)
+    if bits == 16:
+        x = as_float(x).detach().cpu()[0]
+        x = x.to(torch.promote_types(x.dtype, torch.float32)) # half precision ends below 65535
+        return (x*65535).round().clamp(0, 65535).numpy().astype(np.uint16)
     a = to_uint8(x).cpu().permute(1, 2, 0).numpy()
     return a[..., 0] if a.shape[-1] == 1 else a
 
@@ -112,7 +116,7 @@ def save_png(
     bits: int = 8, # or 16, for grey alone: 1 becomes 65535
 ) -> Path: # where it was written
     """Write a PNG, whole or not at all; DataError if the name is taken or cannot be written,
-    TypeError for what is no tensor, ValueError for a wrong shape or depth"""
+    TypeError for what is no tensor, ValueError for NaN, a wrong shape or a wrong depth"""
     _check_png(x, bits)
     path = Path(path)
     if path.suffix.lower() != '.png':

@@ -45,21 +45,22 @@ def _check_images(images: list, names: list, scale: int) -> None:
             raise DataError(f'Image {name} is {x.shape[1]}×{x.shape[2]} pixels, too small to be made {scale} '
                             'times smaller.')
 
-# %% ../../nbs/data/pairs.ipynb #c016
+# %% ../../nbs/data/pairs.ipynb #n000
 def _of_one_type(images: list) -> list:
     "The same images, as floats unless all are bytes"
     return [as_float(x).float() for x in images] if any(x.dtype != torch.uint8 for x in images) else images
 
-def _own(lr: list, hr: list, names: list) -> list:
+def _own(lr: list, hr: list, names: list, scale: int) -> list:
     "LR images of a user's own; DataError for one that does not fit its partner"
-    for x, y, name in zip(lr, hr, names, strict=True):
-        (h, w), (H, W) = x.shape[1:], y.shape[1:]
-        if len(x) != len(y) or h*W != w*H or H % h:
+    if len(lr) != len(hr): raise ValueError(f'SRPairs got {len(hr)} images but {len(lr)} small ones.')
+    for x, y, name in zip(lr, hr, names):
+        c, h, w = x.shape
+        if (c, h*scale, w*scale) != tuple(y.shape):
             raise DataError(f'The small image of {name} has the shape {tuple(x.shape)}, which does not fit '
-                            f'{tuple(y.shape)}.')
+                            f'{tuple(y.shape)} at the scale {scale}.')
     return [x.contiguous() for x in _of_one_type(lr)]
 
-# %% ../../nbs/data/pairs.ipynb #c019
+# %% ../../nbs/data/pairs.ipynb #n002
 class SRPairs(Dataset):
     """HR images with the LR images made from them; `scale`, `names` and the stored tensors `hr` and `lr` are
     public"""
@@ -76,7 +77,7 @@ class SRPairs(Dataset):
         _check_images(images, self.names, scale)
         self.hr = [crop_to_multiple(x, scale) for x in _of_one_type(images)] # views: they may lie in files
         self.lr = ([_shrink(x, scale, quantise, how) for x in self.hr] if lr is None
-                   else _own(lr, self.hr, self.names))
+                   else _own(lr, self.hr, self.names, scale))
 
     def __len__(self): return len(self.hr)
 
@@ -266,7 +267,7 @@ def _reduced(hr: torch.Tensor, scale: int) -> torch.Tensor: # N×C×H/scale×W/s
     if isinstance(hr, ImageRows): return reduced_rows(hr, scale)
     return torch.cat([to_uint8(degrade(as_float(part), scale)) for part in hr.split(256)])
 
-# %% ../../nbs/data/pairs.ipynb #c054
+# %% ../../nbs/data/pairs.ipynb #n003
 class LabelledPairs:
     """Images with labels, in whole batches: (lr, y), or (lr, hr, y) when the high-resolution image is known.
     They are in memory, or in a file that is mapped to it"""
@@ -278,6 +279,8 @@ class LabelledPairs:
         augment: PairAugment|None = None, # for training
     ):
         if kind not in ('lr', 'hr'): raise ValueError(f"kind must be 'lr' or 'hr', not {kind!r}.")
+        if len(labels) != len(images):
+            raise ValueError(f'LabelledPairs got {len(images)} images but {len(labels)} labels.')
         stack = images if isinstance(images, ImageRows) else _in_one_block(images)
         self.lr, self.hr = (stack, None) if kind == 'lr' else (_reduced(stack, scale), stack)
         self.labels, self.augment, self.n_inp = torch.as_tensor(labels), augment, 2 if kind == 'hr' else 1

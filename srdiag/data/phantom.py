@@ -56,19 +56,23 @@ class Lesion:
     def amount(self): # that either kind swallows, summed over its pixels
         return self.contrast*math.pi*self.radius**2
 
-# %% ../../nbs/data/phantom.ipynb #c015
+# %% ../../nbs/data/phantom.ipynb #n003
 def darkness(
     kind: str, # 'disc' or 'ring'
     lesion: Lesion, # its size and darkness
     centre: tuple, # (row, column) in px; fractions are welcome
     shape: tuple, # (height, width) of the picture in px
 ) -> torch.Tensor: # height×width in [0, 1], 0 outside; the sum is `lesion.amount`
-    "The share of the light that a lesion swallows in each pixel. ValueError for another kind"
+    """The share of the light that a lesion swallows in each pixel. ValueError for another kind, DataError
+    for a lesion outside of the picture"""
     if kind not in SHAPES: raise ValueError(f'A lesion is a {" or a ".join(SHAPES)}, not {kind!r}.')
     y, x = (torch.arange(n) - c for n, c in zip(shape, centre))
     distance = (y[:, None]**2 + x[None]**2).sqrt()
     covered = (lesion.radius - distance + 0.5).clamp(0, 1)
     if kind == 'ring': covered -= (lesion.hole*lesion.radius - distance + 0.5).clamp(0, 1)
+    if not covered.any():
+        raise DataError(f'A lesion at row {centre[0]:.1f}, column {centre[1]:.1f} lies outside of a picture '
+                        f'of {shape[0]}×{shape[1]} px: choose another centre.')
     return (covered*(lesion.amount/covered.sum())).clamp(max=1)
 
 # %% ../../nbs/data/phantom.ipynb #c019
@@ -81,21 +85,29 @@ def plant(
     "One lesion in an image"
     return image*(1 - darkness(kind, lesion, centre, image.shape[1:]))
 
-# %% ../../nbs/data/phantom.ipynb #c022
+# %% ../../nbs/data/phantom.ipynb #n000
 @dataclass(frozen=True)
 class TileSettings:
     "Labelled tiles. Raises DataError for what cannot be"
     side: Positive = 32 # of a tile in px
     jitter: Weight = 4. # distance of a lesion from the middle in px, at most, down and to the right
 
-    def __post_init__(self): check_settings(self, 'A tile')
+    def __post_init__(self):
+        check_settings(self, 'A tile')
+        if self.jitter <= self.side/2: return
+        raise DataError(f'In a tile of {self.side} px a lesion cannot lie {self.jitter:g} px from the '
+                        f'middle: choose a jitter of at most {self.side/2:g}.')
 
-# %% ../../nbs/data/phantom.ipynb #c024
+# %% ../../nbs/data/phantom.ipynb #n004
 def _uniform(generator, low, high): # one number
     return low + (high - low)*torch.rand((), generator=generator).item()
 
 def _cut(images, side, generator): # uint8 C×H×W each → a float tile C×side×side, from anywhere
     image = images[torch.randint(len(images), (), generator=generator).item()]
+    h, w = image.shape[1:]
+    if side > min(h, w):
+        raise DataError(f'A tile of {side} px does not fit into an image of {h}×{w} px: choose a smaller '
+                        'side.')
     top, left = (int(_uniform(generator, 0, n - side + 1)) for n in image.shape[1:])
     return as_float(image[:, top:top+side, left:left+side])
 
@@ -106,7 +118,7 @@ def lesion_tiles(
     tile: TileSettings = TileSettings(), # side and jitter
     seed: int = 0, # of everything that is drawn
 ) -> tuple: # uint8 n×C×side×side, and n labels: 0 disc, 1 ring
-    "Tiles with one lesion each"
+    "Tiles with one lesion each; DataError if a tile does not fit into an image"
     generator, out = torch.Generator().manual_seed(seed), []
     for k in range(n):
         x, middle = _cut(images, tile.side, generator), (tile.side - 1)/2

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['grouped_split', 'grouped_folds', 'in_turns', 'spatial_split']
 
-# %% ../../nbs/data/splits.ipynb #c003
+# %% ../../nbs/data/splits.ipynb #n003
 import numpy as np
 
 from ..core.errors import DataError
@@ -86,18 +86,28 @@ def _deal_well(
         if best is None or rank < best[0]: best = rank, part
     return best[1]
 
-# %% ../../nbs/data/splits.ipynb #c020
+# %% ../../nbs/data/splits.ipynb #n000
+def _check_known(values, what: str) -> None:
+    "DataError for a label or a group that is None or NaN"
+    missing = sum(x is None or x != x for x in (() if values is None else values))
+    if missing:
+        raise DataError(f'{counted(missing, "image")} of {len(values)} {"has" if missing == 1 else "have"} '
+                        f'no {what} (None or NaN): name one for each image.')
+
 def _count_table(
     labels, # N labels, or None
     groups, # N groups, or None: each item on its own
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]: # group number of each item (N), counts (G×K), class names (K)
-    "Items of each class in each group; DataError if there is nothing to split or the lengths differ"
+    """Items of each class in each group; DataError if there is nothing to split, the lengths differ, or a
+    label or group is missing"""
     if labels is None and groups is None:
         raise ValueError('labels and groups are both None: the number of items is unknown.')
     n = len(labels if labels is not None else groups)
     if n == 0: raise DataError('There is nothing to split: the list of images is empty.')
     if labels is not None and groups is not None and len(groups) != n:
         raise DataError(f'There are {n} labels but {len(groups)} groups: each image needs one of both.')
+    _check_known(labels, 'label')
+    _check_known(groups, 'group')
     classes, y = np.unique(np.zeros(n, int) if labels is None else np.asarray(labels), return_inverse=True)
     names, g = np.unique(np.arange(n) if groups is None else np.asarray(groups), return_inverse=True)
     counts = np.zeros((len(names), len(classes)), int)
@@ -113,7 +123,7 @@ def _all_classes(counts: np.ndarray, inside: np.ndarray, classes: np.ndarray) ->
                         f'group{"s" if n > 1 else ""} only. Add images from more patients, or use fewer '
                         'parts.')
 
-# %% ../../nbs/data/splits.ipynb #c025
+# %% ../../nbs/data/splits.ipynb #n002
 def grouped_split(
     labels, # N class labels (numbers or strings), or None for super-resolution
     groups, # N group names, e.g. patients; None: each item on its own
@@ -122,7 +132,7 @@ def grouped_split(
 ) -> tuple[np.ndarray, ...]: # sorted item numbers of each part
     "Parts that share no group, classes mixed as evenly as can be; DataError if groups or classes are too few"
     f = np.asarray(fractions, float)
-    if f.ndim != 1 or (f <= 0).any() or abs(f.sum() - 1) > 1e-6:
+    if f.ndim != 1 or not ((f > 0).all() and abs(f.sum() - 1) <= 1e-6):
         raise DataError('The fractions of a split must be positive and sum to 1, but are '
                         f'{tuple(fractions)}.')
     g, counts, classes = _count_table(labels, groups)
