@@ -276,8 +276,8 @@ TABLES = {
 
 
 @pytest.mark.parametrize('table', TABLES, ids=['missing file', 'no label', 'no file column', 'semicolons',
-                                               'empty', 'comma', 'no rows', 'empty label', 'twice', 'split value',
-                                               'no test part'])
+                                               'empty', 'comma', 'no rows', 'empty label', 'twice',
+                                               'split value', 'no test part'])
 def test_tables_of_labels(table, tmp_path, fill_labelled, train_labelled, refused):
     data = fill_labelled(tmp_path/'data')
     write(data/'labels.csv', table)
