@@ -835,3 +835,71 @@ def test_training_follows_the_split_of_a_built_set(tmp_path, fill, succeeds, tin
     )
     n = sum(r['split'] == 'test' for r in manifest.values())
     assert f'"n": {n}' in (tmp_path / 'tested/metrics.json').read_text(encoding='utf-8')
+
+
+# --- what would go wrong in silence ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    'build,kw',
+    ((endosr, dict(size=32, scale=2, mask='none')), (histosr, dict(crop=32, scale=2, tissue=0.0))),
+    ids=('endosr', 'histosr'),
+)
+def test_files_of_12_bits_are_not_built_black(build, kw, tmp_path):
+    (tmp_path / 'in').mkdir()
+    for k in range(4):
+        x = np.random.default_rng(k).integers(500, 4096, (32, 32)).astype(np.uint16)
+        x[0, 0] = 4095
+        tifffile.imwrite(tmp_path / 'in' / f'p{k}__0.tif', x)
+    made = build(tmp_path / 'in', tmp_path / 'set', **kw)
+    hr = [read_image(made.folder / row['file']) for row in read_manifest(made.folder)]
+    assert len(hr) == 4 and all(x.max() == 255 and x.float().mean() > 100 for x in hr)
+    assert 'read as 12 bits' in (made.folder / 'README.md').read_text(encoding='utf-8')
+
+
+def copied(folder, fill, n=6):
+    "Files a0, a1, ... and a copy of each, b0, b1, ..."
+    fill(folder, n=n, side=32)
+    for k, p in enumerate(sorted(folder.iterdir())):
+        (folder / f'b{k}.png').write_bytes(p.read_bytes())
+        p.rename(folder / f'a{k}.png')
+
+
+def parts_of_pictures(rows, digest):
+    "The parts in which each picture lies"
+    parts = {}
+    for row in rows:
+        parts.setdefault(row[digest], set()).add(row['split'])
+    return parts.values()
+
+
+def test_copies_are_built_into_one_part(tmp_path, fill):
+    copied(tmp_path / 'in', fill)
+    made = endosr(tmp_path / 'in', tmp_path / 'set', size=32, scale=2, test_fraction=0.4)
+    parts = parts_of_pictures(read_manifest(made.folder), 'sha256')
+    assert len(parts) == 6 and all(len(found) == 1 for found in parts)
+    assert '6 pictures are there more than once, under 12 names' in str(made)
+    copied(tmp_path / 'one', fill, n=1)
+    with pytest.raises(DataError, match='share pictures with one another'):
+        endosr(tmp_path / 'one', tmp_path / 'new', size=32, scale=2)
+
+
+def test_uniform_crops_join_nothing(tmp_path):
+    for k in range(3):
+        save_png(torch.full((3, 32, 32), 243, dtype=torch.uint8), tmp_path / f'glass{k}.png')
+    made = histosr(tmp_path, tmp_path.parent / f'{tmp_path.name}-set', crop=32, scale=2, tissue=0.0)
+    assert sum(made.groups.values()) == 3 and not made.notes
+
+
+def test_copies_in_both_parts_of_an_older_set_are_said(tmp_path, fill, capsys):
+    from srdiag.datasets.reading import read_sr_folder
+    from srdiag.training.options import RunOptions
+
+    fill(tmp_path / 'in', n=8, side=32)
+    made = endosr(tmp_path / 'in', tmp_path / 'set', size=32, scale=2, mask='none', test_fraction=0.4)
+    rows = read_manifest(made.folder)
+    one, other = (next(r for r in rows if r['split'] == part) for part in ('train', 'test'))
+    (made.folder / other['file']).write_bytes((made.folder / one['file']).read_bytes())
+    read_sr_folder(made.folder, 16, RunOptions())
+    said = ' '.join(''.join(capsys.readouterr()).split())
+    assert '1 picture is in more than one part of the split' in said and 'are kept in one part' not in said

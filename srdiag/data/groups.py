@@ -205,19 +205,32 @@ def _pictures(found: list, one: str, many: str) -> str: # '1 picture is', '2 pic
 def _example(found: list) -> str: # of tables with the column file, one for each picture
     return 'e.g. ' + ' and '.join(found[0].file[:2])
 
-# %% ../../nbs/data/groups.ipynb #c054
+# %% ../../nbs/data/groups.ipynb #n001
+def _apart_sentence(found: list) -> str: # empty if no picture is in two parts
+    "Pictures in more than one part of a split that is followed; `found` has the columns file and part"
+    used = [t[t.part != 'unused'].drop_duplicates('part') for t in found]
+    apart = [t for t in used if len(t) > 1]
+    if not apart: return ''
+    return (f'{_pictures(apart, "is", "are")} in more than one part of the split ({_example(apart)} are in '
+            f'{" and ".join(apart[0].part[:2])}), so the test score will be too good: remove all but one of '
+            'the copies, and make the split again.')
+
+# %% ../../nbs/data/groups.ipynb #n002
 def copy_sentences(
     keys: np.ndarray, # N from `content_keys`
     names: list[str], # N files
     labels: np.ndarray|None = None, # N class names; None: no classes
+    parts: np.ndarray|None = None, # N parts that are followed as they are; None: copies are kept together
 ) -> list[str]: # none if no picture is there twice
     "Pictures that are there more than once, and those of them with more than one label"
     table = pd.DataFrame(dict(key=keys, file=names, label='' if labels is None else labels))
+    table['part'] = '' if parts is None else parts
     table = table[table.duplicated('key', keep=False)]
     if not len(table): return []
     found = [t for _, t in table.groupby('key', sort=False)]
     torn = [t.drop_duplicates('label') for t in found if t.label.nunique() > 1]
-    said = [f'{_pictures(found, "is", "are")} there more than once, under {len(table)} names '
+    said = [_apart_sentence(found) or
+            f'{_pictures(found, "is", "are")} there more than once, under {len(table)} names '
             f'({_example(found)}): copies and their groups are kept in one part; remove those that are not '
             'needed.']
     if torn:

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['CARD', 'BuiltSet', 'build_endosr', 'build_histosr']
 
-# %% ../../nbs/datasets/builders.ipynb #c003
+# %% ../../nbs/datasets/builders.ipynb #n000
 import csv
 import shutil
 import zlib
@@ -13,19 +13,20 @@ from collections import Counter
 from collections.abc import Callable
 from contextlib import closing
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 
 from ..core.errors import DataError, ImageError
 from ..core.words import as_cell, say
 from ..data.degradation import degrade
-from ..data.images import as_float, file_hash, find_images, read_image, save_png
-from ..data.groups import groups_from_names, stray_sentence
+from ..data.images import as_float, file_hash, find_images, known_depth, read_image, save_png
+from ..data.groups import content_keys, copy_sentences, groups_from_names, stray_sentence, units_of
 from ..data.splits import grouped_split
 from .folders import MANIFEST, check_place, clean_name, leftovers, new_folder
 from .frames import circle_mask, square_frame
 from .manifest import COLUMNS, built_strangers
 from .settings import BuildOptions, EndoSRSettings, HistoSRSettings
-from .slides import find_slides, level_for, open_slide
+from .slides import find_slides, is_slide, level_for, open_slide
 from .tissue import sample_places
 
 # %% ../../nbs/datasets/builders.ipynb #c012
@@ -91,7 +92,7 @@ class BuiltSet:
         more = f'; and {n - 5} more' if n > 5 else ''
         return f'{n} of {self.files} files {"was" if n == 1 else "were"} skipped: {named}{more}.'
 
-# %% ../../nbs/datasets/builders.ipynb #c025
+# %% ../../nbs/datasets/builders.ipynb #n002
 def _write_pieces(
     folder: Path, # with sub-folders hr and lr
     pieces, # a generator of (place, box, HR uint8 3×H×W)
@@ -108,14 +109,15 @@ def _write_pieces(
                 name = _free_name(group, '-'.join(filter(None, (rest, place))) or 'frame', taken)
                 sha = file_hash(save_png(hr, folder/'hr'/name))
                 lr_sha = file_hash(save_png(degrade(as_float(hr), scale), folder/'lr'/name))
-                rows.append(dict(name=name, group=group, **box, sha256=sha, lr_sha256=lr_sha))
+                key = content_keys([hr], len(taken))[0]
+                rows.append(dict(name=name, group=group, **box, sha256=sha, lr_sha256=lr_sha, key=key))
     except ImageError:
         for row in rows:
             for part in ('hr', 'lr'): (folder/part/row['name']).unlink()
         raise
     return rows
 
-# %% ../../nbs/datasets/builders.ipynb #c028
+# %% ../../nbs/datasets/builders.ipynb #n004
 @dataclass(frozen=True)
 class _Recipe:
     "What tells one builder from the other"
@@ -123,9 +125,10 @@ class _Recipe:
     how: str # a sentence about the HR images, for the card
     settings: EndoSRSettings|HistoSRSettings # what was asked for
     files: list # what to read
-    pieces: Callable # file → generator of (place, box, HR)
+    bits: int|None # that files of 16 bits are taken to hold; None: there is none
+    pieces: Callable # file and bits → generator of (place, box, HR)
 
-# %% ../../nbs/datasets/builders.ipynb #c030
+# %% ../../nbs/datasets/builders.ipynb #n005
 def _write_all(
     folder: Path, # the new data set
     recipe: _Recipe, # what is built
@@ -140,7 +143,8 @@ def _write_all(
     for done, (path, group) in enumerate(zip(recipe.files, groups[0]), 1):
         rest = _rest_of(path, options.group_pattern, groups[1])
         try:
-            made = _write_pieces(folder/'all', recipe.pieces(path), group, rest, recipe.settings.scale, taken)
+            pieces = recipe.pieces(path, recipe.bits or 16)
+            made = _write_pieces(folder/'all', pieces, group, rest, recipe.settings.scale, taken)
             rows += [row | dict(source=_name_in(path, source)) for row in made]
         except ImageError as e:
             if options.strict: raise
@@ -148,7 +152,12 @@ def _write_all(
         if report: report(done, len(recipe.files))
     return rows, skipped
 
-# %% ../../nbs/datasets/builders.ipynb #c032
+# %% ../../nbs/datasets/builders.ipynb #n007
+def _units(rows: list[dict]) -> list: # one for each pair, equal for what must stay in one part
+    "Groups, joined where they share a picture"
+    return units_of([row['group'] for row in rows], [row['key'] for row in rows])
+
+# %% ../../nbs/datasets/builders.ipynb #n009
 def _into_parts(
     folder: Path, # the new data set; the images are in all/hr and all/lr
     rows: list[dict], # of all pairs; they get file, lr and split
@@ -157,7 +166,7 @@ def _into_parts(
 ) -> None:
     """Move each pair into train or test, by group, and write the manifest; DataError if there are fewer than
     two groups"""
-    parts = grouped_split(None, [row['group'] for row in rows], (1 - test_fraction, test_fraction), seed)
+    parts = grouped_split(None, _units(rows), (1 - test_fraction, test_fraction), seed)
     for split, index in zip(('train', 'test'), parts):
         for part in ('hr', 'lr'): (folder/split/part).mkdir(parents=True)
         for row in (rows[i] for i in index):
@@ -169,7 +178,7 @@ def _into_parts(
         writer = csv.DictWriter(f, COLUMNS, lineterminator='\n')
         writer.writeheader()
         ordered = sorted(rows, key=lambda row: row['file'])
-        writer.writerows({key: as_cell(value) for key, value in row.items()} for row in ordered)
+        writer.writerows({key: as_cell(row[key]) for key in COLUMNS} for row in ordered)
 
 # %% ../../nbs/datasets/builders.ipynb #c036
 CARD = """# {title}, {scale}x
@@ -201,24 +210,26 @@ Go on with `srdiag train-sr --data train/hr --scale {scale} --out MODEL` and `sr
 --data test/hr --split all`.
 """
 
-# %% ../../nbs/datasets/builders.ipynb #c038
+# %% ../../nbs/datasets/builders.ipynb #n010
 def _write_card(folder: Path, recipe: _Recipe, options: BuildOptions, built: BuiltSet) -> None:
     "README.md of a built data set, and the mark that srdiag made it"
     chosen = asdict(recipe.settings) | dict(group_pattern=options.group_pattern, seed=options.seed)
+    how = recipe.how
+    if recipe.bits: how += f' Files of 16 bits are read as {recipe.bits} bits: {2**recipe.bits - 1} is white.'
     groups = ('No group is in both parts.' if built.grouped else
               'No groups were known: each source file is a group of its own, and images of one patient may '
               'be in both parts.')
     skipped = f'{len(built.skipped)} of {built.files} files were skipped'
     if built.skipped: skipped += '\n'.join([':', '', *[f'- {p.name} {why}' for p, why in built.skipped]])
     else: skipped += '.'
-    text = CARD.format(title=recipe.title, name=recipe.title.lower(), how=recipe.how,
+    text = CARD.format(title=recipe.title, name=recipe.title.lower(), how=how,
                        scale=recipe.settings.scale, groups=groups, skipped=skipped,
                        parts='\n'.join(f'| {k} | {n} | {built.groups[k]} |' for k, n in built.pairs.items()),
                        options='\n'.join(f'| {k} | {v} |' for k, v in chosen.items()))
     (folder/'README.md').write_text(text, encoding='utf-8')
     (folder/'.srdiag').touch()
 
-# %% ../../nbs/datasets/builders.ipynb #c041
+# %% ../../nbs/datasets/builders.ipynb #n012
 def _check_usable(rows: list[dict], skipped: list, files: list, source: Path) -> None:
     "DataError if no two groups have an image that can be used"
     if not rows:
@@ -227,8 +238,11 @@ def _check_usable(rows: list[dict], skipped: list, files: list, source: Path) ->
     if len({row['group'] for row in rows}) < 2:
         raise DataError(f'Only one group of {source}, {rows[0]["group"]}, has usable images: training and '
                         'test need a group each.')
+    if len(set(_units(rows))) < 2:
+        raise DataError(f'All groups of {source} share pictures with one another and belong in one part, but '
+                        'training and test need a group each: remove the copies, or add images.')
 
-# %% ../../nbs/datasets/builders.ipynb #c043
+# %% ../../nbs/datasets/builders.ipynb #n013
 def _build(
     recipe: _Recipe, # what is built
     source: Path, # a folder or a file
@@ -246,13 +260,15 @@ def _build(
         count = {k: len({row['group'] for row in rows if row['split'] == k}) for k in pairs}
         built = BuiltSet(out, pairs, count, skipped, groups[1], len(recipe.files))
         _write_card(new, recipe, options, built)
-    built.notes = leftovers(out)
+    copies = copy_sentences([row['key'] for row in rows], [row['file'] for row in rows])
+    built.notes = copies + leftovers(out)
     return built
 
-# %% ../../nbs/datasets/builders.ipynb #c045
-def _square(path: Path, settings: EndoSRSettings): # yields (place, box, HR uint8 3×size×size), once
+# %% ../../nbs/datasets/builders.ipynb #n014
+def _square(path: Path, bits: int,
+            settings: EndoSRSettings): # yields (place, box, HR uint8 3×size×size), once
     "The middle square of a frame; ImageError if it would have to be enlarged"
-    x, size, scale = read_image(path, 3), settings.size, settings.scale
+    x, size, scale = read_image(path, 3, bits), settings.size, settings.scale
     if (side := min(x.shape[1:])) < size:
         advice = f'ask for a size of {side//scale*scale} or less' if side >= scale else 'leave it out'
         raise ImageError(path, f'is {x.shape[1]}×{x.shape[2]} pixels, and frames are not enlarged to '
@@ -260,7 +276,7 @@ def _square(path: Path, settings: EndoSRSettings): # yields (place, box, HR uint
     hr, box = square_frame(x, size)
     yield '', dict(level=0, **box), hr*circle_mask(size) if settings.mask == 'circle' else hr
 
-# %% ../../nbs/datasets/builders.ipynb #c048
+# %% ../../nbs/datasets/builders.ipynb #n016
 def build_endosr(
     source: str|Path, # folder with frames, searched with its sub-folders
     out: str|Path, # the data set to make
@@ -276,14 +292,16 @@ def build_endosr(
            'antialiased bicubic')
     how += (", black outside the inscribed circle. Where the frames are bright at the circle, its edge "
             "dominates PSNR: mask='none' avoids that." if settings.mask == 'circle' else '.')
-    recipe = _Recipe('EndoSR', how, settings, find_images(source), lambda path: _square(path, settings))
+    files = find_images(source)
+    recipe = _Recipe('EndoSR', how, settings, files, known_depth(files), partial(_square, settings=settings))
     return _build(recipe, source, out, options, report)
 
-# %% ../../nbs/datasets/builders.ipynb #c055
-def _crops(path: Path, settings: HistoSRSettings, seed: list): # yields (place, box, HR uint8 3×crop×crop)
+# %% ../../nbs/datasets/builders.ipynb #n017
+def _crops(path: Path, bits: int, settings: HistoSRSettings,
+           seed: list): # yields (place, box, HR uint8 3×crop×crop)
     "Random crops of one slide; ImageError if it cannot be read or has none"
     crop = settings.crop
-    with open_slide(path) as slide:
+    with open_slide(path, bits) as slide:
         level = level_for(slide, settings.level, settings.mpp)
         h, w = slide.levels[level]
         side, most = round(crop*slide.downsamples[level]), max(1, h*w//crop**2)
@@ -293,7 +311,7 @@ def _crops(path: Path, settings: HistoSRSettings, seed: list): # yields (place, 
             yield (f'y{top}-x{left}', dict(level=level, top=top, left=left, height=side, width=side),
                    hr if hr.shape[0] == 3 else hr.repeat(3, 1, 1))
 
-# %% ../../nbs/datasets/builders.ipynb #c057
+# %% ../../nbs/datasets/builders.ipynb #n018
 def build_histosr(
     source: str|Path, # folder with slides (.svs, .tif) or images, searched with its sub-folders
     out: str|Path, # the data set to make
@@ -308,7 +326,9 @@ def build_histosr(
     where = f'about {settings.mpp:g} µm per pixel' if settings.mpp else f'level {settings.level}'
     how = (f'random crops of {settings.crop}×{settings.crop} pixels at {where}, at least '
            f'{settings.tissue:.0%} stained tissue.')
-    def pieces(path):
-        return _crops(path, settings, [options.seed, zlib.crc32(_name_in(path, source).encode())])
-    recipe = _Recipe('HistoSR', how, settings, find_slides(source), pieces)
+    files = find_slides(source)
+    bits = known_depth([p for p in files if not is_slide(p)]) # a slide has 8
+    def pieces(path, bits):
+        return _crops(path, bits, settings, [options.seed, zlib.crc32(_name_in(path, source).encode())])
+    recipe = _Recipe('HistoSR', how, settings, files, bits, pieces)
     return _build(recipe, source, out, options, report)

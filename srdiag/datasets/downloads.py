@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['HDF5', 'GZIP', 'check_download', 'read_columns', 'check_labelled_rows', 'some_of_each_class', 'pixels_of_files']
 
-# %% ../../nbs/datasets/downloads.ipynb #n000
+# %% ../../nbs/datasets/downloads.ipynb #n002
 import re
 from csv import Error as CsvError
 from pathlib import Path
@@ -15,7 +15,7 @@ import pandas as pd
 
 from ..core.errors import DataError, ImageError
 from ..core.words import counted, listed
-from ..data.images import read_image
+from ..data.images import known_depth, read_image
 from ..data.labelled import header_of
 from .frames import circle_mask, square_frame
 from .settings import ImportOptions
@@ -108,7 +108,7 @@ def some_of_each_class(
     chosen = [rng.permutation(part.index.to_numpy())[:options.per_class] for _, part in rows.groupby(keys)]
     return rows.loc[np.sort(np.concatenate(chosen))]
 
-# %% ../../nbs/datasets/downloads.ipynb #c023
+# %% ../../nbs/datasets/downloads.ipynb #n004
 def pixels_of_files(
     rows: pd.DataFrame, # with path
     side: int|None, # each image must be side×side pixels; None: any size
@@ -117,8 +117,9 @@ def pixels_of_files(
     advice: str = 'check the folder.', # for the message about the size
 ): # yields (row number, uint8 3×H×W, or an ImageError)
     "Read, check, reduce and mask one image after the other; DataError for one of another size"
+    bits = known_depth(rows.path.tolist()) or 16
     for k, path in rows.path.items():
-        try: x = read_image(path, 3)
+        try: x = read_image(path, 3, bits)
         except ImageError as e:
             yield k, e
             continue

@@ -100,10 +100,16 @@ def _groups_of(
     if groups is not None: return groups, rule_of(pattern), [stray_sentence(paths, pattern)]
     return None, '', [] if pattern == 'none' else [unknown_sentence(len(files))]
 
-# %% ../../nbs/datasets/reading.ipynb #c021
-def _given_parts(files: list,
-                 built: dict|None) -> np.ndarray|None: # 'train', 'valid', 'test', 'unused'; or None
-    "The part of each file that a built set or folders such as train and val say"
+# %% ../../nbs/datasets/reading.ipynb #n003
+def _given_parts(
+    files: list, # names
+    built: dict|None, # rows of a manifest
+    split: pd.DataFrame|None = None, # a table with file and split to follow
+) -> np.ndarray|None: # 'train', 'valid', 'test', 'unused'; or None
+    "The part of each file that a split, a built set or folders such as train and val say"
+    if split is not None:
+        known = dict(zip(split.file, split.split))
+        return pd.Series(files).map(known).fillna('unused').to_numpy(str)
     if built: return np.array(['train' if built[f]['split'] == 'train' else 'test' for f in files])
     first = [f.split('/')[0] if '/' in f else '' for f in files]
     parts = parts_of_folders(set(first))
@@ -133,7 +139,7 @@ def _new_split(n: int, units: np.ndarray|None, given: np.ndarray|None,
     for name, rows in zip(names, grouped_split(None, units[free], shares, seed)): part[free[rows]] = name
     return part
 
-# %% ../../nbs/datasets/reading.ipynb #c029
+# %% ../../nbs/datasets/reading.ipynb #n005
 def _parts_of(
     files: list, # names
     images, # ImageSet of the same files
@@ -144,13 +150,12 @@ def _parts_of(
 ) -> tuple[np.ndarray, np.ndarray]: # group and part of each file; the part may be 'unused'
     "Who is who, and where; DataError for fewer than three files or groups"
     groups, rule, notes = _groups_of(files, images.paths, built, options.group_pattern, own)
-    keys = content_keys(images.images)
-    for note in filter(None, notes + copy_sentences(keys, files)): say(f'Note: {note}')
+    keys, given = content_keys(images.images), _given_parts(files, built, split)
+    notes += copy_sentences(keys, files, None, given if built or split is not None else None)
+    for note in filter(None, notes): say(f'Note: {note}')
     shown = np.array(files) if groups is None else groups
-    if split is not None:
-        known = dict(zip(split.file, split.split))
-        return shown, pd.Series(files).map(known).fillna('unused').to_numpy(str)
-    units, given = units_of(groups, keys), _given_parts(files, built)
+    if split is not None: return shown, given
+    units = units_of(groups, keys)
     if given is not None and not built:
         _check_parts(given, groups, rule)
         given = _told(rejoined(given, units))

@@ -134,13 +134,14 @@ class Slide:
         "A piece of one level; ImageError if it leaves the slide or cannot be decoded"
         return _read_piece(self._slide, self.path, (left, top), level, (width, height))
 
-# %% ../../nbs/datasets/slides.ipynb #c035
+# %% ../../nbs/datasets/slides.ipynb #n000
 class Photograph:
     "An ordinary image with the manners of a `Slide`; ImageError as `read_image`"
     def __init__(self,
         path: str|Path, # the file
+        bits: int = 16, # that files of 16 bits really hold
     ):
-        self.path, self.image, self.mpp = Path(path), read_image(path, 3), None
+        self.path, self.image, self.mpp = Path(path), read_image(path, 3, bits), None
         if self.image.dtype != torch.uint8: self.image = self.image.mul(255).round().byte()
         self.height, self.width = self.image.shape[-2:]
         self.levels, self.downsamples = [(self.height, self.width)], [1.]
@@ -173,12 +174,13 @@ def is_slide(
             return tif.pages[0].is_tiled or len(tif.series[0].levels) > 1
     except Exception: return False
 
-# %% ../../nbs/datasets/slides.ipynb #c043
+# %% ../../nbs/datasets/slides.ipynb #n001
 def open_slide(
     path: str|Path, # a slide or an ordinary image
+    bits: int = 16, # that images of 16 bits really hold; a slide has 8
 ) -> Slide|Photograph: # to be used in a `with` block
     "Open what may be a slide; ImageError if it is neither that nor an image"
-    return Slide(path) if is_slide(path) else Photograph(path)
+    return Slide(path) if is_slide(path) else Photograph(path, bits)
 
 # %% ../../nbs/datasets/slides.ipynb #c045
 def find_slides(
