@@ -580,6 +580,16 @@ def test_kaggle_leaves_out_files_without_a_row_and_damaged_ones(kaggle, tmp_path
     assert not (tmp_path / 'strict').exists()
 
 
+def test_a_check_sees_copies_in_grey_and_in_colour(tmp_path, pixels):
+    for k in range(4):
+        folder = tmp_path / 'data' / ('healthy', 'ill')[k % 2]
+        folder.mkdir(parents=True, exist_ok=True)
+        grey = Image.fromarray(pixels(k, 16)).convert('L')
+        grey.save(folder / f'{k}.png')
+        grey.convert('RGB').save(folder / f'{k}-again.png')
+    assert any('4 pictures are there more than once' in w for w in check_set(tmp_path / 'data').warnings)
+
+
 # --- CAD-CAP ----------------------------------------------------------------------------------------------
 
 
@@ -609,6 +619,17 @@ def test_cadcap_of_the_real_size_and_default(tmp_path, pixels):
             Image.fromarray(np.tile(pixels(k, 288), (2, 2, 1))).save(tmp_path / 'in' / c / f'{k}.png')
     made = import_cadcap(tmp_path / 'in', tmp_path / 'out')
     assert read_image(made.table.files[0]).shape == (3, 128, 128) and len(made.table) == 12
+
+
+def test_cadcap_of_12_bits_is_not_imported_black_and_litter_is_no_class(tmp_path):
+    for c in ('normal', 'inflammatory', 'vascular'):
+        (tmp_path / 'in' / c).mkdir(parents=True)
+        for k in range(2):
+            x = np.random.default_rng(k).integers(500, 4096, (48, 48)).astype(np.uint16)
+            Image.fromarray(x).save(tmp_path / 'in' / c / f'{k}.png')
+    (tmp_path / 'in/@eaDir').mkdir()
+    made = import_cadcap(tmp_path / 'in', tmp_path / 'out', size=48, side=48, mask='none', folds=0)
+    assert all(read_image(p).max() > 250 for p in made.table.files)
 
 
 def test_cadcap_with_patients(frames, tmp_path):
@@ -666,7 +687,13 @@ def test_kvasir_is_grouped_by_video(kvasir, tmp_path):
         assert Path(sources(tmp_path / 'out')[row.file]).name.split('_')[0] == row.group
     parts = split_table(made.table)
     assert not set(made.table.groups[parts['train']]) & set(made.table.groups[parts['test']])
+    thumb = kvasir / 'labelled_images/@eaDir/v1_1.jpg/SYNOPHOTO_THUMB_M.jpg'
+    thumb.parent.mkdir(parents=True)
+    thumb.write_bytes(b'x')
+    linked = (kvasir / 'labelled_images/Pylorus').rename(tmp_path / 'Pylorus')
+    (kvasir / 'labelled_images/Pylorus').symlink_to(linked)
     every = import_kvasir_capsule(kvasir, tmp_path / 'all', size=32, side=48, min_videos=1)
+    assert len(every.table) == 24 and not any('does not name them' in w for w in every.warnings)
     assert 'Polyp' in every.table.classes
 
 

@@ -269,6 +269,26 @@ def test_litter_is_no_image_and_no_class(data):
     assert is_litter('@EADIR') and not is_litter('eadir')
 
 
+def test_slides_are_found_through_links_and_without_litter(tmp_path):
+    from srdiag.datasets.slides import find_slides
+    put(tmp_path/'in/a.png', 0)
+    put(tmp_path/'elsewhere/b.png', 1)
+    for name in ('@eaDir/a.png/SYNOPHOTO_THUMB_M.png', '#recycle/old.png'): put(tmp_path/'in'/name, 2)
+    (tmp_path/'in/linked').symlink_to(tmp_path/'elsewhere')
+    assert find_slides(tmp_path/'in') == find_images(tmp_path/'in')
+    assert [p.name for p in find_slides(tmp_path/'in')] == ['a.png', 'b.png']
+
+
+def test_what_a_desktop_makes_again_is_no_file_of_the_user(tmp_path):
+    from srdiag.datasets.folders import check_content, not_listed
+    (tmp_path/'@eaDir').mkdir()
+    for name in ('.DS_Store', '._a.png', 'Thumbs.db', '@eaDir/a.jpg'): (tmp_path/name).write_bytes(b'x')
+    check_content(tmp_path, tmp_path, False, None)
+    (tmp_path/'#recycle').mkdir()
+    for name in ('a.png', '.env', '#recycle/thesis.txt'): (tmp_path/name).write_bytes(b'x')
+    assert not_listed(tmp_path, {'a.png'}) == ['#recycle/thesis.txt', '.env']
+
+
 def test_files_of_other_kinds_are_counted(data, capsys):
     for name in ('ill/a.svs', 'ill/b.SVS', 'healthy/c.dcm', 'LICENCE'): (data/name).write_bytes(b'x')
     for read in (read_labelled, read_sr_folder):

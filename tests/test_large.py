@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 import torch
 
+from srdiag.core.errors import DataError
 from srdiag.data.images import as_float
 from srdiag.data.mapped import ImageRows, channel_statistics, mapped
 from srdiag.data.pairs import LabelledPairs, PairAugment
-from srdiag.datasets.large import PCAM_FILE
+from srdiag.datasets.large import PCAM_FILE, pcam_table
 from srdiag.datasets.reading import read_labelled
 from srdiag.diagnosis.inference import predict
 from srdiag.diagnosis.network import Normalise, SREnhancedDiagnosis
@@ -33,6 +34,18 @@ def test_a_file_gives_what_memory_gives(labelled, capsys):
         for kind in ('lr', 'hr'):
             a, b = (found.pairs(part, 2, kind, PairAugment(3)) for found in (near, far))
             for x, y in zip(a.batch([0, 1]), b.batch([0, 1])): assert torch.equal(x, y)
+
+
+def test_a_grey_file_and_its_copy_in_rgb_are_one_picture_in_a_file_and_in_memory(tmp_path, tile):
+    from PIL import Image
+    for k in range(8):
+        folder = tmp_path/'data'/('healthy', 'ill')[k%2]
+        folder.mkdir(parents=True, exist_ok=True)
+        grey = Image.fromarray(tile(k, 16)[0].numpy())
+        grey.save(folder/f'{k}.png')
+        grey.convert('RGB').save(folder/f'{k}-again.png')
+    near, far = (read_labelled(tmp_path/'data', None, options) for options in (RunOptions(), FILE))
+    assert len(set(near.table.twins)) == 8 and (near.table.twins == far.table.twins).all()
 
 
 def test_a_broken_and_an_odd_file_are_left_out(labelled, tmp_path, tile, capsys):
@@ -128,6 +141,16 @@ def test_pcam_in_pieces_that_do_not_fit(pcam, tmp_path, refused):
     with h5py.File(y, 'w') as f: f['y'] = np.zeros((5, 1, 1, 1), np.uint8)
     refused('train-diagnosis', '--data', pcam, '--out', tmp_path/'m', '--inputs', 'LR',
             naming=[y.name, '8 patches'])
+
+
+@pytest.mark.parametrize('text, words', [
+    ('<!DOCTYPE html>', 'web page'), ('', '0 bytes'), ('wsi\n"1\n2\n', 'not a table'),
+    ('wsi\n' + 'A\n'*7 + '""\n', 'empty wsi in line 9')])
+def test_a_damaged_table_of_slides_is_a_sentence(text, words, pcam):
+    for part, n in (('train', 24), ('valid', 8), ('test', 8)):
+        meta = pcam/f'{PCAM_FILE.format(part, "meta")}.csv'
+        meta.write_text(text if part == 'valid' else 'wsi\n' + 'A\n'*n, encoding='utf-8')
+    with pytest.raises(DataError, match=words): pcam_table(pcam)
 
 
 def test_no_room_for_the_file(labelled, monkeypatch, tmp_path, refused):

@@ -110,9 +110,37 @@ def test_cells_of_a_table_of_pairs(pairs):
     names = sorted(p.name for p in (pairs/'HR').iterdir())
     rows = [f'HR/{name},LR/{name},p{k}' for k, name in enumerate(names)]
     (pairs/'t.csv').write_text('\n'.join(['hr,lr,group', *(row + ',' for row in rows)]))
-    assert list(own_pairs(pairs/'t.csv').groups.values()) == [f'p{k}' for k in range(len(names))]
+    found = own_pairs(pairs/'t.csv')
+    assert list(found.column('group', found.hr)) == [f'p{k}' for k in range(len(names))]
     (pairs/'t.csv').write_text('\n'.join(['hr,lr,group', *(row + ', Anna' for row in rows)]))
     with pytest.raises(DataError, match='line 2 has 4 cells for 3 columns'): own_pairs(pairs/'t.csv')
+
+
+@pytest.fixture
+def table_of(tmp_path, pair):
+    "A function: write a table of six pairs with one more column; reads it"
+    def table_of(column, cells):
+        if not (tmp_path/'a').exists():
+            for k in range(6): pair(tmp_path/f'a/{k}.png', tmp_path/f'b/{k}.png', k)
+        rows = [f'b/{k}.png,a/{k}.png,{cell}' for k, cell in enumerate(cells)]
+        (tmp_path/'pairs.csv').write_text('\n'.join([f'lr,hr,{column}', *rows]), encoding='utf-8')
+        return read_sr_folder(tmp_path/'pairs.csv', 16, RunOptions(), scale=2).table
+    return table_of
+
+
+def test_a_table_of_pairs_is_split_as_it_says(table_of):
+    assert table_of('Split', ['test', 'train', 'val', 'train', 'Test', 'train']).split.tolist() == [
+        'test', 'train', 'valid', 'train', 'test', 'train']
+    free = table_of('split', ['train', 'test'] + ['train']*4).split.tolist()
+    assert free[1] == 'test' and sorted(free) == ['test'] + ['train']*4 + ['valid']
+    with pytest.raises(DataError, match='marks no image as test'): table_of('split', ['train']*6)
+    with pytest.raises(DataError, match="'later': only train"): table_of('split', ['later']*6)
+
+
+def test_patients_in_a_table_of_pairs_are_not_overlooked(table_of, capsys):
+    table_of('Patient', 'AABBCC')
+    assert 'column patient' in capsys.readouterr().out
+    with pytest.raises(DataError, match='empty group in line 4'): table_of('group', ['A', 'B', '', '', 'C', 'D'])
 
 
 @pytest.mark.parametrize('shift', [0, 1, 2, 4])

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['CADCAP', 'import_cadcap', 'import_kvasir_capsule']
 
-# %% ../../nbs/datasets/capsule.ipynb #c003
+# %% ../../nbs/datasets/capsule.ipynb #n000
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +15,7 @@ from ..core.errors import DataError
 from ..core.words import counted, listed
 from ..data.images import EXTENSIONS, find_images
 from ..data.groups import groups_from_names, stray_sentence
+from ..data.layout import sub_folders, walk
 from .downloads import check_labelled_rows, pixels_of_files, read_columns, some_of_each_class
 from .folders import check_place
 from .imported import About, ImportedSet, imported_strangers, name_leftovers, save_set
@@ -23,11 +24,11 @@ from .settings import CadcapSettings, FoldOptions, FrameSettings, KvasirSettings
 # %% ../../nbs/datasets/capsule.ipynb #c009
 CADCAP = dict(normal='normal', inflammatory='inflam', vascular='vascul') # class → in the name of its folder
 
-# %% ../../nbs/datasets/capsule.ipynb #c011
+# %% ../../nbs/datasets/capsule.ipynb #n001
 def _class_folders(source: Path) -> dict: # class → folder
     "DataError for a class folder that is missing, unknown or there twice"
     if not source.is_dir(): raise DataError(f'{source} is not a folder: check the path.')
-    folders = sorted(p for p in source.iterdir() if p.is_dir() and not p.name.startswith('.'))
+    folders = sub_folders(source)
     known = {label: [p for p in folders if word in p.name.lower()] for label, word in CADCAP.items()}
     for label, found in known.items():
         if len(found) != 1:
@@ -123,7 +124,7 @@ def _frames_there(table: pd.DataFrame, files: dict, csv: Path,
     return table[there], [f'No frame of {listed(gone, 14)} is in {folder}: unpack the archive of each class '
                           'that you want.'] if gone else []
 
-# %% ../../nbs/datasets/capsule.ipynb #c030
+# %% ../../nbs/datasets/capsule.ipynb #n002
 def _kvasir_rows(
     source: Path, # folder with metadata.csv and labelled_images/
 ) -> tuple[pd.DataFrame, list]: # path, source, filename, name, label, group; warnings
@@ -132,7 +133,7 @@ def _kvasir_rows(
     folder = source/'labelled_images' if (source/'labelled_images').is_dir() else source
     every = read_columns(csv, tuple(needed), ';').drop_duplicates(needed)
     table, warnings = _one_finding(every, csv)
-    for p in sorted(folder.rglob('*')):
+    for p in sorted(walk(folder).files):
         if p.suffix.lower() in EXTENSIONS: files.setdefault(p.name, p)
     if extra := len(files.keys() - set(every.filename)):
         warnings.append(f'Left out, because {csv.name} does not name them: {counted(extra, "file")} of '

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['MANIFEST', 'not_listed', 'check_content', 'check_place', 'new_folder', 'leftovers', 'clean_name']
 
-# %% ../../nbs/datasets/folders.ipynb #n000
+# %% ../../nbs/datasets/folders.ipynb #n004
 import hashlib
 import os
 import re
@@ -13,20 +13,22 @@ from pathlib import Path
 
 from ..core.errors import DataError
 from ..core.files import replacing_folder
+from ..data.layout import is_remade
 
 # %% ../../nbs/datasets/folders.ipynb #c009
 MANIFEST = 'manifest.csv'
 
-# %% ../../nbs/datasets/folders.ipynb #c011
+# %% ../../nbs/datasets/folders.ipynb #n006
 def not_listed(
     folder: Path, # a folder that exists
     listed: set, # the files in its manifest, relative to it, with forward slashes
 ) -> list[str]: # relative names, sorted
-    "Files in a made folder that are neither in its manifest nor written with it"
-    have = {p.relative_to(folder).as_posix() for p in folder.rglob('*') if not p.is_dir()}
+    "Files in a made folder that are neither in its manifest nor written with it, nor made by a desktop"
+    have = (p.relative_to(folder) for p in folder.rglob('*') if not p.is_dir())
+    have = {p.as_posix() for p in have if not any(map(is_remade, p.parts))}
     return sorted(have - set(listed) - {MANIFEST, 'README.md', '.srdiag'})
 
-# %% ../../nbs/datasets/folders.ipynb #c014
+# %% ../../nbs/datasets/folders.ipynb #n000
 def check_content(
     folder: Path, # what is to be replaced; exists
     out: Path, # its name in messages
@@ -35,7 +37,7 @@ def check_content(
 ) -> None:
     "DataError unless a folder is empty, or may be replaced and holds nothing but what srdiag made"
     if not folder.is_dir(): raise DataError(f'{out} is a file: choose another output folder.')
-    if not any(folder.iterdir()): return
+    if all(is_remade(p.name) for p in folder.iterdir()): return
     if not overwrite:
         raise DataError(f'{out} exists and is not empty: choose another output folder, or allow it to be '
                         'replaced with --overwrite.')

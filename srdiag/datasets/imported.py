@@ -232,12 +232,12 @@ def _doubts(table: LabelledTable) -> list: # sentences
                         f'{table.classes[n.argmin()]}: accuracy alone will flatter.')
     return warnings
 
-# %% ../../nbs/datasets/imported.ipynb #c047
+# %% ../../nbs/datasets/imported.ipynb #n001
 def _compared(table: LabelledTable) -> tuple: # N texts, equal for the same picture; (file, reason) of others
     "Read every image of a table"
     keys, skipped = [], []
     for k, (p, name) in enumerate(zip(table.files, table.to_frame().file)):
-        try: key = content_keys([read_image(p)])[0]
+        try: key = content_keys([read_image(p, 3)])[0]
         except ImageError as e:
             skipped.append((name, e.why))
             key = 'uniform'

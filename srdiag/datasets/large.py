@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['FIRST', 'ODD', 'PCAM_FILE', 'large_set', 'read_rows', 'hdf5_block', 'keys_of_rows', 'pcam_table']
 
-# %% ../../nbs/datasets/large.ipynb #n000
+# %% ../../nbs/datasets/large.ipynb #n002
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -21,8 +21,9 @@ from ..core.words import say
 from ..data.decoding import quietly
 from ..data.groups import content_keys
 from ..data.images import ImageSet, image_reader, known_depth, to_uint8, with_channels
-from ..data.labelled import LabelledTable, text_table
+from ..data.labelled import LabelledTable
 from ..data.mapped import ImageRows, in_parts, is_large, mapped
+from .downloads import read_columns
 from .pcam import check_claims
 
 # %% ../../nbs/datasets/large.ipynb #c005
@@ -84,7 +85,7 @@ def _sorted_out(piece, size, strict): # → good [(path, image)], bad [(path, wh
         else: bad.append((p, error.why))
     return good, bad, odd
 
-# %% ../../nbs/datasets/large.ipynb #c015
+# %% ../../nbs/datasets/large.ipynb #n004
 def _one_pass(files, read, channels, size, strict): # → ImageSet of ImageRows, keys
     block, paths, skipped, keys, sizes = mapped((len(files), channels, *size)), [], [], [], []
     pieces = tracked(_read_pieces(files, read), 'blocks of 512 images', -(-len(files)//512))
@@ -92,9 +93,9 @@ def _one_pass(files, read, channels, size, strict): # → ImageSet of ImageRows,
         good, bad, odd = _sorted_out(piece, size, strict)
         sizes += odd
         _check_odd(sizes, len(files)) # no need to read on
-        keys += content_keys([x for _, x in good], len(paths)).tolist()
         for p, x in good:
-            block[len(paths)] = _fitted(x, channels)
+            block[len(paths)] = x = _fitted(x, channels)
+            keys += content_keys([x], len(paths)).tolist()
             paths.append(p)
         skipped += bad
     _check_odd(sizes, len(paths) + len(sizes))
@@ -174,7 +175,7 @@ def _labels_in(y): # numbers; DataError for a file without labels
     except (OSError, RuntimeError, KeyError, AttributeError, ValueError) as e:
         raise DataError(f'{y} holds no labels y ({e}): download it again.') from e
 
-# %% ../../nbs/datasets/large.ipynb #n001
+# %% ../../nbs/datasets/large.ipynb #n005
 def _pcam_part(folder, part): # → images, labels, groups or None
     block = hdf5_block(folder/f'{PCAM_FILE.format(part, "x")}.h5', row=(96, 96, 3))
     y, meta = folder/f'{PCAM_FILE.format(part, "y")}.h5', folder/f'{PCAM_FILE.format(part, "meta")}.csv'
@@ -183,8 +184,8 @@ def _pcam_part(folder, part): # → images, labels, groups or None
         raise DataError(f'{y} does not belong to {len(block)} patches, or has other labels than 0 and 1: '
                         'download both again.')
     if not meta.is_file(): return block, labels, None
-    groups = text_table(meta).get('wsi')
-    if groups is None or len(groups) != len(labels):
+    groups = read_columns(meta, ('wsi',)).wsi
+    if len(groups) != len(labels):
         raise DataError(f'{meta} does not name the slide (wsi) of {len(labels)} patches: remove or mend it.')
     return block, labels, groups.to_numpy(str)
 

@@ -7,7 +7,7 @@ __all__ = ['RESOLUTIONS', 'LOOKED_AT', 'resolution_of', 'OwnPairs', 'match_files
            'table_of_pairs', 'pairs_in_table', 'own_pairs', 'labelled_pairs', 'refuse_pairs', 'partners_of',
            'times_larger', 'shift_of', 'shift_sentence', 'read_pairs', 'GivenPairs', 'made_pairs']
 
-# %% ../../nbs/datasets/own_pairs.ipynb #n000
+# %% ../../nbs/datasets/own_pairs.ipynb #n002
 import os
 import re
 from collections import Counter
@@ -19,10 +19,10 @@ import pandas as pd
 import torch
 
 from ..core.errors import DataError, ImageError
-from ..core.words import as_it_was, counted, listed, say
+from ..core.words import counted, listed, say
 from ..data.degradation import degrade
 from ..data.images import ImageSet, as_float, find_images, known_depth, luma, read_images, to_uint8
-from ..data.labelled import text_table
+from ..data.labelled import check_filled, read_table, split_column
 from ..data.layout import sub_folders
 from ..data.pairs import LabelledPairs
 from ..data.realistic import degraded
@@ -61,14 +61,14 @@ def _keys(paths: list, root: Path, bare: bool) -> list: # a tuple for each, equa
         return *filter(None, map(_folder, place)), _bare(p.stem) if bare else p.stem.lower()
     return [key(p) for p in paths]
 
-# %% ../../nbs/datasets/own_pairs.ipynb #c015
+# %% ../../nbs/datasets/own_pairs.ipynb #n003
 @dataclass(frozen=True)
 class OwnPairs:
     "High- and low-resolution files that belong together"
     root: Path # names of the high-resolution files are relative to it
     partner: dict # high-resolution file → its low-resolution file
     alone: tuple = () # files without a partner
-    groups: dict|None = None # high-resolution file → name of its group; None: not given
+    table: pd.DataFrame|None = None # its rows by high-resolution file, cells as text; None: there is none
     what: str = '' # where they are from, for a sentence
 
     @property
@@ -76,6 +76,10 @@ class OwnPairs:
 
     @property
     def lr(self): return list(self.partner.values())
+
+    def column(self, name, files): # cells of some high-resolution files; None: there is no such column
+        if self.table is None or name not in self.table: return None
+        return self.table.loc[files, name].to_numpy(str)
 
     def sentence(self): # what was taken as pairs, and what was left
         text = f'{self.what} {"are" if " and " in self.what else "is"} taken as {counted(len(self), "pair")}'
@@ -145,15 +149,14 @@ def pairs_of_folders(
     partner, alone = match_files(find_images(hr) if images is None else images, hr, find_images(lr), lr)
     return OwnPairs(hr, partner, alone, None, f'{hr} and {lr}')
 
-# %% ../../nbs/datasets/own_pairs.ipynb #n001
+# %% ../../nbs/datasets/own_pairs.ipynb #n005
 def table_of_pairs(
     csv: str|Path, # perhaps a table with the columns lr and hr (or file)
 ) -> pd.DataFrame|None: # all cells as text, column names in small letters; None: no such table
     "A table of pairs; DataError if it cannot be read"
     csv = Path(csv)
     if csv.suffix.lower() != '.csv' or not csv.is_file(): return None
-    df = as_it_was(text_table(csv).rename(columns=lambda c: str(c).strip().lower()).map(str.strip))
-    if 'file' not in df and 'hr' in df: df = df.rename(columns=dict(hr='file'))
+    df = read_table(csv)
     return df if {'file', 'lr'} <= set(df.columns) else None
 
 def _existing(csv: Path, cells: pd.Series) -> list: # paths; DataError for an empty cell or a missing file
@@ -163,20 +166,20 @@ def _existing(csv: Path, cells: pd.Series) -> list: # paths; DataError for an em
                         'paths are relative to the folder of the table.')
     return paths
 
-# %% ../../nbs/datasets/own_pairs.ipynb #c028
+# %% ../../nbs/datasets/own_pairs.ipynb #n006
 def pairs_in_table(
-    csv: str|Path, # a table with the columns lr and hr, and perhaps group
+    csv: str|Path, # a table with the columns lr and hr, and perhaps group and split
 ) -> OwnPairs|None: # None: it is no table of pairs
-    "Pairs that a table names; DataError for files that are missing or named twice"
+    "Pairs that a table names; DataError for empty cells, unknown parts, files that are missing or named twice"
     csv, table = Path(csv), table_of_pairs(csv)
     if table is None: return None
-    if not len(table): raise DataError(f'{csv} has no rows.')
+    check_filled(csv, table)
     hr, lr = _existing(csv, table.file), _existing(csv, table.lr)
     for files in (hr, lr):
         if twice := [p for p, n in Counter(files).items() if n > 1]:
             raise DataError(f'{csv} names the file {twice[0].name} twice: keep one of the rows.')
-    groups = dict(zip(hr, table.group)) if 'group' in table else None
-    return OwnPairs(csv.parent, dict(zip(hr, lr)), (), groups, csv.name)
+    if 'split' in table: table['split'] = split_column(csv, table)
+    return OwnPairs(csv.parent, dict(zip(hr, lr)), (), table.set_axis(hr), csv.name)
 
 # %% ../../nbs/datasets/own_pairs.ipynb #c031
 def own_pairs(

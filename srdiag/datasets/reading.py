@@ -6,7 +6,7 @@
 __all__ = ['SRData', 'how_made', 'file_names', 'sr_files', 'say_unread', 'read_sr_images', 'read_sr_folder', 'LabelledData',
            'of_one_size', 'read_labelled']
 
-# %% ../../nbs/datasets/reading.ipynb #c003
+# %% ../../nbs/datasets/reading.ipynb #n006
 import hashlib
 from collections import Counter
 from dataclasses import dataclass, replace
@@ -18,11 +18,11 @@ import pandas as pd
 from ..core.errors import DataError, ImageError
 from ..core.words import say
 from ..data.groups import (
-    advice_on, content_keys, copy_sentences, groups_from_names, naming_rule, rejoined, rule_of,
+    advice_on, column_sentences, content_keys, copy_sentences, groups_from_names, naming_rule, rejoined, rule_of,
     stray_sentence, units_of, unknown_sentence)
 from ..data.images import ImageSet, find_images, fingerprints, unread_files
 from ..data.mapped import ImageRows
-from ..data.labelled import LabelledTable, check_classes, load_table, split_table
+from ..data.labelled import LabelledTable, check_classes, check_marked, load_table, split_table
 from ..data.layout import parts_of_folders, settled_parts
 from ..data.pairs import LabelledPairs, SRPairs
 from ..data.splits import grouped_split
@@ -85,7 +85,7 @@ def sr_files(
     rows = {row['file']: row for row in read_manifest(root)}
     return [root/name for name in sorted(rows)], rows
 
-# %% ../../nbs/datasets/reading.ipynb #c019
+# %% ../../nbs/datasets/reading.ipynb #n007
 def _groups_of(
     files: list, # names
     paths: list, # the same files
@@ -94,23 +94,30 @@ def _groups_of(
     own: OwnPairs|None = None, # pairs of a user's own, whose table may know
 ) -> tuple[np.ndarray|None, str, list]: # the group of each file, where it is from, sentences
     "Who is who; DataError for a pattern that cannot be used"
-    if own is not None and own.groups: return np.array([own.groups[p] for p in paths]), 'the column group', []
     if built: return np.array([built[f]['group'] for f in files]), f'what {MANIFEST} says', []
-    groups = groups_from_names(paths, pattern)
-    if groups is not None: return groups, rule_of(pattern), [stray_sentence(paths, pattern)]
-    return None, '', [] if pattern == 'none' else [unknown_sentence(len(files))]
+    groups, rule, notes = None if own is None else own.column('group', paths), 'the column group', []
+    if groups is None:
+        groups, rule, notes = groups_from_names(paths, pattern), rule_of(pattern), []
+        if groups is not None: notes = [stray_sentence(paths, pattern)]
+        elif pattern != 'none': notes = [unknown_sentence(len(files))]
+    if own is not None and own.table is not None: notes += column_sentences(own.table.loc[paths], groups)
+    return groups, '' if groups is None else rule, notes
 
-# %% ../../nbs/datasets/reading.ipynb #n003
+# %% ../../nbs/datasets/reading.ipynb #n009
 def _given_parts(
     files: list, # names
     built: dict|None, # rows of a manifest
     split: pd.DataFrame|None = None, # a table with file and split to follow
+    column: np.ndarray|None = None, # of a table of pairs
 ) -> np.ndarray|None: # 'train', 'valid', 'test', 'unused'; or None
-    "The part of each file that a split, a built set or folders such as train and val say"
+    "The part of each file that a split, a built set, a table or folders such as train and val say"
     if split is not None:
         known = dict(zip(split.file, split.split))
         return pd.Series(files).map(known).fillna('unused').to_numpy(str)
     if built: return np.array(['train' if built[f]['split'] == 'train' else 'test' for f in files])
+    if column is not None:
+        check_marked(column)
+        return column
     first = [f.split('/')[0] if '/' in f else '' for f in files]
     parts = parts_of_folders(set(first))
     given = settled_parts([parts.get(name, '') for name in first]) if parts else None
@@ -139,7 +146,7 @@ def _new_split(n: int, units: np.ndarray|None, given: np.ndarray|None,
     for name, rows in zip(names, grouped_split(None, units[free], shares, seed)): part[free[rows]] = name
     return part
 
-# %% ../../nbs/datasets/reading.ipynb #n005
+# %% ../../nbs/datasets/reading.ipynb #n010
 def _parts_of(
     files: list, # names
     images, # ImageSet of the same files
@@ -150,7 +157,8 @@ def _parts_of(
 ) -> tuple[np.ndarray, np.ndarray]: # group and part of each file; the part may be 'unused'
     "Who is who, and where; DataError for fewer than three files or groups"
     groups, rule, notes = _groups_of(files, images.paths, built, options.group_pattern, own)
-    keys, given = content_keys(images.images), _given_parts(files, built, split)
+    column = None if own is None else own.column('split', images.paths)
+    keys, given = content_keys(images.images), _given_parts(files, built, split, column)
     notes += copy_sentences(keys, files, None, given if built or split is not None else None)
     for note in filter(None, notes): say(f'Note: {note}')
     shown = np.array(files) if groups is None else groups
@@ -158,16 +166,16 @@ def _parts_of(
     units = units_of(groups, keys)
     if given is not None and not built:
         _check_parts(given, groups, rule)
-        given = _told(rejoined(given, units))
+        given = rejoined(given, units)
+        if column is None: _say_parts(given)
     with naming_rule(rule): return shown, _new_split(len(files), units, given, options.seed)
 
-# %% ../../nbs/datasets/reading.ipynb #c031
-def _told(given: np.ndarray) -> np.ndarray: # the same
+# %% ../../nbs/datasets/reading.ipynb #n011
+def _say_parts(given: np.ndarray):
     "Say how many images each part has"
     shares = ', '.join(f'{k} {name}' for name, k in pd.Series(given).value_counts().items())
     say(f'Note: the folders are taken as a split ({shares}): move the images into one folder to split at '
         'random.')
-    return given
 
 # %% ../../nbs/datasets/reading.ipynb #c034
 def _sr_images(data: str|Path, paths: list, least: int, options: RunOptions): # ImageSet

@@ -6,7 +6,7 @@
 __all__ = ['JPEG_KINDS', 'COLOUR_TYPES', 'SLIDE_EXTENSIONS', 'Slide', 'Photograph', 'is_slide', 'open_slide', 'find_slides',
            'level_for']
 
-# %% ../../nbs/datasets/slides.ipynb #n000
+# %% ../../nbs/datasets/slides.ipynb #n002
 import struct
 from pathlib import Path
 
@@ -17,6 +17,7 @@ import torch
 from ..core.errors import DataError, ImageError
 from ..data.decoding import opaque, quietly
 from ..data.images import EXTENSIONS, find_images, read_image
+from ..data.layout import walk
 
 # %% ../../nbs/datasets/slides.ipynb #c011
 JPEG_KINDS = (6, 7, 33007, 34892) # values of the TIFF tag Compression whose decoder turns YCbCr into RGB
@@ -134,7 +135,7 @@ class Slide:
         "A piece of one level; ImageError if it leaves the slide or cannot be decoded"
         return _read_piece(self._slide, self.path, (left, top), level, (width, height))
 
-# %% ../../nbs/datasets/slides.ipynb #n000
+# %% ../../nbs/datasets/slides.ipynb #60ed50fa
 class Photograph:
     "An ordinary image with the manners of a `Slide`; ImageError as `read_image`"
     def __init__(self,
@@ -174,7 +175,7 @@ def is_slide(
             return tif.pages[0].is_tiled or len(tif.series[0].levels) > 1
     except Exception: return False
 
-# %% ../../nbs/datasets/slides.ipynb #n001
+# %% ../../nbs/datasets/slides.ipynb #07ebaf16
 def open_slide(
     path: str|Path, # a slide or an ordinary image
     bits: int = 16, # that images of 16 bits really hold; a slide has 8
@@ -182,17 +183,16 @@ def open_slide(
     "Open what may be a slide; ImageError if it is neither that nor an image"
     return Slide(path) if is_slide(path) else Photograph(path, bits)
 
-# %% ../../nbs/datasets/slides.ipynb #c045
+# %% ../../nbs/datasets/slides.ipynb #n003
 def find_slides(
     folder: str|Path, # a folder, searched with its sub-folders, or one file
 ) -> list[Path]: # sorted
-    """Slides and images by extension, hidden ones left out; DataError if there is nothing or a name is not
-    UTF-8"""
+    """Slides and images by extension, also in linked folders, without litter; DataError if there is nothing
+    or a name is not UTF-8"""
     folder, known = Path(folder), EXTENSIONS + SLIDE_EXTENSIONS
     if not folder.exists(): raise DataError(f'{folder} does not exist: check the path.')
     if folder.is_file(): return find_images(folder)
-    found = [p for p in folder.rglob('*') if p.suffix.lower() in known and p.is_file()
-             and not any(part.startswith('.') for part in p.relative_to(folder).parts)]
+    found = [p for p in walk(folder).files if p.suffix.lower() in known]
     if not found:
         raise DataError(f'There is no slide and no image in {folder}: looked for files ending in '
                         f'{", ".join(known)}.')
