@@ -140,7 +140,8 @@ def test_a_table_of_pairs_is_split_as_it_says(table_of):
 def test_patients_in_a_table_of_pairs_are_not_overlooked(table_of, capsys):
     table_of('Patient', 'AABBCC')
     assert 'column patient' in capsys.readouterr().out
-    with pytest.raises(DataError, match='empty group in line 4'): table_of('group', ['A', 'B', '', '', 'C', 'D'])
+    with pytest.raises(DataError, match='empty group in line 4'):
+        table_of('group', ['A', 'B', '', '', 'C', 'D'])
 
 
 @pytest.mark.parametrize('shift', [0, 1, 2, 4])

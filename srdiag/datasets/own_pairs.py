@@ -166,11 +166,12 @@ def _existing(csv: Path, cells: pd.Series) -> list: # paths; DataError for an em
                         'paths are relative to the folder of the table.')
     return paths
 
-# %% ../../nbs/datasets/own_pairs.ipynb #n006
+# %% ../../nbs/datasets/own_pairs.ipynb #n000
 def pairs_in_table(
     csv: str|Path, # a table with the columns lr and hr, and perhaps group and split
 ) -> OwnPairs|None: # None: it is no table of pairs
-    "Pairs that a table names; DataError for empty cells, unknown parts, files that are missing or named twice"
+    """Pairs that a table names; DataError for empty cells, unknown parts, files that are missing or named
+    twice"""
     csv, table = Path(csv), table_of_pairs(csv)
     if table is None: return None
     check_filled(csv, table)

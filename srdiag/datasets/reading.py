@@ -6,7 +6,7 @@
 __all__ = ['SRData', 'how_made', 'file_names', 'sr_files', 'say_unread', 'read_sr_images', 'read_sr_folder', 'LabelledData',
            'of_one_size', 'read_labelled']
 
-# %% ../../nbs/datasets/reading.ipynb #n006
+# %% ../../nbs/datasets/reading.ipynb #n003
 import hashlib
 from collections import Counter
 from dataclasses import dataclass, replace
@@ -18,8 +18,8 @@ import pandas as pd
 from ..core.errors import DataError, ImageError
 from ..core.words import say
 from ..data.groups import (
-    advice_on, column_sentences, content_keys, copy_sentences, groups_from_names, naming_rule, rejoined, rule_of,
-    stray_sentence, units_of, unknown_sentence)
+    advice_on, column_sentences, content_keys, copy_sentences, groups_from_names, naming_rule, rejoined,
+    rule_of, stray_sentence, units_of, unknown_sentence)
 from ..data.images import ImageSet, find_images, fingerprints, unread_files
 from ..data.mapped import ImageRows
 from ..data.labelled import LabelledTable, check_classes, check_marked, load_table, split_table
