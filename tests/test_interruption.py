@@ -17,8 +17,8 @@ from safetensors.torch import load_file
 
 from srdiag.core import unfinished
 from srdiag.core.errors import ModelError
-from srdiag.core.together import left_behind, settle
-from srdiag.core.unfinished import progress_of
+from srdiag.core.together import KEY, SAVED, _mark, left_behind, placed, replacing_all, settle
+from srdiag.core.unfinished import differences, progress_of
 from srdiag.models import saving
 from srdiag.models.saving import ModelSaver, check_output, load_model, save_model
 from srdiag.models.info import ModelInfo
@@ -138,6 +138,46 @@ def test_a_file_that_cannot_grow(tmp_path):
     assert found_in(tmp_path/'model') == 'old' and not left_behind(tmp_path/'model')
 
 
+def killed_after_the_moment(folder, write, key, monkeypatch):
+    "A save whose key is in its place, and nothing else"
+    with monkeypatch.context() as m:
+        m.setattr('srdiag.core.together._take_places', lambda *_: fill_disk())
+        with replacing_all(folder, key) as new: write(new)
+
+
+def write_files(**texts):
+    def write(folder):
+        for name, text in texts.items(): (folder/name).write_text(text)
+    return write
+
+
+def test_another_key_leaves_what_is_not_its_own(tmp_path, monkeypatch):
+    "A graph in the folder of a model, after a save that was killed; and the other way round"
+    model, graph = write_files(**{KEY: 'new', 'weights': 'new'}), write_files(xml='graph', bin='graph')
+    for first, key, second, other in ((model, KEY, graph, 'xml'), (graph, 'xml', model, KEY)):
+        folder = tmp_path/key
+        folder.mkdir()
+        write_files(weights='old', bin='old')(folder)
+        killed_after_the_moment(folder, first, key, monkeypatch)
+        rest = 'weights' if key == KEY else 'bin'
+        assert placed(folder, rest, key).read_text() != 'old' == (folder/rest).read_text()
+        with replacing_all(folder, other) as new: second(new)
+        assert {p.name: p.read_text() for p in folder.iterdir()} == {KEY: 'new', 'weights': 'new',
+                                                                     'xml': 'graph', 'bin': 'graph'}
+
+
+@pytest.mark.parametrize('key', [KEY, 'graph.xml'])
+def test_what_earlier_versions_left_takes_its_place(key, tmp_path):
+    "They did not name the key"
+    (tmp_path/key).write_text('in force')
+    waiting, rubbish = tmp_path/f'{SAVED}{_mark(tmp_path, key)}', tmp_path/f'{SAVED}0123456789abcdef'
+    for folder in (waiting, rubbish):
+        folder.mkdir()
+        (folder/'weights').write_text(folder.name)
+    settle(tmp_path, key)
+    assert not left_behind(tmp_path) and (tmp_path/'weights').read_text() == waiting.name
+
+
 def test_who_reads_while_it_is_saved_finds_one_model(tmp_path):
     folder, done = tmp_path/'model', threading.Event()
     save(folder, OLD, 'old')
@@ -188,6 +228,18 @@ def test_a_linked_file_of_a_model_is_not_written_through(tmp_path):
 
 
 # Trainings
+
+def test_names_that_occur_twice_hide_nothing():
+    run = dict(network=dict(steps=2, width=8), training=dict(steps=100, seed=0))
+    def other(**parts): return {k: v | parts.get(k, {}) for k, v in run.items()}
+    assert not differences(run, other())
+    assert differences(run, other(network=dict(steps=3))) == ['network.steps (2, now 3)']
+    assert differences(run, other(training=dict(steps=9, seed=5))) == ['training.steps (100, now 9)',
+                                                                       'seed (0, now 5)']
+    # earlier versions did not note it
+    assert not differences(run, other(training=dict(supervise_steps=True)))
+    assert differences(other(training=dict(supervise_steps=True)), run) == ['supervise_steps (True, now none)']
+
 
 class Killed(BaseException):
     "Nobody catches this, as nobody catches a kill"
@@ -268,6 +320,25 @@ def test_a_killed_training_ends_with_the_same_bits(name, commands, killed_at, tm
     assert code == 2 and 'nothing to resume' in err
     seconds = json.loads((out/'config.json').read_text())['info']['training']['seconds']
     assert seconds >= 0
+
+
+def test_a_run_with_other_recursions_is_another_run(sr_folder, killed_at, tmp_path, run_cli, succeeds):
+    words = ['train-sr', '--data', sr_folder, '--steps', 2, '--patch', 16, '--epochs', 2, '--out',
+             tmp_path/'out', *TINY, '--stages', 1, '--blocks', 1]
+    killed_at(1)
+    with pytest.raises(Killed): run_cli(*words, '--recursions', 2)
+    killed_at(None)
+    for more, said in (([2, '--supervise-steps'], 'supervise_steps (False, now True)'),
+                       ([3], 'network.steps (2, now 3)'), ([1], 'network.steps (2, now 1)')):
+        code, _, err = run_cli(*words, '--resume', '--recursions', *more)
+        assert code == 2 and 'cannot be gone on with' in err and said in err
+    # a run of an earlier version
+    known = json.loads((path := tmp_path/'out'/'.unfinished'/'run.json').read_text())
+    del known['training']['supervise_steps']
+    path.write_text(json.dumps(known))
+    code, _, err = run_cli(*words, '--resume', '--recursions', 2, '--supervise-steps')
+    assert code == 2 and 'is of another network' in err
+    assert 'Going on after epoch' in succeeds(*words, '--resume', '--recursions', 2)
 
 
 def test_a_run_killed_before_it_had_anything(commands, killed_at, tmp_path, run_cli, succeeds):

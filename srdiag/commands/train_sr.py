@@ -131,19 +131,25 @@ def _decided(settings, options, start, new_scale): # → both, and the name of t
     say(f'The network in {start} enlarges {known.config["scale"]} times, and goes on with {scale}.')
     return replace(settings, scale=scale), options, f'{architecture_of(known)}_x{scale}'
 
-# %% ../../nbs/commands/train_sr.ipynb #c025
+# %% ../../nbs/commands/train_sr.ipynb #n001
 def _check_scale(scale): # DataError for one that networks do not have
     check_choice('scale', scale, get_args(get_type_hints(SRSettings)['scale']))
+
+def _supervised(network, settings): # for the record; no other network has recursions
+    is_ours = architecture_of(network) == 'mrcnet'
+    return dict(supervise_steps=settings.supervise_steps) if is_ours else {}
 
 def _network_of(name, found, settings, start, seed): # → network, title, facts for the record
     torch.manual_seed(seed)
     facts = dict(model=name, patch=settings.patch)
-    if start is None: return *_new_network(name, found.channels, settings), facts
+    if start is None:
+        network, title = _new_network(name, found.channels, settings)
+        return network, title, facts | _supervised(network, settings)
     steps = settings.recursions if settings.recursions > 1 else None
     network = sr_start(start, scale=settings.scale, image_channels=found.channels, steps=steps)
     say_if_learned(start, found.table)
     title = f'{type(network).__name__} x{settings.scale}, fine-tuned from {Path(start).name}'
-    return network, title, facts | start_facts(start)
+    return network, title, facts | _supervised(network, settings) | start_facts(start)
 
 # %% ../../nbs/commands/train_sr.ipynb #c028
 @as_one()

@@ -18,12 +18,15 @@ from .errors import DataError
 from .locks import alone
 from .words import say
 
-# %% ../../nbs/core/together.ipynb #c005
+# %% ../../nbs/core/together.ipynb #n001
 KEY = 'config.json' # the file that decides, unless another is named
 SAVING, SAVED = '.saving-', '.saved-' # begin the names of folders: files being written, complete files
 
 def _mark(folder, key): # fingerprint of the key in this folder
     return hashlib.sha256((Path(folder)/key).read_bytes()).hexdigest()[:16]
+
+def _ready(folder, key): # name of the folder of complete files whose key lies in `folder`
+    return f'{SAVED}{_mark(folder, key)}' + ('' if key == KEY else f'-{key}')
 
 def placed(
     folder: str|Path, # that holds files which belong together
@@ -31,7 +34,7 @@ def placed(
     key: str = KEY, # the file that decides
 ) -> Path: # which may not exist
     "Where a file lies: in its place, or where a process that was killed on the way there has left it"
-    try: waiting = Path(folder)/f'{SAVED}{_mark(folder, key)}'/name
+    try: waiting = Path(folder)/_ready(folder, key)/name
     except OSError: return Path(folder)/name # there is no key
     return waiting if waiting.is_file() else Path(folder)/name
 
@@ -42,7 +45,7 @@ def is_placed(
     "True if the file is there"
     return any(placed(folder, name).is_file() for _ in range(5))
 
-# %% ../../nbs/core/together.ipynb #c012
+# %% ../../nbs/core/together.ipynb #n005
 def _take_places(ready, folder): # each file of a complete folder
     for p in ready.iterdir(): os.replace(p, folder/p.name)
     ready.rmdir()
@@ -54,9 +57,15 @@ def left_behind(
     if not Path(folder).is_dir(): return []
     return sorted(p for p in Path(folder).iterdir() if p.name.startswith((SAVING, SAVED)))
 
+def _is_whole(p, key): # a hidden folder of complete files whose key is in force
+    if not p.name.startswith(SAVED): return False
+    mark, _, own = p.name.removeprefix(SAVED).partition('-')
+    keys = {own} if own else {KEY, key} # earlier versions never named it
+    return any((p.parent/k).is_file() and mark == _mark(p.parent, k) for k in keys)
+
 def _settle(folder, key): # put in place what waits for it, clear away the rest
     for p in left_behind(folder):
-        whole = (folder/key).is_file() and p.name == f'{SAVED}{_mark(folder, key)}'
+        whole = _is_whole(p, key)
         if whole: _take_places(p, folder)
         else: shutil.rmtree(p, ignore_errors=True)
         yield whole
@@ -82,7 +91,7 @@ def settle(
                 'Its files were complete, and are in their places now.' if whole else
                 'What it had written was not complete and has been removed; what was there before is whole.'))
 
-# %% ../../nbs/core/together.ipynb #c017
+# %% ../../nbs/core/together.ipynb #n009
 def check_names(
     folder: str|Path, # where files are to be put
     names, # of the files
@@ -97,7 +106,7 @@ def _seal(writing, folder, key): # → the folder of complete files, one step be
     check_names(folder, os.listdir(writing))
     for p in writing.iterdir():
         with open(p, 'rb+') as f: os.fsync(f.fileno()) # the power may fail, too
-    return writing.rename(folder/f'{SAVED}{_mark(writing, key)}')
+    return writing.rename(folder/_ready(writing, key))
 
 # %% ../../nbs/core/together.ipynb #n004
 @contextmanager

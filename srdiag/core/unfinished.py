@@ -5,11 +5,12 @@
 # %% auto #0
 __all__ = ['FOLDER', 'LOCK_PATIENCE', 'WHOLE_RUN', 'progress_of', 'differences', 'Unfinished', 'check_same', 'begin']
 
-# %% ../../nbs/core/unfinished.ipynb #n000
+# %% ../../nbs/core/unfinished.ipynb #n002
 import json
 import os
 import re
 import shutil
+from collections import Counter
 from contextlib import suppress
 from pathlib import Path
 
@@ -39,10 +40,16 @@ def progress_of(
         return 'between two of its trainings'
     return ''
 
-# %% ../../nbs/core/unfinished.ipynb #c009
-def _flat(value, name=''): # nested dictionaries → name → value
-    if not isinstance(value, dict): return {name: value}
-    return {k: v for key, inner in value.items() for k, v in _flat(inner, key).items()}
+# %% ../../nbs/core/unfinished.ipynb #n000
+_LATER = 'supervise_steps', # settings that runs of earlier versions did not note
+
+def _flat(value, path=()): # nested dictionaries → path → value
+    if not isinstance(value, dict): return {path: value}
+    return {p: v for key, inner in value.items() for p, v in _flat(inner, (*path, key)).items()}
+
+def _names(paths): # path → what a sentence calls it: its last part, or all of it if two end alike
+    ends = Counter(p[-1] for p in paths)
+    return {p: p[-1] if ends[p[-1]] == 1 else '.'.join(p) for p in paths}
 
 def differences(
     before: dict, # what a run was
@@ -50,8 +57,9 @@ def differences(
 ) -> list: # 'epochs (10, now 20)'
     "What is not the same in two runs"
     a, b = (_flat(json.loads(json_text(x))) for x in (before, now))
-    return [f'{k} ({shortened(a.get(k, "none"), 60)}, now {shortened(b.get(k, "none"), 60)})'
-            for k in a | b if a.get(k) != b.get(k)]
+    return [f'{name} ({shortened(a.get(p, "none"), 60)}, now {shortened(b.get(p, "none"), 60)})'
+            for p, name in _names(a | b).items()
+            if a.get(p) != b.get(p) and not (p[-1] in _LATER and p not in a)]
 
 # %% ../../nbs/core/unfinished.ipynb #n001
 LOCK_PATIENCE = 6. # seconds until a lock counts as held: so long may helpers of a killed process live on

@@ -86,7 +86,7 @@ def _cut(learn, lengths): # to what was complete
         size, cb.step = lengths[name]
         cb.file.truncate(size)
 
-# %% ../../nbs/training/resume.ipynb #c017
+# %% ../../nbs/training/resume.ipynb #n000
 def state_of(
     learn, # a fastai Learner in `fit`, between two epochs
 ) -> dict: # what `torch.load` reads with weights_only=True
@@ -100,8 +100,11 @@ def restore(
     learn, # a fastai Learner in `fit`, before its first epoch
     state: dict, # from `state_of`, of a Learner of the same kind
 ):
-    "As it was"
-    learn.model.load_state_dict(state['model'])
+    "As it was; ModelError for the state of another network"
+    try: learn.model.load_state_dict(state['model'])
+    except RuntimeError as e:
+        raise ModelError('What the interrupted run has kept is of another network, so it cannot be gone on '
+                         'with: give the command as it was, or begin anew with --overwrite.') from e
     learn.opt.load_state_dict(state['optimiser'])
     if state['scaler'] is not None: learn.scaler.load_state_dict(state['scaler'])
     _set_memories(learn, state['memories'])
