@@ -768,6 +768,18 @@ def test_weights_that_are_not_finite_are_not_saved(models, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+def test_a_weight_too_large_for_half_precision_leaves_the_old_model(models, tmp_path):
+    from srdiag.models.saving import save_model
+    network, info = load_model(models.sr)
+    save_model(tmp_path/'out', network, info)
+    with torch.no_grad(): next(network.parameters()).view(-1)[0] = 7e4
+    with pytest.raises(ModelError, match='reach 7e[+]04, more than half precision can hold'):
+        save_model(tmp_path/'out', network, info, overwrite=True, half=True)
+    assert next(load_model(tmp_path/'out')[0].parameters()).max() < 100
+    save_model(tmp_path/'out', network, info, overwrite=True) # in full it can be kept
+    assert next(load_model(tmp_path/'out')[0].parameters()).max() == 7e4
+
+
 # Names
 
 def test_spaces_and_other_alphabets(tmp_path, fill, fill_labelled, succeeds, tiny_sr, tiny_diagnosis):

@@ -7,10 +7,11 @@ import tifffile
 import torch
 from PIL import Image
 
-from srdiag.core.errors import ImageError
+from srdiag.core.errors import DataError, ImageError
 from srdiag.data.decoding import find_depth
 from srdiag.data.images import find_images, luma, read_image, read_images, save_png, to_uint8
-from srdiag.models.apply import enlarge
+from srdiag.models.apply import _pictures, enlarge
+from srdiag.models.info import ModelInfo
 from srdiag.models.saving import load_model
 
 
@@ -162,8 +163,24 @@ def test_a_diagnosis_of_12_bits(films, tmp_path, succeeds, tiny_diagnosis):
     assert 'read as 12 bits' in said and load_model(tmp_path/'m')[1].bits == 12
 
 
+def test_arrays_and_pictures_are_read_as_the_files_of_the_model(films):
+    file = sorted(films().iterdir())[1]
+    with Image.open(file) as im: im.load()
+    a, known = np.asarray(im), ModelInfo('A model of 12 bits', bits=12)
+    kinds = [file, im, a]
+    of_file, of_image, of_array = (p.pixels for p in _pictures(kinds, known)[0])
+    assert torch.equal(of_file, of_image) and torch.equal(of_file, of_array) and of_file.max() > 0.5
+    # each comes back as what it was: a file with 65535 as white, as ever
+    back = [np.asarray(p.back(p.pixels)) for p in _pictures(kinds, known)[0]]
+    assert np.array_equal(back[1], a) and np.array_equal(back[2], a)
+    assert np.abs(back[0]/65535 - a/4095).max() < 1e-4
+    # a network alone knows nothing, so that an array holds 16 bits, whatever the files beside it do
+    assert [p.pixels.max() > 0.5 for p in _pictures(kinds)[0]] == [True, False, False]
+    for image, kind in ((a*16, DataError), (Image.fromarray(a*16), ImageError)):
+        with pytest.raises(kind, match='12 bits, up to 4095'): _pictures(image, known)
+
+
 def test_a_depth_that_is_none_is_refused_in_a_model(sr_model, tmp_path, succeeds):
-    from srdiag.models.info import ModelInfo
     for bits in (0, 17, 12.5, True, 'many'):
         with pytest.raises(ValueError, match='bits'): ModelInfo('A model', bits=bits)
     config = json.loads((sr_model/'config.json').read_text(encoding='utf-8'))

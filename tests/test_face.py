@@ -2,6 +2,7 @@
 mistakes as sentences, and old import paths."""
 
 import ast
+import copy
 import importlib
 import shutil
 import subprocess
@@ -22,7 +23,7 @@ from srdiag.diagnosis.network import SREnhancedDiagnosis
 from srdiag.models.apply import NOT_FOR_USE, diagnose, enlarge
 from srdiag.models.info import ModelInfo
 from srdiag.models.saving import load_model, save_model
-from srdiag.sr.inference import super_resolve
+from srdiag.sr.inference import enlarger, super_resolve
 from srdiag.sr.mrcnet import MRCNet
 
 ROOT = Path(__file__).parents[1]
@@ -277,6 +278,22 @@ def test_training_mode_is_given_back(piece):
     network = MRCNet(2, channels=4, blocks=1).train()
     enlarge(piece, network)
     assert network.training
+
+
+@pytest.mark.parametrize('kind, precision', [(torch.float64, 'auto'), (torch.float64, 'bf16'),
+                                             (torch.bfloat16, 'fp32'), (torch.float16, 'fp32')])
+def test_weights_that_cannot_be_computed_with(kind, precision, piece, framework):
+    network = MRCNet(2, channels=4, blocks=1).to(kind)
+    for use in (lambda: enlarge(piece, network, precision), lambda: enlarger(network, precision)):
+        assert 'call network.float()' in sentence(use, ModelError)
+    assert enlarge(piece, network.float(), precision).shape == (2*len(piece), 2*piece.shape[1], 3)
+    other = copy.deepcopy(framework).to(kind)
+    assert 'call network.float()' in sentence(lambda: diagnose(piece[:16, :16], (other, about())), ModelError)
+
+
+def test_weights_of_16_bits_compute_in_16_bits(piece):
+    network = MRCNet(2, channels=4, blocks=1).bfloat16()
+    assert enlarge(piece, network, 'bf16').dtype == piece.dtype
 
 
 MISTAKES = {

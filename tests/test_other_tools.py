@@ -130,7 +130,22 @@ def test_what_cannot_be_written_for_spandrel_is_refused(tmp_path):
         for_spandrel.save_for_spandrel(tmp_path/'edsr', tmp_path/'a.safetensors')
     with pytest.raises(ModelError, match='one for sr is needed'):
         for_spandrel.save_for_spandrel('redcells_x4', tmp_path/'a.safetensors')
+    with pytest.raises(DataError, match='the folder .*gone does not exist'):
+        for_spandrel.save_for_spandrel('histology_x2', tmp_path/'gone'/'a.safetensors')
     assert not (tmp_path/'a.safetensors').exists()
+
+
+def test_a_disk_that_is_full_leaves_no_half_of_a_file_for_spandrel(tmp_path, monkeypatch):
+    from safetensors import SafetensorError
+    for_spandrel = spandrel()
+
+    def full(weights, path):
+        path.write_bytes(b'half')
+        raise SafetensorError('No space left on device')
+    monkeypatch.setattr(for_spandrel, 'save_file', full)
+    with pytest.raises(ModelError, match='No space left'):
+        for_spandrel.save_for_spandrel('histology_x2', tmp_path/'a.safetensors')
+    assert not list(tmp_path.iterdir())
 
 
 # torchvision

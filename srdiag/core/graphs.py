@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['OPSET', 'FREE', 'of_extra', 'Clipped', 'fuse', 'captured', 'onnx_model', 'halved', 'read_onnx', 'notes_of']
 
-# %% ../../nbs/core/graphs.ipynb #c003
+# %% ../../nbs/core/graphs.ipynb #n000
 import copy
 import importlib
 from collections.abc import Mapping
@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from .errors import DataError, ModelError
+from .precision import check_half
 from .words import shortened
 
 # %% ../../nbs/core/graphs.ipynb #c005
@@ -129,15 +130,13 @@ def onnx_model(
         str(key): str(text) for key, text in (metadata or {}).items()})
     return graph
 
-# %% ../../nbs/core/graphs.ipynb #c036
+# %% ../../nbs/core/graphs.ipynb #n001
 _SMALL = 64 # numbers; tensors of fewer stay as they are, for they hold sizes and factors
 
 def _half(weight): # onnx.TensorProto, replaced in place → the node that makes floats of it again
     from onnx import TensorProto, helper, numpy_helper
     name, a = weight.name, numpy_helper.to_array(weight)
-    if not abs(a).max() < 65504:
-        raise ModelError(f'The weights {name} reach {abs(a).max():.3g}, more than half precision can hold: '
-                         'leave them in full.')
+    check_half(name, abs(a).max())
     weight.CopyFrom(numpy_helper.from_array(a.astype('float16'), f'{name}.half'))
     return helper.make_node('Cast', [weight.name], [name], to=TensorProto.FLOAT)
 

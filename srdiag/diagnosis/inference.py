@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Predictions', 'modes_of', 'is_independent', 'batch_of', 'predict_in_modes', 'predict']
 
-# %% ../../nbs/diagnosis/inference.ipynb #c005
+# %% ../../nbs/diagnosis/inference.ipynb #n011
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,6 +16,7 @@ from ..data.images import as_float
 from ..data.mapped import in_order
 from .network import SREnhancedDiagnosis
 from ..core.errors import ModelError
+from ..core.precision import check_weights
 
 # %% ../../nbs/diagnosis/inference.ipynb #c007
 def _by_class(kind, values, names): # N×K → columns of a table
@@ -145,7 +146,7 @@ def _together(model, classes, parts, order): # of one mode: from `_answers`, wit
                         model.config['multilabel'])
     return found if order is None else found.reorder(order.argsort())
 
-# %% ../../nbs/diagnosis/inference.ipynb #n004
+# %% ../../nbs/diagnosis/inference.ipynb #n012
 @torch.no_grad()
 def predict_in_modes(
     model: SREnhancedDiagnosis, # trained; used in eval mode
@@ -160,6 +161,7 @@ def predict_in_modes(
     found, training = {_mode(model, mode): [] for mode in modes}, model.training
     if model.large != 'HR': hr = None
     _check_images(model, lr, hr, classes, batch_size, order)
+    check_weights(model)
     if order is not None: lr, hr = in_order(lr, order), None if hr is None else in_order(hr, order)
     model.eval().to(memory_format=torch.channels_last)
     for mode, *part in _answers(model, lr, hr, [*found], batch_size): found[mode].append(part)

@@ -65,12 +65,19 @@ def _check_values(name, x): # uint8, or a float tensor in [0, 1]
                         'them, or hand over bytes (uint8).')
     return x.clamp(0, 1)
 
-# %% ../../nbs/models/apply.ipynb #c014
-def _of_array(a, name, channels=None): # H×W or H×W×C → C×H×W
+# %% ../../nbs/models/apply.ipynb #n002
+def _of_deep(a, name, bits): # uint16 → float32 in [0, 1]
+    top = 2**bits - 1
+    if a.max() > top:
+        raise DataError(f'{name} holds the number {a.max()}, but the files that the model learned from use '
+                        f'{bits} bits, up to {top}: scale it as they are, or hand over floats in [0, 1].')
+    return (a/top).astype(np.float32)
+
+def _of_array(a, name, channels=None, bits=16): # H×W or H×W×C → C×H×W
     a = a[..., None] if a.ndim == 2 else a
     _check_shape(name, a.shape, True, channels)
     if a.dtype.kind == 'f': a = a.astype(np.float32)
-    elif a.dtype == np.uint16: a = (a/65535).astype(np.float32)
+    elif a.dtype == np.uint16: a = _of_deep(a, name, bits)
     elif a.dtype != np.uint8:
         raise DataError(f'{name} holds numbers of the type {a.dtype}, but uint8, uint16 or floats in [0, 1] '
                         'are needed: convert it first.')
@@ -84,25 +91,25 @@ class Picture:
     name: str # for messages
     back: Callable # C×sH×sW, uint8 or float32 in [0, 1] → the like of what was given
 
-# %% ../../nbs/models/apply.ipynb #c019
-def _to_array(y, dtype, ndim): # C×H×W → H×W, or H×W×C
+# %% ../../nbs/models/apply.ipynb #n004
+def _to_array(y, dtype, ndim, bits=16): # C×H×W → H×W, or H×W×C
     if dtype == np.uint8: y = to_uint8(y)
     a = y.permute(1, 2, 0).numpy()
-    if dtype == np.uint16: a = (a*65535).round()
+    if dtype == np.uint16: a = (a*(2**bits - 1)).round()
     return np.ascontiguousarray(a[..., 0] if ndim == 2 else a).astype(dtype, copy=False)
 
-def _to_pil(y, dtype): # RGB or L; I;16 for grey that was read from more than 8 bits
+def _to_pil(y, dtype, bits=16): # RGB or L; I;16 for grey that was read from more than 8 bits
     if len(y) == 3: return Image.fromarray(_to_array(y, np.uint8, 3))
-    return Image.fromarray(_to_array(y, np.uint8 if dtype == torch.uint8 else np.uint16, 2))
+    return Image.fromarray(_to_array(y, np.uint8 if dtype == torch.uint8 else np.uint16, 2, bits))
 
 def _to_tensor(y, like): # of its type, on its device
     return (to_uint8(y) if like.dtype == torch.uint8 else y.to(like.dtype)).to(like.device)
 
-# %% ../../nbs/models/apply.ipynb #c021
+# %% ../../nbs/models/apply.ipynb #n005
 def picture(
     image, # a path, a PIL image, an array H×W(×C) or a tensor C×H×W
     name: str = 'The image', # for messages
-    bits: int|None = None, # that a file of 16 bits really holds; None: find out, and say it
+    bits: int|None = None, # that 16-bit numbers really hold; None: 16, but for a file find out, and say it
     channels: int|None = None, # that the network reads; None: 1 or 3
 ) -> Picture:
     """An image of any kind, ready for a network. DataError or ImageError for what cannot be used, TypeError
@@ -110,26 +117,29 @@ def picture(
     if isinstance(image, (str, os.PathLike)):
         x = read_image(image, bits=known_depth([image], bits) or 16)
         return Picture(x, str(image), lambda y: _to_pil(y, x.dtype))
+    bits = bits or 16
     if isinstance(image, Image.Image):
-        x = _of_array(pil_pixels(name, ImageOps.exif_transpose(image)), name)
-        return Picture(x, name, lambda y: _to_pil(y, x.dtype))
+        x = _of_array(pil_pixels(name, ImageOps.exif_transpose(image), bits=bits), name)
+        return Picture(x, name, lambda y: _to_pil(y, x.dtype, bits))
     if isinstance(image, np.ndarray):
-        x = _of_array(image, name, channels)
-        return Picture(x, name, lambda y: _to_array(y, image.dtype, image.ndim))
+        x = _of_array(image, name, channels, bits)
+        return Picture(x, name, lambda y: _to_array(y, image.dtype, image.ndim, bits))
     if isinstance(image, torch.Tensor):
         _check_shape(name, image.shape, False, channels)
         return Picture(_check_values(name, image), name, lambda y: _to_tensor(y, image))
     raise TypeError(f'{name} is a path, a PIL image, a NumPy array or a tensor, not of the type '
                     f'{type(image).__name__}.')
 
-# %% ../../nbs/models/apply.ipynb #c024
+# %% ../../nbs/models/apply.ipynb #n007
 def _pictures(images, info=None, channels=None): # and ModelInfo or None → list of Picture; are there many?
     many = isinstance(images, (list, tuple))
     if many and not images: raise DataError('There is no image: the list is empty.')
     files = [p for p in (images if many else [images]) if isinstance(p, (str, os.PathLike))]
-    bits = known_depth(files, None if info is None else info.bits) or 16
-    if not many: return [picture(images, bits=bits, channels=channels)], False
-    return [picture(image, f'images[{k}]', bits, channels) for k, image in enumerate(images)], True
+    known = None if info is None else info.bits
+    of_files = known_depth(files, known) or 16
+    def bits(image): return of_files if isinstance(image, (str, os.PathLike)) else known
+    if not many: return [picture(images, bits=bits(images), channels=channels)], False
+    return [picture(x, f'images[{k}]', bits(x), channels) for k, x in enumerate(images)], True
 
 # %% ../../nbs/models/apply.ipynb #c026
 def network_of(

@@ -5,16 +5,18 @@
 # %% auto #0
 __all__ = ['is_mrcnet', 'settings_of', 'marks_of', 'MRCNetArch', 'install', 'save_for_spandrel']
 
-# %% ../../nbs/models/for_spandrel.ipynb #c003
+# %% ../../nbs/models/for_spandrel.ipynb #n000
 import math
 import re
 import warnings
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 
 from ..core.errors import ModelError
+from ..core.files import replacing
 from .saving import load_model
 from ..sr.inference import super_resolve
 from ..sr.mrcnet import MRCNet
@@ -103,17 +105,22 @@ def install(
     "Make MRC-Net known to spandrel; calling it twice does no harm"
     registry.add(ArchSupport.from_architecture(MRCNetArch()), ignore_duplicates=True)
 
-# %% ../../nbs/models/for_spandrel.ipynb #c022
+# %% ../../nbs/models/for_spandrel.ipynb #n001
 def save_for_spandrel(
     model: str|Path, # a model folder, a name of the package or of the Hub
-    file: str|Path, # that is written, e.g. 'histology_x2.safetensors'; ModelError if it exists
+    file: str|Path, # that is written, e.g. 'histology_x2.safetensors'; its folder must exist
 ) -> Path: # the file
-    "One file with the weights of an MRC-Net, which a tool with spandrel and `install` can use"
+    """One file with the weights of an MRC-Net, which a tool with spandrel and `install` can use, whole or not
+    at all. ModelError if it exists, DataError if it cannot be written"""
     file, (network, _) = Path(file), load_model(model, 'sr')
     if not isinstance(network, MRCNet):
         raise ModelError(f'{model} holds no MRC-Net but {type(network).__name__}: choose another model.')
     if file.suffix != '.safetensors':
         raise ModelError(f'{file} would not be found by its ending: call it {file.stem}.safetensors.')
     if file.exists(): raise ModelError(f'{file} exists, and is not replaced: choose another name.')
-    save_file({k: v.contiguous() for k, v in (network.state_dict() | marks_of(network)).items()}, file)
+    weights = {k: v.contiguous() for k, v in (network.state_dict() | marks_of(network)).items()}
+    try:
+        with replacing(file) as part: save_file(weights, part)
+    except SafetensorError as e: # its own for a disk that is full
+        raise ModelError(f'{file} cannot be written ({e}): check the free space there.') from e
     return file

@@ -6,7 +6,7 @@
 __all__ = ['OWN_FILES', 'PASSING', 'EARLY', 'MOST', 'check_output', 'save_model', 'ModelSaver', 'is_finished', 'train_in',
            'check_not_a_class', 'load_model']
 
-# %% ../../nbs/models/saving.ipynb #c003
+# %% ../../nbs/models/saving.ipynb #n000
 import hashlib
 import os
 import platform
@@ -25,6 +25,7 @@ from torch import nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
 
 from ..core.errors import DataError, ModelError
+from ..core.precision import check_half
 from ..core.records import json_text
 from ..core.together import check_names, left_behind, replacing_all, settle
 from ..core.unfinished import (
@@ -46,9 +47,11 @@ def _made(): # when, where and with what
                 machine=f'{platform.system()} {platform.machine()}, {os.cpu_count()} cores',
                 python=platform.python_version(), torch=torch.__version__, srdiag=version('srdiag'))
 
-# %% ../../nbs/models/saving.ipynb #c007
-def _as_saved(v, half): # a tensor as it is written; weights in half precision, statistics never
-    v = v.half() if half and v.is_floating_point() and v.dim() > 1 else v
+# %% ../../nbs/models/saving.ipynb #n001
+def _is_halved(v): return v.is_floating_point() and v.dim() > 1 # weights are, statistics never
+
+def _as_saved(v, half): # a tensor as it is written
+    v = v.half() if half and _is_halved(v) else v
     return v.detach().cpu().contiguous().clone()
 
 def _write_files(folder, kind, network, info, files, half):
@@ -119,7 +122,15 @@ def check_output(
     _check_ours(folder)
     return folder
 
-# %% ../../nbs/models/saving.ipynb #c018
+# %% ../../nbs/models/saving.ipynb #n003
+def _check_weights(network, half): # ModelError for what would be no number in the file
+    floats = {k: v for k, v in network.state_dict().items() if v.is_floating_point()}
+    if bad := [k for k, v in floats.items() if not torch.isfinite(v).all()]:
+        raise ModelError(f'The network has non-finite weights ({bad[0]} and {len(bad)-1} more): it is not '
+                         'saved.')
+    for k, v in floats.items():
+        if half and _is_halved(v) and v.numel(): check_half(k, v.abs().max().item())
+
 def _check_loadable(kind, network): # ModelError if `load_model` could not build it again
     cls = SREnhancedDiagnosis if kind == 'diagnosis' else ARCHITECTURES[architecture_of(network)]
     with without_numbers(): due = cls(**network.config).state_dict()
@@ -130,7 +141,7 @@ def _check_loadable(kind, network): # ModelError if `load_model` could not build
                          'nobody could load it again: it is not saved. Name other branches with backbone=, '
                          'and give a network of your own a name with register_backbone.')
 
-# %% ../../nbs/models/saving.ipynb #c020
+# %% ../../nbs/models/saving.ipynb #n004
 def save_model(
     folder: str|Path, # becomes the model folder
     network: nn.Module, # MRCNet, one of the zoo, or SREnhancedDiagnosis
@@ -139,14 +150,11 @@ def save_model(
     files: dict|None = None, # name → text of further files that belong to it, e.g. split.csv
     half: bool = False, # weights with 16 bits: half the size, and scores that differ in the third digit
 ) -> Path: # the folder
-    """Save a model folder; ModelError if it exists, the disk is full or a weight is not finite: the old model
-    then stays as it was"""
+    """Save a model folder; ModelError if it exists, the disk is full or a weight is not finite, or too large
+    for `half`: the old model then stays as it was"""
     folder, kind = check_output(folder, overwrite), 'sr'
     if isinstance(network, SREnhancedDiagnosis): kind = 'diagnosis'
-    floats = {k: v for k, v in network.state_dict().items() if v.is_floating_point()}
-    if bad := [k for k, v in floats.items() if not torch.isfinite(v).all()]:
-        raise ModelError(f'The network has non-finite weights ({bad[0]} and {len(bad)-1} more): it is not '
-                         'saved.')
+    _check_weights(network, half)
     _check_loadable(kind, network)
     info.made = _made()
     try:

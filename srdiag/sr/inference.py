@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['WHOLE', 'check_lr', 'enlarger', 'Tile', 'tiles_of', 'Margins', 'super_resolve']
 
-# %% ../../nbs/sr/inference.ipynb #c005
+# %% ../../nbs/sr/inference.ipynb #n000
 import math
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -15,7 +15,7 @@ from torch import nn
 
 from ..core.errors import DataError
 from ..core.graphs import fuse
-from ..core.precision import computing_in
+from ..core.precision import check_weights, computing_in
 from ..core.progress import tracked
 from ..data.images import as_float, to_uint8
 from .rcf import RefinedContextFusion
@@ -46,7 +46,7 @@ def check_lr(
         raise DataError(f'{name} has values outside [0, 1] or not finite: scale it first.')
     return lr
 
-# %% ../../nbs/sr/inference.ipynb #c009
+# %% ../../nbs/sr/inference.ipynb #n001
 def enlarger(
     network: nn.Module, # MRCNet or one of the zoo; put into eval mode and channels_last
     precision: str = 'auto', # 'auto', 'bf16', 'fp16' (CUDA) or 'fp32'
@@ -56,7 +56,8 @@ def enlarger(
     network = fuse(network.eval().to(memory_format=torch.channels_last))
     device = next((t.device for t in network.parameters()), torch.device('cpu'))
     call = torch.compile(network) if compiled else network
-    computing_in(precision, device) # a wrong name fails here, not at the first image
+    check_weights(network, precision) # fails here, not at the first image, as does a wrong name
+    computing_in(precision, device)
 
     @torch.no_grad()
     def enlarge(lr):
@@ -169,10 +170,11 @@ def _tiles_for(network, height, width, tile, overlap): # None: what suits the ne
     if overlap is None: overlap = 32 if reach is None else min(32, align*math.ceil(reach/align))
     return tiles_of(height, width, tile, overlap, align)
 
-# %% ../../nbs/sr/inference.ipynb #c032
+# %% ../../nbs/sr/inference.ipynb #n002
 @contextmanager
 def _in_use(network, precision): # yields the device
     device = next((p.device for p in network.parameters()), torch.device('cpu'))
+    check_weights(network, precision)
     training = network.training
     network.eval().to(memory_format=torch.channels_last)
     try:
@@ -190,7 +192,7 @@ class Margins:
         if self.context is not None and self.context < 1:
             raise ValueError(f'The context needs at least one tile, not {self.context}.')
 
-# %% ../../nbs/sr/inference.ipynb #c036
+# %% ../../nbs/sr/inference.ipynb #n003
 @torch.no_grad()
 def super_resolve(
     network: nn.Module, # MRCNet or one of the zoo, on any device; used in eval mode
@@ -202,7 +204,8 @@ def super_resolve(
     runtime: str = 'auto', # 'torch', 'openvino', or 'auto', see `chosen_runtime`
     **margins: int|None,
 ) -> torch.Tensor: # C×sH×sW in [0, 1] (0..255 as uint8), on the CPU
-    "Enlarge one image of any size, in tiles as `Margins` says; DataError if the network cannot read it"
+    """Enlarge one image of any size, in tiles as `Margins` says; DataError if the network cannot read it,
+    ModelError if it cannot compute"""
     if dtype not in (torch.float32, torch.uint8):
         raise ValueError(f'super_resolve makes float32 or uint8, not {dtype}.')
     m, (channels, height, width) = Margins(**margins), check_lr(network, lr, name).shape
