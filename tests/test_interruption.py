@@ -238,7 +238,8 @@ def test_names_that_occur_twice_hide_nothing():
                                                                        'seed (0, now 5)']
     # earlier versions did not note it
     assert not differences(run, other(training=dict(supervise_steps=True)))
-    assert differences(other(training=dict(supervise_steps=True)), run) == ['supervise_steps (True, now none)']
+    known = other(training=dict(supervise_steps=True))
+    assert differences(known, run) == ['supervise_steps (True, now none)']
 
 
 class Killed(BaseException):
