@@ -1411,6 +1411,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                    'srdiag.core.moved.names_asked_for': ('core/moved.html#names_asked_for', 'srdiag/core/moved.py'),
                                    'srdiag.core.moved.no_such_name': ('core/moved.html#no_such_name', 'srdiag/core/moved.py')},
             'srdiag.core.precision': { 'srdiag.core.precision._own_gpu': ('core/precision.html#_own_gpu', 'srdiag/core/precision.py'),
+                                       'srdiag.core.precision.as_double': ('core/precision.html#as_double', 'srdiag/core/precision.py'),
                                        'srdiag.core.precision.best_precision': ( 'core/precision.html#best_precision',
                                                                                  'srdiag/core/precision.py'),
                                        'srdiag.core.precision.check_batch': ('core/precision.html#check_batch', 'srdiag/core/precision.py'),

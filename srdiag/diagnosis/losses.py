@@ -119,7 +119,7 @@ def _terms(weights, margin, rank_on, temperature, norm, mutual): # λ₁ to λ�
     return (weights, RankLoss(margin, rank_on), SampleAffinityConsistencyLoss(temperature, norm),
             SampleAffinityRegularizationLoss(temperature, norm, mutual))
 
-# %% ../../nbs/diagnosis/losses.ipynb #c049
+# %% ../../nbs/diagnosis/losses.ipynb #n006
 class DiagnosisLoss(nn.Module):
     "L (Eq. 14); `components` holds its weighted terms. ValueError for a negative weight or an unknown norm"
     names, reduction = ('ce', 'rank', 'sac', 'sar'), 'mean' # 'none': one number for each image of a batch
@@ -154,7 +154,7 @@ class DiagnosisLoss(nn.Module):
 
     def activation(self, out): # of fastai: a DiagnosisOutput → B×K probabilities; those stay as they are
         answered = isinstance(out, torch.Tensor)
-        return out if answered else out.answers(self.targets.multilabel)[0]['ens'].float()
+        return out if answered else out.answers(self.targets.multilabel)[0]['ens'].float().to(out.ens.device)
 
     def decodes(self, p): # of fastai: B×K probabilities → B class numbers, or with several labels B×K
         return (p >= 0.5).long() if self.targets.multilabel else p.argmax(1)

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['DiagnosisOutput', 'Normalise', 'SingleBranch', 'PeerBranch', 'check_peer']
 
-# %% ../../nbs/diagnosis/single.ipynb #c003
+# %% ../../nbs/diagnosis/single.ipynb #n000
 from collections.abc import Callable
 from functools import partial
 from typing import NamedTuple
@@ -13,13 +13,14 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
+from ..core.precision import as_double
 from ..data.mapped import channel_statistics
 from .backbones import make_branch
 from .gate import gate_closed
 from ..peers.stage import Peer
 from ..peers.zoo import create_peer, peer_class
 
-# %% ../../nbs/diagnosis/single.ipynb #c005
+# %% ../../nbs/diagnosis/single.ipynb #n002
 def _probable(scores, multilabel): # B×K logits → B×K probabilities
     return scores.sigmoid() if multilabel else scores.softmax(1)
 
@@ -43,9 +44,9 @@ class DiagnosisOutput(NamedTuple):
         """Softmax of each head's scores, with several labels their sigmoid; where the gate is closed 'ens' is
         the mean of the three heads"""
         names = ('ens',) if self.gate is None else ('ens', 'sr', 'lr', 'aux')
-        p = {name: _probable(getattr(self, name).detach().double(), multilabel) for name in names}
-        if self.gate is None: return p, torch.zeros(len(self.ens), dtype=torch.bool, device=self.ens.device)
-        closed = gate_closed(self.gate.detach())
+        p = {name: _probable(as_double(getattr(self, name).detach()), multilabel) for name in names}
+        if self.gate is None: return p, torch.zeros_like(p['ens'][:, 0], dtype=torch.bool)
+        closed = gate_closed(self.gate.detach()).to(p['ens'].device)
         if closed.any(): p['ens'][closed] = torch.stack([p[name][closed] for name in names[1:]]).mean(0)
         return p, closed
 

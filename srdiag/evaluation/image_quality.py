@@ -5,11 +5,13 @@
 # %% auto #0
 __all__ = ['Convention', 'convention', 'to_y', 'psnr', 'ssim', 'error_map']
 
-# %% ../../nbs/evaluation/image_quality.ipynb #c005
+# %% ../../nbs/evaluation/image_quality.ipynb #n000
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
+
+from ..core.precision import as_double
 
 # %% ../../nbs/evaluation/image_quality.ipynb #c012
 @dataclass(frozen=True)
@@ -61,16 +63,14 @@ def to_y(
     weights = torch.tensor([65.481, 128.553, 24.966], dtype=rgb.dtype, device=rgb.device).view(3, 1, 1)
     return ((rgb*weights).sum(-3, keepdim=True) + 16)/255
 
-# %% ../../nbs/evaluation/image_quality.ipynb #c021
+# %% ../../nbs/evaluation/image_quality.ipynb #n001
 def _batch(x, name):
     if not torch.is_tensor(x) or not x.is_floating_point():
         kind = getattr(x, 'dtype', type(x).__name__)
         raise ValueError(f'{name} is not a float tensor ({kind}); divide 8-bit images by 255 first.')
     if x.ndim not in (3, 4):
         raise ValueError(f'{name} has the shape {tuple(x.shape)}; it must be C×H×W or B×C×H×W.')
-    x = x.detach()
-    if x.device.type == 'mps': x = x.cpu() # no double precision there
-    return (x if x.ndim == 4 else x[None]).double()
+    return as_double(x.detach() if x.ndim == 4 else x.detach()[None])
 
 def _check_range(x, name, low, high, advice):
     if not x.numel(): return
