@@ -54,7 +54,7 @@ def resized_like(
     "Features of one branch in the resolution of the other"
     return F.interpolate(x, size=other.shape[-2:], mode='bilinear', align_corners=False)
 
-# %% ../../nbs/diagnosis/sai.ipynb #c044
+# %% ../../nbs/diagnosis/sai.ipynb #n009
 class SAIOutput(NamedTuple):
     "What `SampleAffinityInteraction` returns"
     to_sr: torch.Tensor # F_{L→S} in the SR branch's resolution: B×C×H×W
@@ -64,7 +64,7 @@ class SAIOutput(NamedTuple):
     # M_{L→S} = A_SR·A_LRᵀ: B×B, and M_{S→L} is its transpose; with references its rows, B×(1+R)
     mutual: torch.Tensor
     embedded: tuple # F_SR and F_LR that were compared: B×C×H×W, B×C×H'×W'
-    back: torch.Tensor|None = None # rows of M_{S→L}, where the rows of M_{L→S} are a part of it; else None
+    back: torch.Tensor|None = None # rows of M_{S→L}, where `mutual` holds only some rows of M; else None
 
 # %% ../../nbs/diagnosis/sai.ipynb #n001
 def _check_samples(f_sr, f_lr): # ValueError for branches that hold different samples
@@ -77,7 +77,7 @@ def _among_these(e_sr, e_lr, how): # the whole batch is here
     m = a_sr@a_lr.T
     return transfer(weigh_rows(m, how), e_lr), transfer(weigh_rows(m.T, how), e_sr), (a_sr, a_lr, m)
 
-# %% ../../nbs/diagnosis/sai.ipynb #n002
+# %% ../../nbs/diagnosis/sai.ipynb #n010
 class SampleAffinityInteraction(nn.Module):
     "SAI block (section III-B1, Eq. 5-7): what each branch hears from the other, along sample affinities"
     def __init__(self,
@@ -126,7 +126,7 @@ class SampleAffinityInteraction(nn.Module):
         m, back = ((a[:, :1]@b.transpose(1, 2))[:, 0] for a, b in ((a_sr, a_lr), (a_lr, a_sr)))
         to_sr, to_lr = (transfer_in_context(weigh_rows(m, self.mutual), e_lr, r_lr),
                         transfer_in_context(weigh_rows(back, self.mutual), e_sr, r_sr))
-        return to_sr, to_lr, (a_sr[:, 0], a_lr[:, 0], m)
+        return to_sr, to_lr, (a_sr[:, 0], a_lr[:, 0], m, back)
 
 # %% ../../nbs/diagnosis/sai.ipynb #c069
 def affinity_in_context(
