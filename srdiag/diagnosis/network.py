@@ -219,7 +219,7 @@ class FrameworkParts(_Modules):
     ):
         super().__init__({k: v for k, v in locals().items() if k not in ('self', '__class__')})
 
-# %% ../../nbs/diagnosis/network.ipynb #n001
+# %% ../../nbs/diagnosis/network.ipynb #n002
 class SREnhancedDiagnosis(FrameworkParts):
     "Super-resolution network and diagnosis network in one (Fig. 2); `inputs` selects a row of Table V"
     @property
@@ -233,6 +233,7 @@ class SREnhancedDiagnosis(FrameworkParts):
         # R×C×h×w and R×C×H×W, uint8; for prototypes labels: R or R×K → itself, predicting in mode 'context'
         "Keep reference images"
         self.config |= dict(references=self.references.remember(lr, hr, labels), mode='context')
+        self.references.to(next(self.network.parameters()).device)
         return self
 
     @torch.no_grad()

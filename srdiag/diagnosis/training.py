@@ -4,11 +4,12 @@
 
 # %% auto #0
 __all__ = ['parameter_groups', 'rate_factors', 'diagnosis_dataloaders', 'HeadAccuracy', 'recalibrate', 'SettleStatistics',
-           'AnswersOnly', 'diagnosis_learner', 'choose_references', 'train_diagnosis']
+           'AnswersOnly', 'FrameworkLearner', 'diagnosis_learner', 'choose_references', 'train_diagnosis']
 
-# %% ../../nbs/diagnosis/training.ipynb #c007
+# %% ../../nbs/diagnosis/training.ipynb #n004
 import multiprocessing
 import os
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -103,7 +104,7 @@ def diagnosis_dataloaders(
     for loader in loaders: loader.n_inp = train.n_inp
     return BatchLoaders(*loaders, device=device)
 
-# %% ../../nbs/diagnosis/training.ipynb #c024
+# %% ../../nbs/diagnosis/training.ipynb #n005
 class HeadAccuracy(Metric):
     "Accuracy of one diagnosis of a DiagnosisOutput"
     def __init__(self,
@@ -115,7 +116,7 @@ class HeadAccuracy(Metric):
         several = getattr(getattr(learn.loss_func, 'targets', None), 'multilabel', False)
         truth = out.repeated(learn.yb[0])
         y = out.answers(several)[0][self.head] if several or self.head == 'ens' else getattr(out, self.head)
-        self.right += share_right(y, truth, several).sum().item()
+        self.right += share_right(y, truth.to(y.device), several).sum().item()
         self.count += len(truth)
     @property
     def value(self):
@@ -177,7 +178,16 @@ class AnswersOnly(Callback):
     def after_batch(self):
         if hasattr(self, 'gather_preds'): self.learn.pred = self.loss_func.activation(self.pred)
 
-# %% ../../nbs/diagnosis/training.ipynb #c038
+# %% ../../nbs/diagnosis/training.ipynb #n007
+class FrameworkLearner(RunLearner):
+    "A RunLearner that computes the features of reference images once in a validation or prediction"
+    def _do_epoch_validate(self, *args, **kwargs):
+        known = vars(self.model)
+        known['context'] = cache(self.model.context)
+        try: return super()._do_epoch_validate(*args, **kwargs)
+        finally: known.pop('context', None)
+
+# %% ../../nbs/diagnosis/training.ipynb #n008
 def diagnosis_learner(
     dls: DataLoaders, # from diagnosis_dataloaders
     model: SREnhancedDiagnosis, # to be trained
@@ -196,8 +206,8 @@ def diagnosis_learner(
     metrics += [HeadAccuracy(h) for h in (('ens', 'sr', 'lr', 'aux') if model.two else ('ens',))]
     cbs = standard_callbacks(folder, 'valid_accuracy', True, save, precision, dls.device or 'cpu')
     cbs = L(cbs) + L(kwargs.pop('cbs', None)) + AnswersOnly()
-    return log_both(RunLearner(dls, model, loss_func=loss, lr=recipe.lr, opt_func=adam(recipe),
-                               splitter=parameter_groups, metrics=metrics, cbs=cbs, **kwargs))
+    return log_both(FrameworkLearner(dls, model, loss_func=loss, lr=recipe.lr, opt_func=adam(recipe),
+                                     splitter=parameter_groups, metrics=metrics, cbs=cbs, **kwargs))
 
 # %% ../../nbs/diagnosis/training.ipynb #c040
 def choose_references(
@@ -228,7 +238,28 @@ def _measure_again(learn, train, size, seed): # as the last section says
     elif not model.both_ways and (model.mode == 'solo' or model.solo_share):
         recalibrate(model, train, size, mode='solo' if model.mode == 'solo' else 'batch', seed=seed)
 
-# %% ../../nbs/diagnosis/training.ipynb #c045
+# %% ../../nbs/diagnosis/training.ipynb #n015
+def _check_part(model, part, pairs): # DataError for images that do not fit the framework
+    (c, h, w), channels, s = pairs.lr.shape[1:], model.config['channels'], model.scale
+    if c != channels:
+        raise DataError(f'The {part} images have {c} channel(s), but the framework reads {channels}: read '
+                        f'them with {channels}, or build it with channels={c}.')
+    if pairs.hr is None and model.large == 'HR':
+        raise DataError(f"The {part} images are small ones alone, but this framework reads large ones: make "
+                        "LabelledPairs of the large images, with kind='hr'.")
+    if pairs.hr is None or tuple(pairs.hr.shape[2:]) == (s*h, s*w): return
+    large, small = (f'{x.shape[2]}×{x.shape[3]}' for x in (pairs.hr, pairs.lr))
+    raise DataError(f'The {part} images are {large} px large and {small} px small, but the framework '
+                    f'enlarges {s} times: make the pairs with the scale {s}, or build another framework.')
+
+def _check_parts(model, train, valid): # the same for both, which must be of one kind
+    for part, pairs in (('training', train), ('validation', valid)): _check_part(model, part, pairs)
+    kinds = ['lr' if pairs.hr is None else 'hr' for pairs in (train, valid)]
+    if len(set(kinds)) > 1:
+        raise DataError('The training images are of the kind {!r} and the validation images of the kind '
+                        '{!r}: make both LabelledPairs with one kind.'.format(*kinds))
+
+# %% ../../nbs/diagnosis/training.ipynb #n012
 def _offer_start(learn, model, valid): # to the callback that keeps the best weights
     names = list(range(model.config['classes']))
     p = predict(model, valid.lr, names, valid.hr)
@@ -238,7 +269,8 @@ def _offer_start(learn, model, valid): # to the callback that keeps the best wei
     # a tie goes to what was trained
     for keep in learn.cbs.filter(lambda cb: isinstance(cb, KeepBest)): keep.offer(model, accuracy - 1e-6, -1)
 
-def _prepare(model, train, size, fixed, references, seed): # batch size, statistics, references
+def _prepare(model, train, valid, size, fixed, references, seed): # batch size, statistics, references
+    _check_parts(model, train, valid)
     model.config |= dict(batch_size=min(size, len(train)))
     if model.sr_network is not None: model.sr_network.requires_grad_(not fixed)
     if not model.joined: model.network.fit_statistics(for_statistics(train.lr))
@@ -246,7 +278,7 @@ def _prepare(model, train, size, fixed, references, seed): # batch size, statist
         at = choose_references(train.labels, seed=seed) if references is None else references
         model.remember(train.lr[at], None if train.hr is None else train.hr[at], train.labels[at])
 
-# %% ../../nbs/diagnosis/training.ipynb #c048
+# %% ../../nbs/diagnosis/training.ipynb #n014
 def train_diagnosis(
     model: SREnhancedDiagnosis, # changed in place
     train: LabelledPairs, # with augmentation
@@ -262,7 +294,7 @@ def train_diagnosis(
     recipe, workers, kwargs = split_keywords(recipe, kwargs)
     set_seed(seed, reproducible=True)
     size, device = recipe.batch_size, next(model.parameters()).device
-    _prepare(model, train, size, fixed, references, seed)
+    _prepare(model, train, valid, size, fixed, references, seed)
     alone = not model.mixes or model.mode != 'batch' # then validation may take larger batches
     dls = diagnosis_dataloaders(train, valid, size, seed, device, size*(4 if alone else 1), recipe.steps,
                                 **workers)
