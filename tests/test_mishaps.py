@@ -322,6 +322,7 @@ def test_one_answer_and_answers_of_one_kind_have_no_point_for_an_interval():
     lambda: checked_probabilities([0, 1], [[0.5, 0.5], [1]]),
     lambda: group_index([float('nan'), 'b', 'b'], 3),
     lambda: group_index([None, 'b'], 2),
+    lambda: group_index(pd.Series(['a', None, 'b'], dtype='string'), 3),
     lambda: group_index(np.array([['a', 'b'], ['c', 'd']]), 2),
     lambda: group_index(5, 2),
     lambda: calibrate([0, 1], [[0.6, 0.4]]*2, ['a', 'b'], np.array([['p', 'q'], ['r', 's']])),

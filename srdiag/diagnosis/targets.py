@@ -42,13 +42,13 @@ def check_targets(
     else: _check_table(y.float(), classes, multilabel)
     return y
 
-# %% ../../nbs/diagnosis/targets.ipynb #c012
+# %% ../../nbs/diagnosis/targets.ipynb #n001
 def class_weights(
     labels, # N class numbers or N×K numbers, of the training images
     classes: int, # K
     multilabel: bool = False, # weights of presence, one for each label
 ) -> torch.Tensor: # K
-    "Weights that make up for rare classes; DataError for a class without a training image"
+    "Weights that make up for rare classes; DataError for a class that gets none"
     y = check_targets(labels, classes, multilabel)
     counts = (F.one_hot(y.long(), classes) if y.dim() == 1 else y).double().sum(0)
     if (counts == 0).any():
@@ -56,6 +56,10 @@ def class_weights(
         raise DataError(f'Class number {k} has no training image, so it gets no weight: leave class '
                         'weights out, or choose another split.')
     n = len(y)
+    if multilabel and (counts == n).any():
+        k = int((counts == n).nonzero()[0])
+        raise DataError(f'Every training image has label number {k}, so its weight is 0 and it would not be '
+                        'learnt: leave class weights out, or choose another split.')
     return ((n - counts)/counts if multilabel else n/(classes*counts)).float()
 
 # %% ../../nbs/diagnosis/targets.ipynb #c017

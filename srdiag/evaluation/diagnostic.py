@@ -185,7 +185,11 @@ def wilson_interval(
     low, high = binomtest(k, n).proportion_ci(level, method='wilson')
     return float(low), float(high)
 
-# %% ../../nbs/evaluation/diagnostic.ipynb #c055
+# %% ../../nbs/evaluation/diagnostic.ipynb #n000
+def _is_missing(g): # None, NaN, or pandas' NA, which is neither equal to itself nor not
+    try: return g is None or bool(g != g)
+    except TypeError: return True
+
 def checked_groups(
     groups, # n patient, video or slide names
     n: int, # number of images
@@ -194,7 +198,7 @@ def checked_groups(
     if np.shape(groups) != (n,):
         raise DataError(f'The groups have the shape {np.shape(groups)}, but there are {n} images; give one '
                         'group per image.')
-    if any(g is None or g != g for g in list(groups)): # before NaN becomes the text 'nan'
+    if any(map(_is_missing, list(groups))): # before NaN becomes the text 'nan'
         raise DataError('Some images have no group; name the patient of every image.')
     return np.asarray(groups).astype(str)
 

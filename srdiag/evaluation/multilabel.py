@@ -10,7 +10,7 @@ import numpy as np
 
 from ..core.errors import DataError
 
-# %% ../../nbs/evaluation/multilabel.ipynb #c005
+# %% ../../nbs/evaluation/multilabel.ipynb #n001
 def _checked(targets, probabilities, classes): # → N×K booleans, N×K float64
     y, p = (np.asarray(x, float) for x in (targets, probabilities))
     if p.ndim != 2 or p.shape != y.shape or p.shape[1] != len(classes):
@@ -18,6 +18,10 @@ def _checked(targets, probabilities, classes): # → N×K booleans, N×K float64
                         f'{len(classes)} labels both are N×{len(classes)}.')
     if not len(p) or not np.isfinite(p).all() or p.min() < 0 or p.max() > 1:
         raise DataError('Probabilities of labels lie between 0 and 1, and there is at least one image.')
+    if not (known := (y >= 0) & (y <= 1)).all(): # NaN is none of both
+        i, k = np.argwhere(~known)[0]
+        raise DataError(f'The truth of image {i} about {classes[k]} is {y[i, k]:g}, and not a number from 0 '
+                        'to 1: leave images with an unknown label out, or decide what it counts as.')
     return y >= 0.5, p
 
 # %% ../../nbs/evaluation/multilabel.ipynb #c007
