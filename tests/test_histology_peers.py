@@ -88,7 +88,8 @@ def test_the_kept_bank_follows_its_weights():
         conv(x)
         assert conv.bank() is conv.bank()
         optimiser = torch.optim.SGD(conv.parameters(), 0.1)
-    for change in (lambda: optimiser.step(), lambda: conv.load_state_dict(GroupConv(2, 3).state_dict()),
+    for change in (lambda: optimiser.step(), lambda: conv.weight.data.mul_(2), # as averaged weights come in
+                   lambda: conv.load_state_dict(GroupConv(2, 3).state_dict()),
                    lambda: setattr(conv, 'weight', nn.Parameter(torch.randn_like(conv.weight)))):
         conv(x).square().mean().backward() # with gradients the bank is made anew
         change()
@@ -97,6 +98,8 @@ def test_the_kept_bank_follows_its_weights():
     with torch.no_grad():
         twin.weight.zero_()
         assert twin(x).abs().max() == 0 and conv(x).abs().max() > 0
+    with torch.inference_mode():
+        assert GroupConv(2, 3).eval()(x).shape == conv(x).shape
     assert set(conv.state_dict()) == {'weight'}
     assert conv.train().bank().requires_grad
 

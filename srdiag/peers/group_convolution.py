@@ -72,7 +72,7 @@ def _check_odd(size): # ModelError for a filter whose middle is no pixel
     raise ModelError(f'A filter of {size}×{size} px has no pixel in its middle to turn about: choose an odd '
                      'size.')
 
-# %% ../../nbs/peers/group_convolution.ipynb #c029
+# %% ../../nbs/peers/group_convolution.ipynb #n000
 class GroupConv(nn.Module):
     "Group convolution, Cohen and Welling 2016; maps keep their size. ModelError for what cannot be"
     def __init__(self,
@@ -93,22 +93,20 @@ class GroupConv(nn.Module):
     @property
     def filters(self): return self.weight.unflatten(2, self.shape) # O×C×I×k×k
 
-    def train(self, mode=True): # a fused optimiser leaves no trace in the weights, so we forget here, too
-        self.kept = None
-        return super().train(mode)
-
     def expanded(self): # (O·G)×(C·I)×k×k
         o, c, (i, k, _) = *self.weight.shape[:2], self.shape
         bank = self.weight[:, :, self.sources] # O×C×G×(I·k²)
         return bank.transpose(1, 2).reshape(o*self.order, c*i, k, k)
 
-    def bank(self): # the same, kept while nothing is learnt
-        tracing = torch.compiler.is_compiling() or torch.jit.is_tracing()
-        if self.training or torch.is_grad_enabled() or tracing: return self.expanded()
-        w = self.weight
-        key = w.data_ptr(), w._version, w.device, w.dtype
-        if self.kept is None or self.kept[0] != key: self.kept = key, self.expanded()
-        return self.kept[1]
+    def bank(self): # the same, kept with the weights that it was made of, and made anew when they differ
+        w, (of, bank) = self.weight, self.kept or (None, None)
+        recorded = (torch.compiler.is_compiling() or torch.jit.is_tracing() or w.is_meta
+                    or w.is_cuda and torch.cuda.is_current_stream_capturing()) # numbers are not at hand
+        if self.training or torch.is_grad_enabled() or recorded: return self.expanded()
+        if of is None or (of.device, of.dtype) != (w.device, w.dtype) or not torch.equal(of, w):
+            bank = self.expanded()
+            self.kept = w.detach().clone(), bank
+        return bank
 
     def forward(self, x): # B×C×H×W if lifting, else B×C×G×H×W → B×O×G×H×W
         x = x if self.lifting else x.flatten(1, 2)
