@@ -1,12 +1,13 @@
 "Every Learner that a training function returns does what fastai's Learners do, and says what it does not."
 import sys
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pandas as pd
 import pytest
 import torch
 
-from srdiag.core.errors import DataError, TrainingError
+from srdiag.core.errors import DataError, ModelError, TrainingError
 from srdiag.core.unfinished import Unfinished
 from srdiag.data.pairs import LabelledPairs, PairAugment, SRPairs
 from srdiag.data.samples import tissue
@@ -15,17 +16,21 @@ from srdiag.diagnosis.joint_training import train_joined
 from srdiag.diagnosis.losses import DiagnosisLoss
 from srdiag.diagnosis.network import SREnhancedDiagnosis
 from srdiag.diagnosis.targets import TargetLoss, class_weights
-from srdiag.diagnosis.training import train_diagnosis
+from srdiag.diagnosis.training import (
+    HeadAccuracy, diagnosis_dataloaders, diagnosis_learner, train_diagnosis)
 from srdiag.evaluation.multilabel import multilabel_metrics
 from srdiag.models.info import ModelInfo
 from srdiag.models.saving import load_model, save_model
 from srdiag.sr.distillation import distil
+from srdiag.sr.inference import super_resolve
 from srdiag.sr.mrcnet import MRCNet
 from srdiag.sr.settings import Schedule
+from srdiag.sr.scoring import WholeImages, score_images
 from srdiag.sr.training import train_sr
+from srdiag.sr.zoo import create_model
 from srdiag.training.learner import watching
 from srdiag.training.options import RunOptions
-from srdiag.training.recipes import DIAGNOSIS_RECIPES, SR_RECIPES
+from srdiag.training.recipes import DIAGNOSIS_RECIPES, SR_RECIPES, Recipe
 
 # isort: split
 from fastai.callback.core import Callback
@@ -253,3 +258,147 @@ def test_patience_survives_an_interruption(tmp_path):
     assert all(torch.equal(v, whole.model.state_dict()[k]) for k, v in again.model.state_dict().items())
     logs = [pd.read_csv(tmp_path/x/'.unfinished'/'log.csv').drop(columns='time') for x in 'ab']
     pd.testing.assert_frame_equal(*logs)
+
+
+# --- what does not fit is said before the first step --------------------------------------------------------
+
+def times4(kind='hr'): return LabelledPairs(TILES, [0, 1]*8, 4, kind)
+
+
+def grey(): return SRPairs([x[:1] for x in IMAGES], 2)
+
+
+def train(net, *parts, **how): return train_sr(net, *parts, FAST, SCHEDULE, **how)
+
+
+UNFIT = {
+    'scale of training pairs': (lambda: train(network(), SRPairs(IMAGES, 4), PAIRS[1]), 'scale 4.* 2 times'),
+    'scale of validation pairs': (lambda: train(network(), PAIRS[0], SRPairs(IMAGES, 4)),
+                                  'scale 4.* 2 times'),
+    'border': (lambda: train(network(), PAIRS[0], SRPairs([x[:, :4, :4] for x in IMAGES], 2)), '4×4 px'),
+    'channels of a student': (lambda: distil(network(steps=2), grey(), PAIRS[1], FAST, SCHEDULE),
+                              '1 channel'),
+    'no weights': (lambda: train(create_model('bicubic_x2'), *PAIRS), 'nothing to train'),
+    'no recursion': (lambda: train(create_model('edsr_baseline_x2', channels=8, blocks=1), *PAIRS,
+                                   supervise_steps=True), 'no recursion steps'),
+    'scale': (lambda: train_diagnosis(framework('ILR'), times4(), times4(), DIAGNOSIS, 1),
+              '32×32 px large and 8×8 px small.* 2 times'),
+    'channels': (lambda: train_diagnosis(framework('LR', channels=1), *labelled(), DIAGNOSIS, 1),
+                 '3 channel.* reads 1'),
+    'kinds': (lambda: train_diagnosis(framework('LR'), times4('lr'), labelled()[1], DIAGNOSIS, 1),
+              "kind 'lr' .* kind 'hr'"),
+    'no large images': (lambda: train_diagnosis(framework('HR'), *[times4('lr')]*2, DIAGNOSIS, 1),
+                        "with kind='hr'"),
+    'epochs': (lambda: train_diagnosis(framework('LR'), *labelled(), DIAGNOSIS, 0), '1 epoch or more, not 0'),
+    'halving': (lambda: Recipe(1e-3, 4, 'halving', halve_every=0), 'halve_every is 1'),
+    'rate': (lambda: Recipe(float('nan'), 4), 'lr must be positive'),
+    'label in every image': (lambda: class_weights([[1, 0], [1, 1]], 2, True), 'label number 0'),
+    'unknown label': (lambda: multilabel_metrics([[1, 0], [1, -1]], [[.9, .1], [.8, .2]], ['a', 'b']),
+                      'image 1 about b is -1'),
+    'missing label': (lambda: multilabel_metrics([[1, None]], [[.9, .1]], ['a', 'b']), 'about b is nan')}
+
+
+@pytest.mark.parametrize('call,words', UNFIT.values(), ids=UNFIT)
+def test_what_does_not_fit_is_a_sentence(call, words):
+    with pytest.raises((DataError, ModelError, ValueError), match=words): call()
+
+
+# --- a network comes back as it was -------------------------------------------------------------------------
+
+def test_frozen_parts_and_training_mode_come_back():
+    model, valid = framework('LR').train(), labelled()[1]
+    model.network.branch.bn1.eval()
+    modes = [m.training for m in model.modules()]
+    one = predict(model, valid.lr, ['a', 'b'])
+    backwards = predict(model, valid.lr, ['a', 'b'], order=[3, 2, 1, 0])
+    assert [m.training for m in model.modules()] == modes
+    assert abs(one.probabilities['ens'] - backwards.probabilities['ens']).max() < 1e-6
+    model.network.branch.layer1.forward = None
+    with pytest.raises(TypeError): predict(model, valid.lr, ['a', 'b'])
+    assert [m.training for m in model.modules()] == modes
+
+    net = network().train()
+    net.head.eval()
+    super_resolve(net, TILES[0], precision='fp32')
+    score_images(net, PAIRS[1])
+    assert net.training and not net.head.training
+    net.head.forward = None
+    with pytest.raises(TypeError): score_images(net, PAIRS[1])
+    assert net.training and not net.head.training
+
+
+def test_sizes_are_known_without_reading_the_images():
+    class Unread(SRPairs):
+        def __getitem__(self, i): raise AssertionError('read')
+    assert WholeImages(Unread(IMAGES, 2)).groups == [[*range(10)]]
+
+
+# --- where double precision is missing, and on another device -----------------------------------------------
+
+class OnApple(torch.Tensor):
+    "A tensor that behaves as on Apple's GPU"
+    device = property(lambda self: torch.device('mps'))
+    def to(self, *args, **kwargs): return self.as_subclass(torch.Tensor).to(*args, **kwargs)
+    def cpu(self): return self.as_subclass(torch.Tensor)
+    def double(self): raise TypeError("Cannot convert a MPS Tensor to float64")
+
+
+@pytest.mark.parametrize('inputs', ['LR', 'LR+ILR'])
+def test_answers_on_a_device_without_double_precision(inputs):
+    x, y = labelled()[1].batch([0, 1, 2, 3])[::2]
+    with torch.no_grad(): out = framework(inputs).eval()(x, mode='solo')
+    tensors = {k: v for k, v in out._asdict().items() if torch.is_tensor(v)}
+    there = out._replace(**{k: v.as_subclass(OnApple) for k, v in tensors.items()})
+    p, closed = there.answers()
+    assert p['ens'].dtype == torch.float64 and closed.device == p['ens'].device
+    assert torch.equal(p['ens'], out.answers()[0]['ens'])
+    metric = HeadAccuracy()
+    metric.reset()
+    metric.accumulate(SimpleNamespace(pred=there, yb=[y.as_subclass(OnApple)], loss_func=None))
+    assert 0 <= metric.value <= 1
+
+
+def test_references_are_where_the_network_is():
+    model = framework('LR+ILR').to('meta').remember(labelled()[0].lr[:4])
+    assert model.references.lr.device.type == 'meta'
+    assert model.eval()(torch.rand(2, 3, 16, 16, device='meta')).ens.shape == (2, 2)
+
+
+# --- validation in the mode context -------------------------------------------------------------------------
+
+def test_validation_in_context_does_not_depend_on_the_batch():
+    train, valid = labelled()
+    model = framework('LR+ILR')
+    model.network.fit_statistics(train.batch([0, 1, 2, 3])[0])
+    model.remember(train.lr[:4]).eval()
+    loss, (lr, _, y) = DiagnosisLoss(norm='mean_square'), valid.batch([0, 1, 2, 3])
+    found = []
+    for n in (1, 4):
+        with torch.no_grad():
+            parts = []
+            for i in range(0, 4, n):
+                loss(model(lr[i:i+n]), y[i:i+n])
+                parts.append(torch.tensor([float(loss.components[k]) for k in loss.names]))
+        found.append(torch.stack(parts).mean(0))
+    torch.testing.assert_close(*found, rtol=1e-4, atol=1e-6)
+    assert found[0][3] > 0
+
+
+def test_references_are_looked_at_once_in_a_validation(monkeypatch):
+    train, valid = labelled()
+    model, seen, real = framework('LR+ILR'), [], SREnhancedDiagnosis.context
+    model.remember(train.lr[:4])
+    monkeypatch.setattr(SREnhancedDiagnosis, 'context', lambda self: seen.append(1) or real(self))
+    dls = diagnosis_dataloaders(train, valid, 4, valid_batch_size=1)
+    learn = diagnosis_learner(dls, model, DIAGNOSIS, precision='fp32')
+    with learn.no_bar(), learn.no_logging():
+        once = learn.validate()
+        assert len(seen) == 1 and 'context' not in vars(model)
+        with torch.no_grad():
+            for name, value in list(model.named_parameters())[:3]: value.mul_(1.5)
+        assert list(learn.validate()) != list(once) and len(seen) == 2, 'it is computed anew'
+
+        class Interrupted(Callback):
+            def after_pred(self): raise KeyboardInterrupt
+        with pytest.raises(KeyboardInterrupt): learn.validate(cbs=Interrupted())
+        assert 'context' not in vars(model)

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Predictions', 'modes_of', 'is_independent', 'batch_of', 'predict_in_modes', 'predict']
 
-# %% ../../nbs/diagnosis/inference.ipynb #n011
+# %% ../../nbs/diagnosis/inference.ipynb #n004
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,7 +16,7 @@ from ..data.images import as_float
 from ..data.mapped import in_order
 from .network import SREnhancedDiagnosis
 from ..core.errors import ModelError
-from ..core.precision import check_weights
+from ..core.precision import check_weights, in_eval_mode
 
 # %% ../../nbs/diagnosis/inference.ipynb #c007
 def _by_class(kind, values, names): # N×K → columns of a table
@@ -146,37 +146,38 @@ def _together(model, classes, parts, order): # of one mode: from `_answers`, wit
                         model.config['multilabel'])
     return found if order is None else found.reorder(order.argsort())
 
-# %% ../../nbs/diagnosis/inference.ipynb #n012
+# %% ../../nbs/diagnosis/inference.ipynb #n013
 @torch.no_grad()
 def predict_in_modes(
-    model: SREnhancedDiagnosis, # trained; used in eval mode
+    model: SREnhancedDiagnosis, # trained; used in eval mode, and given back as it was
     modes, # of `modes_of`
     lr: torch.Tensor, # N×C×h×w, uint8 or float in [0, 1]; or ImageRows
     classes: list, # K names
     hr: torch.Tensor|None = None, # N×C×H×W, read where the inputs need it
     batch_size: int = 32, # at a time
-    order: torch.Tensor|None = None, # N positions: the order of the images (mode 'batch'); None: as they are
+    order: torch.Tensor|list|None = None, # N positions: the images' order (mode 'batch'); None: as they are
 ) -> dict: # mode → Predictions, in the order of `lr`
     "Diagnose every image in several modes. ModelError and ValueError as in `predict`"
-    found, training = {_mode(model, mode): [] for mode in modes}, model.training
+    found = {_mode(model, mode): [] for mode in modes}
     if model.large != 'HR': hr = None
     _check_images(model, lr, hr, classes, batch_size, order)
     check_weights(model)
-    if order is not None: lr, hr = in_order(lr, order), None if hr is None else in_order(hr, order)
-    model.eval().to(memory_format=torch.channels_last)
-    for mode, *part in _answers(model, lr, hr, [*found], batch_size): found[mode].append(part)
-    model.train(training)
+    if order is not None:
+        order = torch.as_tensor(order)
+        lr, hr = in_order(lr, order), None if hr is None else in_order(hr, order)
+    with in_eval_mode(model.to(memory_format=torch.channels_last)):
+        for mode, *part in _answers(model, lr, hr, [*found], batch_size): found[mode].append(part)
     return {mode: _together(model, classes, parts, order) for mode, parts in found.items()}
 
-# %% ../../nbs/diagnosis/inference.ipynb #n006
+# %% ../../nbs/diagnosis/inference.ipynb #n014
 def predict(
-    model: SREnhancedDiagnosis, # trained; used in eval mode
+    model: SREnhancedDiagnosis, # trained; used in eval mode, and given back as it was
     lr: torch.Tensor, # N×C×h×w, uint8 or float in [0, 1]; or ImageRows
     classes: list, # K names
     hr: torch.Tensor|None = None, # N×C×H×W, read where the inputs need it
     batch_size: int|None = None, # at a time; None: 32, in the mode 'batch' as in training
     mode: str|None = None, # 'context', 'solo' or 'batch'; None: the model's own
-    order: torch.Tensor|None = None, # N positions: the order of the images (mode 'batch'); None: as they are
+    order: torch.Tensor|list|None = None, # N positions: the images' order (mode 'batch'); None: as they are
 ) -> Predictions: # in the order of `lr`
     "Diagnose every image. ModelError for a mode the model cannot do, ValueError for images that do not fit"
     mode = _mode(model, mode)

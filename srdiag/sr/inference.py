@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['WHOLE', 'check_lr', 'enlarger', 'Tile', 'tiles_of', 'Margins', 'super_resolve']
 
-# %% ../../nbs/sr/inference.ipynb #n000
+# %% ../../nbs/sr/inference.ipynb #n004
 import math
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -15,7 +15,7 @@ from torch import nn
 
 from ..core.errors import DataError
 from ..core.graphs import fuse
-from ..core.precision import check_weights, computing_in
+from ..core.precision import check_weights, computing_in, in_eval_mode
 from ..core.progress import tracked
 from ..data.images import as_float, to_uint8
 from .rcf import RefinedContextFusion
@@ -170,16 +170,13 @@ def _tiles_for(network, height, width, tile, overlap): # None: what suits the ne
     if overlap is None: overlap = 32 if reach is None else min(32, align*math.ceil(reach/align))
     return tiles_of(height, width, tile, overlap, align)
 
-# %% ../../nbs/sr/inference.ipynb #n002
+# %% ../../nbs/sr/inference.ipynb #n005
 @contextmanager
 def _in_use(network, precision): # yields the device
     device = next((p.device for p in network.parameters()), torch.device('cpu'))
     check_weights(network, precision)
-    training = network.training
-    network.eval().to(memory_format=torch.channels_last)
-    try:
-        with computing_in(precision, device): yield device
-    finally: network.train(training)
+    network.to(memory_format=torch.channels_last)
+    with in_eval_mode(network), computing_in(precision, device): yield device
 
 # %% ../../nbs/sr/inference.ipynb #c034
 @dataclass(frozen=True)

@@ -5,16 +5,17 @@
 # %% auto #0
 __all__ = ['WholeImages', 'score_images', 'evaluate_sr']
 
-# %% ../../nbs/sr/scoring.ipynb #c003
+# %% ../../nbs/sr/scoring.ipynb #n000
 import pandas as pd
 import torch
 from torch import nn
 
 from ..core.errors import TrainingError
+from ..core.precision import in_eval_mode
 from ..data.pairs import SRPairs
 from ..evaluation.image_quality import convention, psnr, ssim
 
-# %% ../../nbs/sr/scoring.ipynb #c006
+# %% ../../nbs/sr/scoring.ipynb #n001
 class WholeImages:
     "A data set whose items are ready batches (lr, hr) of whole images of one size"
     def __init__(self,
@@ -22,7 +23,7 @@ class WholeImages:
         pixels: int = 2**20, # at most about this many high-resolution pixels in a batch
     ):
         by_size = {}
-        for i in range(len(pairs)): by_size.setdefault(tuple(pairs[i][1].shape), []).append(i)
+        for i, hr in enumerate(pairs.hr): by_size.setdefault(tuple(hr.shape), []).append(i)
         self.pairs, self.groups = pairs, []
         for (_, h, w), members in by_size.items():
             n = max(1, pixels//(h*w))
@@ -33,7 +34,7 @@ class WholeImages:
         return torch.stack(lr), torch.stack(hr)
     def batch(self, indices): return self[indices[0]]
 
-# %% ../../nbs/sr/scoring.ipynb #c010
+# %% ../../nbs/sr/scoring.ipynb #n003
 @torch.no_grad()
 def score_images(
     enlarge, # a function from B×C×H×W in [0, 1] to B×C×sH×sW: a network, or interpolation
@@ -43,18 +44,18 @@ def score_images(
     TrainingError if it gives NaN"""
     module = enlarge if isinstance(enlarge, nn.Module) else nn.Identity()
     device = next((p.device for p in module.parameters()), torch.device('cpu'))
-    training = module.training
-    module.eval()
     conv, whole, rows = convention(pairs.scale), WholeImages(pairs), []
-    for k, members in enumerate(whole.groups):
-        lr, hr = whole[k]
-        sr = enlarge(lr.to(device).contiguous(memory_format=torch.channels_last)).float().clamp(0, 1).cpu()
-        if not sr.isfinite().all():
-            raise TrainingError(
-                f'{type(enlarge).__name__} gives values that are not finite for {pairs.names[members[0]]}: '
-                'its training has failed. Train it again with a smaller learning rate.')
-        rows += zip(members, psnr(sr, hr, conv).tolist(), ssim(sr, hr, conv).tolist())
-    module.train(training)
+    with in_eval_mode(module):
+        for k, members in enumerate(whole.groups):
+            lr, hr = whole[k]
+            sr = enlarge(lr.to(device).contiguous(memory_format=torch.channels_last))
+            sr = sr.float().clamp(0, 1).cpu()
+            if not sr.isfinite().all():
+                raise TrainingError(
+                    f'{type(enlarge).__name__} gives values that are not finite for '
+                    f'{pairs.names[members[0]]}: its training has failed. Train it again with a smaller '
+                    'learning rate.')
+            rows += zip(members, psnr(sr, hr, conv).tolist(), ssim(sr, hr, conv).tolist())
     rows = [(pairs.names[k], p, s) for k, p, s in sorted(rows)]
     return pd.DataFrame(rows, columns=['file', 'psnr', 'ssim'])
 

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['PatchBatches', 'sr_dataloaders', 'SRLoss', 'SuperviseSteps', 'ImageMetric', 'sr_learner', 'train_sr']
 
-# %% ../../nbs/sr/training.ipynb #c007
+# %% ../../nbs/sr/training.ipynb #n003
 import math
 from pathlib import Path
 
@@ -20,6 +20,7 @@ from fastai.learner import Metric
 from fastai.torch_core import set_seed
 from fastcore.foundation import L
 
+from ..core.errors import DataError, ModelError
 from ..data.pairs import PatchSampler, SRPairs
 from ..evaluation.image_quality import convention, psnr, ssim
 from .mrcnet import MRCNet
@@ -74,13 +75,16 @@ class SRLoss(nn.Module):
         self.components = dict(mae=loss.detach())
         return loss
 
-# %% ../../nbs/sr/training.ipynb #c023
+# %% ../../nbs/sr/training.ipynb #n004
 class SuperviseSteps(nn.Module):
     "An MRCNet that returns the image of every recursion step while it trains, and the last one otherwise"
     def __init__(self,
         network: MRCNet, # recursive
     ):
         super().__init__()
+        if not hasattr(network, 'forward_steps'):
+            raise ModelError(f'{type(network).__name__} has no recursion steps to supervise: leave '
+                             'supervise_steps out, or train an MRC-Net.')
         self.network = network
     def forward(self, lr): return self.network.forward_steps(lr) if self.training else self.network(lr)
 
@@ -104,7 +108,26 @@ class ImageMetric(Metric):
     @property
     def name(self): return self.function.__name__
 
-# %% ../../nbs/sr/training.ipynb #c030
+# %% ../../nbs/sr/training.ipynb #n006
+def _check_part(part, pairs, network, scale): # DataError for pairs that do not fit the network
+    channels = getattr(network, 'config', {}).get('image_channels', len(pairs.hr[0]))
+    if pairs.scale != scale:
+        raise DataError(f'The {part} pairs have the scale {pairs.scale}, but the network enlarges {scale} '
+                        f'times: make pairs of the scale {scale}.')
+    if len(pairs.hr[0]) != channels:
+        raise DataError(f'The {part} images have {len(pairs.hr[0])} channel(s), but the network reads '
+                        f'{channels}: read them with {channels}.')
+
+def _check_pairs(train, valid, network, scale): # the same for both parts; each validation image is whole
+    for part, pairs in (('training', train), ('validation', valid)):
+        _check_part(part, pairs, network, scale)
+    least = scale*max(3, getattr(network, 'min_size', 1)) # a border as wide as the scale is cut off
+    for hr, name in zip(valid.hr, valid.names):
+        if min(hr.shape[1:]) < least:
+            raise DataError(f'The validation image {name} is {hr.shape[1]}×{hr.shape[2]} px, but at least '
+                            f'{least} px on each side are needed: leave it out.')
+
+# %% ../../nbs/sr/training.ipynb #n009
 def sr_learner(
     dls: DataLoaders, # from sr_dataloaders
     network: nn.Module, # from B×C×H×W to B×C×sH×sW
@@ -116,13 +139,20 @@ def sr_learner(
     loss=None, # None: SRLoss
     **kwargs, # to fastai's Learner: cbs (beside ours), path
 ) -> RunLearner:
-    "A Learner for super-resolution that keeps the network with the best validation PSNR"
+    "A Learner for super-resolution that keeps the network with the best PSNR. DataError for unfit images"
+    parts = dls.train_ds.sampler.pairs, dls.valid_ds.pairs
+    _check_pairs(*parts, getattr(network, 'network', network), scale)
     callbacks = standard_callbacks(folder, 'valid_psnr', True, save, precision, dls.device or 'cpu')
     metrics, cbs = [LossComponent('mae'), ImageMetric(psnr, scale)], L(callbacks) + L(kwargs.pop('cbs', None))
     return log_both(RunLearner(dls, network, loss_func=SRLoss() if loss is None else loss, lr=recipe.lr,
                                opt_func=adam(recipe), metrics=metrics, cbs=cbs, **kwargs))
 
-# %% ../../nbs/sr/training.ipynb #c032
+# %% ../../nbs/sr/training.ipynb #n010
+def _place(network): # its device; ModelError for one without weights
+    if (first := next(network.parameters(), None)) is not None: return first.device
+    raise ModelError(f'{type(network).__name__} has no weights, so there is nothing to train: choose another '
+                     'network.')
+
 def train_sr(
     network: MRCNet, # changed in place
     train: SRPairs, # pairs to train on
@@ -136,6 +166,6 @@ def train_sr(
     s, (recipe, workers, kwargs) = schedule, split_keywords(recipe, kwargs)
     set_seed(s.seed, reproducible=True)
     dls = sr_dataloaders(train, valid, s.patch, recipe.batch_size, s.steps, s.seed,
-                         device=next(network.parameters()).device, **workers)
+                         device=_place(network), **workers)
     model = SuperviseSteps(network) if supervise_steps else network
     return fit(sr_learner(dls, model, network.scale, recipe, **kwargs), recipe, s.epochs)

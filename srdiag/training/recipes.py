@@ -6,7 +6,8 @@
 __all__ = ['SR_RECIPES', 'DIAGNOSIS_RECIPES', 'FULL_WIDTH', 'Recipe', 'Halving', 'adam', 'fit', 'diagnosis_recipe', 'InTurn',
            'StartAnew', 'split_keywords']
 
-# %% ../../nbs/training/recipes.ipynb #c010
+# %% ../../nbs/training/recipes.ipynb #n004
+import math
 import sys
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -22,7 +23,7 @@ from fastai.callback.core import Callback
 from fastai.callback.schedule import ParamScheduler, combined_cos
 from fastai.optimizer import OptimWrapper
 
-# %% ../../nbs/training/recipes.ipynb #c012
+# %% ../../nbs/training/recipes.ipynb #n005
 @dataclass(frozen=True)
 class Recipe:
     "How a network is trained; learning rates are per step of Adam"
@@ -39,8 +40,9 @@ class Recipe:
     def __post_init__(self):
         if self.schedule not in ('one_cycle', 'halving'):
             raise ValueError(f"schedule must be 'one_cycle' or 'halving', not {self.schedule!r}.")
-        if self.lr <= 0 or self.batch_size < 1:
+        if not 0 < self.lr < math.inf or self.batch_size < 1:
             raise ValueError('lr must be positive and batch_size at least 1.')
+        if self.halve_every < 1: raise ValueError(f'halve_every is 1 epoch or more, not {self.halve_every}.')
 
 # %% ../../nbs/training/recipes.ipynb #c014
 SR_RECIPES = {'published': Recipe(1e-4, 4, 'halving', 100, 1e-5), 'fast': Recipe(1e-3, 8)}
@@ -95,7 +97,7 @@ def _for_log_files(learn): # no progress bar, and one readable line per epoch, u
         with learn.no_bar(): yield
     finally: learn.logger = before
 
-# %% ../../nbs/training/recipes.ipynb #c027
+# %% ../../nbs/training/recipes.ipynb #n006
 def fit(
     learn, # a fastai Learner whose opt_func came from `adam`
     recipe: Recipe, # what to do
@@ -104,6 +106,7 @@ def fit(
     factors: tuple = (1,), # of the learning rate, one for each parameter group
 ): # the same Learner, trained
     "Train by the recipe; TrainingError on a non-finite loss"
+    if epochs < 1: raise ValueError(f'A training has 1 epoch or more, not {epochs}.')
     if not 0 <= restart < epochs: raise ValueError(f'restart must be an epoch below {epochs}, not {restart}.')
     if learn.opt is None: learn.create_opt()
     lr = recipe.lr*np.array(factors, float)
