@@ -108,7 +108,7 @@ class ImageMetric(Metric):
     @property
     def name(self): return self.function.__name__
 
-# %% ../../nbs/sr/training.ipynb #n006
+# %% ../../nbs/sr/training.ipynb #n012
 def _check_part(part, pairs, network, scale): # DataError for pairs that do not fit the network
     channels = getattr(network, 'config', {}).get('image_channels', len(pairs.hr[0]))
     if pairs.scale != scale:
@@ -121,11 +121,11 @@ def _check_part(part, pairs, network, scale): # DataError for pairs that do not 
 def _check_pairs(train, valid, network, scale): # the same for both parts; each validation image is whole
     for part, pairs in (('training', train), ('validation', valid)):
         _check_part(part, pairs, network, scale)
-    least = scale*max(3, getattr(network, 'min_size', 1)) # a border as wide as the scale is cut off
+    least = 2*scale + 1 # PSNR cuts off a border as wide as the scale
     for hr, name in zip(valid.hr, valid.names):
         if min(hr.shape[1:]) < least:
-            raise DataError(f'The validation image {name} is {hr.shape[1]}×{hr.shape[2]} px, but at least '
-                            f'{least} px on each side are needed: leave it out.')
+            raise DataError(f'The validation image {name} is {hr.shape[1]}×{hr.shape[2]} px, but PSNR '
+                            f'needs at least {least} px on each side: leave it out.')
 
 # %% ../../nbs/sr/training.ipynb #n009
 def sr_learner(
