@@ -182,14 +182,15 @@ def header_of(
             line = rows.line_num + 1
     return head
 
-# %% ../../nbs/data/labelled.ipynb #n004
+# %% ../../nbs/data/labelled.ipynb #n010
 def text_table(
     csv: str|Path, # a table, encoded as UTF-8
+    sep: str = ',', # between the cells
 ) -> pd.DataFrame: # all cells as text
     "The table as it is; DataError if it is not UTF-8, not a table, or as `header_of`"
     try:
-        return pd.read_csv(csv, dtype=str, keep_default_na=False, encoding='utf-8-sig', skipinitialspace=True,
-                           index_col=False, usecols=range(len(header_of(csv))))
+        return pd.read_csv(csv, sep=sep, dtype=str, keep_default_na=False, encoding='utf-8-sig',
+                           skipinitialspace=True, index_col=False, usecols=range(len(header_of(csv, sep))))
     except UnicodeDecodeError:
         raise DataError(f'{csv} is not encoded as UTF-8: save it again as "CSV UTF-8".') from None
     except (pd.errors.ParserError, pd.errors.EmptyDataError, CsvError) as e:

@@ -5,9 +5,8 @@
 # %% auto #0
 __all__ = ['HDF5', 'GZIP', 'check_download', 'read_columns', 'check_labelled_rows', 'some_of_each_class', 'pixels_of_files']
 
-# %% ../../nbs/datasets/downloads.ipynb #n002
+# %% ../../nbs/datasets/downloads.ipynb #n000
 import re
-from csv import Error as CsvError
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +15,7 @@ import pandas as pd
 from ..core.errors import DataError, ImageError
 from ..core.words import counted, listed
 from ..data.images import known_depth, read_image
-from ..data.labelled import header_of
+from ..data.labelled import text_table
 from .frames import circle_mask, square_frame
 from .settings import ImportOptions
 
@@ -40,22 +39,7 @@ def check_download(
     if not head.startswith(magic):
         raise DataError(f'{path} is not {kind}, though its name says so: download it again.')
 
-# %% ../../nbs/datasets/downloads.ipynb #n001
-def _text_table(path: Path, sep: str) -> pd.DataFrame: # all cells as text
-    "DataError for a file that is missing, a web page, not UTF-8 or not a table"
-    check_download(path)
-    try:
-        df = pd.read_csv(path, sep=sep, dtype=str, keep_default_na=False, encoding='utf-8-sig',
-                         index_col=False, usecols=range(len(header_of(path, sep))))
-    except UnicodeDecodeError:
-        raise DataError(f'{path} is not encoded as UTF-8: download it again, or save it as "CSV '
-                        'UTF-8".') from None
-    except (pd.errors.ParserError, pd.errors.EmptyDataError, CsvError) as e:
-        raise DataError(f'{path} is not a table ({str(e).strip()}): download it again.') from None
-    df.columns = [str(c).strip() for c in df.columns]
-    return df
-
-# %% ../../nbs/datasets/downloads.ipynb #c014
+# %% ../../nbs/datasets/downloads.ipynb #n006
 def read_columns(
     path: Path, # a CSV file
     columns: tuple, # names that must be there, each with a value in every row
@@ -63,7 +47,9 @@ def read_columns(
 ) -> pd.DataFrame: # all columns and cells as text, the needed ones stripped
     """A table of a data set; DataError if it is missing, a web page, not UTF-8, not a table, or lacks a
     column or a value"""
-    df = _text_table(path, sep)
+    check_download(path)
+    df = text_table(path, sep)
+    df.columns = [str(c).strip() for c in df.columns]
     for c in columns:
         if c not in df:
             raise DataError(f'{path} has no column {c}: its columns are {", ".join(df.columns)}; '
