@@ -28,12 +28,14 @@ from srdiag.sr.settings import Schedule
 from srdiag.sr.scoring import WholeImages, score_images
 from srdiag.sr.training import train_sr
 from srdiag.sr.zoo import create_model
+from srdiag.training import loop
 from srdiag.training.learner import watching
 from srdiag.training.options import RunOptions
 from srdiag.training.recipes import DIAGNOSIS_RECIPES, SR_RECIPES, Recipe
 
 # isort: split
 from fastai.callback.core import Callback
+from fastai.callback.fp16 import MixedPrecision
 from fastai.callback.tensorboard import TensorBoardCallback
 from fastai.callback.tracker import EarlyStoppingCallback, SaveModelCallback
 
@@ -54,8 +56,8 @@ def network(**more): return MRCNet(2, channels=8, blocks=1, **more)
 
 
 def framework(inputs, classes=2, **more):
-    return SREnhancedDiagnosis(classes, 2, inputs, width=8, lr_stem='3x3', sr_stem='3x3', mode='context',
-                               sr=dict(channels=8, blocks=1), **more)
+    return SREnhancedDiagnosis(classes, 2, inputs, width=8, lr_stem='3x3', sr_stem='3x3',
+                               sr=dict(channels=8, blocks=1), **dict(mode='context') | more)
 
 
 TRAININGS = dict(
@@ -102,9 +104,11 @@ def test_what_is_no_training_leaves_weights_and_logs_alone(trained, what):
 def test_predictions_are_what_the_network_says(trained):
     learn, kind, _ = trained
     with learn.no_bar(): pred, y, losses = learn.get_preds(with_loss=True)
-    assert len(pred) == len(y) == len(losses) and torch.isfinite(losses).all()
+    assert len(pred) == len(y) == len(losses) == len(learn.dls.valid_ds.pairs if kind in ('sr', 'distilled')
+                                                     else learn.dls.valid_ds) and torch.isfinite(losses).all()
     if kind in ('sr', 'distilled'):
         torch.testing.assert_close(losses, (pred - y).abs().mean((1, 2, 3)))
+        assert all(torch.equal(a, PAIRS[1][i][1]) for i, a in enumerate(y))
         return
     torch.testing.assert_close(pred.sum(1), torch.ones(len(pred)))
     with learn.no_bar(): valid_loss = learn.validate()[0]
@@ -113,6 +117,77 @@ def test_predictions_are_what_the_network_says(trained):
     assert y.tolist() == valid.labels.tolist() # in the order of the data set
     own = predict(learn.model, valid.lr, ['a', 'b'], valid.hr).probabilities['ens']
     torch.testing.assert_close(pred, torch.as_tensor(own).float(), rtol=2e-2, atol=2e-2)
+
+
+def test_predictions_of_images_of_several_sizes_come_in_their_order():
+    sizes = 64, 48, 64, 48, 64
+    pairs = SRPairs([x[:, :, :n] for x, n in zip(IMAGES, sizes)], 2)
+    learn = train_sr(network(), PAIRS[0], pairs, FAST, SCHEDULE, precision='fp32')
+    with learn.no_bar(): found, truth = learn.get_preds()
+    assert [x.shape[-1] for x in found] == list(sizes)
+    for i, (sr, hr) in enumerate(zip(found, truth)):
+        assert torch.equal(hr, pairs[i][1])
+        with torch.no_grad(): own = learn.model(pairs[i][0][None])[0]
+        torch.testing.assert_close(sr, own, rtol=1e-4, atol=1e-4)
+
+
+def test_predictions_that_depend_on_the_batch_are_those_of_the_validation():
+    y, batch = torch.arange(16) % 2, []
+    class Note(Callback):
+        def after_pred(self):
+            if not self.training: batch.append((self.yb[0], self.pred.answers(False)[0]['ens']))
+    train, valid = LabelledPairs(TILES, y, 2, 'hr', PairAugment(0)), LabelledPairs(TILES, y, 2, 'hr')
+    learn = train_diagnosis(framework('LR+SR', mode='batch', mutual='l2'), train, valid, DIAGNOSIS, 1,
+                            precision='fp32')
+    learn.add_cb(Note())
+    with learn.no_bar():
+        learn.validate()
+        seen = [torch.cat(parts) for parts in zip(*batch)]
+        p, truth = learn.get_preds()
+        once, _ = learn.get_preds(dl=learn.dls.valid.new(shuffle=False))
+    order = torch.tensor(learn.dls.valid.get_idxs())
+    assert truth.tolist() == y.tolist() and torch.equal(seen[0], truth[order])
+    torch.testing.assert_close(seen[1].float(), p[order])
+    assert not torch.allclose(once, p, atol=1e-5), 'neighbours do not matter, so this tests nothing'
+
+
+NO_GPU = pytest.mark.filterwarnings('ignore:.*CUDA is not available')
+
+
+class Fails(Callback):
+    "Something that ends a step within the network"
+    order = 11
+    def __init__(self, error): self.error = error
+    def before_batch(self): raise self.error
+
+
+@NO_GPU
+@pytest.mark.parametrize('error', [KeyboardInterrupt(), RuntimeError('out of memory')])
+@pytest.mark.parametrize('precision', ['bf16', 'fp16'])
+def test_after_an_interrupted_step_nothing_computes_in_low_precision(error, precision, monkeypatch):
+    if precision == 'fp16': fp16_here(monkeypatch)
+    with pytest.raises(type(error)):
+        TRAININGS['sr'](precision='bf16' if precision == 'bf16' else 'auto', cbs=Fails(error))
+    left = torch.is_autocast_enabled('cpu')
+    torch.set_autocast_enabled('cpu', False)
+    assert not left
+
+
+def fp16_here(monkeypatch): # the way of an older GPU, on the CPU, in bfloat16
+    monkeypatch.setattr(loop, 'chosen_precision', lambda *_: 'fp16')
+    context = property(lambda self: torch.autocast('cpu', torch.bfloat16), lambda self, value: None)
+    monkeypatch.setattr(loop.ScaledAutocast, 'autocast', context, raising=False)
+
+
+@NO_GPU
+@pytest.mark.parametrize('name', [*TRAININGS, 'peer'])
+def test_fp16_trains_everything(name, monkeypatch):
+    fp16_here(monkeypatch)
+    peer = dict(mode='solo', peer='jia')
+    learn = (train_diagnosis(SREnhancedDiagnosis(2, 2, 'LR', **peer), *labelled(), DIAGNOSIS, 1)
+             if name == 'peer' else TRAININGS[name]())
+    assert isinstance(learn.mixed_precision, MixedPrecision) and len(learn.mixed_precision.name) == 15
+    assert all(v == v for v in learn.recorder.values[-1][:2])
 
 
 @pytest.mark.parametrize('how', ['fit', 'fit_one_cycle'])
@@ -142,6 +217,20 @@ def test_a_command_logs_elsewhere(log, tmp_path, monkeypatch):
         TRAININGS['sr'](cbs=cbs)
     found = list((tmp_path/log).rglob('events*' if log == 'tensorboard' else '*.wandb'))
     assert found and all(p.stat().st_size for p in found) and not (tmp_path/'model').exists()
+
+
+@pytest.mark.parametrize('mine', [True, False])
+def test_a_run_of_wandb_that_a_user_has_opened_stays_open(mine, tmp_path, monkeypatch):
+    class Run:
+        finished = False
+        def finish(self): self.finished = True
+    run = Run()
+    fake = SimpleNamespace(run=run if mine else None, init=lambda **_: run, Settings=lambda **_: None,
+                           Error=RuntimeError)
+    monkeypatch.setitem(sys.modules, 'wandb', fake)
+    monkeypatch.setitem(sys.modules, 'fastai.callback.wandb', SimpleNamespace(WandbCallback=lambda **_: 'cb'))
+    with watching(RunOptions(log='wandb'), 'valid_psnr', tmp_path/'model') as cbs: assert cbs == ['cb']
+    assert run.finished is not mine
 
 
 def test_a_missing_library_is_named_with_its_line(tmp_path, monkeypatch):
@@ -239,6 +328,40 @@ class StopAfter(Callback):
     def __init__(self, epoch): self.at = epoch
     def after_epoch(self):
         if self.epoch == self.at: raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize('bar', [True, False])
+def test_logs_of_an_interrupted_fit_stay(bar, tmp_path):
+    learns, at = [], tmp_path
+    class Kept(StopAfter):
+        def before_fit(self): learns.append(self.learn)
+    with pytest.raises(KeyboardInterrupt):
+        train_sr(network(), *PAIRS, FAST, Schedule(4, 2, 32), folder=at, cbs=Kept(1))
+    learn, before = learns[0], logs(at)
+    learn.remove_cb(Kept)
+    assert len(pd.read_csv(at/'log.csv')) == 2 and len(pd.read_csv(at/'steps.csv')) == 4
+    if bar: learn.fit(1, 1e-4)
+    else:
+        with learn.no_bar(), learn.no_logging(): learn.fit(1, 1e-4)
+    assert all(p.read_bytes().startswith(text) for p, text in before.items())
+    assert pd.read_csv(at/'steps.csv').step.tolist() == list(range(6)) and len(pd.read_csv(at/'log.csv')) == 3
+
+
+def test_logs_of_an_earlier_training_in_the_folder_stay(tmp_path):
+    for _ in range(3): TRAININGS['sr'](folder=tmp_path)
+    assert {p.name for p in tmp_path.glob('*.csv')} == {
+        f'{name}{k}.csv' for name in ('log', 'steps') for k in ('', '.1', '.2')}
+    assert all(len(pd.read_csv(p)) == (1 if p.name.startswith('log') else 2) for p in tmp_path.glob('*.csv'))
+
+
+def test_a_step_is_in_the_log_at_once(tmp_path):
+    class Read(Callback):
+        order = 56 # after the log
+        def after_batch(self):
+            if self.training: lines.append(len((tmp_path/'steps.csv').read_text().splitlines()))
+    lines = []
+    TRAININGS['sr'](folder=tmp_path, cbs=Read())
+    assert lines == [2, 3]
 
 
 def test_patience_survives_an_interruption(tmp_path):

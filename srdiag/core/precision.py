@@ -42,16 +42,16 @@ def chosen_precision(
         raise ValueError('fp16 needs a CUDA GPU: use bf16 or fp32 here.')
     return precision
 
-# %% ../../nbs/core/precision.ipynb #c010
+# %% ../../nbs/core/precision.ipynb #n005
 def computing_in(
     precision: str = 'auto', # see `chosen_precision`
     device: torch.device|str = 'cpu', # where the network runs
 ): # a context manager
-    "The context in which a network computes in a precision"
-    precision = chosen_precision(precision, device)
-    if precision == 'fp32': return nullcontext()
-    dtype = torch.bfloat16 if precision == 'bf16' else torch.float16
-    return torch.autocast(torch.device(device).type, dtype=dtype)
+    "The context in which a network computes in a precision, also within an autocast of your own"
+    precision, kind = chosen_precision(precision, device), torch.device(device).type
+    if precision != 'fp32':
+        return torch.autocast(kind, dtype=torch.bfloat16 if precision == 'bf16' else torch.float16)
+    return torch.autocast(kind, enabled=False) if torch.amp.is_autocast_available(kind) else nullcontext()
 
 # %% ../../nbs/core/precision.ipynb #n009
 def as_double(

@@ -5,23 +5,24 @@
 # %% auto #0
 __all__ = ['RunLearner', 'ShownLoader', 'BatchLoaders', 'early_stopping', 'watching']
 
-# %% ../../nbs/training/learner.ipynb #c004
+# %% ../../nbs/training/learner.ipynb #n009
 import os
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 
 import matplotlib.pyplot as plt
 import torch
 
-from .loop import BatchLoader # before fastai
+from .loop import Autocast, BatchLoader # before fastai
 
 import fastai.callback.hook # gives Learner its summary # noqa: F401
 from fastai.callback.progress import ProgressCallback
 from fastai.callback.tracker import EarlyStoppingCallback
 from fastai.data.core import DataLoaders
 from fastai.learner import Learner, Recorder
-from fastai.torch_core import TensorCategory, TensorImage, TitledStr
+from fastai.torch_core import TensorCategory, TensorImage, TitledStr, nested_reorder
 from fastcore.foundation import L
 
 from ..core.errors import DataError, TrainingError
@@ -29,7 +30,13 @@ from ..core.words import shortened
 from .options import RunOptions
 from .processes import my_place
 
-# %% ../../nbs/training/learner.ipynb #c008
+# %% ../../nbs/training/learner.ipynb #n010
+def _with_rows(dl): # → the loader, its order fixed, and for each image that comes its place in the data set
+    order, groups = dl.get_idxs(), getattr(dl.dataset, 'groups', None)
+    rows = order if groups is None else [k for i in order for k in groups[i]]
+    return dl.new(get_idxs=partial(list, order), drop_last=False), rows
+
+# %% ../../nbs/training/learner.ipynb #n000
 class RunLearner(Learner):
     "A Learner whose logs, states and best weights are touched by `fit` alone"
     @contextmanager
@@ -48,10 +55,25 @@ class RunLearner(Learner):
     def __exit__(self, *error):
         with self.rest: return super().__exit__(*error)
 
-    def get_preds(self, *args, **kwargs):
-        metrics, self.metrics = self.metrics, []
-        try: return super().get_preds(*args, **kwargs)
+    def fit(self, *args, **kwargs):
+        logger = self.logger
+        try: return super().fit(*args, **kwargs)
+        finally: self.logger = logger # also after an interruption
+
+    def one_batch(self, *args):
+        try: return super().one_batch(*args)
+        finally:
+            for cb in self.cbs.filter(lambda cb: isinstance(cb, Autocast)): cb.leave()
+
+    def get_preds(self, ds_idx=1, dl=None, *args, reorder=True, **kwargs):
+        "fastai's: an answer for each image, in the order of the data set; batches are those of `validate`"
+        if dl is None: dl = self.dls[ds_idx] if ds_idx else self.dls[0].new(shuffle=False, drop_last=False)
+        rows, metrics = None, self.metrics
+        if reorder and isinstance(dl, BatchLoader): dl, rows = _with_rows(dl)
+        self.metrics = []
+        try: found = super().get_preds(ds_idx, dl, *args, reorder=reorder and rows is None, **kwargs)
         finally: self.metrics = metrics
+        return found if rows is None else nested_reorder(found, torch.tensor(rows).argsort())
 
     def lr_find(self, *args, **kwargs):
         with self.resting(): return super().lr_find(*args, **kwargs)
@@ -126,31 +148,31 @@ def _tensorboard(folder, name):
     except ImportError as e: raise _missing('tensorboard') from e
     return TensorBoardCallback(str(folder/'tensorboard'/name), trace_model=False, log_preds=False)
 
-# %% ../../nbs/training/learner.ipynb #c027
-def _wandb(folder, name, config): # a run that is only on this disk, unless WANDB_MODE says otherwise
+# %% ../../nbs/training/learner.ipynb #n007
+def _wandb(at, config, after): # a run that is only on this disk, unless WANDB_MODE says otherwise
     try:
         import wandb
         from fastai.callback.wandb import WandbCallback
     except ImportError as e: raise _missing('wandb') from e
-    if wandb.run is None: _begin_wandb(wandb, folder, name, config)
+    if wandb.run is None: after.callback(_begin_wandb(wandb, *at, config).finish)
     return WandbCallback(log_preds=False)
 
-def _begin_wandb(wandb, folder, name, config): # DataError for a run that W&B refuses
+def _begin_wandb(wandb, folder, name, config): # → the run; DataError for one that W&B refuses
     folder.mkdir(parents=True, exist_ok=True)
     try:
-        wandb.init(project='srdiag', name=name, dir=str(folder), config=config,
-                   settings=wandb.Settings(silent=True), mode=os.environ.get('WANDB_MODE', 'offline'))
+        return wandb.init(project='srdiag', name=name, dir=str(folder), config=config,
+                          settings=wandb.Settings(silent=True), mode=os.environ.get('WANDB_MODE', 'offline'))
     except (wandb.Error, ValueError) as e:
         raise DataError(f'W&B cannot start ({shortened(e)}): sign in with wandb login, or leave WANDB_MODE '
                         'unset to stay offline.') from e
 
-# %% ../../nbs/training/learner.ipynb #c029
-def _elsewhere(options, out, part): # → a list of at most one callback
+# %% ../../nbs/training/learner.ipynb #n008
+def _elsewhere(options, out, part, after): # → at most one callback; `after` will end what it has begun
     if options.log == 'csv' or my_place()[0]: return []
     if out.name == options.log:
         raise DataError(f'{out} is where --log {options.log} writes: choose another name for the model.')
     at = out.parent, '/'.join(filter(None, (out.name, part)))
-    return [_tensorboard(*at) if options.log == 'tensorboard' else _wandb(*at, asdict(options))]
+    return [_tensorboard(*at) if options.log == 'tensorboard' else _wandb(at, asdict(options), after)]
 
 @contextmanager
 def watching(
@@ -160,9 +182,6 @@ def watching(
     part: str = '', # name of one of several trainings of the run
 ): # yields a list of fastai callbacks
     "What a command was asked to watch a training with; DataError for a library that is not installed"
-    elsewhere = _elsewhere(options, Path(out).absolute(), part)
-    try: yield early_stopping(options.early_stopping, monitor) + elsewhere
-    finally:
-        if elsewhere and options.log == 'wandb':
-            import wandb
-            wandb.finish()
+    with ExitStack() as after:
+        elsewhere = _elsewhere(options, Path(out).absolute(), part, after)
+        yield early_stopping(options.early_stopping, monitor) + elsewhere
