@@ -32,10 +32,13 @@ from srdiag.training import loop
 from srdiag.training.learner import watching
 from srdiag.training.options import RunOptions
 from srdiag.training.recipes import DIAGNOSIS_RECIPES, SR_RECIPES, Recipe
+from srdiag.training.recipes import DIAGNOSIS_RECIPES, SR_RECIPES, fit
+from srdiag.training.resume import random_state, set_random_state
 
 # isort: split
 from fastai.callback.core import Callback
 from fastai.callback.fp16 import MixedPrecision
+from fastai.callback.mixup import CutMix, MixUp
 from fastai.callback.tensorboard import TensorBoardCallback
 from fastai.callback.tracker import EarlyStoppingCallback, SaveModelCallback
 
@@ -275,6 +278,80 @@ def test_a_search_before_a_training_changes_nothing():
     assert all(torch.equal(a[k], b[k]) for k in a)
 
 
+# --- rates of groups --------------------------------------------------------------------------------------
+
+
+class Groups(Callback):
+    "Notes the rates of all groups"
+    def before_fit(self): self.seen = []
+    def before_step(self): self.seen.append([h['lr'] for h in self.opt.hypers])
+
+
+GOING_ON = dict(
+    fit=lambda learn, **kw: learn.fit(1, 1e-3, **kw), as_before=lambda learn, **kw: learn.fit(1, **kw),
+    anew=lambda learn, **kw: learn.fit(1, 1e-3, reset_opt=True, **kw),
+    fit_one_cycle=lambda learn, **kw: learn.fit_one_cycle(1, 1e-3, **kw),
+    fit_flat_cos=lambda learn, **kw: learn.fit_flat_cos(1, 1e-3, **kw),
+    fit_sgdr=lambda learn, **kw: learn.fit_sgdr(1, 1, 1e-3, **kw),
+    recipe=lambda learn, cbs: fit(learn.add_cb(cbs), DIAGNOSIS, 1))
+
+
+@pytest.fixture(scope='module')
+def with_mrcnet():
+    model = framework('LR+SR', mode='solo')
+    return train_diagnosis(model, *labelled(), DIAGNOSIS, 1)
+
+
+@pytest.mark.parametrize('how', GOING_ON)
+def test_mrcnet_goes_on_at_its_own_rate(with_mrcnet, how):
+    groups = Groups()
+    with with_mrcnet.no_bar(): GOING_ON[how](with_mrcnet, cbs=groups)
+    assert groups.seen
+    for sr, others in groups.seen: assert sr == pytest.approx(DIAGNOSIS.sr_factor*others) and others > 1e-12
+
+
+def test_rates_for_each_group_are_taken_as_they_are(with_mrcnet):
+    groups = Groups()
+    with with_mrcnet.no_bar():
+        with_mrcnet.fit(1, [3e-4, 1e-3], cbs=groups)
+        assert groups.seen[0] == [3e-4, 1e-3]
+        with_mrcnet.fit(1, slice(1e-4, 1e-3), cbs=groups)
+    assert groups.seen[0] == pytest.approx([1e-4, 1e-3])
+
+
+# --- mixtures ---------------------------------------------------------------------------------------------
+
+def mixed(inputs, cb, y=tuple(k % 2 for k in range(16)), classes=2, kind='lr', **more):
+    tiles = [t[:, ::2, ::2] for t in TILES] if kind == 'lr' else TILES
+    parts = [LabelledPairs(tiles[a:b], y[a:b], 2, kind) for a, b in ((0, 12), (12, 16))]
+    return train_diagnosis(framework(inputs, classes, mode='solo', **more), *parts, DIAGNOSIS, 1, cbs=cb)
+
+
+@pytest.mark.parametrize('mix, inputs', [(MixUp, 'LR'), (CutMix, 'LR'), (MixUp, 'LR+SR')])
+def test_mixtures_train_and_the_loss_has_its_components(mix, inputs):
+    truths = []
+    class Truths(Callback):
+        order = 1 # after it has been mixed
+        def before_batch(self): truths.append((self.training, self.yb[0]))
+    learn = mixed(inputs, [mix(), Truths()])
+    values = dict(zip(learn.recorder.metric_names[1:], learn.recorder.values[-1]))
+    assert values['train_ce'] > 0 and values['valid_ce'] > 0 and values['train_accuracy'] >= 0
+    for training, y in truths:
+        if not training: assert not y.is_floating_point()
+        else: torch.testing.assert_close(y.sum(1), torch.ones(len(y)))
+    with learn.no_bar(): assert learn.get_preds()[1].dim() == 1
+
+
+def test_mixtures_of_several_labels_train():
+    y = torch.tensor([[1, 0, 1], [0, 0, 0], [1, 1, 0], [0, 1, 1]]).repeat(4, 1)
+    mixed('LR', MixUp(), y, 3, multilabel=True)
+
+
+@pytest.mark.parametrize('mix', [MixUp, CutMix])
+def test_mixtures_of_one_of_two_images_are_refused(mix):
+    with pytest.raises(TrainingError, match="kind='lr'"): mixed('LR', mix(), kind='hr')
+
+
 # --- targets ------------------------------------------------------------------------------------------------
 
 def test_soft_labels_train():
@@ -362,6 +439,18 @@ def test_a_step_is_in_the_log_at_once(tmp_path):
     lines = []
     TRAININGS['sr'](folder=tmp_path, cbs=Read())
     assert lines == [2, 3]
+
+
+def test_random_numbers_of_an_apple_gpu_go_on(monkeypatch):
+    place = torch.arange(3, dtype=torch.uint8)
+    gpu = SimpleNamespace(get_rng_state=place.clone, set_rng_state=place.copy_)
+    monkeypatch.setattr(torch, 'mps', gpu)
+    monkeypatch.setattr(torch.backends.mps, 'is_available', lambda: True)
+    before = random_state()
+    place += 1
+    set_random_state(before)
+    assert place.tolist() == [0, 1, 2]
+    set_random_state({k: v for k, v in before.items() if k != 'mps'}) # a state of an earlier version
 
 
 def test_patience_survives_an_interruption(tmp_path):

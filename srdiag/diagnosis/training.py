@@ -4,28 +4,31 @@
 
 # %% auto #0
 __all__ = ['parameter_groups', 'rate_factors', 'diagnosis_dataloaders', 'HeadAccuracy', 'recalibrate', 'SettleStatistics',
-           'AnswersOnly', 'FrameworkLearner', 'diagnosis_learner', 'choose_references', 'train_diagnosis']
+           'AnswersOnly', 'FrameworkLearner', 'MixableLabels', 'diagnosis_learner', 'choose_references',
+           'train_diagnosis']
 
-# %% ../../nbs/diagnosis/training.ipynb #n004
+# %% ../../nbs/diagnosis/training.ipynb #n016
 import multiprocessing
 import os
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 
 from ..training.loop import ( # before fastai
     KeepBest, LossComponent, log_both, standard_callbacks)
 from ..training.learner import BatchLoaders, RunLearner, ShownLoader
 
 from fastai.callback.core import Callback
+from fastai.callback.mixup import MixHandler
 from fastai.data.core import DataLoaders
 from fastai.learner import Metric
 from fastai.torch_core import set_seed
 from fastcore.foundation import L
 
-from ..core.errors import DataError
+from ..core.errors import DataError, TrainingError
 from ..core.moved import moved_names
 from ..data.mapped import ImageRows, for_statistics
 from ..data.pairs import LabelledPairs
@@ -187,7 +190,23 @@ class FrameworkLearner(RunLearner):
         try: return super()._do_epoch_validate(*args, **kwargs)
         finally: known.pop('context', None)
 
-# %% ../../nbs/diagnosis/training.ipynb #n008
+# %% ../../nbs/diagnosis/training.ipynb #n018
+class MixableLabels(Callback):
+    "For fastai's MixUp and CutMix: class numbers as rows of probabilities; TrainingError for what cannot be"
+    order, run_valid = MixHandler.order - 1, False
+    def __init__(self, classes): self.n = classes
+
+    def before_fit(self):
+        self.run = any(isinstance(cb, MixHandler) for cb in self.learn.cbs)
+        if self.run and self.dls.n_inp > 1:
+            raise TrainingError('MixUp and CutMix of fastai mix one image, and each label here has two, a '
+                                "small and a large one: make both LabelledPairs of small images (kind='lr').")
+
+    def before_batch(self):
+        y = self.yb[0]
+        self.learn.yb = ((F.one_hot(y, self.n) if y.dim() == 1 else y).float(),)
+
+# %% ../../nbs/diagnosis/training.ipynb #n020
 def diagnosis_learner(
     dls: DataLoaders, # from diagnosis_dataloaders
     model: SREnhancedDiagnosis, # to be trained
@@ -205,9 +224,10 @@ def diagnosis_learner(
     metrics = [LossComponent(k) for k in loss.names]
     metrics += [HeadAccuracy(h) for h in (('ens', 'sr', 'lr', 'aux') if model.two else ('ens',))]
     cbs = standard_callbacks(folder, 'valid_accuracy', True, save, precision, dls.device or 'cpu')
-    cbs = L(cbs) + L(kwargs.pop('cbs', None)) + AnswersOnly()
+    cbs = L(cbs) + L(kwargs.pop('cbs', None)) + [AnswersOnly(), MixableLabels(model.config['classes'])]
     return log_both(FrameworkLearner(dls, model, loss_func=loss, lr=recipe.lr, opt_func=adam(recipe),
-                                     splitter=parameter_groups, metrics=metrics, cbs=cbs, **kwargs))
+                                     splitter=parameter_groups, factors=partial(rate_factors, recipe=recipe),
+                                     metrics=metrics, cbs=cbs, **kwargs))
 
 # %% ../../nbs/diagnosis/training.ipynb #c040
 def choose_references(
@@ -278,7 +298,7 @@ def _prepare(model, train, valid, size, fixed, references, seed): # batch size, 
         at = choose_references(train.labels, seed=seed) if references is None else references
         model.remember(train.lr[at], None if train.hr is None else train.hr[at], train.labels[at])
 
-# %% ../../nbs/diagnosis/training.ipynb #n014
+# %% ../../nbs/diagnosis/training.ipynb #n021
 def train_diagnosis(
     model: SREnhancedDiagnosis, # changed in place
     train: LabelledPairs, # with augmentation
@@ -301,7 +321,7 @@ def train_diagnosis(
     learn = diagnosis_learner(dls, model, recipe, **kwargs)
     if recipe.settle: learn.add_cb(SettleStatistics(train, size))
     if model.joined: _offer_start(learn, model, valid)
-    fit(learn, recipe, epochs, factors=rate_factors(model, recipe))
+    fit(learn, recipe, epochs)
     _measure_again(learn, train, size, seed)
     return learn
 

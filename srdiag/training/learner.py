@@ -36,8 +36,34 @@ def _with_rows(dl): # → the loader, its order fixed, and for each image that c
     rows = order if groups is None else [k for i in order for k in groups[i]]
     return dl.new(get_idxs=partial(list, order), drop_last=False), rows
 
-# %% ../../nbs/training/learner.ipynb #n000
-class RunLearner(Learner):
+# %% ../../nbs/training/learner.ipynb #n015
+class _TidyLearner(Learner):
+    "A Learner with a rate for each group, and of whose steps nothing stays on after an error"
+    def __init__(self,
+        *args, # of fastai's Learner
+        factors=None, # function of the network: a factor of the rate for each parameter group; None: all 1
+        **kwargs, # to fastai's Learner
+    ):
+        super().__init__(*args, **kwargs)
+        self.factors = factors
+
+    def create_opt(self):
+        super().create_opt()
+        if self.factors is not None: self.opt.factors = self.factors(self.model)
+        self.opt.set_hyper('lr', self.lr)
+
+    def fit(self, *args, **kwargs):
+        logger = self.logger
+        try: return super().fit(*args, **kwargs)
+        finally: self.logger = logger # also after an interruption
+
+    def one_batch(self, *args):
+        try: return super().one_batch(*args)
+        finally:
+            for cb in self.cbs.filter(lambda cb: isinstance(cb, Autocast)): cb.leave()
+
+# %% ../../nbs/training/learner.ipynb #n017
+class RunLearner(_TidyLearner):
     "A Learner whose logs, states and best weights are touched by `fit` alone"
     @contextmanager
     def resting(self):
@@ -54,16 +80,6 @@ class RunLearner(Learner):
 
     def __exit__(self, *error):
         with self.rest: return super().__exit__(*error)
-
-    def fit(self, *args, **kwargs):
-        logger = self.logger
-        try: return super().fit(*args, **kwargs)
-        finally: self.logger = logger # also after an interruption
-
-    def one_batch(self, *args):
-        try: return super().one_batch(*args)
-        finally:
-            for cb in self.cbs.filter(lambda cb: isinstance(cb, Autocast)): cb.leave()
 
     def get_preds(self, ds_idx=1, dl=None, *args, reorder=True, **kwargs):
         "fastai's: an answer for each image, in the order of the data set; batches are those of `validate`"

@@ -21,12 +21,13 @@ from ..core.errors import DataError, ModelError
 from ..core.unfinished import Unfinished
 from ..core.words import counted, say
 
-# %% ../../nbs/training/resume.ipynb #c005
+# %% ../../nbs/training/resume.ipynb #n001
 def random_state() -> dict: # of numbers, texts and tensors
     "Where the global sequences of random numbers are"
     name, keys, *rest = np.random.get_state()
-    return dict(torch=torch.get_rng_state(), cuda=torch.cuda.get_rng_state_all(), python=random.getstate(),
-                numpy=(name, keys.tolist(), *rest))
+    mps = torch.mps.get_rng_state() if torch.backends.mps.is_available() else None
+    return dict(torch=torch.get_rng_state(), cuda=torch.cuda.get_rng_state_all(), mps=mps,
+                python=random.getstate(), numpy=(name, keys.tolist(), *rest))
 
 def set_random_state(
     state: dict, # from `random_state`
@@ -34,6 +35,8 @@ def set_random_state(
     "Go back to that place"
     torch.set_rng_state(state['torch'])
     if len(state['cuda']) == torch.cuda.device_count(): torch.cuda.set_rng_state_all(state['cuda'])
+    mps = state.get('mps') # not in states of earlier versions
+    if mps is not None and torch.backends.mps.is_available(): torch.mps.set_rng_state(mps)
     random.setstate(state['python'])
     name, keys, *rest = state['numpy']
     np.random.set_state((name, np.array(keys, np.uint32), *rest))
