@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['HDF5', 'GZIP', 'check_download', 'read_columns', 'check_labelled_rows', 'some_of_each_class', 'pixels_of_files']
 
-# %% ../../nbs/datasets/downloads.ipynb #n000
+# %% ../../nbs/datasets/downloads.ipynb #n001
 import re
 from pathlib import Path
 
@@ -15,7 +15,7 @@ import pandas as pd
 from ..core.errors import DataError, ImageError
 from ..core.words import counted, listed
 from ..data.images import known_depth, read_image
-from ..data.labelled import text_table
+from ..data.tables import text_table
 from .frames import circle_mask, square_frame
 from .settings import ImportOptions
 

@@ -22,10 +22,11 @@ from ..core.errors import DataError, ImageError
 from ..core.words import counted, listed, say
 from ..data.degradation import degrade
 from ..data.images import ImageSet, as_float, find_images, known_depth, luma, read_images, to_uint8
-from ..data.labelled import check_filled, read_table, split_column
+from ..data.labelled import split_column
 from ..data.layout import sub_folders
 from ..data.pairs import LabelledPairs
 from ..data.realistic import degraded
+from ..data.tables import check_filled, read_table
 from ..training.options import CHANNELS, Degradation, RunOptions
 
 # %% ../../nbs/datasets/own_pairs.ipynb #c009
