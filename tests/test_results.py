@@ -221,7 +221,7 @@ def test_a_kill_between_any_two_moves_costs_nothing(skipped, tmp_path, monkeypat
             for owner, name in steps: m.setattr(owner, name, dies(getattr(owner, name)))
             try: results.complete(kept)
             except Killed: killed = True
-        kept._lock.close()
+        kept._lock.release()
         results.check_place_of_results(out, True)
         record = json.loads((out/'.predictions.json').read_text())
         new = files_in(out)

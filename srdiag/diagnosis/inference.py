@@ -161,7 +161,7 @@ def predict_in_modes(
     found = {_mode(model, mode): [] for mode in modes}
     if model.large != 'HR': hr = None
     _check_images(model, lr, hr, classes, batch_size, order)
-    check_weights(model)
+    if getattr(lr, 'dtype', None) != torch.float64: check_weights(model) # else both are
     if order is not None:
         order = torch.as_tensor(order)
         lr, hr = in_order(lr, order), None if hr is None else in_order(hr, order)
