@@ -107,7 +107,7 @@ def test_other_columns_are_left_alone():
 
 def test_a_group_or_a_label_that_is_missing():
     labels, groups = ['ill', 'fit']*10, [f'p{k//2}' for k in range(20)]
-    for nothing in (None, np.nan):
+    for nothing in (None, np.nan, pd.NA):
         gap = np.array([*groups[:-1], nothing], object)
         with pytest.raises(DataError, match='1 image of 20 has no group'): grouped_split(labels, gap)
         with pytest.raises(DataError, match='1 image of 20 has no group'): grouped_folds(labels, gap)

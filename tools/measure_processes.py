@@ -28,7 +28,6 @@ from srdiag.training.processes import as_one
 from srdiag.training.recipes import Recipe, fit
 
 BATCH = dict(small=16, framework=16, sr=8) # images or patches to a step, of all processes
-FACTORS = dict(small=(0.01, 1), framework=(0.01, 1), sr=(1,)) # of the learning rate
 
 
 class Clock(Callback):
@@ -69,7 +68,7 @@ def measure(steps): # what one process of several does; the first one prints sec
             learn, clock = make(steps, device, precision), Clock()
             learn.add_cb(clock)
             with learn.no_bar(), learn.no_logging():
-                fit(learn, Recipe(1e-4, BATCH[name]), 1, factors=FACTORS[name])
+                fit(learn, Recipe(1e-4, BATCH[name]), 1)
             pairs = list(zip(clock.ticks, clock.ticks[1:]))[2:]
             print('measured', name, statistics.median(b - a for a, b in pairs), precision, flush=True)
 

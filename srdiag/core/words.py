@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['OWN_SIGNS', 'SIGNS', 'COMMAND', 'NUMBER', 'say', 'counted', 'shortened', 'listed', 'meant', 'as_markdown', 'as_plain',
-           'markdown_table', 'as_cell', 'from_cell', 'csv_text', 'as_it_was']
+           'markdown_table', 'as_cell', 'from_cell', 'csv_text', 'as_it_was', 'is_missing']
 
 # %% ../../nbs/core/words.ipynb #c001
 import difflib
@@ -122,3 +122,11 @@ def as_it_was(
 ): # pandas.DataFrame
     "The cells and columns as they were before"
     return frame.map(from_cell).rename(columns=from_cell)
+
+# %% ../../nbs/core/words.ipynb #n001
+def is_missing(
+    cell, # of a table or a list
+) -> bool: # True for None, NaN and pandas.NA
+    "Is there nothing in it?"
+    try: return cell is None or bool(cell != cell)
+    except TypeError: return True

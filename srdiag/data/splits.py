@@ -5,11 +5,11 @@
 # %% auto #0
 __all__ = ['grouped_split', 'grouped_folds', 'in_turns', 'spatial_split']
 
-# %% ../../nbs/data/splits.ipynb #n003
+# %% ../../nbs/data/splits.ipynb #n001
 import numpy as np
 
 from ..core.errors import DataError
-from ..core.words import counted
+from ..core.words import counted, is_missing
 
 # %% ../../nbs/data/splits.ipynb #c010
 def _change(
@@ -86,10 +86,10 @@ def _deal_well(
         if best is None or rank < best[0]: best = rank, part
     return best[1]
 
-# %% ../../nbs/data/splits.ipynb #n000
+# %% ../../nbs/data/splits.ipynb #n004
 def _check_known(values, what: str) -> None:
-    "DataError for a label or a group that is None or NaN"
-    missing = sum(x is None or x != x for x in (() if values is None else values))
+    "DataError for a label or a group that is missing"
+    missing = sum(map(is_missing, () if values is None else values))
     if missing:
         raise DataError(f'{counted(missing, "image")} of {len(values)} {"has" if missing == 1 else "have"} '
                         f'no {what} (None or NaN): name one for each image.')

@@ -7,12 +7,13 @@ __all__ = ['HEALTHY', 'METRICS', 'confusion', 'checked_probabilities', 'positive
            'diagnostic_metrics', 'wilson_interval', 'checked_groups', 'group_index', 'resample_counts',
            'resampled_means', 'percentile_interval', 'bootstrap_interval', 'paired_difference']
 
-# %% ../../nbs/evaluation/diagnostic.ipynb #c005
+# %% ../../nbs/evaluation/diagnostic.ipynb #n001
 import re
 
 import numpy as np
 
 from ..core.errors import DataError
+from ..core.words import is_missing
 
 # %% ../../nbs/evaluation/diagnostic.ipynb #c010
 def _labels(labels, k, what):
@@ -185,11 +186,7 @@ def wilson_interval(
     low, high = binomtest(k, n).proportion_ci(level, method='wilson')
     return float(low), float(high)
 
-# %% ../../nbs/evaluation/diagnostic.ipynb #n000
-def _is_missing(g): # None, NaN, or pandas' NA, which is neither equal to itself nor not
-    try: return g is None or bool(g != g)
-    except TypeError: return True
-
+# %% ../../nbs/evaluation/diagnostic.ipynb #n002
 def checked_groups(
     groups, # n patient, video or slide names
     n: int, # number of images
@@ -198,7 +195,7 @@ def checked_groups(
     if np.shape(groups) != (n,):
         raise DataError(f'The groups have the shape {np.shape(groups)}, but there are {n} images; give one '
                         'group per image.')
-    if any(map(_is_missing, list(groups))): # before NaN becomes the text 'nan'
+    if any(map(is_missing, list(groups))): # before NaN becomes the text 'nan'
         raise DataError('Some images have no group; name the patient of every image.')
     return np.asarray(groups).astype(str)
 
